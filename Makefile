@@ -1,0 +1,76 @@
+# One entry for everything: `make help` lists the targets. Each sets up what it needs in .venv, once, and again when
+# pyproject.toml changes. Two stamps: running the proxy needs far less than working on it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
+
+PYTEST_ARGS ?=
+INTEROP_ARGS ?=
+
+RUNTIME := $(VENV)/.runtime
+DEV := $(VENV)/.dev
+
+# Fails early and says what to install: Debian's python3 comes without ensurepip, so without working virtual environments.
+define CHECK_PYTHON
+import sys
+name = "python%d.%d" % sys.version_info[:2]
+if sys.version_info < (3, 11):
+    sys.exit("$(PYTHON) is Python %d.%d; 3.11 or newer is needed: make PYTHON=/path/to/python3.11" % sys.version_info[:2])
+try:
+    import ensurepip, venv
+except ImportError:
+    sys.exit("$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv (or %s-venv)" % name)
+endef
+export CHECK_PYTHON
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test check format interop clean
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
+		printf '%-16s %s\n' "$$target" "$$text"; done
+
+$(RUNTIME): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed. On Debian and Ubuntu: apt-get install python3 python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c "$$CHECK_PYTHON"
+	@test -x $(BIN)/pip || { echo "making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	@echo "installing rawgrpc-proxy into $(VENV)"
+	@$(PIP) -e .
+	@touch $@
+
+$(DEV): $(RUNTIME)
+	@echo "installing the tools for development into $(VENV)"
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+venv: $(DEV) ## make .venv, with all that is needed for development
+
+demo: $(RUNTIME) ## run the proxy before a built-in backend and show calls going through
+	$(BIN)/rawgrpc-proxy demo
+
+# Coverage is judged on the whole: for a part of the tests, .venv/bin/python -m pytest tests/http2
+test: $(DEV) ## run the tests, and measure what they cover (PYTEST_ARGS=...)
+	$(BIN)/python -m pytest --cov $(PYTEST_ARGS)
+
+check: $(DEV) ## all that must hold before a commit: format, lint, types, imports, tests
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(MAKE) test
+
+format: $(DEV) ## format the code, and mend what the linter can mend
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+interop: $(DEV) ## run against real gRPC peers (INTEROP_ARGS=...)
+	sh interop/setup.sh $(BIN)/python
+	$(BIN)/python interop/run.py $(INTEROP_ARGS)
+
+clean: ## remove all that the other targets made
+	rm -rf $(VENV) .venv-pypy .coverage .coverage.* htmlcov build dist .hypothesis .import_linter_cache \
+		.mypy_cache .pytest_cache .ruff_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,87 @@
+"""Test client in grpcio's asyncio API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import grpc
+import grpc.aio
+from client import End, run_async
+from common import Metadata, Method
+from google.protobuf.message import Message
+from grpcio_client import OPTIONS, multicallable
+
+
+class Call:
+    """A `Call` of the asyncio API."""
+
+    def __init__(
+        self, channel: grpc.aio.Channel, method: Method, request: Message | None, **options: Any
+    ) -> None:
+        self._single = not method.server_streaming
+        start = multicallable(channel, method)
+        self._call: Any = start(**options) if request is None else start(request, **options)
+        self._done = False
+
+    async def send(self, message: Message) -> None:
+        try:
+            await self._call.write(message)
+        except (grpc.RpcError, asyncio.InvalidStateError):
+            pass  # the status tells
+
+    async def half_close(self) -> None:
+        try:
+            await self._call.done_writing()
+        except (grpc.RpcError, asyncio.InvalidStateError):
+            pass  # the status tells
+
+    async def headers(self) -> Metadata:
+        return list(await self._call.initial_metadata())
+
+    async def recv(self) -> Message | None:
+        if self._done:
+            return None
+        self._done = self._single
+        try:
+            message = await self._call if self._single else await self._call.read()
+        except grpc.RpcError:
+            return None
+        return None if message is grpc.aio.EOF else message
+
+    async def cancel(self) -> None:
+        self._call.cancel()
+
+    async def end(self) -> End:
+        code = await self._call.code()
+        return End(code.name, await self._call.details(), list(await self._call.trailing_metadata() or ()))
+
+
+class Client:
+    """A `Client` of the asyncio API."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._channel = grpc.aio.insecure_channel(f"{host}:{port}", OPTIONS)
+
+    async def start(
+        self, method: Method, request: Message | None, metadata: Metadata, timeout: float | None, gzip: bool
+    ) -> Call:
+        compression = grpc.Compression.Gzip if gzip else None
+        options = {"metadata": tuple(metadata), "timeout": timeout, "compression": compression}
+        return Call(self._channel, method, request, **options)
+
+    async def gather(self, coroutines: list[Coroutine[Any, Any, Any]]) -> list[Any]:
+        return await asyncio.gather(*coroutines)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+async def open_client(host: str, port: int) -> Client:
+    """A client on the running event loop."""
+    return Client(host, port)
+
+
+if __name__ == "__main__":
+    run_async(open_client, {})

@@ -1,0 +1,49 @@
+#!/bin/sh
+# Sets up the interop suite: sh interop/setup.sh PYTHON, where PYTHON is the virtual environment's.
+# Run again, it only looks whether anything has changed.
+set -eu
+
+python=$1
+here=$(cd "$(dirname "$0")" && pwd)
+as_root=$([ "$(id -u)" = 0 ] || echo sudo)
+have() { command -v "$1" >/dev/null 2>&1; }
+
+packages=
+have etcd || packages="$packages etcd-server"
+have etcdctl || packages="$packages etcd-client"
+have node || packages="$packages nodejs"
+have npm || packages="$packages npm"
+if [ -n "$packages" ]; then
+    $as_root apt-get update -qq
+    # shellcheck disable=SC2086  # a list of packages
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $packages >/dev/null
+fi
+
+pinned() {
+    "$python" - "$here/requirements.txt" <<'PYTHON'
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+for line in open(sys.argv[1]):
+    name, wanted = line.strip().split("==")
+    try:
+        if version(name) != wanted:
+            sys.exit(1)
+    except PackageNotFoundError:
+        sys.exit(1)
+PYTHON
+}
+pinned || "$python" -m pip install --quiet --disable-pip-version-check -r "$here/requirements.txt"
+
+if ! cmp -s "$here/package.json" "$here/node_modules/.installed"; then
+    # No lock file: it would name the registry it was made with. The versions are pinned in package.json.
+    (cd "$here" && npm install --silent --no-audit --no-fund --no-package-lock >/dev/null)
+    cp "$here/package.json" "$here/node_modules/.installed"
+fi
+
+generated=$here/peers/generated
+if [ ! "$generated/test_pb2.py" -nt "$here/proto/test.proto" ]; then
+    mkdir -p "$generated"
+    "$python" -m grpc_tools.protoc -I "$here/proto" --python_out="$generated" --pyi_out="$generated" \
+        "$here/proto/test.proto"
+fi

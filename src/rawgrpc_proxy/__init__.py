@@ -1,0 +1,53 @@
+"""A transparent gRPC reverse proxy that works on HTTP/2 frames, in pure Python.
+
+A server terminates HTTP/2, asks a director (your code) where each call goes, and pipes DATA and trailers over pooled
+upstream connections. Messages are opaque bytes; nothing is decoded, re-encoded or limited.
+
+    async def director(context, method):
+        return context, await pool.get_conn("127.0.0.1:50051")
+
+    server = Server(unknown_service_handler=transparent_handler(director))
+"""
+
+from rawgrpc_proxy.call import Call, CallContext, CallRecord, Handler
+from rawgrpc_proxy.codes import Status
+from rawgrpc_proxy.config import Http2Settings
+from rawgrpc_proxy.director import StreamDirector
+from rawgrpc_proxy.errors import ConfigError, ProxyError, RpcError
+from rawgrpc_proxy.grpc.codec import Codec, codec, codec_with_parent, identity_codec
+from rawgrpc_proxy.grpc.metadata import Metadata
+from rawgrpc_proxy.handler import register_service, transparent_handler
+from rawgrpc_proxy.pool import Pool, PoolConn
+from rawgrpc_proxy.server import Server
+from rawgrpc_proxy.services.health import Health, ServingStatus
+from rawgrpc_proxy.services.methods import ServedCall, stream_stream, stream_unary, unary_stream, unary_unary
+
+__all__ = [
+    "Call",
+    "CallContext",
+    "CallRecord",
+    "Codec",
+    "ConfigError",
+    "Handler",
+    "Health",
+    "Http2Settings",
+    "Metadata",
+    "Pool",
+    "PoolConn",
+    "ProxyError",
+    "RpcError",
+    "ServedCall",
+    "Server",
+    "ServingStatus",
+    "Status",
+    "StreamDirector",
+    "codec",
+    "codec_with_parent",
+    "identity_codec",
+    "register_service",
+    "stream_stream",
+    "stream_unary",
+    "transparent_handler",
+    "unary_stream",
+    "unary_unary",
+]

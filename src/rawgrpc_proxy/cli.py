@@ -1,0 +1,6 @@
+"""placeholder"""
+
+
+def main() -> int:
+    """Placeholder."""
+    return 2

@@ -1,0 +1,72 @@
+"""Settings: frozen, keyword-only, checked once when they are made, then passed whole.
+
+Each default says why it is what it is. Nothing here reads files or argv: `cli.py` does, and hands the values over.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import attrs
+
+from rawgrpc_proxy.errors import ConfigError
+
+Engine = Literal["h2"]
+ENGINES: tuple[Engine, ...] = ("h2",)
+
+MAX_WINDOW = 2**31 - 1  # RFC 9113 §6.9.1
+DEFAULT_WINDOW = 65_535  # RFC 9113 §6.9.2
+MIN_FRAME_SIZE = 2**14  # RFC 9113 §4.2
+MAX_FRAME_SIZE = 2**24 - 1
+
+
+def _between(low: float, high: float) -> Callable[[object, "attrs.Attribute[Any]", Any], None]:
+    def check(_instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+        if not low <= value <= high:
+            raise ConfigError(f"{attribute.name} is {value!r}; it must be between {low:g} and {high:g}")
+
+    return check
+
+
+@attrs.frozen(kw_only=True)
+class Http2Settings:
+    """How every HTTP/2 connection of the proxy behaves, downstream and upstream alike.
+
+    Raises `ConfigError` for a value out of range, naming the range.
+    """
+
+    engine: Engine = attrs.field(default="h2")
+    """Which implementation of HTTP/2 runs the connection."""
+
+    stream_window_bytes: int = attrs.field(default=256 * 1024, validator=_between(0, MAX_WINDOW))
+    """Our receive window per stream, and so what one stalled call can hold in memory in each direction.
+    256 KiB carries 20 Gbit/s at a round trip of 0.1 ms and 200 Mbit/s at 10 ms; a hundred stalled calls hold 25 MiB."""
+
+    connection_window_bytes: int = attrs.field(default=16 * 1024 * 1024, validator=_between(DEFAULT_WINDOW, MAX_WINDOW))
+    """Our receive window per connection. It is credited on arrival, so it only has to cover one round trip."""
+
+    max_frame_bytes: int = attrs.field(default=MIN_FRAME_SIZE, validator=_between(MIN_FRAME_SIZE, MAX_FRAME_SIZE))
+    """The largest frame we accept. RFC 9113's initial value: small frames keep the streams of a connection fair."""
+
+    max_concurrent_streams: int = attrs.field(default=1024, validator=_between(1, MAX_WINDOW))
+    """Calls a downstream peer may have open on one connection; the next one is refused, retry-safe.
+    grpc-go and grpcio set no limit and nginx 128; 1024 lets a busy client live on one connection and bounds memory."""
+
+    max_header_list_bytes: int = attrs.field(default=64 * 1024, validator=_between(1024, 2**20))
+    """Names and values of one header list together. gRPC peers default to 8 or 16 KiB; nginx to 64 KiB."""
+
+    max_header_fields: int = attrs.field(default=100, validator=_between(8, 10_000))
+    """Fields in one header list: bounds what an HPACK bomb of one-byte references can expand to."""
+
+    max_continuation_frames: int = attrs.field(default=8, validator=_between(0, 64))
+    """CONTINUATION frames behind one HEADERS: 64 KiB need four of 16 KiB."""
+
+    max_output_bytes: int = attrs.field(default=128 * 1024, validator=_between(MIN_FRAME_SIZE, 2**30))
+    """Frames wait here for the socket; beyond this DATA stays with its stream, where the streams take turns."""
+
+    handshake_timeout_s: float = attrs.field(default=10.0, validator=_between(0.001, 3600))
+    """From the accepted connection to the peer's preface and SETTINGS, and from connect to TLS done."""
+
+    @engine.validator
+    def _known_engine(self, _attribute: object, value: str) -> None:
+        if value not in ENGINES:
+            raise ConfigError(f"engine is {value!r}; it must be one of {', '.join(ENGINES)}")

@@ -1,0 +1,31 @@
+"""`StreamDirector`: the user's code that says where a call goes."""
+
+import inspect
+from collections.abc import Awaitable, Callable
+
+from rawgrpc_proxy.call import CallContext
+from rawgrpc_proxy.errors import ConfigError
+from rawgrpc_proxy.pool import PoolConn
+
+Direction = tuple[CallContext, PoolConn]
+
+StreamDirector = Callable[[CallContext, str], Direction | Awaitable[Direction]]
+"""Called once for each call, with its context and its full method name (`/package.Service/Method`), before anything
+is sent upstream. Answers the outgoing context (the one it was given, unless it changes the metadata) and a pooled
+connection, which the proxy closes when the call ends; or raises `RpcError`, which the caller gets as it was raised.
+Plain or async. An async director is cancelled when the caller gives up or its deadline passes."""
+
+
+async def ask(director: StreamDirector, context: CallContext) -> Direction:
+    """Call the director and check its answer. Raises `ConfigError` for one that is no direction."""
+    answer = director(context, context.method)
+    if inspect.isawaitable(answer):
+        answer = await answer
+    if isinstance(answer, tuple) and len(answer) == 2:  # noqa: PLR2004
+        outgoing, conn = answer
+        if isinstance(outgoing, CallContext) and isinstance(conn, PoolConn):
+            return outgoing, conn
+    raise ConfigError(
+        f"the director answered {answer!r} for {context.method}; it must return (context, conn) with conn from "
+        "`await pool.get_conn(address)`, or raise RpcError"
+    )

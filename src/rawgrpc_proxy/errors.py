@@ -1,0 +1,180 @@
+"""Every error the proxy raises, and what a handler must know of it: its status, its side, whether to retry.
+
+    ProxyError
+    ├── ConfigError                settings or arguments are wrong; nothing was sent
+    ├── RpcError                   one call ends with a status
+    │   ├── NoRoute                UNIMPLEMENTED
+    │   ├── PoolExhausted          RESOURCE_EXHAUSTED
+    │   ├── UpstreamUnavailable    UNAVAILABLE
+    │   ├── StreamRefused          UNAVAILABLE, provably unprocessed: safe to retry
+    │   ├── DeadlineExceeded       DEADLINE_EXCEEDED
+    │   └── StreamReset            the status its error code maps to
+    └── ConnectionFailed           a whole connection ends, and every stream on it
+        ├── ProtocolViolation      the peer broke a rule of HTTP/2
+        ├── PeerAbuse              the peer kept the rules and wore us out
+        └── ConnectionGone         the link went away
+
+Errors do not become responses here, and no number of the wire is mapped to another: a status arrives
+ready-made. The invariant: an `RpcError` never carries `Status.OK`, so whoever catches one has a failed call
+in hand.
+"""
+
+import enum
+from collections.abc import Sequence
+
+from rawgrpc_proxy.codes import ErrorCode, Status
+
+
+class Side(enum.Enum):
+    """Where an error arose, seen from the proxy."""
+
+    DOWNSTREAM = "downstream"
+    UPSTREAM = "upstream"
+    LOCAL = "local"
+
+
+class ProxyError(Exception):
+    """The root of all errors of the proxy.
+
+    `side` may be set after construction: an HTTP/2 session does not know whether its peer is downstream or
+    upstream, the connection that owns the session does and says so.
+    """
+
+    def __init__(self, message: str, *, side: Side = Side.LOCAL) -> None:
+        super().__init__(message)
+        self.message = message
+        self.side = side
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class ConfigError(ProxyError, ValueError):
+    """Settings or arguments that cannot work, found before anything was sent."""
+
+
+class RpcError(ProxyError):
+    """One call ends with this status; a director raises it to refuse a call.
+
+    `trailing_metadata` goes out with the status: lower-case keys, `bytes` values for keys ending in `-bin`.
+    `origin` is a short word for the call log that says where the status comes from: "director", "proxy",
+    "reset", ….
+    `retry_safe` is True only where the upstream provably did not process the call.
+    """
+
+    retry_safe: bool = False
+
+    def __init__(
+        self,
+        status: Status,
+        message: str = "",
+        *,
+        trailing_metadata: Sequence[tuple[str, str | bytes]] = (),
+        side: Side = Side.LOCAL,
+        origin: str = "director",
+    ) -> None:
+        """Raise `ValueError` for `Status.OK` and for numbers that are no gRPC status."""
+        if status == Status.OK:
+            raise ValueError("RpcError cannot carry Status.OK: to let a call succeed, do not raise")
+        super().__init__(message, side=side)
+        self.status = Status(status)
+        self.trailing_metadata = tuple(trailing_metadata)
+        self.origin = origin
+
+    def __str__(self) -> str:
+        return f"{self.status.name}: {self.message}" if self.message else self.status.name
+
+
+class NoRoute(RpcError):
+    """Nobody here serves this method and no director knows where it goes."""
+
+    def __init__(self, message: str, *, side: Side = Side.LOCAL) -> None:
+        super().__init__(Status.UNIMPLEMENTED, message, side=side, origin="proxy")
+
+
+class PoolExhausted(RpcError):
+    """Every connection to the address is full and the pool may not, or not in time, get another."""
+
+    def __init__(self, message: str, *, side: Side = Side.LOCAL) -> None:
+        super().__init__(Status.RESOURCE_EXHAUSTED, message, side=side, origin="proxy")
+
+
+class UpstreamUnavailable(RpcError):
+    """The upstream could not be reached, or was lost with the call on its way."""
+
+    def __init__(self, message: str, *, side: Side = Side.UPSTREAM) -> None:
+        super().__init__(Status.UNAVAILABLE, message, side=side, origin="proxy")
+
+
+class StreamRefused(RpcError):
+    """The upstream says it has not processed the call: REFUSED_STREAM, or an id above GOAWAY's last one."""
+
+    retry_safe = True
+
+    def __init__(self, message: str, *, side: Side = Side.UPSTREAM) -> None:
+        super().__init__(Status.UNAVAILABLE, message, side=side, origin="proxy")
+
+
+class DeadlineExceeded(RpcError):
+    """The call's deadline passed before its status arrived."""
+
+    def __init__(self, message: str, *, side: Side = Side.LOCAL) -> None:
+        super().__init__(Status.DEADLINE_EXCEEDED, message, side=side, origin="proxy")
+
+
+class StreamReset(RpcError):
+    """The stream ended with RST_STREAM. `error_code` is the number on the wire, in RFC 9113's set or not."""
+
+    def __init__(self, status: Status, error_code: int, *, side: Side) -> None:
+        who = "proxy" if side is Side.LOCAL else side.value
+        super().__init__(
+            status, f"the {who} reset the stream with {_name_of(error_code)}", side=side, origin="reset"
+        )
+        self.error_code = error_code
+        # RFC 9113 §8.7: only REFUSED_STREAM guarantees that the request was not processed.
+        self.retry_safe = error_code == ErrorCode.REFUSED_STREAM
+
+
+class ConnectionFailed(ProxyError):
+    """A connection has ended, and every stream on it. `error_code` is what a GOAWAY says of it."""
+
+    def __init__(self, message: str, *, error_code: int, side: Side = Side.LOCAL) -> None:
+        super().__init__(message, side=side)
+        self.error_code = error_code
+
+    def __str__(self) -> str:
+        return f"{_name_of(self.error_code)}: {self.message}"
+
+
+class ProtocolViolation(ConnectionFailed):
+    """The peer broke a rule of HTTP/2 in a way that ends the connection (RFC 9113 §5.4.1)."""
+
+    def __init__(self, error_code: int, message: str, *, side: Side = Side.LOCAL) -> None:
+        super().__init__(message, error_code=error_code, side=side)
+
+
+class PeerAbuse(ConnectionFailed):
+    """The peer kept to the letter of HTTP/2 and used it to wear us out (RFC 9113 §10.5)."""
+
+    def __init__(self, message: str, *, side: Side = Side.LOCAL) -> None:
+        super().__init__(message, error_code=ErrorCode.ENHANCE_YOUR_CALM, side=side)
+
+
+class ConnectionGone(ConnectionFailed):
+    """The link went away: end of file, a socket error, or a GOAWAY carrying `error_code`."""
+
+    def __init__(
+        self, message: str, *, error_code: int = ErrorCode.NO_ERROR, side: Side = Side.LOCAL
+    ) -> None:
+        super().__init__(message, error_code=error_code, side=side)
+
+    def __str__(self) -> str:
+        # A link that just closed has no code worth showing; NO_ERROR in front of a failure would mislead.
+        return super().__str__() if self.error_code else self.message
+
+
+def _name_of(error_code: int) -> str:
+    try:
+        return ErrorCode(error_code).name
+    except ValueError:
+        return f"unknown error code {error_code:#x}"

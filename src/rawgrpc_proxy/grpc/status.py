@@ -1,0 +1,84 @@
+"""The status of a call: from its header, from an HTTP status, from a stream reset; and the text beside it.
+
+This module does not decide when a mapping applies: whoever ends the call knows whether a `grpc-status`
+arrived. The invariant: every function is total over what a peer can send. A strange number, a broken escape
+or bad UTF-8 gives an answer, never an exception.
+
+Owns: "Responses" and "Errors" of the gRPC over HTTP/2 specification, and the gRPC mapping of HTTP statuses.
+"""
+
+import re
+from urllib.parse import unquote_to_bytes
+
+from rawgrpc_proxy.codes import ErrorCode, Status
+
+_FROM_HTTP = {
+    400: Status.INTERNAL,
+    401: Status.UNAUTHENTICATED,
+    403: Status.PERMISSION_DENIED,
+    404: Status.UNIMPLEMENTED,
+    429: Status.UNAVAILABLE,
+    502: Status.UNAVAILABLE,
+    503: Status.UNAVAILABLE,
+    504: Status.UNAVAILABLE,
+}
+
+_FROM_RESET: dict[int, Status] = {
+    ErrorCode.NO_ERROR: Status.INTERNAL,
+    ErrorCode.PROTOCOL_ERROR: Status.INTERNAL,
+    ErrorCode.INTERNAL_ERROR: Status.INTERNAL,
+    ErrorCode.FLOW_CONTROL_ERROR: Status.INTERNAL,
+    ErrorCode.SETTINGS_TIMEOUT: Status.INTERNAL,
+    ErrorCode.STREAM_CLOSED: Status.INTERNAL,
+    ErrorCode.FRAME_SIZE_ERROR: Status.INTERNAL,
+    ErrorCode.REFUSED_STREAM: Status.UNAVAILABLE,
+    ErrorCode.CANCEL: Status.CANCELLED,
+    ErrorCode.COMPRESSION_ERROR: Status.INTERNAL,
+    ErrorCode.CONNECT_ERROR: Status.INTERNAL,
+    ErrorCode.ENHANCE_YOUR_CALM: Status.RESOURCE_EXHAUSTED,
+    ErrorCode.INADEQUATE_SECURITY: Status.PERMISSION_DENIED,
+    ErrorCode.HTTP_1_1_REQUIRED: Status.INTERNAL,
+}
+
+# The specification lets space to "~" except "%" stand for themselves. RFC 9113 §8.2.1 forbids a field value
+# that begins or ends with a space, and a strict peer resets the stream for it, so a space at either end is
+# escaped too.
+_ESCAPED = re.compile(rb"[^ -$&-~]|\A | \Z")
+
+
+def status_from_http(http_status: int) -> Status:
+    """The gRPC status of a response without `grpc-status`, by its HTTP status; 200 gives UNKNOWN too."""
+    return _FROM_HTTP.get(http_status, Status.UNKNOWN)
+
+
+def status_from_reset(error_code: int, *, deadline_passed: bool = False) -> Status:
+    """The gRPC status of a stream ended by RST_STREAM with this code; an unknown code gives UNKNOWN.
+
+    A server cancels the stream of a call whose deadline has passed, so CANCEL means DEADLINE_EXCEEDED then.
+    """
+    if deadline_passed and error_code == ErrorCode.CANCEL:
+        return Status.DEADLINE_EXCEEDED
+    return _FROM_RESET.get(error_code, Status.UNKNOWN)
+
+
+def parse_status(raw: bytes | None) -> Status | None:
+    """Read the value of `grpc-status`: None if there was none, UNKNOWN if it is no status's number."""
+    if raw is None:
+        return None
+    # isdigit first: int() also takes signs, spaces and underscores.
+    if not raw.isdigit():
+        return Status.UNKNOWN
+    try:
+        return Status(int(raw))
+    except ValueError:
+        return Status.UNKNOWN
+
+
+def encode_grpc_message(text: str) -> bytes:
+    """Write the value of `grpc-message`: UTF-8, percent-encoded. A lone surrogate becomes "?"."""
+    return _ESCAPED.sub(lambda match: b"%%%02X" % ord(match[0]), text.encode("utf-8", "replace"))
+
+
+def decode_grpc_message(raw: bytes) -> str:
+    """Read the value of `grpc-message`. A broken escape stays as it is, bad UTF-8 becomes U+FFFD."""
+    return unquote_to_bytes(raw).decode("utf-8", "replace")

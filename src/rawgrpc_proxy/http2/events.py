@@ -1,0 +1,100 @@
+"""What a session reports: the peer's frames as events, in their order.
+
+Plain slotted classes: some are made for every frame. `frozen` would cost three times as much to make, so they are
+not, and nobody changes them.
+"""
+
+from dataclasses import dataclass
+
+from rawgrpc_proxy.errors import ConnectionFailed
+from rawgrpc_proxy.grpc.metadata import Headers
+from rawgrpc_proxy.http2.frames import Data
+
+
+@dataclass(slots=True)
+class RequestReceived:
+    """A peer opened `stream_id`. `oversized` says that the list passed our limit and only its pseudo-fields are here."""
+
+    stream_id: int
+    headers: Headers
+    end_stream: bool
+    oversized: bool = False
+
+
+@dataclass(slots=True)
+class ResponseReceived:
+    """The final response headers of `stream_id`; 1xx never come up."""
+
+    stream_id: int
+    headers: Headers
+    end_stream: bool
+
+
+@dataclass(slots=True)
+class DataReceived:
+    """DATA of `stream_id`. `credit` is what flow control counted for it, padding included: give it back with
+    `Session.credit` once the bytes have gone where they belong."""
+
+    stream_id: int
+    data: Data
+    credit: int
+    end_stream: bool
+
+
+@dataclass(slots=True)
+class TrailersReceived:
+    """The trailers of `stream_id`, which end its body."""
+
+    stream_id: int
+    headers: Headers
+
+
+@dataclass(slots=True)
+class StreamReset:
+    """`stream_id` is over: the peer reset it, or (`by_peer` False) we did because of what the peer sent on it."""
+
+    stream_id: int
+    error_code: int
+    by_peer: bool
+    reason: str
+
+
+@dataclass(slots=True)
+class SettingsReceived:
+    """The peer's SETTINGS are in force: its limits may have changed."""
+
+
+@dataclass(slots=True)
+class PingAcknowledged:
+    """The peer answered our PING that carried `opaque`."""
+
+    opaque: bytes
+
+
+@dataclass(slots=True)
+class GoAwayReceived:
+    """The peer takes no streams above `last_stream_id`; those up to it run on to their end (RFC 9113 §6.8)."""
+
+    last_stream_id: int
+    error_code: int
+    debug: bytes
+
+
+@dataclass(slots=True)
+class ConnectionEnded:
+    """The peer broke the connection's rules. A GOAWAY is in the output; nothing more comes from this session."""
+
+    error: ConnectionFailed
+
+
+Event = (
+    RequestReceived
+    | ResponseReceived
+    | DataReceived
+    | TrailersReceived
+    | StreamReset
+    | SettingsReceived
+    | PingAcknowledged
+    | GoAwayReceived
+    | ConnectionEnded
+)

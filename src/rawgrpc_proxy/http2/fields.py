@@ -1,0 +1,123 @@
+"""The rules for header and trailer fields (RFC 9113 §8.1 to §8.3), checked per stream.
+
+Each check answers None, or a sentence that says what is wrong. A malformed list is an error of its stream and never
+of the connection: one peer's strange value must not end the calls of everybody who shares the connection with it.
+What it does not check: what gRPC asks beyond HTTP/2 (method, path, content-type). The server does that, with an
+answer instead of a reset.
+"""
+
+import re
+
+from rawgrpc_proxy.grpc.metadata import Headers
+
+# RFC 9110 §5.6.2 tokens without upper case (RFC 9113 §8.2.1).
+_NAME = re.compile(rb"[a-z0-9!#$%&'*+\-.^_`|~]+\Z")
+# RFC 9113 §8.2.1 forbids NUL, CR and LF; the other control characters (RFC 9110 §5.5) have no business here either.
+_BAD_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_CONNECTION_SPECIFIC = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"})
+_REQUEST_PSEUDO = frozenset({b":method", b":scheme", b":path", b":authority"})
+_known_names: set[bytes] = set()
+_MAX_KNOWN_NAMES = 1024
+
+
+def request_problem(headers: Headers) -> str | None:
+    """What makes these request headers malformed (RFC 9113 §8.3.1)."""
+    seen: set[bytes] = set()
+    regular = False
+    for name, value in headers:
+        if name[:1] == b":":
+            if regular:
+                return f"the pseudo-field {_show(name)} comes after regular fields"
+            if name not in _REQUEST_PSEUDO:
+                return f"{_show(name)} is no pseudo-field of a request"
+            if name in seen:
+                return f"{_show(name)} comes twice"
+            seen.add(name)
+            if _BAD_IN_VALUE.search(value):
+                return f"the value of {_show(name)} has control characters"
+        else:
+            regular = True
+            problem = _field_problem(name, value)
+            if problem is not None:
+                return problem
+    if len(seen) < 4 and not seen >= {b":method", b":scheme", b":path"}:
+        return ":method, :scheme or :path is missing"
+    return None
+
+
+def response_problem(headers: Headers) -> str | None:
+    """What makes these response headers malformed (RFC 9113 §8.3.2)."""
+    if not headers or headers[0][0] != b":status":
+        return "a response does not begin with :status"
+    status = headers[0][1]
+    if len(status) != 3 or not status.isdigit():
+        return f":status is {_show(status)}"
+    return trailers_problem(headers[1:])
+
+
+def trailers_problem(headers: Headers) -> str | None:
+    """What makes these trailers malformed: any pseudo-field, or a bad regular field (RFC 9113 §8.1)."""
+    for name, value in headers:
+        if name[:1] == b":":
+            return f"the pseudo-field {_show(name)} is out of place"
+        problem = _field_problem(name, value)
+        if problem is not None:
+            return problem
+    return None
+
+
+def content_length(headers: Headers) -> int | None:
+    """The declared length of the body, None if none is declared, -1 if what is declared makes no sense."""
+    declared: int | None = None
+    for name, value in headers:
+        if name == b"content-length":
+            length = int(value) if value.isdigit() and len(value) < 19 else -1
+            if declared is not None and declared != length:
+                return -1
+            declared = length
+    return declared
+
+
+def list_size(headers: Headers) -> int:
+    """Names and values together, in bytes."""
+    return sum(len(name) + len(value) for name, value in headers)
+
+
+def trimmed(headers: Headers) -> Headers:
+    """The list with leading and trailing blanks taken off the values.
+
+    grpcio sends such blanks as they are, though RFC 9113 §8.2.1 calls them malformed, and peers that keep to the
+    letter answer with the end of the whole connection. gRPC allows to strip them.
+    """
+    for name, value in headers:
+        if value[:1] in _BLANKS or value[-1:] in _BLANKS:
+            break
+    else:
+        return headers
+    return [
+        (name, value.strip(b" \t")) if value[:1] in _BLANKS or value[-1:] in _BLANKS else field
+        for field in headers
+        for name, value in (field,)
+    ]
+
+
+_BLANKS = (b" ", b"\t")
+
+
+def _field_problem(name: bytes, value: bytes) -> str | None:
+    if name not in _known_names:
+        if not _NAME.match(name):
+            return f"{_show(name)} is no field name: lower-case letters, digits and a few marks only"
+        if name in _CONNECTION_SPECIFIC:
+            return f"{_show(name)} belongs to HTTP/1.1 connections (RFC 9113 §8.2.2)"
+        if len(_known_names) < _MAX_KNOWN_NAMES and len(name) <= 64:
+            _known_names.add(name)
+    if _BAD_IN_VALUE.search(value):
+        return f"the value of {_show(name)} has control characters"
+    if name == b"te" and value.lower() != b"trailers":
+        return "te may only say trailers (RFC 9113 §8.2.2)"
+    return None
+
+
+def _show(text: bytes) -> str:
+    return repr(text[:64].decode("latin-1"))

@@ -1,0 +1,216 @@
+"""HTTP/2 frames on the wire: splitting the input into frames, and writing the frames that need no state.
+
+What it does not do: give a frame a meaning. It never looks past the 9-byte header, except for SETTINGS and padding.
+The invariant: at most one incomplete frame is held, and only after its declared length has been checked against the
+advertised maximum. Owns RFC 9113 §3.4 (preface), §4.1, §4.2, §6.1 (padding) and §6.5.1.
+"""
+
+import re
+import struct
+from collections.abc import Iterator
+from enum import IntEnum
+
+from rawgrpc_proxy.codes import ErrorCode
+from rawgrpc_proxy.errors import ProtocolViolation
+
+Data = bytes | memoryview
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+HEADER_BYTES = 9
+
+# Frame types, RFC 9113 §6. Plain integers: an enum member costs a lookup for every frame.
+DATA = 0x0
+HEADERS = 0x1
+PRIORITY = 0x2
+RST_STREAM = 0x3
+SETTINGS = 0x4
+PUSH_PROMISE = 0x5
+PING = 0x6
+GOAWAY = 0x7
+WINDOW_UPDATE = 0x8
+CONTINUATION = 0x9
+
+END_STREAM = 0x1
+ACK = 0x1
+END_HEADERS = 0x4
+PADDED = 0x8
+PRIORITY_FLAG = 0x20
+
+_HTTP1_REQUEST = re.compile(rb"[A-Z]{3,10} [/*h]")
+_HEADER = struct.Struct(">HBBBL")
+_LONG = struct.Struct(">L")
+_SETTING = struct.Struct(">HL")
+_STREAM_ID_MASK = 0x7FFFFFFF
+
+Frame = tuple[int, int, int, memoryview]
+"""type, flags, stream id, payload"""
+
+
+class Setting(IntEnum):
+    """The settings of RFC 9113 §6.5.2."""
+
+    HEADER_TABLE_SIZE = 0x1
+    ENABLE_PUSH = 0x2
+    MAX_CONCURRENT_STREAMS = 0x3
+    INITIAL_WINDOW_SIZE = 0x4
+    MAX_FRAME_SIZE = 0x5
+    MAX_HEADER_LIST_SIZE = 0x6
+
+
+class FrameSplitter:
+    """Cuts a byte stream into frames.
+
+    `max_frame_bytes` is what our SETTINGS advertise. `expect_preface` is True on the server's side. The payloads are
+    views into the chunk that was fed (a frame that spans chunks is copied together once), valid as long as somebody
+    holds them.
+    """
+
+    def __init__(self, max_frame_bytes: int, *, expect_preface: bool) -> None:
+        self._max_frame_bytes = max_frame_bytes
+        self._partial = bytearray()
+        self._preface = PREFACE if expect_preface else b""
+
+    def split(self, data: Data) -> Iterator[Frame]:
+        """Yield the frames that `data` completes.
+
+        Raises `ProtocolViolation`: PROTOCOL_ERROR for a wrong preface, FRAME_SIZE_ERROR as soon as the header of a
+        frame declares more than the maximum. Frames yielded before the error stand.
+        """
+        view = memoryview(data)
+        if self._preface:
+            view = self._skip_preface(view)
+        if self._partial:
+            view, frame = self._complete_partial(view)
+            if frame is not None:
+                yield frame
+        offset, end = 0, len(view)
+        unpack, maximum = _HEADER.unpack_from, self._max_frame_bytes
+        while end - offset >= HEADER_BYTES:
+            high, low, frame_type, flags, stream_id = unpack(view, offset)
+            length = high << 8 | low
+            if length > maximum:
+                raise _oversized(frame_type, length, maximum)
+            start = offset + HEADER_BYTES
+            stop = start + length
+            if stop > end:
+                break
+            offset = stop
+            yield frame_type, flags, stream_id & _STREAM_ID_MASK, view[start:stop]
+        if offset < end:
+            self._partial += view[offset:]
+
+    def _skip_preface(self, view: memoryview) -> memoryview:
+        size = min(len(self._preface), len(view))
+        if view[:size] != self._preface[:size]:
+            if _HTTP1_REQUEST.match(view):
+                raise ProtocolViolation(ErrorCode.HTTP_1_1_REQUIRED, "the peer speaks HTTP/1.1")
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "the connection does not begin with the HTTP/2 preface")
+        self._preface = self._preface[size:]
+        return view[size:]
+
+    def _complete_partial(self, view: memoryview) -> tuple[memoryview, Frame | None]:
+        """Move just enough of `view` to finish the frame that is held back."""
+        partial = self._partial
+        missing = HEADER_BYTES - len(partial)
+        if missing > 0:
+            partial += view[:missing]
+            view = view[missing:]
+            if len(partial) < HEADER_BYTES:
+                return view, None
+        high, low, frame_type, flags, stream_id = _HEADER.unpack_from(partial)
+        length = high << 8 | low
+        if length > self._max_frame_bytes:
+            raise _oversized(frame_type, length, self._max_frame_bytes)
+        missing = HEADER_BYTES + length - len(partial)
+        partial += view[:missing]
+        if len(partial) < HEADER_BYTES + length:
+            return view[len(view) :], None
+        self._partial = bytearray()
+        return view[missing:], (frame_type, flags, stream_id & _STREAM_ID_MASK, memoryview(partial)[HEADER_BYTES:])
+
+
+def _oversized(frame_type: int, length: int, maximum: int) -> ProtocolViolation:
+    return ProtocolViolation(
+        ErrorCode.FRAME_SIZE_ERROR,
+        f"a frame of type {frame_type:#x} declares {length} bytes; SETTINGS_MAX_FRAME_SIZE is {maximum}",
+    )
+
+
+def without_padding(flags: int, payload: memoryview) -> memoryview:
+    """The payload of a DATA or HEADERS frame without pad length and padding (RFC 9113 §6.1)."""
+    if not flags & PADDED:
+        return payload
+    if not payload:
+        raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "a padded frame has no room for its pad length")
+    padding = payload[0]
+    if padding >= len(payload):
+        raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "the padding is as long as the frame or longer")
+    return payload[1 : len(payload) - padding]
+
+
+def frame_header(frame_type: int, flags: int, stream_id: int, length: int) -> bytes:
+    """The nine bytes in front of a payload of `length` bytes."""
+    return _HEADER.pack(length >> 8, length & 0xFF, frame_type, flags, stream_id)
+
+
+def rst_stream(stream_id: int, error_code: int) -> bytes:
+    """RFC 9113 §6.4."""
+    return frame_header(RST_STREAM, 0, stream_id, 4) + _LONG.pack(error_code)
+
+
+def window_update(stream_id: int, increment: int) -> bytes:
+    """RFC 9113 §6.9; `increment` is 1 to 2^31-1, `stream_id` 0 means the connection."""
+    return frame_header(WINDOW_UPDATE, 0, stream_id, 4) + _LONG.pack(increment)
+
+
+def ping(opaque: Data, *, ack: bool = False) -> bytes:
+    """RFC 9113 §6.7; `opaque` is eight bytes."""
+    return frame_header(PING, ACK if ack else 0, 0, 8) + bytes(opaque)
+
+
+def goaway(last_stream_id: int, error_code: int, debug: bytes = b"") -> bytes:
+    """RFC 9113 §6.8."""
+    return frame_header(GOAWAY, 0, 0, 8 + len(debug)) + _LONG.pack(last_stream_id) + _LONG.pack(error_code) + debug
+
+
+def settings(values: dict[Setting, int]) -> bytes:
+    """A SETTINGS frame (RFC 9113 §6.5)."""
+    return frame_header(SETTINGS, 0, 0, 6 * len(values)) + b"".join(
+        _SETTING.pack(setting, value) for setting, value in values.items()
+    )
+
+
+SETTINGS_ACK = frame_header(SETTINGS, ACK, 0, 0)
+
+
+def parse_settings(payload: memoryview, max_entries: int) -> dict[Setting, int]:
+    """The known settings in `payload`, the last value of each; unknown ones are dropped (RFC 9113 §6.5.2).
+
+    Raises `ProtocolViolation` for a length that is no multiple of six, a value out of its range, or more than
+    `max_entries` entries.
+    """
+    if len(payload) % 6:
+        raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, f"a SETTINGS frame has {len(payload)} bytes, not n × 6")
+    if len(payload) > 6 * max_entries:
+        raise ProtocolViolation(
+            ErrorCode.ENHANCE_YOUR_CALM, f"a SETTINGS frame has {len(payload) // 6} entries; {max_entries} are allowed"
+        )
+    known: dict[Setting, int] = {}
+    for identifier, value in _SETTING.iter_unpack(payload):
+        if not Setting.HEADER_TABLE_SIZE <= identifier <= Setting.MAX_HEADER_LIST_SIZE:
+            continue
+        setting = Setting(identifier)
+        if setting is Setting.ENABLE_PUSH and value > 1:
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"SETTINGS_ENABLE_PUSH is {value}, not 0 or 1")
+        if setting is Setting.INITIAL_WINDOW_SIZE and value > _STREAM_ID_MASK:
+            raise ProtocolViolation(ErrorCode.FLOW_CONTROL_ERROR, f"SETTINGS_INITIAL_WINDOW_SIZE is {value}")
+        if setting is Setting.MAX_FRAME_SIZE and not 2**14 <= value < 2**24:
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"SETTINGS_MAX_FRAME_SIZE is {value}")
+        known[setting] = value
+    return known
+
+
+def read_u32(payload: memoryview, offset: int = 0) -> int:
+    """Four bytes of `payload`, big-endian."""
+    value: int = _LONG.unpack_from(payload, offset)[0]
+    return value

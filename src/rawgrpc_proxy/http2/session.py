@@ -1,0 +1,736 @@
+"""One HTTP/2 connection without I/O: bytes in, events out; commands in, bytes out. Time is an argument.
+
+`Session` is the contract that the engines share, and all that does not depend on how an engine keeps windows and
+states: splitting frames, collecting and decoding header blocks, the rules for fields, who may open which stream, the
+budgets, GOAWAY, and the order in which waiting DATA goes out. An engine fills in the methods under "what an engine
+does". What it does not do: I/O, tasks, gRPC.
+
+Invariants: `receive` raises nothing for whatever bytes come in; an error of a stream never ends the connection;
+output is in order (a header block is encoded at the moment it enters the output, as HPACK demands); DATA leaves the
+output only together with the receipts that credit its source.
+
+Owns RFC 9113 §3.4, §4.3, §5.1.1, §5.1.2, §5.4, §6.8 and §8.1.
+"""
+
+from abc import ABC, abstractmethod
+from collections import deque
+
+import hpack
+
+from rawgrpc_proxy.codes import ErrorCode
+from rawgrpc_proxy.config import DEFAULT_WINDOW, MIN_FRAME_SIZE, Http2Settings
+from rawgrpc_proxy.errors import ConnectionFailed, ProtocolViolation
+from rawgrpc_proxy.grpc.metadata import Headers
+from rawgrpc_proxy.http2 import fields, frames
+from rawgrpc_proxy.http2.events import (
+    ConnectionEnded,
+    DataReceived,
+    Event,
+    GoAwayReceived,
+    PingAcknowledged,
+    RequestReceived,
+    ResponseReceived,
+    SettingsReceived,
+    StreamReset,
+    TrailersReceived,
+)
+from rawgrpc_proxy.http2.frames import Data, FrameSplitter, Setting
+from rawgrpc_proxy.http2.guard import MAX_SETTINGS_ENTRIES, Guard
+from rawgrpc_proxy.http2.stream_state import CreditSource, Receiving, Sending, StreamState
+
+UNLIMITED = 2**31 - 1
+_HEADER_TABLE_BYTES = 4096  # RFC 9113 §6.5.2's initial value, and the most we let a peer ask our encoder to search
+_REMEMBERED_STREAMS = 1024
+_FIELD_OVERHEAD = 32  # RFC 9113 §6.5.2, RFC 7541 §4.1
+_HARD_LIMIT_FACTOR = 2
+
+_HTTP1_ANSWER = (
+    b"HTTP/1.1 505 HTTP Version Not Supported\r\ncontent-type: text/plain\r\ncontent-length: 65\r\n"
+    b"connection: close\r\n\r\nThis port speaks gRPC: HTTP/2 with prior knowledge, no HTTP/1.1.\n"
+)
+
+Receipt = tuple[CreditSource, int]
+
+
+class Session(ABC):
+    """The HTTP/2 state of one connection. `client_side` says whether we opened it (upstream) or were called."""
+
+    def __init__(self, settings: Http2Settings, *, client_side: bool) -> None:
+        self.client_side = client_side
+        self.streams: dict[int, StreamState] = {}
+        self.peer_max_concurrent_streams = UNLIMITED
+        self.peer_max_header_list_bytes = UNLIMITED
+        self.peer_max_frame_bytes = MIN_FRAME_SIZE
+        self.peer_settings_seen = False
+        self.ended = False
+        self.goaway_sent_id: int | None = None
+        self.output_bytes = 0
+        self._settings = settings
+        self._splitter = FrameSplitter(settings.max_frame_bytes, expect_preface=not client_side)
+        self._guard = Guard()
+        self._now = 0.0
+        # The decoder's own limit ends the connection; the smaller one in _oversized only the stream.
+        hard_limit = settings.max_header_list_bytes + _FIELD_OVERHEAD * settings.max_header_fields
+        self._decoder = hpack.Decoder(max_header_list_size=_HARD_LIMIT_FACTOR * hard_limit)
+        self._block: bytearray | None = None
+        self._block_stream_id = 0
+        self._block_ends_stream = False
+        self._continuations = 0
+        self._events: list[Event] = []
+        self._highest_peer_id = 0
+        self._next_id = 1 if client_side else 2
+        self._streams_opened = 0
+        self._data_frames_sent = 0
+        self._closed: dict[int, bool] = {}
+        """Streams closed lately; True: by a RST_STREAM of ours, so that the peer may not know yet."""
+        self._closed_unreported: list[int] = []
+        self._uncredited = 0
+        self._stream_credit_step = max(1, settings.stream_window_bytes // 2)
+        self._connection_credit_step = max(1, settings.connection_window_bytes // 4)
+        self._output: list[Data] = []
+        self._receipts: list[Receipt] = []
+        self._ready: deque[StreamState] = deque()
+
+    # ------------------------------------------------------------------ input
+
+    def start(self) -> None:
+        """Queue what each side sends first: (preface,) SETTINGS and the connection's window.
+
+        A client's session is started by its owner. A server's starts itself with the peer's first SETTINGS, so that a
+        peer which speaks HTTP/1.1 can still be answered in its own language.
+        """
+        settings = self._settings
+        values = {
+            Setting.INITIAL_WINDOW_SIZE: settings.stream_window_bytes,
+            Setting.MAX_FRAME_SIZE: settings.max_frame_bytes,
+            Setting.MAX_HEADER_LIST_SIZE: settings.max_header_list_bytes + _FIELD_OVERHEAD * settings.max_header_fields,
+        }
+        if self.client_side:
+            self._write(frames.PREFACE)
+            values[Setting.ENABLE_PUSH] = 0
+        else:
+            values[Setting.MAX_CONCURRENT_STREAMS] = settings.max_concurrent_streams
+        self._write(frames.settings(values))
+        self._start()
+        # SETTINGS never change the connection's window (RFC 9113 §6.9.2): raise it at once and for good.
+        growth = settings.connection_window_bytes - DEFAULT_WINDOW
+        if growth:
+            self._write_window_update(None, growth)
+
+    def receive(self, data: Data, now: float) -> list[Event]:
+        """Take bytes from the peer at time `now` (seconds, any monotonic clock) and tell what they mean.
+
+        Raises nothing: when the peer breaks the connection's rules the events before that stand, `ConnectionEnded`
+        is the last one, and a GOAWAY is in the output.
+        """
+        if self.ended:
+            return []
+        self._now = now
+        self._events = events = []
+        try:
+            if self.client_side and not self.peer_settings_seen and data[:5] == b"HTTP/":
+                raise ProtocolViolation(ErrorCode.HTTP_1_1_REQUIRED, "the peer speaks HTTP/1.1")
+            for frame in self._splitter.split(data):
+                self._receive_frame(*frame)
+        except ConnectionFailed as error:
+            self.fail(error)
+            events.append(ConnectionEnded(error))
+        return events
+
+    def _receive_frame(self, frame_type: int, flags: int, stream_id: int, payload: memoryview) -> None:
+        if self._block is not None:
+            self._receive_continuation(frame_type, flags, stream_id, payload)
+        elif frame_type == frames.DATA and self.peer_settings_seen:
+            self._receive_data(flags, stream_id, payload)
+        elif frame_type == frames.HEADERS and self.peer_settings_seen:
+            self._receive_headers(flags, stream_id, payload)
+        elif frame_type == frames.WINDOW_UPDATE and self.peer_settings_seen:
+            self._receive_window_update(stream_id, payload)
+        else:
+            self._receive_other(frame_type, flags, stream_id, payload)
+
+    def _receive_other(self, frame_type: int, flags: int, stream_id: int, payload: memoryview) -> None:
+        if frame_type == frames.SETTINGS:
+            self._receive_settings(flags, stream_id, payload)
+            return
+        if not self.peer_settings_seen:
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "the first frame is no SETTINGS (RFC 9113 §3.4)")
+        match frame_type:
+            case frames.RST_STREAM:
+                self._receive_rst_stream(stream_id, payload)
+            case frames.PING:
+                self._receive_ping(flags, stream_id, payload)
+            case frames.GOAWAY:
+                self._receive_goaway(stream_id, payload)
+            case frames.PRIORITY:
+                self._receive_priority(stream_id, payload)
+            case frames.PUSH_PROMISE:
+                raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE, though push is off (RFC 9113 §8.4)")
+            case frames.CONTINUATION:
+                raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without HEADERS before it")
+            case _:
+                pass  # RFC 9113 §5.5: unknown frame types are ignored
+
+    def _receive_data(self, flags: int, stream_id: int, payload: memoryview) -> None:
+        size = len(payload)
+        end_stream = flags & frames.END_STREAM != 0
+        if size:
+            self._guard.some_data()
+        elif not end_stream:
+            self._guard.empty_data()
+        state = self.streams.get(stream_id)
+        if state is None:
+            self._receive_data_on_closed(stream_id, size)
+            return
+        if state.receiving is not Receiving.BODY:
+            self._credit_unseen(size)
+            if state.receiving is Receiving.ENDED:
+                self._stream_error(state, ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
+            else:
+                self._stream_error(state, ErrorCode.PROTOCOL_ERROR, "DATA before HEADERS")
+            return
+        if flags & frames.PADDED:
+            payload = frames.without_padding(flags, payload)
+        if state.body_left is not None:
+            state.body_left -= len(payload)
+            if state.body_left < 0 or (end_stream and state.body_left):
+                self._credit_unseen(size)
+                self._stream_error(state, ErrorCode.PROTOCOL_ERROR, "the body's length is not its content-length")
+                return
+        self._accept_data(state, payload, size, end_stream)
+        self._uncredited += size
+        if self._uncredited >= self._connection_credit_step:
+            self._write_window_update(None, self._uncredited)
+            self._uncredited = 0
+        self._events.append(DataReceived(stream_id, payload, size, end_stream))
+        if end_stream:
+            self._peer_ended(state)
+
+    def _receive_data_on_closed(self, stream_id: int, size: int) -> None:
+        if self._is_idle(stream_id):
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"DATA on stream {stream_id}, which nobody opened")
+        self._credit_unseen(size)
+        if not self._closed.get(stream_id):
+            self._guard.stream_reset(self._now)
+            self._write(frames.rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
+
+    def _receive_headers(self, flags: int, stream_id: int, payload: memoryview) -> None:
+        fragment = frames.without_padding(flags, payload)
+        if flags & frames.PRIORITY_FLAG:
+            if len(fragment) < 5:
+                raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "HEADERS has no room for its priority")
+            fragment = fragment[5:]
+        end_stream = flags & frames.END_STREAM != 0
+        if flags & frames.END_HEADERS:
+            self._receive_header_block(stream_id, bytes(fragment), end_stream)
+        else:
+            self._block = bytearray(fragment)
+            self._block_stream_id = stream_id
+            self._block_ends_stream = end_stream
+            self._continuations = 0
+
+    def _receive_continuation(self, frame_type: int, flags: int, stream_id: int, payload: memoryview) -> None:
+        if frame_type != frames.CONTINUATION or stream_id != self._block_stream_id or self._block is None:
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "a header block is interrupted by another frame")
+        self._continuations += 1
+        if self._continuations > self._settings.max_continuation_frames:
+            raise ProtocolViolation(
+                ErrorCode.ENHANCE_YOUR_CALM, f"more than {self._settings.max_continuation_frames} CONTINUATION frames"
+            )
+        self._block += payload
+        if flags & frames.END_HEADERS:
+            block, self._block = bytes(self._block), None
+            self._receive_header_block(stream_id, block, self._block_ends_stream)
+
+    def _receive_header_block(self, stream_id: int, block: bytes, end_stream: bool) -> None:
+        # Decode first, whatever becomes of the stream: the block is part of the connection's HPACK state.
+        try:
+            headers: Headers = list(self._decoder.decode(block, raw=True))
+        except hpack.OversizedHeaderListError as error:
+            raise ProtocolViolation(ErrorCode.ENHANCE_YOUR_CALM, f"a header list is far too long: {error}") from error
+        except hpack.HPACKError as error:
+            raise ProtocolViolation(ErrorCode.COMPRESSION_ERROR, f"a header block cannot be decoded: {error}") from error
+        state = self.streams.get(stream_id)
+        if state is None:
+            self._receive_headers_of_unknown(stream_id, headers, end_stream)
+        elif state.receiving is Receiving.BODY:
+            self._receive_trailers(state, headers, end_stream)
+        elif state.receiving is Receiving.ENDED:
+            self._stream_error(state, ErrorCode.STREAM_CLOSED, "HEADERS after END_STREAM")
+        else:
+            self._receive_response(state, headers, end_stream)
+
+    def _receive_headers_of_unknown(self, stream_id: int, headers: Headers, end_stream: bool) -> None:
+        if self.client_side or stream_id % 2 == 0:
+            if self._is_idle(stream_id):
+                raise ProtocolViolation(
+                    ErrorCode.PROTOCOL_ERROR, f"HEADERS on stream {stream_id}, which is not the peer's to open"
+                )
+            return  # a response to a call that we have given up
+        if stream_id <= self._highest_peer_id:
+            if self._closed.get(stream_id):
+                return  # trailers that crossed our RST_STREAM
+            code = ErrorCode.STREAM_CLOSED if stream_id in self._closed else ErrorCode.PROTOCOL_ERROR
+            raise ProtocolViolation(code, f"HEADERS on stream {stream_id}, which is closed (RFC 9113 §5.1.1)")
+        self._highest_peer_id = stream_id
+        self._streams_opened += 1
+        if self.goaway_sent_id is not None and stream_id > self.goaway_sent_id:
+            return  # RFC 9113 §6.8: it will be retried elsewhere
+        if len(self.streams) >= self._settings.max_concurrent_streams:
+            self._refuse(stream_id, ErrorCode.REFUSED_STREAM, "too many streams are open")
+            return
+        problem = fields.request_problem(headers)
+        if problem is not None:
+            self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR, problem)
+            return
+        oversized = self._oversized(headers)
+        if oversized:
+            headers = [field for field in headers if field[0][:1] == b":"]
+        state = StreamState(stream_id)
+        if not self._expect_body(state, headers, end_stream):
+            self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR, "content-length makes no sense")
+            return
+        self._accept_headers(state, headers, end_stream)
+        self.streams[stream_id] = state
+        state.receiving = Receiving.BODY
+        self._events.append(RequestReceived(stream_id, headers, end_stream, oversized))
+        if end_stream:
+            self._peer_ended(state)
+
+    def _receive_response(self, state: StreamState, headers: Headers, end_stream: bool) -> None:
+        problem = fields.response_problem(headers)
+        if problem is not None:
+            self._stream_error(state, ErrorCode.PROTOCOL_ERROR, problem)
+        elif headers[0][1][:1] == b"1":
+            if end_stream:
+                self._stream_error(state, ErrorCode.PROTOCOL_ERROR, "a 1xx response ends the stream")
+        elif self._oversized(headers):
+            self._stream_error(state, ErrorCode.ENHANCE_YOUR_CALM, "the response headers are longer than our limit")
+        elif not self._expect_body(state, headers, end_stream):
+            self._stream_error(state, ErrorCode.PROTOCOL_ERROR, "content-length makes no sense")
+        else:
+            self._accept_headers(state, headers, end_stream)
+            state.receiving = Receiving.BODY
+            self._events.append(ResponseReceived(state.id, headers, end_stream))
+            if end_stream:
+                self._peer_ended(state)
+
+    def _receive_trailers(self, state: StreamState, headers: Headers, end_stream: bool) -> None:
+        problem = fields.trailers_problem(headers)
+        if not end_stream:
+            problem = "HEADERS in mid-stream without END_STREAM"
+        elif state.body_left:
+            problem = "the body is shorter than its content-length"
+        if problem is not None:
+            self._stream_error(state, ErrorCode.PROTOCOL_ERROR, problem)
+        elif self._oversized(headers):
+            self._stream_error(state, ErrorCode.ENHANCE_YOUR_CALM, "the trailers are longer than our limit")
+        else:
+            self._accept_headers(state, headers, end_stream=True)
+            self._events.append(TrailersReceived(state.id, headers))
+            self._peer_ended(state)
+
+    def _receive_rst_stream(self, stream_id: int, payload: memoryview) -> None:
+        if len(payload) != 4:
+            raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, f"RST_STREAM has {len(payload)} bytes, not 4")
+        if self._is_idle(stream_id):
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"RST_STREAM on stream {stream_id}, which nobody opened")
+        self._guard.stream_reset(self._now)
+        state = self.streams.get(stream_id)
+        if state is None:
+            return
+        code = frames.read_u32(payload)
+        self._accept_reset(state, code)
+        self._close(state, by_our_reset=False)
+        self._events.append(StreamReset(stream_id, code, by_peer=True, reason=""))
+
+    def _receive_settings(self, flags: int, stream_id: int, payload: memoryview) -> None:
+        if stream_id:
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"SETTINGS on stream {stream_id}")
+        if flags & frames.ACK:
+            if payload:
+                raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement of SETTINGS has a payload")
+            if not self.peer_settings_seen:
+                raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "the first frame acknowledges SETTINGS")
+            return
+        self._guard.answer_owed()
+        values = frames.parse_settings(payload, MAX_SETTINGS_ENTRIES)
+        if not self.client_side and not self.peer_settings_seen:
+            self.start()
+        table_bytes = values.get(Setting.HEADER_TABLE_SIZE)
+        if table_bytes is not None:
+            values[Setting.HEADER_TABLE_SIZE] = min(table_bytes, _HEADER_TABLE_BYTES)
+        self.peer_settings_seen = True
+        self.peer_max_concurrent_streams = values.get(
+            Setting.MAX_CONCURRENT_STREAMS, self.peer_max_concurrent_streams
+        )
+        self.peer_max_header_list_bytes = values.get(Setting.MAX_HEADER_LIST_SIZE, self.peer_max_header_list_bytes)
+        self.peer_max_frame_bytes = values.get(Setting.MAX_FRAME_SIZE, self.peer_max_frame_bytes)
+        self._accept_settings(values)
+        for state in self.streams.values():
+            if state.pending:
+                self._queue(state)  # its window may have grown
+        self._events.append(SettingsReceived())
+
+    def _receive_window_update(self, stream_id: int, payload: memoryview) -> None:
+        if len(payload) != 4:
+            raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, f"WINDOW_UPDATE has {len(payload)} bytes, not 4")
+        self._guard.window_update(self._streams_opened, self._data_frames_sent)
+        increment = frames.read_u32(payload) & UNLIMITED
+        if stream_id == 0:
+            if increment == 0:
+                raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "a WINDOW_UPDATE of nothing")
+            self._accept_window_update(None, increment)
+            return
+        state = self.streams.get(stream_id)
+        if state is None:
+            if self._is_idle(stream_id):
+                raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"WINDOW_UPDATE on idle stream {stream_id}")
+        elif increment == 0:
+            self._stream_error(state, ErrorCode.PROTOCOL_ERROR, "a WINDOW_UPDATE of nothing")
+        elif not self._accept_window_update(state, increment):
+            self._stream_error(state, ErrorCode.FLOW_CONTROL_ERROR, "a stream's window passes 2^31-1")
+        elif state.pending:
+            self._queue(state)
+
+    def _receive_ping(self, flags: int, stream_id: int, payload: memoryview) -> None:
+        if stream_id:
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"PING on stream {stream_id}")
+        if len(payload) != 8:
+            raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, f"PING has {len(payload)} bytes, not 8")
+        if flags & frames.ACK:
+            self._events.append(PingAcknowledged(bytes(payload)))
+        else:
+            self._guard.answer_owed()
+            self._write(frames.ping(payload, ack=True))
+
+    def _receive_goaway(self, stream_id: int, payload: memoryview) -> None:
+        if stream_id:
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"GOAWAY on stream {stream_id}")
+        if len(payload) < 8:
+            raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, f"GOAWAY has {len(payload)} bytes")
+        last_stream_id = frames.read_u32(payload) & UNLIMITED
+        code = frames.read_u32(payload, 4)
+        self._events.append(GoAwayReceived(last_stream_id, code, bytes(payload[8:1024])))
+        if not self.client_side:
+            return
+        for state in [state for state in self.streams.values() if state.id > last_stream_id]:
+            # RFC 9113 §6.8: these were not processed. To the call it is as if the stream had been refused.
+            self._accept_reset(state, ErrorCode.REFUSED_STREAM)
+            self._close(state, by_our_reset=True)
+            reason = f"GOAWAY with last stream {last_stream_id}"
+            self._events.append(StreamReset(state.id, ErrorCode.REFUSED_STREAM, by_peer=True, reason=reason))
+
+    def _receive_priority(self, stream_id: int, payload: memoryview) -> None:
+        if not stream_id:
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
+        self._guard.priority(self._streams_opened)
+        if len(payload) != 5:
+            state = self.streams.get(stream_id)
+            if state is not None:
+                self._stream_error(state, ErrorCode.FRAME_SIZE_ERROR, f"PRIORITY has {len(payload)} bytes, not 5")
+
+    def _oversized(self, headers: Headers) -> bool:
+        return (
+            len(headers) > self._settings.max_header_fields
+            or fields.list_size(headers) > self._settings.max_header_list_bytes
+        )
+
+    def _expect_body(self, state: StreamState, headers: Headers, end_stream: bool) -> bool:
+        length = fields.content_length(headers)
+        state.body_left = length
+        # A trailers-only response may repeat the length that a body would have had (HEAD, 304); gRPC has neither.
+        return length is None or (length >= 0 and not (end_stream and length))
+
+    def _is_idle(self, stream_id: int) -> bool:
+        """Has nobody opened this stream yet (RFC 9113 §5.1)? True for stream 0 as well."""
+        if stream_id == 0:
+            return True
+        if stream_id % 2 == self.client_side:
+            return stream_id >= self._next_id
+        return stream_id > self._highest_peer_id
+
+    # ----------------------------------------------------------------- output
+
+    def open_stream(self, headers: Headers, *, end_stream: bool = False) -> int:
+        """Open a stream with these request headers and answer its id. The caller has looked at `room`."""
+        state = StreamState(self._next_id)
+        self._next_id += 2
+        self._streams_opened += 1
+        self.streams[state.id] = state
+        self._write_headers(state, headers, end_stream)
+        if end_stream:
+            self._we_ended(state)
+        return state.id
+
+    @property
+    def room(self) -> bool:
+        """May we open one more stream? False once the ids are used up (RFC 9113 §5.1.1)."""
+        return len(self.streams) < self.peer_max_concurrent_streams and self._next_id <= UNLIMITED
+
+    def send_headers(self, stream_id: int, headers: Headers, *, end_stream: bool = False) -> None:
+        """Send response headers, or trailers (`end_stream`), behind the DATA that waits on the stream.
+
+        A stream that is closed, or closing already, takes nothing: its end has been told by an event.
+        """
+        state = self.streams.get(stream_id)
+        if state is None or state.sending is not Sending.OPEN:
+            return
+        if state.pending:
+            state.trailers = headers
+            state.sending = Sending.CLOSING
+            return
+        self._write_headers_or_end(state, headers, end_stream)
+
+    def send_data(
+        self, stream_id: int, data: Data, *, end_stream: bool = False, source: CreditSource | None = None, credit: int = 0
+    ) -> None:
+        """Send DATA of any length as the windows allow. When its last byte has been taken out with `take_output`,
+        `(source, credit)` is among the receipts. A stream that is closed or closing takes nothing."""
+        state = self.streams.get(stream_id)
+        if state is None or state.sending is not Sending.OPEN:
+            return
+        if (
+            not state.pending
+            and self.output_bytes < self._settings.max_output_bytes
+            and len(data) <= self.peer_max_frame_bytes
+            and (len(data) <= self._window(state) or not data)
+        ):
+            self._write_data(state, data, end_stream)
+            self._data_frames_sent += 1
+            if source is not None:
+                self._receipts.append((source, credit))
+            if end_stream:
+                self._we_ended(state)
+            return
+        state.hold(data, source, credit)
+        if end_stream:
+            state.sending = Sending.CLOSING
+        self._queue(state)
+
+    def reset(self, stream_id: int, error_code: int) -> None:
+        """Send RST_STREAM at once; what waits on the stream is dropped. Nothing happens on a closed stream."""
+        state = self.streams.get(stream_id)
+        if state is not None:
+            self._write_reset(state, error_code)
+            self._close(state, by_our_reset=True)
+
+    def reset_after_end(self, stream_id: int, error_code: int) -> None:
+        """Send RST_STREAM as soon as our END_STREAM is out, unless the peer has ended its half by then.
+
+        For a response that is complete before its request: RFC 9113 §8.1 asks for NO_ERROR then.
+        """
+        state = self.streams.get(stream_id)
+        if state is None or state.receiving is Receiving.ENDED:
+            return
+        if state.sending is Sending.ENDED:
+            self.reset(stream_id, error_code)
+        else:
+            state.reset_after_end = error_code
+
+    def credit(self, stream_id: int, size: int) -> None:
+        """Give `size` bytes of a stream's window back to the peer: they have gone where they belong."""
+        state = self.streams.get(stream_id)
+        if state is None or state.receiving is Receiving.ENDED:
+            return
+        state.uncredited += size
+        if state.uncredited >= self._stream_credit_step:
+            self._write_window_update(state, state.uncredited)
+            state.uncredited = 0
+
+    def ping(self, opaque: bytes) -> None:
+        """Send PING with these eight bytes."""
+        self._write(frames.ping(opaque))
+
+    def go_away(self, *, final: bool, error_code: int = ErrorCode.NO_ERROR, debug: bytes = b"") -> None:
+        """Tell the peer to open no more streams.
+
+        Not `final`: with the id 2^31-1, which refuses nothing yet. `final`: with the highest id seen so far; streams
+        above it are ignored from now on, streams up to it run on to their end (RFC 9113 §6.8).
+        """
+        last_id = self._highest_peer_id if final else UNLIMITED
+        if final:
+            self.goaway_sent_id = last_id
+        self._write(frames.goaway(last_id, error_code, debug))
+
+    def fail(self, error: ConnectionFailed) -> None:
+        """End the connection with a GOAWAY that names `error`. Nothing is received or sent after it."""
+        if self.ended:
+            return
+        self.ended = True
+        self._ready.clear()
+        if not self.client_side and not self.peer_settings_seen:
+            if error.error_code == ErrorCode.HTTP_1_1_REQUIRED:
+                self._write(_HTTP1_ANSWER)
+                return
+            self._write(frames.settings({}))  # RFC 9113 §3.4: a server's first frame is SETTINGS, even before a GOAWAY
+        self._write(frames.goaway(self._highest_peer_id, error.error_code, error.message.encode()[:256]))
+
+    @property
+    def wants_output(self) -> bool:
+        """Is anything to be written that may be written now?"""
+        return bool(self._output) or bool(self._ready and self._connection_window() > 0)
+
+    def take_output(self) -> tuple[list[Data], list[Receipt]]:
+        """The bytes to write next, and the receipts to honour once they are written."""
+        if self._ready:
+            self._fill_output()
+        chunks, receipts = self._output, self._receipts
+        self._output, self._receipts = [], []
+        self.output_bytes = 0
+        self._guard.answers_written()
+        return chunks, receipts
+
+    def take_closed(self) -> list[int]:
+        """Ids of the streams that have closed since the last call."""
+        closed, self._closed_unreported = self._closed_unreported, []
+        return closed
+
+    def _fill_output(self) -> None:
+        """Let the streams with waiting DATA take turns, one frame each, until the output is full."""
+        ready, limit = self._ready, self._settings.max_output_bytes
+        while ready and self.output_bytes < limit:
+            state = ready[0]
+            piece = state.pending[0]
+            size = min(len(piece.data), self.peer_max_frame_bytes, max(0, self._window(state)))
+            if size == 0 and piece.data and self._connection_window() <= 0:
+                return  # nobody can send; they keep their turns
+            ready.popleft()
+            state.queued = False
+            if size or not piece.data:
+                self._send_piece(state, size)
+                if state.pending:
+                    self._queue(state)
+            # else: the stream waits until the peer opens its window
+
+    def _send_piece(self, state: StreamState, size: int) -> None:
+        piece = state.pending[0]
+        if size == len(piece.data):
+            data: Data = piece.data  # type: ignore[assignment]  # a bytearray nobody changes any more
+            state.pending.popleft()
+            if piece.source is not None:
+                self._receipts.append((piece.source, piece.credit))
+        else:
+            data = bytes(memoryview(piece.data)[:size])
+            del piece.data[:size]
+        last = not state.pending and state.sending is Sending.CLOSING
+        end_stream = last and state.trailers is None
+        self._write_data(state, data, end_stream)
+        self._data_frames_sent += 1
+        if end_stream:
+            self._we_ended(state)
+        elif last and state.trailers is not None:
+            self._write_headers_or_end(state, state.trailers, end_stream=True)
+
+    def _write_headers_or_end(self, state: StreamState, headers: Headers, end_stream: bool) -> None:
+        if headers:
+            self._write_headers(state, headers, end_stream)
+        else:
+            # Empty trailers are legal to receive; h2 cannot write them, and an empty DATA frame says the same.
+            self._write_data(state, b"", end_stream=True)
+        if end_stream:
+            self._we_ended(state)
+
+    def _queue(self, state: StreamState) -> None:
+        if not state.queued:
+            state.queued = True
+            self._ready.append(state)
+
+    def _write(self, data: Data) -> None:
+        self._output.append(data)
+        self.output_bytes += len(data)
+
+    # ------------------------------------------------------- streams that end
+
+    def _peer_ended(self, state: StreamState) -> None:
+        state.receiving = Receiving.ENDED
+        if state.sending is Sending.ENDED:
+            self._close(state, by_our_reset=False)
+
+    def _we_ended(self, state: StreamState) -> None:
+        state.sending = Sending.ENDED
+        if state.receiving is Receiving.ENDED:
+            self._close(state, by_our_reset=False)
+        elif state.reset_after_end is not None:
+            self.reset(state.id, state.reset_after_end)
+
+    def _close(self, state: StreamState, *, by_our_reset: bool) -> None:
+        del self.streams[state.id]
+        if state.queued:
+            self._ready.remove(state)
+        state.pending.clear()
+        closed = self._closed
+        closed[state.id] = by_our_reset
+        if len(closed) > _REMEMBERED_STREAMS:
+            del closed[next(iter(closed))]
+        self._closed_unreported.append(state.id)
+
+    def _refuse(self, stream_id: int, error_code: ErrorCode, reason: str) -> None:
+        """Turn down a stream that the peer tries to open, before it has any state."""
+        self._guard.stream_reset(self._now)
+        self._write(frames.rst_stream(stream_id, error_code))
+        self._closed[stream_id] = True
+        if len(self._closed) > _REMEMBERED_STREAMS:
+            del self._closed[next(iter(self._closed))]
+        self._events.append(StreamReset(stream_id, error_code, by_peer=False, reason=reason))
+
+    def _stream_error(self, state: StreamState, error_code: ErrorCode, reason: str) -> None:
+        """RFC 9113 §5.4.2: this stream ends, the connection goes on."""
+        self._guard.stream_reset(self._now)
+        self._write_reset(state, error_code)
+        self._close(state, by_our_reset=True)
+        self._events.append(StreamReset(state.id, error_code, by_peer=False, reason=reason))
+
+    # --------------------------------------------------- what an engine does
+
+    def _start(self) -> None:
+        """Called once the first SETTINGS are queued."""
+
+    @abstractmethod
+    def _accept_headers(self, state: StreamState, headers: Headers, end_stream: bool) -> None:
+        """A header list has passed every check and takes effect."""
+
+    @abstractmethod
+    def _accept_data(self, state: StreamState, data: Data, size: int, end_stream: bool) -> None:
+        """Count `size` bytes against the receive windows; raise `ProtocolViolation` where they do not fit."""
+
+    @abstractmethod
+    def _accept_reset(self, state: StreamState, error_code: int) -> None:
+        """The peer has reset the stream."""
+
+    @abstractmethod
+    def _accept_settings(self, values: dict[Setting, int]) -> None:
+        """Put the peer's settings in force and acknowledge them."""
+
+    @abstractmethod
+    def _accept_window_update(self, state: StreamState | None, increment: int) -> bool:
+        """Open a send window (None: the connection's). False if a stream's would pass 2^31-1."""
+
+    @abstractmethod
+    def _credit_unseen(self, size: int) -> None:
+        """Give back connection credit for DATA that was dropped before `_accept_data`."""
+
+    @abstractmethod
+    def _window(self, state: StreamState) -> int:
+        """How many bytes of DATA may go out on the stream now: may be negative (RFC 9113 §6.9.2)."""
+
+    @abstractmethod
+    def _connection_window(self) -> int:
+        """The connection's send window."""
+
+    @abstractmethod
+    def _write_headers(self, state: StreamState, headers: Headers, end_stream: bool) -> None:
+        """Encode the list and put HEADERS (and CONTINUATION) into the output."""
+
+    @abstractmethod
+    def _write_data(self, state: StreamState, data: Data, end_stream: bool) -> None:
+        """Put one DATA frame into the output. It fits into the windows and the peer's frame size."""
+
+    @abstractmethod
+    def _write_reset(self, state: StreamState, error_code: int) -> None:
+        """Put RST_STREAM into the output."""
+
+    @abstractmethod
+    def _write_window_update(self, state: StreamState | None, increment: int) -> None:
+        """Open a receive window (None: the connection's) and tell the peer."""
+

@@ -1,0 +1,101 @@
+"""What a session knows of one open stream, and the DATA that waits for its turn on it.
+
+The state of RFC 9113 §5.1, kept as two halves, since each direction ends by itself:
+
+    receiving:  HEADERS ──► BODY ──► ENDED            sending:  OPEN ──► CLOSING ──► ENDED
+                   └───────────────►──┘                (CLOSING: the end is queued behind DATA)
+
+When both halves have ended, or either side has sent RST_STREAM, the stream is closed and its state is gone.
+"""
+
+from collections import deque
+from enum import IntEnum
+from typing import Protocol
+
+from rawgrpc_proxy.grpc.metadata import Headers
+from rawgrpc_proxy.http2.frames import Data
+
+_SMALL = 2048
+_COALESCE_UP_TO = 8192
+
+
+class CreditSource(Protocol):
+    """Whoever wants to hear that bytes have been handed to the socket."""
+
+    def credit(self, size: int) -> None:
+        """`size` is what was named with the bytes when they were queued."""
+
+
+class Receiving(IntEnum):
+    """How far the peer's half of a stream is."""
+
+    HEADERS = 0
+    BODY = 1
+    ENDED = 2
+
+
+class Sending(IntEnum):
+    """How far our half of a stream is."""
+
+    OPEN = 0
+    CLOSING = 1
+    ENDED = 2
+
+
+class StreamState:
+    """One open stream of a session."""
+
+    __slots__ = (
+        "body_left",
+        "id",
+        "pending",
+        "queued",
+        "receiving",
+        "reset_after_end",
+        "send_window",
+        "receive_window",
+        "sending",
+        "trailers",
+        "uncredited",
+    )
+
+    def __init__(self, stream_id: int, *, send_window: int = 0, receive_window: int = 0) -> None:
+        self.id = stream_id
+        self.receiving = Receiving.HEADERS
+        self.sending = Sending.OPEN
+        self.body_left: int | None = None
+        """What content-length still promises, where there is one."""
+        self.uncredited = 0
+        self.pending: deque[PendingData] = deque()
+        self.trailers: Headers | None = None
+        """Trailers that end our half once `pending` is out."""
+        self.reset_after_end: int | None = None
+        self.queued = False
+        """Is it in the session's round of streams with something to send?"""
+        self.send_window = send_window
+        self.receive_window = receive_window
+
+    def hold(self, data: Data, source: CreditSource | None, credit: int) -> None:
+        """Queue DATA behind what waits already.
+
+        The bytes are copied: a view would keep the whole chunk it was read in alive. Small pieces are joined, so
+        that a peer that sends single bytes cannot make us keep a hundred bytes for each.
+        """
+        if self.pending and len(data) < _SMALL:
+            last = self.pending[-1]
+            if last.source is source and len(last.data) < _COALESCE_UP_TO:
+                last.data += data
+                last.credit += credit
+                return
+        self.pending.append(PendingData(bytearray(data), source, credit))
+
+
+class PendingData:
+    """A piece of DATA, and who gets `credit` bytes of credit when the last of it is out."""
+
+    __slots__ = ("credit", "data", "source")
+
+    def __init__(self, data: bytearray, source: CreditSource | None, credit: int) -> None:
+        self.data = data
+        self.source = source
+        self.credit = credit

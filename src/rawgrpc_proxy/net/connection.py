@@ -1,0 +1,412 @@
+"""One HTTP/2 connection on trio: a session, a transport, one reader and one writer.
+
+    reader: transport ──► session.receive ──► events ──► streams' sinks      (waits for nothing but the transport)
+    writer: session.take_output ──► transport ──► credit to the sources      (never cancelled but to kill the link)
+
+Most writes need no writer: at the end of a reader's turn everything it has caused, on whichever connection, is
+written right away as far as the sockets take it (`Turn`). The writer finishes what a socket did not take, and writes
+what tasks have queued between the turns.
+
+Invariants: state changes are synchronous, so there are no locks; bytes are credited only after they are with the
+socket; when the connection ends, every stream on it hears of it exactly once, and nothing of it stays behind.
+"""
+
+import enum
+from collections.abc import Callable
+from typing import assert_never
+
+import trio
+import trio.lowlevel
+
+from rawgrpc_proxy.config import Http2Settings
+from rawgrpc_proxy.errors import ConnectionFailed, ConnectionGone, Side
+from rawgrpc_proxy.grpc.metadata import Headers
+from rawgrpc_proxy.http2.events import (
+    ConnectionEnded,
+    DataReceived,
+    Event,
+    GoAwayReceived,
+    PingAcknowledged,
+    RequestReceived,
+    ResponseReceived,
+    SettingsReceived,
+    StreamReset,
+    TrailersReceived,
+)
+from rawgrpc_proxy.http2.frames import Data
+from rawgrpc_proxy.http2.h2_session import H2Session
+from rawgrpc_proxy.http2.session import Receipt, Session
+from rawgrpc_proxy.net.stream import Stream, lost_error, reset_error
+from rawgrpc_proxy.net.transport import Transport
+
+_WRITES_A_TURN = 4
+_DRAIN_PING = b"draining"
+_DRAIN_PING_TIMEOUT_S = 5.0
+_FAREWELL_TIMEOUT_S = 1.0
+
+
+class ConnectionState(enum.Enum):
+    """`OPEN` takes new streams; `DRAINING` lets those it has finish (GOAWAY seen or sent); `CLOSED` is over."""
+
+    OPEN = enum.auto()
+    DRAINING = enum.auto()
+    CLOSED = enum.auto()
+
+
+def make_session(settings: Http2Settings, *, client_side: bool) -> Session:
+    """The session of the engine that the settings name."""
+    match settings.engine:
+        case "h2":
+            return H2Session(settings, client_side=client_side)
+        case _:
+            assert_never(settings.engine)
+
+
+class Turn:
+    """The connections that have something to write when a reader's turn ends. One for each trio run."""
+
+    __slots__ = ("dirty", "reading")
+
+    def __init__(self) -> None:
+        self.dirty: list[Connection] = []
+        self.reading = False
+
+    def flush(self) -> None:
+        """Write on every dirty connection what its socket takes; credit that comes of it makes others dirty."""
+        dirty = self.dirty
+        self.reading = True
+        while dirty:
+            dirty.pop().flush()
+        self.reading = False
+
+
+_turn_of_run: trio.lowlevel.RunVar[Turn] = trio.lowlevel.RunVar("rawgrpc_proxy.turn")
+
+
+def _current_turn() -> Turn:
+    try:
+        return _turn_of_run.get()
+    except LookupError:
+        turn = Turn()
+        _turn_of_run.set(turn)
+        return turn
+
+
+class Connection:
+    """A connection to a peer. Make it, then `run` it in a task of its own.
+
+    `on_request` (server side) is called with each stream the peer opens; `on_oversized` with one whose header list
+    passed the limit; `on_refused` with id and reason of one that was malformed or too many. `on_change` is called
+    when the room for streams may have changed: SETTINGS, GOAWAY, a closed stream, the end.
+    None of them may wait or raise.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        settings: Http2Settings,
+        *,
+        client_side: bool,
+        on_request: Callable[[Stream, bool], None] | None = None,
+        on_refused: Callable[[StreamReset], None] | None = None,
+        on_change: Callable[[], None] | None = None,
+    ) -> None:
+        self.peer = transport.peer
+        self.tls_peer = transport.tls_peer
+        self.side = Side.UPSTREAM if client_side else Side.DOWNSTREAM
+        self.state = ConnectionState.OPEN
+        self.streams: dict[int, Stream] = {}
+        self.error: ConnectionFailed | None = None
+        """Why the connection ended or drains, once it does."""
+        self.session = make_session(settings, client_side=client_side)
+        self.ready = trio.Event()
+        """Set when the peer's SETTINGS are in force, or the connection has ended before."""
+        self._transport = transport
+        self._settings = settings
+        self._on_request = on_request
+        self._on_refused = on_refused
+        self._on_change = on_change
+        self._turn = _current_turn()
+        self._scope = trio.CancelScope()
+        self._dirty = False
+        self._writing = False
+        self._unsent: list[Data] = []
+        self._unhonoured: list[Receipt] = []
+        self._writer: trio.lowlevel.Task | None = None
+        self._wake_pending = False
+        self._drain_acknowledged = trio.Event()
+        self._empty = trio.Event()
+        self._written = trio.Event()
+
+    # --------------------------------------------------------------- commands
+
+    def open_stream(self, headers: Headers, *, end_stream: bool = False) -> Stream:
+        """Open a stream with these request headers. The caller has looked at `has_room`."""
+        stream = Stream(self, self.session.open_stream(headers, end_stream=end_stream), headers)
+        self.streams[stream.id] = stream
+        self.touch()
+        return stream
+
+    @property
+    def has_room(self) -> bool:
+        """May a stream be opened here now?"""
+        return self.state is ConnectionState.OPEN and self.session.room
+
+    def touch(self) -> None:
+        """There is output: see that it is written at the end of this turn."""
+        if self._dirty:
+            return
+        self._dirty = True
+        turn = self._turn
+        turn.dirty.append(self)
+        if not turn.reading:
+            self._wake_writer()
+
+    def close(self, error: ConnectionFailed | None = None) -> None:
+        """End the connection now. Its streams fail with `error`; what is queued gets one last try."""
+        if self.state is ConnectionState.CLOSED:
+            return
+        self.error = self.error or error or ConnectionGone("closed by the proxy")
+        self._scope.cancel()
+
+    async def drain(self, grace_s: float) -> None:
+        """Take no more streams, let the open ones finish for up to `grace_s` seconds, then close.
+
+        Two GOAWAYs with a PING between them (RFC 9113 §6.8), so that no stream in flight is lost. Cancellation
+        closes at once.
+        """
+        if self.state is ConnectionState.CLOSED:
+            return
+        self.state = ConnectionState.DRAINING
+        try:
+            with trio.move_on_after(grace_s):
+                if not self.session.client_side:
+                    self.session.go_away(final=False)
+                    self.session.ping(_DRAIN_PING)
+                    self.touch()
+                    with trio.move_on_after(_DRAIN_PING_TIMEOUT_S):
+                        await self._drain_acknowledged.wait()
+                    self.session.go_away(final=True)
+                    self.touch()
+                if self.streams:
+                    await self._empty.wait()
+                while self._writing or self.session.wants_output:
+                    # A closed stream's last bytes may still wait for the socket.
+                    self._written = trio.Event()
+                    self._wake_writer()
+                    await self._written.wait()
+        finally:
+            self.close(ConnectionGone("the proxy is shutting down"))
+
+    # ------------------------------------------------------------------- life
+
+    async def run(self) -> None:
+        """Run the connection to its end. Raises nothing but cancellation; `error` tells why it ended."""
+        failure: ConnectionFailed | None = None
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write_loop)
+                    if self.session.client_side:
+                        self.session.start()
+                        self.touch()
+                    failure = await self._read_loop()
+                    self._scope.cancel()
+        finally:
+            self.error = self.error or failure or ConnectionGone("cancelled")
+            self.error.side = self.side
+            self._end_streams(self.error)
+            await self._farewell()
+
+    async def _read_loop(self) -> ConnectionFailed:
+        """Read until the connection ends, and answer why."""
+        deadline = trio.current_time() + self._settings.handshake_timeout_s
+        with trio.move_on_at(deadline) as handshake:
+            failure = await self._read_until(handshake)
+            if failure is None:
+                raise AssertionError("the reader ends with a reason")
+            return failure
+        return ConnectionGone(f"no HTTP/2 SETTINGS within {self._settings.handshake_timeout_s:g} s")
+
+    async def _read_until(self, handshake: trio.CancelScope) -> ConnectionFailed | None:
+        receive, session, turn = self._transport.receive, self.session, self._turn
+        while True:
+            try:
+                data = await receive()
+            except OSError as error:
+                return ConnectionGone(_describe(error))
+            if not data:
+                return ConnectionGone("the peer closed the connection")
+            turn.reading = True
+            failure: ConnectionFailed | None = None
+            for event in session.receive(data, trio.current_time()):
+                failure = self._dispatch(event)
+            if session.wants_output:
+                self.touch()
+            self._report_closed()
+            turn.flush()
+            if failure is not None:
+                return failure
+            if handshake.deadline is not None and session.peer_settings_seen:
+                handshake.deadline = float("inf")
+                self.ready.set()
+
+    def _dispatch(self, event: Event) -> ConnectionFailed | None:
+        match event:
+            case DataReceived(stream_id, data, credit, end_stream):
+                self.streams[stream_id].sink.data(data, credit, end_stream)
+            case ResponseReceived(stream_id, headers, end_stream):
+                self.streams[stream_id].sink.response(headers, end_stream)
+            case TrailersReceived(stream_id, headers):
+                self.streams[stream_id].sink.trailers(headers)
+            case RequestReceived(stream_id, headers, end_stream, oversized):
+                stream = Stream(self, stream_id, headers)
+                stream.inbox.ended = end_stream
+                self.streams[stream_id] = stream
+                if self._on_request is not None:
+                    self._on_request(stream, oversized)
+            case StreamReset(stream_id, code, _, reason):
+                stream_or_none = self.streams.get(stream_id)
+                if stream_or_none is not None:
+                    stream_or_none.sink.failed(reset_error(code, self, reason))
+                elif self._on_refused is not None:
+                    self._on_refused(event)
+            case SettingsReceived():
+                self._changed()
+            case PingAcknowledged(opaque):
+                if opaque == _DRAIN_PING:
+                    self._drain_acknowledged.set()
+            case GoAwayReceived(_, code, debug):
+                self._peer_goes_away(code, debug)
+            case ConnectionEnded(error):
+                return error
+            case _:
+                assert_never(event)
+        return None
+
+    def _peer_goes_away(self, code: int, debug: bytes) -> None:
+        if self.state is ConnectionState.OPEN and self.side is Side.UPSTREAM:
+            self.state = ConnectionState.DRAINING
+            text = debug.decode("utf-8", "replace")
+            self.error = ConnectionGone(f"the peer sent GOAWAY {text!r}", error_code=code)
+            self._changed()
+            if not self.streams:
+                self._scope.cancel()
+
+    def _changed(self) -> None:
+        if self._on_change is not None:
+            self._on_change()
+
+    def _report_closed(self) -> None:
+        closed = self.session.take_closed()
+        if not closed:
+            return
+        for stream_id in closed:
+            stream = self.streams.pop(stream_id, None)
+            if stream is not None:
+                stream.sink.closed()
+        self._changed()
+        if not self.streams and self.state is ConnectionState.DRAINING:
+            self._empty.set()
+            if self.side is Side.UPSTREAM:
+                self._scope.cancel()
+
+    def _end_streams(self, error: ConnectionFailed) -> None:
+        self.state = ConnectionState.CLOSED
+        self.ready.set()
+        self._empty.set()
+        streams, self.streams = self.streams, {}
+        for stream in streams.values():
+            stream.sink.failed(lost_error(error, self))
+            stream.sink.closed()
+        self._changed()
+
+    async def _farewell(self) -> None:
+        """Say why, if the peer still listens, and close."""
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + _FAREWELL_TIMEOUT_S):
+            try:
+                if isinstance(self.error, ConnectionFailed) and not self.session.ended:
+                    self.session.fail(self.error)
+                chunks = self._unsent + self.session.take_output()[0]
+                if not self._writing:
+                    await self._transport.send_all(chunks)
+            except OSError:
+                pass
+        with trio.CancelScope(shield=True):
+            await self._transport.aclose()
+
+    # ----------------------------------------------------------------- output
+
+    def flush(self) -> None:
+        """Write without waiting; the writer gets what the socket does not take."""
+        self._dirty = False
+        if self._writing or self.state is ConnectionState.CLOSED:
+            return
+        session = self.session
+        for _ in range(_WRITES_A_TURN):
+            if not session.wants_output:
+                break
+            chunks, receipts = session.take_output()
+            try:
+                rest = self._transport.send_now(chunks)
+            except OSError as error:
+                self.close(ConnectionGone(_describe(error)))
+                return
+            if rest:
+                self._unsent, self._unhonoured = rest, receipts
+                self._writing = True
+                self._wake_writer()
+                break
+            for source, size in receipts:
+                source.credit(size)
+        else:
+            if session.wants_output:
+                self._wake_writer()
+        self._report_closed()
+
+    async def _write_loop(self) -> None:
+        session = self.session
+        try:
+            while True:
+                if self._writing:
+                    chunks, receipts = self._unsent, self._unhonoured
+                    self._unsent, self._unhonoured = [], []
+                elif session.wants_output:
+                    self._dirty = False
+                    chunks, receipts = session.take_output()
+                    self._writing = True
+                else:
+                    self._written.set()
+                    await self._wait_for_work()
+                    continue
+                await self._transport.send_all(chunks)
+                self._writing = False
+                for source, size in receipts:
+                    source.credit(size)
+                self._report_closed()
+                self._turn.flush()
+                await trio.lowlevel.checkpoint()
+        except OSError as error:
+            self.close(ConnectionGone(_describe(error)))
+
+    async def _wait_for_work(self) -> None:
+        if self._wake_pending:
+            self._wake_pending = False
+            return
+        self._writer = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._forget_writer)
+
+    def _forget_writer(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        self._writer = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def _wake_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is None:
+            self._wake_pending = True
+        else:
+            trio.lowlevel.reschedule(writer)
+
+
+def _describe(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__

@@ -1,0 +1,263 @@
+"""A splice joins the two streams of a call: what comes from one goes out on the other, straight from the reader.
+
+    downstream ──(request)──► _RequestPipe ──► upstream
+    downstream ◄──────────── _ResponsePipe ◄──(response)── upstream
+
+DATA is handed from the reader of one connection to the output of the other, and credited back to its sender when it
+has gone out there. Headers and trailers pass through as they are, less what belongs to one connection only. The
+call's task waits for the end and settles it if it is not a plain one; a splice never makes up a status itself.
+
+Invariants: END_STREAM is passed on, never invented; a response that is complete reaches the peer whole, whatever
+happens upstream after it; each call ends exactly once.
+"""
+
+import trio
+import trio.lowlevel
+
+from rawgrpc_proxy.codes import ErrorCode
+from rawgrpc_proxy.errors import RpcError
+from rawgrpc_proxy.grpc.messages import MessageCounter
+from rawgrpc_proxy.grpc.metadata import Headers, strip_hop_by_hop
+from rawgrpc_proxy.http2.fields import trimmed
+from rawgrpc_proxy.http2.frames import Data
+from rawgrpc_proxy.net.stream import Inbox, Stream
+
+REPLAY_BYTES = 64 * 1024
+"""How much of a request is kept until the upstream has begun to answer, so that it can be sent a second time."""
+
+
+class Splice:
+    """The two streams of one call, and how far the call is."""
+
+    __slots__ = (
+        "_abandoned",
+        "_downstream_closed",
+        "_task",
+        "_upstream_closed",
+        "_request_ended",
+        "downstream",
+        "downstream_error",
+        "replay",
+        "request_bytes",
+        "request_messages",
+        "request_trailers",
+        "response_bytes",
+        "response_ended",
+        "response_headers",
+        "response_messages",
+        "response_trailers",
+        "upstream",
+        "upstream_error",
+    )
+
+    def __init__(self, downstream: Stream) -> None:
+        self.downstream = downstream
+        self.upstream: Stream | None = None
+        self.request_bytes = 0
+        self.response_bytes = 0
+        self.request_messages = MessageCounter()
+        self.response_messages = MessageCounter()
+        self.request_trailers: Headers | None = None
+        self.response_headers: Headers | None = None
+        self.response_trailers: Headers | None = None
+        self.response_ended = False
+        self.downstream_error: RpcError | None = None
+        """Why the downstream peer is gone, if it is."""
+        self.upstream_error: RpcError | None = None
+        """Why the upstream stream ended without a complete response, if it did."""
+        self.replay: list[bytes] | None = []
+        """The request so far, until the call is committed to its upstream; None from then on."""
+        self._request_ended = False
+        self._downstream_closed = False
+        self._upstream_closed = False
+        self._abandoned = False
+        self._task: trio.lowlevel.Task | None = None
+
+    @property
+    def request_is_empty(self) -> bool:
+        """Has the request ended without a body and without trailers? Then END_STREAM belongs on its headers."""
+        inbox = self.downstream.inbox
+        ended = self._request_ended or inbox.ended
+        return ended and not (self.request_bytes or inbox.held or self.request_trailers or inbox.trailers_received)
+
+    def join(self, upstream: Stream) -> None:
+        """Connect the call to `upstream`, whose request headers are out. What has come from downstream goes first.
+
+        The headers said END_STREAM exactly if `request_is_empty` did. May be called a second time, with another
+        stream, while `replay` is not None.
+        """
+        empty = self.request_is_empty
+        self.upstream = upstream
+        self.upstream_error = None
+        self._upstream_closed = False
+        upstream.sink = _ResponsePipe(self, upstream)
+        if self.downstream.sink is self.downstream.inbox:
+            self._take_over(self.downstream.inbox)
+        elif self.replay:
+            self._send_again(upstream, self.replay)
+        elif self._request_ended and not empty:
+            self._end_request(upstream)
+
+    def _take_over(self, inbox: Inbox) -> None:
+        """Move on what waited in the inbox, and stand in its place."""
+        self.downstream.sink = pipe = _RequestPipe(self)
+        if inbox.error is not None:
+            pipe.failed(inbox.error)
+            return
+        pieces = inbox.take_all()
+        ends_with_data = inbox.ended and inbox.trailers_received is None
+        for index, (data, credit) in enumerate(pieces, start=1):
+            pipe.data(data, credit, end_stream=ends_with_data and index == len(pieces))
+        self._request_ended = inbox.ended
+        if inbox.trailers_received is not None:
+            pipe.trailers(inbox.trailers_received)
+
+    def _send_again(self, upstream: Stream, pieces: list[bytes]) -> None:
+        ends_with_data = self._request_ended and self.request_trailers is None
+        for index, data in enumerate(pieces, start=1):
+            upstream.send_data(data, end_stream=ends_with_data and index == len(pieces))
+        if self.request_trailers is not None:
+            self._end_request(upstream)
+
+    def _end_request(self, upstream: Stream) -> None:
+        if self.request_trailers is not None:
+            upstream.send_headers(self.request_trailers, end_stream=True)
+        else:
+            upstream.send_data(b"", end_stream=True)
+
+    async def wait_for_response(self) -> None:
+        """Wait until the upstream stream is closed, or either side has failed.
+
+        Cancellation leaves both streams as they are.
+        """
+        while not (self._upstream_closed or self.upstream_error or self.downstream_error):
+            await self._park()
+
+    async def wait_for_delivery(self) -> None:
+        """Wait until the downstream stream is closed: all of the response is out, or the peer has given up."""
+        while not (self._downstream_closed or self.downstream_error):
+            await self._park()
+
+    async def _park(self) -> None:
+        self._task = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._abort)
+
+    def abandon(self, error_code: int) -> None:
+        """Reset the upstream stream, if it is still open, and hear nothing more from it."""
+        self._abandoned = True
+        if self.upstream is not None and not self._upstream_closed:
+            self.upstream.reset(error_code)
+
+    def _abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        self._task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def _wake(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
+
+    def _response_complete(self) -> None:
+        """The upstream has ended its half: the call is decided, and what is left of the request is not wanted."""
+        self.response_ended = True
+        if not self._request_ended:
+            # RFC 9113 §8.1: a complete response may come before the request has ended. NO_ERROR tells the sender to
+            # stop without taking the response back.
+            self.downstream.reset_after_end(ErrorCode.NO_ERROR)
+            if self.upstream is not None:
+                self.upstream.reset(ErrorCode.NO_ERROR)
+
+
+class _RequestPipe:
+    """Sink of the downstream stream."""
+
+    __slots__ = ("_splice",)
+
+    def __init__(self, splice: Splice) -> None:
+        self._splice = splice
+
+    def response(self, headers: Headers, end_stream: bool) -> None:
+        raise AssertionError("a downstream peer sends no response")
+
+    def data(self, data: Data, credit: int, end_stream: bool) -> None:
+        splice = self._splice
+        splice.request_bytes += len(data)
+        splice.request_messages.feed(data)
+        if end_stream:
+            splice._request_ended = True
+        upstream = splice.upstream
+        assert upstream is not None
+        replay = splice.replay
+        if replay is not None:
+            if splice.request_bytes <= REPLAY_BYTES:
+                # Kept here, and so delivered as far as the sender is concerned.
+                replay.append(bytes(data))
+                splice.downstream.credit(credit)
+                upstream.send_data(data, end_stream=end_stream)
+                return
+            splice.replay = None
+        upstream.send_data(data, end_stream=end_stream, source=splice.downstream, credit=credit)
+
+    def trailers(self, headers: Headers) -> None:
+        splice = self._splice
+        splice._request_ended = True
+        splice.request_trailers = trimmed(headers)
+        assert splice.upstream is not None
+        splice._end_request(splice.upstream)
+
+    def failed(self, error: RpcError) -> None:
+        splice = self._splice
+        splice.downstream_error = error
+        splice.abandon(ErrorCode.CANCEL)
+        splice._wake()
+
+    def closed(self) -> None:
+        splice = self._splice
+        splice._downstream_closed = True
+        splice._wake()
+
+
+class _ResponsePipe:
+    """Sink of the upstream stream. A stream that the call has left behind is heard no more."""
+
+    __slots__ = ("_splice", "_upstream")
+
+    def __init__(self, splice: Splice, upstream: Stream) -> None:
+        self._splice = splice
+        self._upstream = upstream
+
+    def response(self, headers: Headers, end_stream: bool) -> None:
+        splice = self._splice
+        splice.replay = None
+        headers = trimmed(strip_hop_by_hop(headers))
+        splice.response_headers = headers
+        splice.downstream.send_headers(headers, end_stream=end_stream)
+        if end_stream:
+            splice._response_complete()
+
+    def data(self, data: Data, credit: int, end_stream: bool) -> None:
+        splice = self._splice
+        splice.response_bytes += len(data)
+        splice.response_messages.feed(data)
+        splice.downstream.send_data(data, end_stream=end_stream, source=self._upstream, credit=credit)
+        if end_stream:
+            splice._response_complete()
+
+    def trailers(self, headers: Headers) -> None:
+        splice = self._splice
+        headers = trimmed(headers)
+        splice.response_trailers = headers
+        splice.downstream.send_headers(headers, end_stream=True)
+        splice._response_complete()
+
+    def failed(self, error: RpcError) -> None:
+        splice = self._splice
+        if splice.upstream is self._upstream and not splice.response_ended and not splice._abandoned:
+            splice.upstream_error = error
+            splice._wake()
+
+    def closed(self) -> None:
+        splice = self._splice
+        if splice.upstream is self._upstream:
+            splice._upstream_closed = True
+            splice._wake()

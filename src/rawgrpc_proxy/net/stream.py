@@ -1,0 +1,230 @@
+"""One side of a call: a stream of one connection, as the call sees it.
+
+Commands go straight into the connection's session and never wait. What comes from the peer goes to the stream's
+`sink`: an `Inbox` at first, which holds it for somebody who waits, and a pipe of a `Splice` once the call is joined
+to its other side. What it does not do: know about gRPC, or about the stream's other side.
+"""
+
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from rawgrpc_proxy.errors import ConnectionFailed, RpcError, StreamReset, UpstreamUnavailable
+from rawgrpc_proxy.grpc.metadata import Headers
+from rawgrpc_proxy.grpc.status import status_from_reset
+from rawgrpc_proxy.http2.frames import Data
+from rawgrpc_proxy.http2.stream_state import CreditSource
+
+if TYPE_CHECKING:
+    from rawgrpc_proxy.net.connection import Connection
+
+_LOCAL_SEND_AHEAD_BYTES = 64 * 1024
+
+
+class Sink(Protocol):
+    """Takes what a stream's peer sends. Called from the connection's reader: must not wait, must not raise."""
+
+    def response(self, headers: Headers, end_stream: bool) -> None:
+        """Response headers (upstream streams only)."""
+
+    def data(self, data: Data, credit: int, end_stream: bool) -> None:
+        """DATA; `credit` is owed to the stream once the bytes are delivered. `data` may be a view: copy to keep."""
+
+    def trailers(self, headers: Headers) -> None:
+        """Trailers, the end of the peer's half."""
+
+    def failed(self, error: RpcError) -> None:
+        """The stream was reset or its connection is lost; nothing else comes, except `closed`."""
+
+    def closed(self) -> None:
+        """Both halves are over. Comes exactly once, last."""
+
+
+class Stream:
+    """A stream of `connection`. It is its own credit source: DATA that came from it is credited back to it."""
+
+    __slots__ = ("connection", "headers", "id", "inbox", "sink")
+
+    def __init__(self, connection: "Connection", stream_id: int, headers: Headers) -> None:
+        self.connection = connection
+        self.id = stream_id
+        self.headers = headers
+        """The request headers."""
+        self.inbox = Inbox(self)
+        self.sink: Sink = self.inbox
+
+    def send_headers(self, headers: Headers, *, end_stream: bool = False) -> None:
+        """Send response headers or trailers, behind the DATA that waits."""
+        self.connection.session.send_headers(self.id, headers, end_stream=end_stream)
+        self.connection.touch()
+
+    def send_data(
+        self, data: Data, *, end_stream: bool = False, source: CreditSource | None = None, credit: int = 0
+    ) -> None:
+        """Send DATA; when it is with the socket, `source` gets `credit`."""
+        connection = self.connection
+        connection.session.send_data(self.id, data, end_stream=end_stream, source=source, credit=credit)
+        connection.touch()
+
+    def reset(self, error_code: int) -> None:
+        """End the stream with RST_STREAM, now."""
+        self.connection.session.reset(self.id, error_code)
+        self.connection.touch()
+
+    def reset_after_end(self, error_code: int) -> None:
+        """End the stream with RST_STREAM as soon as our END_STREAM is out, if the peer has not ended by then."""
+        self.connection.session.reset_after_end(self.id, error_code)
+        self.connection.touch()
+
+    def credit(self, size: int) -> None:
+        """Let the peer send `size` bytes more."""
+        connection = self.connection
+        connection.session.credit(self.id, size)
+        if connection.session.wants_output:
+            connection.touch()
+
+
+class Inbox:
+    """Holds what a stream receives until somebody takes it. Bounded by the stream's receive window.
+
+    One task at a time may wait. `trailers_received` is None until the peer has ended its half with trailers.
+    """
+
+    __slots__ = ("_chunks", "_event", "_stream", "ended", "error", "on_failed", "response_headers", "trailers_received")
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._chunks: deque[tuple[bytearray, list[int]]] = deque()
+        self._event: trio.Event | None = None
+        self.response_headers: Headers | None = None
+        self.trailers_received: Headers | None = None
+        self.ended = False
+        self.error: RpcError | None = None
+        self.on_failed: trio.CancelScope | None = None
+        """Cancelled when the stream fails, so that whatever the call is doing stops."""
+
+    def response(self, headers: Headers, end_stream: bool) -> None:
+        self.response_headers = headers
+        if end_stream:
+            # Trailers-Only: the one list is both.
+            self.trailers_received = headers
+            self.ended = True
+        self._wake()
+
+    def data(self, data: Data, credit: int, end_stream: bool) -> None:
+        chunks = self._chunks
+        if chunks and len(data) < 1024:
+            # Joined, so that single bytes do not cost a hundred each while they wait.
+            buffer, owed = chunks[-1]
+            buffer += data
+            owed[0] += credit
+        elif data or credit:
+            chunks.append((bytearray(data), [credit]))
+        self.ended = self.ended or end_stream
+        self._wake()
+
+    def trailers(self, headers: Headers) -> None:
+        self.trailers_received = headers
+        self.ended = True
+        self._wake()
+
+    def failed(self, error: RpcError) -> None:
+        self.error = error
+        if self.on_failed is not None:
+            self.on_failed.cancel()
+        self._wake()
+
+    def closed(self) -> None:
+        self._wake()
+
+    @property
+    def held(self) -> bool:
+        """Does DATA wait here?"""
+        return bool(self._chunks)
+
+    def take_all(self) -> list[tuple[bytes, int]]:
+        """What is held now, with the credit owed for each piece."""
+        taken = [(bytes(buffer), owed[0]) for buffer, owed in self._chunks]
+        self._chunks.clear()
+        return taken
+
+    async def receive(self) -> bytes | None:
+        """Wait for DATA; None when the peer has ended its half. The bytes count as delivered once they are returned.
+
+        Raises the `RpcError` that ended the stream, if it was reset or its connection lost. Cancellation loses nothing.
+        """
+        while True:
+            if self._chunks:
+                await trio.lowlevel.checkpoint()
+                buffer, owed = self._chunks.popleft()
+                self._stream.credit(owed[0])
+                return bytes(buffer)
+            if self.ended:
+                return None
+            if self.error is not None:
+                raise self.error
+            await self._wait()
+
+    async def wait_response(self) -> Headers:
+        """Wait for the response headers. Raises as `receive` does."""
+        while self.response_headers is None:
+            if self.error is not None:
+                raise self.error
+            await self._wait()
+        return self.response_headers
+
+    async def _wait(self) -> None:
+        self._event = trio.Event()
+        await self._event.wait()
+
+    def _wake(self) -> None:
+        if self._event is not None:
+            self._event.set()
+            self._event = None
+
+
+class LocalSender:
+    """Sends DATA that is made here, and waits while the peer does not take it."""
+
+    __slots__ = ("_event", "_stream", "_waiting_bytes")
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._waiting_bytes = 0
+        self._event: trio.Event | None = None
+
+    def credit(self, size: int) -> None:
+        """So many bytes are with the socket (called by the connection)."""
+        self._waiting_bytes -= size
+        if self._event is not None and self._waiting_bytes <= _LOCAL_SEND_AHEAD_BYTES:
+            self._event.set()
+
+    async def send(self, data: bytes, *, end_stream: bool = False) -> None:
+        """Queue `data` at once, then wait until no more than 64 KiB of this stream are waiting.
+
+        Cancellation does not take the bytes back. Raises the `RpcError` that ended the stream.
+        """
+        self._waiting_bytes += len(data)
+        self._stream.send_data(data, end_stream=end_stream, source=self, credit=len(data))
+        await trio.lowlevel.checkpoint()
+        while self._waiting_bytes > _LOCAL_SEND_AHEAD_BYTES:
+            inbox = self._stream.inbox
+            if inbox.error is not None:
+                raise inbox.error
+            self._event = trio.Event()
+            await self._event.wait()
+            self._event = None
+
+
+def reset_error(error_code: int, connection: "Connection", reason: str) -> StreamReset:
+    """The error of a call whose stream was reset (table in `grpc/status.py`)."""
+    error = StreamReset(status_from_reset(error_code), error_code, side=connection.side)
+    if reason:
+        error.message = f"{error.message}: {reason}"
+    return error
+
+
+def lost_error(error: ConnectionFailed, connection: "Connection") -> RpcError:
+    """The error of a call whose connection is lost."""
+    return UpstreamUnavailable(f"the connection to {connection.peer} is lost: {error}", side=connection.side)

@@ -1,0 +1,136 @@
+"""One link to a peer: bytes in, bytes out, nothing more.
+
+Two kinds share an interface. `SocketTransport` works on a plain socket and can write without waiting, which saves a
+task switch for every write while the socket has room. `StreamTransport` wraps any trio stream (TLS, in-memory
+pairs), where only waiting writes exist.
+
+The invariant: a write that was cut short by cancellation is never followed by another one, since nobody knows how
+much of it went out; the connection closes the transport then.
+"""
+
+import os
+import socket
+import ssl
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import trio
+
+from rawgrpc_proxy.http2.frames import Data
+
+READ_BYTES = 64 * 1024
+_IOV_MAX = min(os.sysconf("SC_IOV_MAX"), 1024) if hasattr(os, "sysconf") else 16
+
+
+class Transport(Protocol):
+    """What a connection needs of its link. Errors are `OSError`; a clean end of file is empty bytes."""
+
+    peer: str
+    tls_peer: Mapping[str, Any] | None
+    """The peer's certificate, where it has shown one."""
+
+    async def receive(self) -> bytes:
+        """Wait for bytes; empty at the end of the file."""
+
+    def send_now(self, chunks: list[Data]) -> list[Data]:
+        """Write what can be written without waiting and answer the rest."""
+
+    async def send_all(self, chunks: list[Data]) -> None:
+        """Write everything, waiting as needed."""
+
+    async def aclose(self) -> None:
+        """Close without ceremony and without waiting for the peer. May be called twice, and when cancelled."""
+
+
+class SocketTransport:
+    """A connected, non-blocking stream socket."""
+
+    def __init__(self, sock: socket.socket, peer: str) -> None:
+        self._sock = sock
+        self.peer = peer
+        self.tls_peer: Mapping[str, Any] | None = None
+        sock.setblocking(False)
+        if sock.family in {socket.AF_INET, socket.AF_INET6}:
+            # Frames are written when they are complete; waiting for more (Nagle) only adds latency.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    async def receive(self) -> bytes:
+        sock = self._sock
+        while True:
+            # Waiting first makes every read a point where other connections get their turn.
+            await trio.lowlevel.wait_readable(sock)
+            try:
+                return sock.recv(READ_BYTES)
+            except BlockingIOError:
+                continue
+
+    def send_now(self, chunks: list[Data]) -> list[Data]:
+        sock = self._sock
+        if sock.fileno() < 0:
+            raise OSError("the connection is closed")
+        while chunks:
+            try:
+                if len(chunks) == 1:
+                    sent = sock.send(chunks[0])
+                else:
+                    sent = sock.sendmsg(chunks[:_IOV_MAX])
+            except BlockingIOError:
+                break
+            chunks = _after(chunks, sent)
+        return chunks
+
+    async def send_all(self, chunks: list[Data]) -> None:
+        chunks = self.send_now(chunks)
+        while chunks:
+            await trio.lowlevel.wait_writable(self._sock)
+            chunks = self.send_now(chunks)
+
+    async def aclose(self) -> None:
+        if self._sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._sock)
+            self._sock.close()
+
+
+class StreamTransport:
+    """Any trio stream."""
+
+    def __init__(self, stream: trio.abc.Stream, peer: str) -> None:
+        self._stream = stream
+        self.peer = peer
+        self.tls_peer: Mapping[str, Any] | None = stream.getpeercert() if isinstance(stream, trio.SSLStream) else None
+
+    async def receive(self) -> bytes:
+        try:
+            return bytes(await self._stream.receive_some(READ_BYTES))
+        except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError) as error:
+            raise _as_os_error(error) from error
+
+    def send_now(self, chunks: list[Data]) -> list[Data]:
+        return chunks
+
+    async def send_all(self, chunks: list[Data]) -> None:
+        try:
+            await self._stream.send_all(b"".join(chunks))
+        except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError) as error:
+            raise _as_os_error(error) from error
+
+    async def aclose(self) -> None:
+        # Forcefully: no TLS farewell, for which a dead peer would have to be waited for.
+        await trio.aclose_forcefully(self._stream)
+
+
+def _after(chunks: list[Data], sent: int) -> list[Data]:
+    """What is left of `chunks` when `sent` bytes are gone."""
+    for index, chunk in enumerate(chunks):
+        if sent < len(chunk):
+            rest = chunks[index:]
+            if sent:
+                rest[0] = memoryview(chunk)[sent:]
+            return rest
+        sent -= len(chunk)
+    return []
+
+
+def _as_os_error(error: Exception) -> OSError:
+    cause = error.__cause__ or error
+    return cause if isinstance(cause, OSError) else OSError(str(cause) or type(cause).__name__)

@@ -1,0 +1,1 @@
+"""What the proxy serves itself, beside the calls it forwards."""

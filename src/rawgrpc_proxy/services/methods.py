@@ -1,0 +1,192 @@
+"""Methods served here: a function of the user's, its messages decoded and encoded by a codec.
+
+The four shapes have grpcio's names: `unary_unary(fn, Request)`, `unary_stream`, `stream_unary`, `stream_stream`. The
+request messages come one by one or as an async iterator; a streaming response is an async generator. gzip and deflate
+request messages are understood; answers are not compressed. An `RpcError` from the function is the call's status.
+"""
+
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+from rawgrpc_proxy.call import Call, Handler
+from rawgrpc_proxy.codes import Status
+from rawgrpc_proxy.errors import RpcError
+from rawgrpc_proxy.grpc.codec import Codec
+from rawgrpc_proxy.grpc.messages import DEFAULT_MAX_MESSAGE_BYTES, MessageReader, encode_message
+from rawgrpc_proxy.grpc.metadata import Metadata, Value
+from rawgrpc_proxy.net.stream import LocalSender
+
+Request = TypeVar("Request")
+
+_GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
+_ACCEPT_ENCODING = (b"grpc-accept-encoding", b"identity,deflate,gzip")
+
+
+class ServedCall:
+    """What a served method is given beside its request: the call's context, and its metadata to answer with."""
+
+    def __init__(self, call: Call) -> None:
+        self.context = call.context
+        self._call = call
+        self.trailing_metadata: list[tuple[str, Value]] = []
+        """Goes out with the status; append to it at any time before the function ends."""
+
+    def send_initial_metadata(self, pairs: list[tuple[str, Value]]) -> None:
+        """Send the response headers now, with this metadata. Without it they go out with the first message."""
+        self._call.send_headers([_ACCEPT_ENCODING, *Metadata.from_pairs(pairs).raw])
+
+
+class _Messages(AsyncIterator[Request]):
+    """The request messages, decoded as they are asked for."""
+
+    def __init__(self, call: Call, codec: Codec, request_type: type[Request], max_message_bytes: int) -> None:
+        self._call = call
+        self._codec = codec
+        self._type = request_type
+        self._max_message_bytes = max_message_bytes
+        self._reader = MessageReader(max_message_bytes=max_message_bytes)
+        self._read: list[tuple[bool, bytes]] = []
+        self._encoding = dict(call.stream.headers).get(b"grpc-encoding", b"identity")
+
+    async def __anext__(self) -> Request:
+        while not self._read:
+            data = await self._call.stream.inbox.receive()
+            if data is None:
+                if not self._reader.at_boundary:
+                    raise RpcError(Status.INTERNAL, "the request ends in the middle of a message", origin="served")
+                raise StopAsyncIteration
+            self._call.record.request_bytes += len(data)
+            self._read = self._reader.feed(data)
+        compressed, payload = self._read.pop(0)
+        self._call.record.request_messages += 1
+        return self._codec.unmarshal(self._inflate(payload) if compressed else payload, self._type)
+
+    async def only(self) -> Request:
+        """The one message of a unary request. Raises INTERNAL if there is none, or more than one."""
+        try:
+            message = await self.__anext__()
+        except StopAsyncIteration:
+            raise RpcError(Status.INTERNAL, "a unary request without a message", origin="served") from None
+        try:
+            await self.__anext__()
+        except StopAsyncIteration:
+            return message
+        raise RpcError(Status.INTERNAL, "a unary request with more than one message", origin="served")
+
+    def _inflate(self, payload: bytes) -> bytes:
+        if self._encoding not in {b"gzip", b"deflate"}:
+            raise RpcError(
+                Status.UNIMPLEMENTED,
+                f"messages compressed with {self._encoding.decode('latin-1')!r} are not understood here",
+                origin="served",
+            )
+        inflater = zlib.decompressobj(_GZIP_OR_ZLIB)
+        try:
+            message = inflater.decompress(payload, self._max_message_bytes)
+        except zlib.error as error:
+            raise RpcError(Status.INTERNAL, f"a compressed message is broken: {error}", origin="served") from error
+        if inflater.unconsumed_tail:
+            raise RpcError(
+                Status.RESOURCE_EXHAUSTED,
+                f"a message is longer than {self._max_message_bytes} bytes when decompressed",
+                origin="served",
+            )
+        return message
+
+
+class _Answers:
+    """Sends the response messages of one call."""
+
+    def __init__(self, call: Call, codec: Codec) -> None:
+        self._call = call
+        self._codec = codec
+        self._sender = LocalSender(call.stream)
+
+    async def send(self, message: object) -> None:
+        data = encode_message(self._codec.marshal(message))
+        self._call.send_headers([_ACCEPT_ENCODING])
+        self._call.record.response_bytes += len(data)
+        self._call.record.response_messages += 1
+        await self._sender.send(data)
+
+
+MethodKind = Callable[[Codec], Handler]
+"""A method that still needs its server's codec; `Server.add_method` takes it."""
+
+
+def unary_unary(
+    function: Callable[[Request, ServedCall], Awaitable[object]],
+    request_type: type[Request],
+    *,
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+) -> MethodKind:
+    """One message in, one out: `async def fn(request, call): return reply`."""
+
+    async def answer(messages: _Messages[Request], answers: _Answers, served: ServedCall) -> None:
+        await answers.send(await function(await messages.only(), served))
+
+    return _method(answer, request_type, max_message_bytes)
+
+
+def unary_stream(
+    function: Callable[[Request, ServedCall], AsyncIterator[object]],
+    request_type: type[Request],
+    *,
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+) -> MethodKind:
+    """One message in, many out: `async def fn(request, call): yield reply`."""
+
+    async def answer(messages: _Messages[Request], answers: _Answers, served: ServedCall) -> None:
+        async for message in function(await messages.only(), served):
+            await answers.send(message)
+
+    return _method(answer, request_type, max_message_bytes)
+
+
+def stream_unary(
+    function: Callable[[AsyncIterator[Request], ServedCall], Awaitable[object]],
+    request_type: type[Request],
+    *,
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+) -> MethodKind:
+    """Many messages in, one out: `async def fn(requests, call): return reply`."""
+
+    async def answer(messages: _Messages[Request], answers: _Answers, served: ServedCall) -> None:
+        await answers.send(await function(messages, served))
+
+    return _method(answer, request_type, max_message_bytes)
+
+
+def stream_stream(
+    function: Callable[[AsyncIterator[Request], ServedCall], AsyncIterator[object]],
+    request_type: type[Request],
+    *,
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+) -> MethodKind:
+    """Many messages in, many out, as they come: `async def fn(requests, call): yield reply`."""
+
+    async def answer(messages: _Messages[Request], answers: _Answers, served: ServedCall) -> None:
+        async for message in function(messages, served):
+            await answers.send(message)
+
+    return _method(answer, request_type, max_message_bytes)
+
+
+def _method(
+    answer: Callable[[_Messages[Any], _Answers, ServedCall], Awaitable[None]],
+    request_type: type[Any],
+    max_message_bytes: int,
+) -> MethodKind:
+    def with_codec(codec: Codec) -> Handler:
+        async def handle(call: Call) -> None:
+            served = ServedCall(call)
+            call.record.origin = "served"
+            await answer(_Messages(call, codec, request_type, max_message_bytes), _Answers(call, codec), served)
+            call.send_headers([_ACCEPT_ENCODING])
+            call.end(Status.OK, metadata=Metadata.from_pairs(served.trailing_metadata).raw)
+            call.record.status = Status.OK
+
+        return handle
+
+    return with_codec
