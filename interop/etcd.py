@@ -14,9 +14,10 @@ from processes import Lines, Listener, free_port
 
 COMMAND_SECONDS = 20.0
 ENVIRONMENT = {**os.environ, "ETCDCTL_API": "3"}
-#: What differs from run to run: the lease's id (a time), and how many elections the single member needed.
+#: What differs from run to run: the lease's id and time left, the number of elections, the name of the client in its log.
 VARYING = [
     (re.compile(r"\b[0-9a-f]{16}\b"), "LEASE"),
+    (re.compile(r"endpoint://client-[-0-9a-f]+/[.:0-9]+"), "ENDPOINT"),
     (re.compile(r'"lease":\d+'), '"lease":LEASE'),
     (re.compile(r'"raft_term":\d+'), '"raft_term":TERM'),
     (re.compile(r"remaining\(\d+s\)"), "remaining(TIME)"),
@@ -142,7 +143,7 @@ EXPECTED_EXITS: dict[str, list[int]] = {
     "txn": [0, 0, 0, 0],
 }
 #: How many lines the long-running commands print.
-EXPECTED_LINES: dict[str, list[int]] = {"watch": [6, 14], "lease_keep_alive": [4]}
+EXPECTED_LINES: dict[str, list[int]] = {"watch": [6, 15], "lease_keep_alive": [4]}
 
 
 class Ports:

@@ -6,7 +6,6 @@ import argparse
 import difflib
 import fnmatch
 import json
-import re
 import secrets
 import shlex
 import subprocess
@@ -32,12 +31,22 @@ PEERS = {
 PROXY = "{python} -m rawgrpc_proxy serve --listen 127.0.0.1:0 --upstream {upstream}"
 CASES: dict[str, list[dict[str, Any]]] = json.loads((HERE / "cases.json").read_text())
 CLIENT_SECONDS = 900.0
-#: Metadata that legitimately differs from call to call: it has to be there, whatever it says.
-DATES = {"date"}
-#: grpc-js tells how long the parts of a call took that ran into its deadline.
-DURATION = re.compile(r"\d+\.\d+s")
 #: Peers that fail a case by themselves: (client, server, case) patterns and why. Equal outcomes are enough there.
-KNOWN_FAILURES: list[tuple[str, str, str, str]] = []
+KNOWN_FAILURES = [
+    (
+        "grpcio-aio",
+        "*",
+        "headers_without_message",
+        "grpcio's asyncio client loses, at random, initial metadata that is followed at once by the status, "
+        "so that of calls without messages is not looked at",
+    ),
+    (
+        "grpclib",
+        "grpclib",
+        "unimplemented_*",
+        "grpclib's server leaves the content-type out of this answer, and its client insists on one",
+    ),
+]
 
 EQUAL, DIFFERS, FAILED, CANNOT = "=", "≠", "!", "-"
 
@@ -145,13 +154,10 @@ def run_client(name: str, target: str, cases: list[str]) -> dict[str, Any]:
 
 
 def normalised(outcome: dict[str, Any]) -> dict[str, Any]:
-    """The outcome without what legitimately differs."""
+    """The outcome without what cannot be equal: the words for a deadline are those of whoever noticed it first."""
     for call in outcome.get("calls", []):
-        for metadata in (call["initial"], call["trailing"]):
-            for key in DATES & set(metadata or ()):
-                metadata[key] = ["A DATE"] * len(metadata[key])
-        if call["status"] == "DEADLINE_EXCEEDED" and call["message"] is not None:
-            call["message"] = DURATION.sub("TIME", call["message"])
+        if call["status"] == "DEADLINE_EXCEEDED":
+            call["message"] = "ANY"
     return outcome
 
 

@@ -51,8 +51,8 @@ class Call(Protocol):
         """End the request stream."""
         ...
 
-    async def headers(self) -> Metadata:
-        """Wait for the initial metadata."""
+    async def headers(self) -> Metadata | None:
+        """Wait for the initial metadata; None where the library cannot tell."""
         ...
 
     async def recv(self) -> Message | None:

@@ -68,8 +68,10 @@ def describe(message: Message) -> dict[str, Any]:
     return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def metadata_text(value: str | bytes) -> str:
+def metadata_text(key: str, value: str | bytes) -> str:
     """A metadata value as an outcome shows it."""
+    if key == "date":
+        return "A DATE"  # it cannot be equal
     if len(value) > LONG_VALUE:
         data = value if isinstance(value, bytes) else value.encode()
         return f"{len(data)} bytes, sha256 {hashlib.sha256(data).hexdigest()}"
@@ -78,7 +80,7 @@ def metadata_text(value: str | bytes) -> str:
 
 def metadata_entries(metadata: Iterable[tuple[str, str | bytes]] | None) -> list[tuple[str, str]]:
     """Metadata as an outcome shows it; the order of different names means nothing in HTTP, so it is dropped."""
-    entries = [(key, metadata_text(value)) for key, value in metadata or ()]
+    entries = [(key, metadata_text(key, value)) for key, value in metadata or ()]
     return sorted(entries, key=lambda entry: entry[0])
 
 

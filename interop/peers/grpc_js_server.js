@@ -8,6 +8,7 @@ const CANNOT = {
   server_compressed_unary: NO_COMPRESSION,
   server_compressed_streaming: NO_COMPRESSION,
 };
+const HOLD_KEY = 'x-interop-hold'; // see server.py
 const records = new Map(); // from call id to the records of its calls
 
 function begin(method, call) {
@@ -85,7 +86,7 @@ function streamingInput(call, callback) {
     aggregated += seen.size;
   });
   call.on('end', () => {
-    if (record.ended !== 'running') return;
+    if (record.ended !== 'running' || call.metadata.get(HOLD_KEY).length > 0) return;
     record.ended = 'finished';
     callback(null, { aggregated_payload_size: aggregated }, echoTrailing(call));
   });
@@ -106,7 +107,7 @@ function fullDuplex(call) {
     }
   });
   call.on('end', () => answered.then(() => {
-    if (record.ended !== 'running') return;
+    if (record.ended !== 'running' || call.metadata.get(HOLD_KEY).length > 0) return;
     record.ended = 'finished';
     call.end(echoTrailing(call));
   }));

@@ -24,6 +24,7 @@ class Call:
         start = multicallable(channel, method)
         self._call: Any = start(**options) if request is None else start(request, **options)
         self._done = False
+        self._answered = False
 
     async def send(self, message: Message) -> None:
         try:
@@ -37,7 +38,10 @@ class Call:
         except (grpc.RpcError, asyncio.InvalidStateError):
             pass  # the status tells
 
-    async def headers(self) -> Metadata:
+    async def headers(self) -> Metadata | None:
+        # The library loses, at random, initial metadata that is followed at once by the status.
+        if self._call.done() and not self._answered:
+            return None
         return list(await self._call.initial_metadata())
 
     async def recv(self) -> Message | None:
@@ -48,7 +52,10 @@ class Call:
             message = await self._call if self._single else await self._call.read()
         except grpc.RpcError:
             return None
-        return None if message is grpc.aio.EOF else message
+        if message is grpc.aio.EOF:
+            return None
+        self._answered = True
+        return message  # type: ignore[no-any-return]
 
     async def cancel(self) -> None:
         self._call.cancel()

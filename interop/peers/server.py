@@ -21,6 +21,10 @@ from common import (
 from generated import test_pb2
 from google.protobuf.message import Message
 
+#: Some libraries show a cancelled request stream as one that has ended. A call with this key is one that the client
+#: will not end by itself, so its handler waits to be told of the cancellation.
+HOLD_KEY = "x-interop-hold"
+HOLD_SECONDS = 30.0
 SERVED = {
     name: method
     for name, method in {**methods("TestService"), **methods("RecordService")}.items()
@@ -143,6 +147,8 @@ class Service:
                         await call.sleep(parameters.interval_us / 1e6)
                         call.compress_next(parameters.compressed.value)
                         yield test_pb2.StreamingOutputCallResponse(payload=_payload(parameters.size))
+            if any(key == HOLD_KEY for key, _ in call.metadata):
+                await call.sleep(HOLD_SECONDS)
             if method.name == "StreamingInputCall":
                 yield test_pb2.StreamingInputCallResponse(aggregated_payload_size=aggregated)
         except Refused:

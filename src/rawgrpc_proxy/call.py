@@ -129,7 +129,11 @@ class Call:
             end_stream=True,
         )
         self.stream.reset_after_end(ErrorCode.NO_ERROR)
-        self.record.status, self.record.detail, self.record.origin = status, f"HTTP {http_status}: {message}", "proxy"
+        self.record.status, self.record.detail, self.record.origin = (
+            status,
+            f"HTTP {http_status}: {message}",
+            "proxy",
+        )
 
 
 Handler = Callable[[Call], Awaitable[None]]

@@ -10,8 +10,8 @@ import attrs
 
 from rawgrpc_proxy.errors import ConfigError
 
-Engine = Literal["h2"]
-ENGINES: tuple[Engine, ...] = ("h2",)
+Engine = Literal["h2", "relay"]
+ENGINES: tuple[Engine, ...] = ("h2", "relay")
 
 MAX_WINDOW = 2**31 - 1  # RFC 9113 §6.9.1
 DEFAULT_WINDOW = 65_535  # RFC 9113 §6.9.2
@@ -37,14 +37,19 @@ class Http2Settings:
     engine: Engine = attrs.field(default="h2")
     """Which implementation of HTTP/2 runs the connection."""
 
-    stream_window_bytes: int = attrs.field(default=256 * 1024, validator=_between(0, MAX_WINDOW))
+    stream_window_bytes: int = attrs.field(default=256 * 1024, validator=_between(DEFAULT_WINDOW, MAX_WINDOW))
     """Our receive window per stream, and so what one stalled call can hold in memory in each direction.
-    256 KiB carries 20 Gbit/s at a round trip of 0.1 ms and 200 Mbit/s at 10 ms; a hundred stalled calls hold 25 MiB."""
+    256 KiB carries 20 Gbit/s at a round trip of 0.1 ms and 200 Mbit/s at 10 ms; a hundred stalled calls hold 25 MiB.
+    Not below RFC 9113's initial 65,535: a peer may send that much before it has seen our SETTINGS."""
 
-    connection_window_bytes: int = attrs.field(default=16 * 1024 * 1024, validator=_between(DEFAULT_WINDOW, MAX_WINDOW))
+    connection_window_bytes: int = attrs.field(
+        default=16 * 1024 * 1024, validator=_between(DEFAULT_WINDOW, MAX_WINDOW)
+    )
     """Our receive window per connection. It is credited on arrival, so it only has to cover one round trip."""
 
-    max_frame_bytes: int = attrs.field(default=MIN_FRAME_SIZE, validator=_between(MIN_FRAME_SIZE, MAX_FRAME_SIZE))
+    max_frame_bytes: int = attrs.field(
+        default=MIN_FRAME_SIZE, validator=_between(MIN_FRAME_SIZE, MAX_FRAME_SIZE)
+    )
     """The largest frame we accept. RFC 9113's initial value: small frames keep the streams of a connection fair."""
 
     max_concurrent_streams: int = attrs.field(default=1024, validator=_between(1, MAX_WINDOW))

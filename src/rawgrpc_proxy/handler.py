@@ -40,7 +40,11 @@ def transparent_handler(director: StreamDirector) -> Handler:
         try:
             conn = await _open(call, context, conn, splice)
             await splice.wait_for_response()
-            if splice.upstream_error is not None and splice.upstream_error.retry_safe and splice.replay is not None:
+            if (
+                splice.upstream_error is not None
+                and splice.upstream_error.retry_safe
+                and splice.replay is not None
+            ):
                 conn = await _replace(conn)
                 conn = await _open(call, context, conn, splice)
                 await splice.wait_for_response()
@@ -64,7 +68,9 @@ class MethodTable(Protocol):
         """Let `handler` answer the method `path`."""
 
 
-def register_service(server: MethodTable, director: StreamDirector, service_name: str, *method_names: str) -> None:
+def register_service(
+    server: MethodTable, director: StreamDirector, service_name: str, *method_names: str
+) -> None:
     """Proxy the named methods of one service, and no others.
 
     A method of the service that is not named goes to the server's unknown-service handler, or is UNIMPLEMENTED.

@@ -69,7 +69,9 @@ class PoolConn:
         """
         connection = self._established
         if not connection.has_room:
-            raise UpstreamUnavailable(f"the connection to {self.address} takes no calls: {connection.error or 'full'}")
+            raise UpstreamUnavailable(
+                f"the connection to {self.address} takes no calls: {connection.error or 'full'}"
+            )
         return connection.open_stream(headers, end_stream=end_stream)
 
     async def again(self) -> "PoolConn":
@@ -164,10 +166,18 @@ class Pool:
         rng: random.Random | None = None,
     ) -> None:
         """Raise `ConfigError` for a `size`, `ttl`, `max_waiting` or `dial_timeout_s` that cannot work."""
-        if size < 0 or math.isnan(ttl) or ttl < 0 or dial_timeout_s <= 0 or (max_waiting is not None and max_waiting < 0):
+        if (
+            size < 0
+            or math.isnan(ttl)
+            or ttl < 0
+            or dial_timeout_s <= 0
+            or (max_waiting is not None and max_waiting < 0)
+        ):
             raise ConfigError("a pool needs size >= 0, ttl >= 0, max_waiting >= 0 and dial_timeout_s > 0")
         if size == 0 and max_waiting is not None:
-            raise ConfigError("a pool with max_waiting has a hard cap: a size of 0 would never let a call through")
+            raise ConfigError(
+                "a pool with max_waiting has a hard cap: a size of 0 would never let a call through"
+            )
         self._limits = PoolLimits(size=size, ttl_s=ttl, idle=max(idle, 0), ms=max(ms, 1))
         self._max_waiting = max_waiting
         self._dial_timeout_s = dial_timeout_s
@@ -273,7 +283,11 @@ class Pool:
         if address != conn.address:
             raise ValueError(f"{conn!r} does not lead to {address!r}")
         target = self._targets[conn._key]
-        if err is not None and conn._connection is not None and conn._connection.state is ConnectionState.OPEN:
+        if (
+            err is not None
+            and conn._connection is not None
+            and conn._connection.state is ConnectionState.OPEN
+        ):
             conn._connection.state = ConnectionState.DRAINING
         self._give_back(target, conn, failed=err is not None)
 
@@ -327,7 +341,8 @@ class Pool:
         if target.waiting:
             record = target.record
             if record.may_grow or any(
-                conn.phase is Phase.READY and conn.streams < record.limit_of(conn) for conn in record.with_room
+                conn.phase is Phase.READY and conn.streams < record.limit_of(conn)
+                for conn in record.with_room
             ):
                 # It stays in line until it has run, so that nobody who comes meanwhile gets ahead of it.
                 for turn in target.waiting:
@@ -363,7 +378,9 @@ class Pool:
     def _dial_failed(self, target: _Target, conn: PoolConn, error: UpstreamUnavailable) -> None:
         target.failures += 1
         pause = min(_BACKOFF_FIRST_S * _BACKOFF_FACTOR ** (target.failures - 1), _BACKOFF_MAX_S)
-        target.retry_at = trio.current_time() + pause * self._rng.uniform(1 - _BACKOFF_JITTER, 1 + _BACKOFF_JITTER)
+        target.retry_at = trio.current_time() + pause * self._rng.uniform(
+            1 - _BACKOFF_JITTER, 1 + _BACKOFF_JITTER
+        )
         target.last_error = error.message
         conn.err = error
         conn.dialled.set()

@@ -3,12 +3,14 @@
 The rules are those of the reference's pool, in its order:
 
     pick     newest first: connecting → skip; shut down, failing or past its ttl → drop it if it has no streams, skip;
-             at its limit → busy, skip; otherwise one stream more, and that is the answer
-    release  one stream less; one that was at its limit has room again; at zero streams it goes if there was an error,
-             if enough idle ones are kept, or if it is past its ttl
+             at its limit → move it to the busy ones, skip; otherwise one stream more, and that is the answer
+    release  one that was dialled beyond `size` is adopted if there is room by now, else closed; one stream less; one
+             that was at its limit is the newest of those with room; at zero streams it is closed if there was an
+             error, if enough idle ones are kept, or if it is past its ttl
 
-and three changes: a connection that is being dialled takes callers up to `ms`, who wait for it; the limit is
-min(ms, what the peer allows) and follows the peer; an error does not drop a connection that still carries streams.
+and four changes: a connection that is being dialled takes callers up to its limit, who wait for it, when nothing else
+is there; the limit is min(ms, what the peer allows) and follows the peer; an error does not drop a connection that
+still carries streams; one that has failed or drains is closed with its last stream, not on a later call.
 
 The invariant: a connection is in `with_room`, in `busy`, or not pooled; `streams` is the number of leases on it.
 """
@@ -34,14 +36,12 @@ class Leasable(Protocol):
     streams: int
     created_at: float
     pooled: bool
+    peer_limit: int
+    """The peer's SETTINGS_MAX_CONCURRENT_STREAMS; while it is being dialled, what is hoped for."""
 
     @property
     def phase(self) -> Phase:
         """Where it is in its life."""
-
-    @property
-    def peer_limit(self) -> int:
-        """The peer's SETTINGS_MAX_CONCURRENT_STREAMS."""
 
 
 C = TypeVar("C", bound=Leasable)
@@ -75,7 +75,7 @@ class PoolRecord(Generic[C]):
     def __init__(self, limits: PoolLimits) -> None:
         self._limits = limits
         self.with_room: list[C] = []
-        """Oldest first."""
+        """Oldest first. One that has come to its limit stays here until a pick meets it."""
         self.busy: list[C] = []
 
     @property
@@ -86,7 +86,7 @@ class PoolRecord(Generic[C]):
     @property
     def idle(self) -> int:
         """Pooled connections without streams."""
-        return sum(connection.streams == 0 for connection in self.with_room)
+        return sum(not connection.streams for place in (self.with_room, self.busy) for connection in place)
 
     @property
     def may_grow(self) -> bool:
@@ -97,40 +97,43 @@ class PoolRecord(Generic[C]):
         """How many streams the connection may carry."""
         return min(self._limits.ms, connection.peer_limit)
 
-    def expired(self, connection: C, now: float) -> bool:
-        """Is it strictly older than the ttl?"""
-        return now - connection.created_at > self._limits.ttl_s
+    def expires_at(self, connection: C) -> float:
+        """The last moment at which it takes new streams."""
+        return connection.created_at + self._limits.ttl_s
+
+    def objection(self, connection: C, now: float) -> str:
+        """Why the next call would not get this connection at once; empty if it would."""
+        phase = connection.phase
+        if phase is not Phase.READY:
+            return phase.value
+        if now > self.expires_at(connection):
+            return "past its ttl"
+        limit = self.limit_of(connection)
+        if connection.streams >= limit:
+            return f"busy with {connection.streams} of {limit} streams"
+        return ""
 
     def pick(self, now: float) -> Pick[C]:
         """Find a connection for one more stream, and tidy up on the way."""
         answer: Pick[C] = Pick(None, [], [])
         connecting: C | None = None
-        for connection in reversed(self.with_room):
-            phase = connection.phase
-            if phase is Phase.CONNECTING:
-                if connecting is None and connection.streams < self._limits.ms:
-                    connecting = connection
-                reason: str = phase.value
-            elif phase is not Phase.READY:
-                reason = phase.value
-                if connection.streams == 0:
-                    self._drop(connection, answer)
-            elif self.expired(connection, now):
-                reason = "past its ttl"
-                if connection.streams == 0:
-                    self._drop(connection, answer)
-            elif connection.streams >= self.limit_of(connection):
-                reason = f"busy with {connection.streams} streams"
-            else:
+        for connection in reversed(self.with_room):  # from the end, so that what it meets may leave the list
+            objection = self.objection(connection, now)
+            if not objection:
                 connection.streams += 1
                 answer.connection = connection
-                break
-            answer.passed_over.append((connection, reason))
-        for connection, _ in answer.passed_over:
-            if connection in self.with_room and self._is_busy(connection):
+                return answer
+            answer.passed_over.append((connection, objection))
+            if connection.phase is Phase.CONNECTING:
+                if connecting is None and connection.streams < self.limit_of(connection):
+                    connecting = connection
+            elif connection.phase is Phase.READY and now <= self.expires_at(connection):
                 self.with_room.remove(connection)
                 self.busy.append(connection)
-        if answer.connection is None and connecting is not None:
+            elif not connection.streams:
+                self.remove(connection)
+                answer.close.append(connection)
+        if connecting is not None:
             connecting.streams += 1
             answer.connection = connecting
         return answer
@@ -141,22 +144,25 @@ class PoolRecord(Generic[C]):
         self.with_room.append(connection)
 
     def release(self, connection: C, now: float, *, failed: bool) -> bool:
-        """Take back one stream. True: the connection is not kept and has to be closed."""
+        """Take back one stream. True: the connection is not kept and has to be closed.
+
+        Raises `ValueError` if there is none to take back.
+        """
+        if connection.streams < 1:
+            raise ValueError(f"{connection!r} was given back more often than it was taken")
+        if not connection.pooled and self.may_grow and connection.phase is Phase.READY and not failed:
+            self.add(connection)
+        was_full = connection.streams >= self.limit_of(connection)
         connection.streams -= 1
-        if not connection.pooled:
-            # It was dialled beyond `size`. It is adopted if there is room by now.
-            if not failed and self.may_grow and connection.phase is Phase.READY:
-                self.add(connection)
-            else:
-                return connection.streams <= 0
-        self.refresh(connection)
-        if connection.streams > 0:
+        if was_full and connection.pooled:
+            self._has_room_again(connection)
+        if connection.streams:
             return False
-        idle_without_it = self.idle - 1
         if (
-            failed
-            or idle_without_it >= self._limits.idle
-            or self.expired(connection, now)
+            not connection.pooled
+            or failed
+            or self.idle > self._limits.idle  # it is one of them by now
+            or now > self.expires_at(connection)
             or connection.phase in {Phase.DRAINING, Phase.CLOSED}
         ):
             self.remove(connection)
@@ -164,10 +170,9 @@ class PoolRecord(Generic[C]):
         return False
 
     def refresh(self, connection: C) -> None:
-        """Its limit or its streams have changed: move it back among those with room if it has some."""
-        if connection in self.busy and not self._is_busy(connection):
-            self.busy.remove(connection)
-            self.with_room.append(connection)
+        """Its limit has changed: if it is busy no more, it is the newest of those with room."""
+        if connection in self.busy:
+            self._has_room_again(connection)
 
     def remove(self, connection: C) -> None:
         """Forget it."""
@@ -176,9 +181,7 @@ class PoolRecord(Generic[C]):
             if connection in place:
                 place.remove(connection)
 
-    def _is_busy(self, connection: C) -> bool:
-        return connection.phase is Phase.READY and connection.streams >= self.limit_of(connection)
-
-    def _drop(self, connection: C, answer: Pick[C]) -> None:
-        self.remove(connection)
-        answer.close.append(connection)
+    def _has_room_again(self, connection: C) -> None:
+        if connection.streams < self.limit_of(connection):
+            self.remove(connection)
+            self.add(connection)

@@ -157,7 +157,9 @@ class Server:
 
     # ------------------------------------------------------------ connections
 
-    async def _serve_connection(self, sock: socket.socket, peer: str, ssl_context: ssl.SSLContext | None) -> None:
+    async def _serve_connection(
+        self, sock: socket.socket, peer: str, ssl_context: ssl.SSLContext | None
+    ) -> None:
         transport = await self._transport(sock, peer, ssl_context)
         if transport is None:
             return
@@ -193,7 +195,10 @@ class Server:
             return SocketTransport(sock, peer)
         sock.setblocking(False)
         stream = trio.SSLStream(
-            trio.SocketStream(trio.socket.from_stdlib_socket(sock)), ssl_context, server_side=True, https_compatible=True
+            trio.SocketStream(trio.socket.from_stdlib_socket(sock)),
+            ssl_context,
+            server_side=True,
+            https_compatible=True,
         )
         try:
             with trio.fail_after(self._settings.handshake_timeout_s):
@@ -224,7 +229,10 @@ class Server:
         except RpcError as error:
             call.fail(error)
         except trio.Cancelled:
-            call.record.status, call.record.detail = Status.UNAVAILABLE, "the connection or the proxy went away"
+            call.record.status, call.record.detail = (
+                Status.UNAVAILABLE,
+                "the connection or the proxy went away",
+            )
             call.stream.reset(ErrorCode.CANCEL)
             raise
         except Exception as error:  # noqa: BLE001  # user code may raise anything; one call must not end the others

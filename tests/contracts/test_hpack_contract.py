@@ -149,8 +149,8 @@ def test_setting_the_same_table_size_twice_forgets_to_tell_the_peer() -> None:
 def test_every_field_not_marked_sensitive_enters_the_dynamic_table() -> None:
     """Unique values (trace ids, deadlines, tokens) push the useful entries out of the table.
 
-    The proxy marks such fields, and those that carry credentials, as never indexed; with its normalizing of
-    outbound headers off, h2 does not do so itself.
+    The encoder adds only what is marked to the list of exceptions: nothing is left out for its name or its
+    value.
     """
     encoder = Encoder()
 

@@ -56,8 +56,8 @@ async def read_until_silent(stream: trio.SocketStream) -> bytes:
 def test_a_cancelled_send_all_leaves_part_of_its_bytes_written_and_the_next_one_does_not_fail() -> None:
     """Nobody learns how many bytes went out, and what is sent next lands in the middle of a frame.
 
-    The proxy has one writer task per connection. Cancelling it means killing the connection, and a flag, set
-    before the first byte is written, keeps everyone else from writing again.
+    The proxy has one writer per connection, cancelled only to end the connection, and writes nothing after a
+    write that was cut short.
     """
     message = b"m" * 10_000_000
 
@@ -115,10 +115,7 @@ def test_a_cancelled_write_breaks_a_tls_stream() -> None:
 
 
 def test_two_tasks_cannot_write_to_one_stream() -> None:
-    """The second ``send_all`` does not wait for its turn: it raises.
-
-    All output goes through the writer task.
-    """
+    """The second ``send_all`` does not wait for its turn: it raises. A connection has one writer."""
 
     async def main() -> None:
         ours, theirs = stream_pair()
@@ -152,6 +149,40 @@ def test_a_cancelled_receive_takes_no_bytes() -> None:
     run_without_clock(main)
 
 
+def test_notifying_of_a_close_wakes_whoever_waits_for_the_socket() -> None:
+    """A plain socket that is just closed would leave its waiters asleep, or waiting on a stranger's descriptor.
+
+    The proxy calls ``notify_closing`` before it closes a socket; reader and writer then see
+    ClosedResourceError.
+    """
+    woken = []
+
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with ours, theirs:
+            while True:
+                try:
+                    ours.send(bytes(65_536))
+                except BlockingIOError:
+                    break
+
+            async def expect_closed(wait: Callable[[socket.socket], Awaitable[None]]) -> None:
+                with pytest.raises(trio.ClosedResourceError):
+                    await wait(ours)
+                woken.append(wait)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(expect_closed, trio.lowlevel.wait_readable)
+                nursery.start_soon(expect_closed, trio.lowlevel.wait_writable)
+                await wait_all_tasks_blocked()
+                trio.lowlevel.notify_closing(ours)
+                ours.close()
+
+    run_without_clock(main)
+    assert len(woken) == 2
+
+
 def test_closing_a_stream_wakes_its_reader_and_its_writer() -> None:
     """Both raise ClosedResourceError, so closing the socket is enough to end the tasks of a connection."""
     raised = []
@@ -175,9 +206,10 @@ def test_closing_a_stream_wakes_its_reader_and_its_writer() -> None:
 
 
 def test_tcp_streams_have_nagle_off_and_a_low_mark_for_unsent_bytes() -> None:
-    """``SocketStream`` sets TCP_NODELAY and TCP_NOTSENT_LOWAT (16 KiB), so the proxy sets neither.
+    """``SocketStream`` sets TCP_NODELAY and TCP_NOTSENT_LOWAT (16 KiB), and a socket taken out of one keeps them.
 
-    With the latter the kernel holds little that is unsent, and a slow reader is felt early.
+    With the latter the kernel holds little that is unsent, and a slow reader is felt early. Sockets which the
+    proxy accepts itself do not have it unless it sets it.
     """
 
     async def main() -> None:
@@ -218,7 +250,7 @@ class ScriptedListener(trio.abc.Listener[trio.abc.Stream]):
 def test_the_exception_of_one_connection_takes_the_server_down() -> None:
     """It leaves the handler's task, cancels the nursery, and with it the listener and every other connection.
 
-    The proxy wraps each connection task, so that nothing but cancellation leaves it.
+    In the proxy nothing but cancellation leaves the task of a connection.
     """
     ended = []
 
@@ -254,8 +286,8 @@ def test_running_out_of_descriptors_pauses_accepting_and_logs_a_traceback_each_t
 ) -> None:
     """At EMFILE trio logs an error with its traceback, sleeps for 100 ms, and tries again.
 
-    The connections wait in the backlog meanwhile, and so do health checks. The proxy's limit on connections
-    stays below RLIMIT_NOFILE.
+    The connections wait in the backlog meanwhile, and so do health checks. The proxy accepts in a loop of its
+    own, which pauses as well but reports the trouble instead of logging it.
     """
     listener = ScriptedListener(OSError(code, "full") for code in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS))
 
@@ -276,10 +308,7 @@ def test_running_out_of_descriptors_pauses_accepting_and_logs_a_traceback_each_t
 
 
 def test_any_other_error_of_accept_ends_the_server() -> None:
-    """Errors that do not mean "busy" leave ``serve_listeners``.
-
-    The proxy's supervisor has to start it again.
-    """
+    """Errors that do not mean "busy" leave ``serve_listeners``. The proxy's own loop goes on accepting."""
     listener = ScriptedListener(iter([OSError(errno.EINVAL, "not listening")]))
 
     async def main() -> None:
@@ -298,7 +327,7 @@ def test_any_other_error_of_accept_ends_the_server() -> None:
 def test_a_listener_accepts_without_limit() -> None:
     """Each accepted connection is a task more; nothing in ``serve_listeners`` stops at a number.
 
-    The proxy counts its connections, and does not accept while it is full.
+    A limit needs a loop of one's own, which the proxy has.
     """
     served = 0
 
@@ -423,7 +452,7 @@ def test_listeners_opened_by_trio_do_not_share_their_port() -> None:
 def test_a_receive_without_a_size_takes_up_to_64_kib() -> None:
     """That much input of one peer is worked on in one turn, while all others wait.
 
-    The proxy names a smaller size, and bounds what it does with it.
+    The smaller the read, the sooner the others have their turn; budgets bound what one read can cause.
     """
 
     async def main() -> None:
@@ -440,7 +469,7 @@ def test_a_receive_without_a_size_takes_up_to_64_kib() -> None:
 def test_a_task_that_always_finds_input_still_lets_the_others_run_between_its_reads() -> None:
     """``receive_some`` is a checkpoint even when data is there: each other ready task gets one turn per read.
 
-    So a flood costs its victims one read's worth of work each turn, which is what the proxy keeps small.
+    So a flood costs its victims one read's worth of work each turn.
     """
     turns = []
 
@@ -467,10 +496,41 @@ def test_a_task_that_always_finds_input_still_lets_the_others_run_between_its_re
     assert 9 <= turns.count("victim") <= 12
 
 
+def test_waiting_for_a_socket_that_is_readable_already_lets_the_others_run_first() -> None:
+    """``wait_readable`` never returns at once.
+
+    The proxy waits before each read, so it needs no other checkpoint.
+    """
+    turns = []
+
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.send(b"ready")
+
+            async def reader() -> None:
+                for _ in range(10):
+                    await trio.lowlevel.wait_readable(theirs)
+                    turns.append("reader")
+                nursery.cancel_scope.cancel()
+
+            async def victim() -> None:
+                while True:
+                    await trio.lowlevel.checkpoint()
+                    turns.append("victim")
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(reader)
+                nursery.start_soon(victim)
+
+    run_without_clock(main)
+    assert turns.count("victim") >= 9
+
+
 def test_work_without_a_checkpoint_is_never_interrupted() -> None:
     """Not by other tasks, nor by a deadline that passes meanwhile: a timeout bounds waiting, not work.
 
-    The proxy counts the frames it handles in one turn, and yields.
+    The proxy bounds the work that one read can cause, and waits before the next.
     """
     clock = MockClock()
     log: list[str] = []
@@ -561,8 +621,8 @@ def test_a_signal_sent_twice_before_it_is_taken_arrives_once() -> None:
 def test_looking_up_a_name_takes_a_thread_of_the_shared_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forty threads serve every ``to_thread`` of the process.
 
-    A dead name server fills them, and everything else that needs a thread waits behind it. The proxy looks
-    names up through a limiter of its own.
+    A dead name server fills them, and everything else that needs a thread waits behind it.
+    ``open_tcp_stream`` looks names up this way, so a limiter of one's own means doing the lookup oneself.
     """
     monkeypatch.setattr(socket, "getaddrinfo", refuse_names)
     looked_up = []

@@ -14,7 +14,9 @@ from rawgrpc_proxy.grpc.metadata import Headers
 _NAME = re.compile(rb"[a-z0-9!#$%&'*+\-.^_`|~]+\Z")
 # RFC 9113 §8.2.1 forbids NUL, CR and LF; the other control characters (RFC 9110 §5.5) have no business here either.
 _BAD_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_CONNECTION_SPECIFIC = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"})
+_CONNECTION_SPECIFIC = frozenset(
+    {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
+)
 _REQUEST_PSEUDO = frozenset({b":method", b":scheme", b":path", b":authority"})
 _known_names: set[bytes] = set()
 _MAX_KNOWN_NAMES = 1024

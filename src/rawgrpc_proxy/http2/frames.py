@@ -36,7 +36,9 @@ END_HEADERS = 0x4
 PADDED = 0x8
 PRIORITY_FLAG = 0x20
 
-_HTTP1_REQUEST = re.compile(rb"[A-Z]{3,10} [/*h]")
+_HTTP1_REQUEST = re.compile(rb"(?!PRI )[A-Z]{3,10} [/*h]")
+_HTTP1_REQUEST_PREFIX = re.compile(rb"[A-Z]{1,10}\Z|[A-Z]{3,10} \Z")
+_HTTP1_RESPONSE = b"HTTP/"
 _HEADER = struct.Struct(">HBBBL")
 _LONG = struct.Struct(">L")
 _SETTING = struct.Struct(">HL")
@@ -68,17 +70,20 @@ class FrameSplitter:
     def __init__(self, max_frame_bytes: int, *, expect_preface: bool) -> None:
         self._max_frame_bytes = max_frame_bytes
         self._partial = bytearray()
-        self._preface = PREFACE if expect_preface else b""
+        self._expect_preface = expect_preface
+        self._start: bytes | None = b""
+        """The first bytes, until it is certain that the peer speaks HTTP/2."""
 
     def split(self, data: Data) -> Iterator[Frame]:
         """Yield the frames that `data` completes.
 
-        Raises `ProtocolViolation`: PROTOCOL_ERROR for a wrong preface, FRAME_SIZE_ERROR as soon as the header of a
-        frame declares more than the maximum. Frames yielded before the error stand.
+        Raises `ProtocolViolation`: HTTP_1_1_REQUIRED for a peer that begins with HTTP/1, PROTOCOL_ERROR for any other
+        wrong preface, FRAME_SIZE_ERROR as soon as the header of a frame declares more than the maximum. Frames
+        yielded before the error stand.
         """
         view = memoryview(data)
-        if self._preface:
-            view = self._skip_preface(view)
+        if self._start is not None:
+            view = self._begin(self._start, view)
         if self._partial:
             view, frame = self._complete_partial(view)
             if frame is not None:
@@ -99,14 +104,31 @@ class FrameSplitter:
         if offset < end:
             self._partial += view[offset:]
 
-    def _skip_preface(self, view: memoryview) -> memoryview:
-        size = min(len(self._preface), len(view))
-        if view[:size] != self._preface[:size]:
-            if _HTTP1_REQUEST.match(view):
-                raise ProtocolViolation(ErrorCode.HTTP_1_1_REQUIRED, "the peer speaks HTTP/1.1")
-            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "the connection does not begin with the HTTP/2 preface")
-        self._preface = self._preface[size:]
-        return view[size:]
+    def _begin(self, start: bytes, view: memoryview) -> memoryview:
+        """Look at the first bytes, however they are cut, and answer what is to be split into frames.
+
+        Bytes that may still turn out to be HTTP/1 are held back: the answer must not depend on how they arrive.
+        """
+        expected = PREFACE if self._expect_preface else _HTTP1_RESPONSE
+        missing = len(expected) - len(start)
+        start += bytes(view[:missing])
+        rest = view[missing:]
+        self._start = start
+        if expected.startswith(start):
+            if len(start) == len(expected):
+                if not self._expect_preface:
+                    raise ProtocolViolation(ErrorCode.HTTP_1_1_REQUIRED, "the peer speaks HTTP/1.1")
+                self._start = None
+        elif not self._expect_preface:
+            self._start = None
+            return memoryview(start + bytes(rest))
+        elif _HTTP1_REQUEST.match(start):
+            raise ProtocolViolation(ErrorCode.HTTP_1_1_REQUIRED, "the peer speaks HTTP/1.1")
+        elif not _HTTP1_REQUEST_PREFIX.match(start):
+            raise ProtocolViolation(
+                ErrorCode.PROTOCOL_ERROR, "the connection does not begin with the HTTP/2 preface"
+            )
+        return rest
 
     def _complete_partial(self, view: memoryview) -> tuple[memoryview, Frame | None]:
         """Move just enough of `view` to finish the frame that is held back."""
@@ -126,7 +148,12 @@ class FrameSplitter:
         if len(partial) < HEADER_BYTES + length:
             return view[len(view) :], None
         self._partial = bytearray()
-        return view[missing:], (frame_type, flags, stream_id & _STREAM_ID_MASK, memoryview(partial)[HEADER_BYTES:])
+        return view[missing:], (
+            frame_type,
+            flags,
+            stream_id & _STREAM_ID_MASK,
+            memoryview(partial)[HEADER_BYTES:],
+        )
 
 
 def _oversized(frame_type: int, length: int, maximum: int) -> ProtocolViolation:
@@ -170,7 +197,12 @@ def ping(opaque: Data, *, ack: bool = False) -> bytes:
 
 def goaway(last_stream_id: int, error_code: int, debug: bytes = b"") -> bytes:
     """RFC 9113 §6.8."""
-    return frame_header(GOAWAY, 0, 0, 8 + len(debug)) + _LONG.pack(last_stream_id) + _LONG.pack(error_code) + debug
+    return (
+        frame_header(GOAWAY, 0, 0, 8 + len(debug))
+        + _LONG.pack(last_stream_id)
+        + _LONG.pack(error_code)
+        + debug
+    )
 
 
 def settings(values: dict[Setting, int]) -> bytes:
@@ -190,10 +222,13 @@ def parse_settings(payload: memoryview, max_entries: int) -> dict[Setting, int]:
     `max_entries` entries.
     """
     if len(payload) % 6:
-        raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, f"a SETTINGS frame has {len(payload)} bytes, not n × 6")
+        raise ProtocolViolation(
+            ErrorCode.FRAME_SIZE_ERROR, f"a SETTINGS frame has {len(payload)} bytes, not n × 6"
+        )
     if len(payload) > 6 * max_entries:
         raise ProtocolViolation(
-            ErrorCode.ENHANCE_YOUR_CALM, f"a SETTINGS frame has {len(payload) // 6} entries; {max_entries} are allowed"
+            ErrorCode.ENHANCE_YOUR_CALM,
+            f"a SETTINGS frame has {len(payload) // 6} entries; {max_entries} are allowed",
         )
     known: dict[Setting, int] = {}
     for identifier, value in _SETTING.iter_unpack(payload):

@@ -19,7 +19,14 @@ _EMPTY_DATA = 100
 class Guard:
     """Counts, for one connection. Each method raises `PeerAbuse` at one more than its limit."""
 
-    __slots__ = ("_empty_data", "_pending_acks", "_priorities", "_reset_tokens", "_resets_at", "_window_updates")
+    __slots__ = (
+        "_empty_data",
+        "_pending_acks",
+        "_priorities",
+        "_reset_tokens",
+        "_resets_at",
+        "_window_updates",
+    )
 
     def __init__(self) -> None:
         self._reset_tokens = float(_RESET_BURST)
@@ -34,14 +41,22 @@ class Guard:
         self._reset_tokens = min(_RESET_BURST, self._reset_tokens + (now - self._resets_at) * _RESETS_PER_S)
         self._resets_at = now
         if self._reset_tokens < 1:
-            raise PeerAbuse(f"more than {_RESET_BURST} streams were reset, and {_RESETS_PER_S:g} a second since")
+            raise PeerAbuse(
+                f"more than {_RESET_BURST} streams were reset, and {_RESETS_PER_S:g} a second since"
+            )
         self._reset_tokens -= 1
+
+    def stream_opened_by_us(self) -> None:
+        """The peer may reset each stream of ours once, at whatever rate: servers that answer early do."""
+        self._reset_tokens += 1
 
     def answer_owed(self) -> None:
         """A PING or SETTINGS asks for an acknowledgement that waits to be written."""
         self._pending_acks += 1
         if self._pending_acks > _PENDING_ACKS:
-            raise PeerAbuse(f"more than {_PENDING_ACKS} PING and SETTINGS wait for an answer that is not being read")
+            raise PeerAbuse(
+                f"more than {_PENDING_ACKS} PING and SETTINGS wait for an answer that is not being read"
+            )
 
     def answers_written(self) -> None:
         """The output was taken: nothing is owed any more."""

@@ -23,7 +23,7 @@ import h2.settings
 import hpack
 
 from rawgrpc_proxy.codes import ErrorCode
-from rawgrpc_proxy.config import Http2Settings
+from rawgrpc_proxy.config import DEFAULT_WINDOW, Http2Settings
 from rawgrpc_proxy.errors import ProtocolViolation
 from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.http2 import frames
@@ -59,7 +59,10 @@ class H2Session(Session):
             client=self.client_side,
             initial_values={
                 h2.settings.SettingCodes.ENABLE_PUSH: 0,
-                h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: settings.stream_window_bytes,
+                # RFC 9113 §6.5.3: a peer that has not read our SETTINGS yet may use the default window.
+                h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: max(
+                    settings.stream_window_bytes, DEFAULT_WINDOW
+                ),
                 h2.settings.SettingCodes.MAX_FRAME_SIZE: settings.max_frame_bytes,
                 h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: UNLIMITED,
             },
@@ -102,7 +105,10 @@ class H2Session(Session):
         self._flush()
 
     def _accept_window_update(self, state: StreamState | None, increment: int) -> bool:
-        if state is not None and self._h2.streams[state.id].outbound_flow_control_window + increment > UNLIMITED:
+        if (
+            state is not None
+            and self._h2.streams[state.id].outbound_flow_control_window + increment > UNLIMITED
+        ):
             return False
         stream_id = 0 if state is None else state.id
         self._feed(frames.WINDOW_UPDATE, 0, stream_id, increment.to_bytes(4, "big"))

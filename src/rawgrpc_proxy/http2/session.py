@@ -35,11 +35,14 @@ from rawgrpc_proxy.http2.events import (
     TrailersReceived,
 )
 from rawgrpc_proxy.http2.frames import Data, FrameSplitter, Setting
+from rawgrpc_proxy.http2.header_blocks import HeaderDecoder
 from rawgrpc_proxy.http2.guard import MAX_SETTINGS_ENTRIES, Guard
 from rawgrpc_proxy.http2.stream_state import CreditSource, Receiving, Sending, StreamState
 
 UNLIMITED = 2**31 - 1
-_HEADER_TABLE_BYTES = 4096  # RFC 9113 §6.5.2's initial value, and the most we let a peer ask our encoder to search
+_HEADER_TABLE_BYTES = (
+    4096  # RFC 9113 §6.5.2's initial value, and the most we let a peer ask our encoder to search
+)
 _REMEMBERED_STREAMS = 1024
 _FIELD_OVERHEAD = 32  # RFC 9113 §6.5.2, RFC 7541 §4.1
 _HARD_LIMIT_FACTOR = 2
@@ -62,6 +65,8 @@ class Session(ABC):
         self.peer_max_header_list_bytes = UNLIMITED
         self.peer_max_frame_bytes = MIN_FRAME_SIZE
         self.peer_settings_seen = False
+        self._peer_stream_window = DEFAULT_WINDOW
+        self._peer_table_bytes = _HEADER_TABLE_BYTES
         self.ended = False
         self.goaway_sent_id: int | None = None
         self.output_bytes = 0
@@ -71,7 +76,7 @@ class Session(ABC):
         self._now = 0.0
         # The decoder's own limit ends the connection; the smaller one in _oversized only the stream.
         hard_limit = settings.max_header_list_bytes + _FIELD_OVERHEAD * settings.max_header_fields
-        self._decoder = hpack.Decoder(max_header_list_size=_HARD_LIMIT_FACTOR * hard_limit)
+        self._decoder = HeaderDecoder(_HARD_LIMIT_FACTOR * hard_limit)
         self._block: bytearray | None = None
         self._block_stream_id = 0
         self._block_ends_stream = False
@@ -85,6 +90,7 @@ class Session(ABC):
         """Streams closed lately; True: by a RST_STREAM of ours, so that the peer may not know yet."""
         self._closed_unreported: list[int] = []
         self._uncredited = 0
+        self._dropped = 0
         self._stream_credit_step = max(1, settings.stream_window_bytes // 2)
         self._connection_credit_step = max(1, settings.connection_window_bytes // 4)
         self._output: list[Data] = []
@@ -103,7 +109,8 @@ class Session(ABC):
         values = {
             Setting.INITIAL_WINDOW_SIZE: settings.stream_window_bytes,
             Setting.MAX_FRAME_SIZE: settings.max_frame_bytes,
-            Setting.MAX_HEADER_LIST_SIZE: settings.max_header_list_bytes + _FIELD_OVERHEAD * settings.max_header_fields,
+            Setting.MAX_HEADER_LIST_SIZE: settings.max_header_list_bytes
+            + _FIELD_OVERHEAD * settings.max_header_fields,
         }
         if self.client_side:
             self._write(frames.PREFACE)
@@ -128,8 +135,6 @@ class Session(ABC):
         self._now = now
         self._events = events = []
         try:
-            if self.client_side and not self.peer_settings_seen and data[:5] == b"HTTP/":
-                raise ProtocolViolation(ErrorCode.HTTP_1_1_REQUIRED, "the peer speaks HTTP/1.1")
             for frame in self._splitter.split(data):
                 self._receive_frame(*frame)
         except ConnectionFailed as error:
@@ -154,7 +159,9 @@ class Session(ABC):
             self._receive_settings(flags, stream_id, payload)
             return
         if not self.peer_settings_seen:
-            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "the first frame is no SETTINGS (RFC 9113 §3.4)")
+            raise ProtocolViolation(
+                ErrorCode.PROTOCOL_ERROR, "the first frame is no SETTINGS (RFC 9113 §3.4)"
+            )
         match frame_type:
             case frames.RST_STREAM:
                 self._receive_rst_stream(stream_id, payload)
@@ -165,7 +172,9 @@ class Session(ABC):
             case frames.PRIORITY:
                 self._receive_priority(stream_id, payload)
             case frames.PUSH_PROMISE:
-                raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE, though push is off (RFC 9113 §8.4)")
+                raise ProtocolViolation(
+                    ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE, though push is off (RFC 9113 §8.4)"
+                )
             case frames.CONTINUATION:
                 raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without HEADERS before it")
             case _:
@@ -174,7 +183,9 @@ class Session(ABC):
     def _receive_data(self, flags: int, stream_id: int, payload: memoryview) -> None:
         size = len(payload)
         end_stream = flags & frames.END_STREAM != 0
-        if size:
+        if flags & frames.PADDED:
+            payload = frames.without_padding(flags, payload)
+        if payload:
             self._guard.some_data()
         elif not end_stream:
             self._guard.empty_data()
@@ -183,36 +194,52 @@ class Session(ABC):
             self._receive_data_on_closed(stream_id, size)
             return
         if state.receiving is not Receiving.BODY:
-            self._credit_unseen(size)
+            self._drop_data(size)
             if state.receiving is Receiving.ENDED:
                 self._stream_error(state, ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
             else:
                 self._stream_error(state, ErrorCode.PROTOCOL_ERROR, "DATA before HEADERS")
             return
-        if flags & frames.PADDED:
-            payload = frames.without_padding(flags, payload)
         if state.body_left is not None:
             state.body_left -= len(payload)
             if state.body_left < 0 or (end_stream and state.body_left):
-                self._credit_unseen(size)
-                self._stream_error(state, ErrorCode.PROTOCOL_ERROR, "the body's length is not its content-length")
+                self._drop_data(size)
+                self._stream_error(
+                    state, ErrorCode.PROTOCOL_ERROR, "the body's length is not its content-length"
+                )
                 return
         self._accept_data(state, payload, size, end_stream)
         self._uncredited += size
         if self._uncredited >= self._connection_credit_step:
             self._write_window_update(None, self._uncredited)
             self._uncredited = 0
+        if not payload and not end_stream:
+            # Nothing to deliver, so credited at once. Passed on, it would count against us as a flood of empty DATA.
+            self.credit(stream_id, size)
+            return
         self._events.append(DataReceived(stream_id, payload, size, end_stream))
         if end_stream:
             self._peer_ended(state)
 
     def _receive_data_on_closed(self, stream_id: int, size: int) -> None:
         if self._is_idle(stream_id):
-            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"DATA on stream {stream_id}, which nobody opened")
-        self._credit_unseen(size)
+            raise ProtocolViolation(
+                ErrorCode.PROTOCOL_ERROR, f"DATA on stream {stream_id}, which nobody opened"
+            )
+        self._drop_data(size)
         if not self._closed.get(stream_id):
             self._guard.stream_reset(self._now)
             self._write(frames.rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
+
+    def _drop_data(self, size: int) -> None:
+        """Return the connection credit of DATA that goes nowhere: in steps, as for the rest.
+
+        A frame for each would let a peer that does not read fill our output, one byte of DATA at a time.
+        """
+        self._dropped += size
+        if self._dropped >= self._connection_credit_step:
+            self._credit_unseen(self._dropped)
+            self._dropped = 0
 
     def _receive_headers(self, flags: int, stream_id: int, payload: memoryview) -> None:
         fragment = frames.without_padding(flags, payload)
@@ -231,11 +258,14 @@ class Session(ABC):
 
     def _receive_continuation(self, frame_type: int, flags: int, stream_id: int, payload: memoryview) -> None:
         if frame_type != frames.CONTINUATION or stream_id != self._block_stream_id or self._block is None:
-            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "a header block is interrupted by another frame")
+            raise ProtocolViolation(
+                ErrorCode.PROTOCOL_ERROR, "a header block is interrupted by another frame"
+            )
         self._continuations += 1
         if self._continuations > self._settings.max_continuation_frames:
             raise ProtocolViolation(
-                ErrorCode.ENHANCE_YOUR_CALM, f"more than {self._settings.max_continuation_frames} CONTINUATION frames"
+                ErrorCode.ENHANCE_YOUR_CALM,
+                f"more than {self._settings.max_continuation_frames} CONTINUATION frames",
             )
         self._block += payload
         if flags & frames.END_HEADERS:
@@ -245,11 +275,15 @@ class Session(ABC):
     def _receive_header_block(self, stream_id: int, block: bytes, end_stream: bool) -> None:
         # Decode first, whatever becomes of the stream: the block is part of the connection's HPACK state.
         try:
-            headers: Headers = list(self._decoder.decode(block, raw=True))
+            headers = self._decoder.decode(block)
         except hpack.OversizedHeaderListError as error:
-            raise ProtocolViolation(ErrorCode.ENHANCE_YOUR_CALM, f"a header list is far too long: {error}") from error
+            raise ProtocolViolation(
+                ErrorCode.ENHANCE_YOUR_CALM, f"a header list is far too long: {error}"
+            ) from error
         except hpack.HPACKError as error:
-            raise ProtocolViolation(ErrorCode.COMPRESSION_ERROR, f"a header block cannot be decoded: {error}") from error
+            raise ProtocolViolation(
+                ErrorCode.COMPRESSION_ERROR, f"a header block cannot be decoded: {error}"
+            ) from error
         state = self.streams.get(stream_id)
         if state is None:
             self._receive_headers_of_unknown(stream_id, headers, end_stream)
@@ -264,7 +298,8 @@ class Session(ABC):
         if self.client_side or stream_id % 2 == 0:
             if self._is_idle(stream_id):
                 raise ProtocolViolation(
-                    ErrorCode.PROTOCOL_ERROR, f"HEADERS on stream {stream_id}, which is not the peer's to open"
+                    ErrorCode.PROTOCOL_ERROR,
+                    f"HEADERS on stream {stream_id}, which is not the peer's to open",
                 )
             return  # a response to a call that we have given up
         if stream_id <= self._highest_peer_id:
@@ -275,7 +310,8 @@ class Session(ABC):
         self._highest_peer_id = stream_id
         self._streams_opened += 1
         if self.goaway_sent_id is not None and stream_id > self.goaway_sent_id:
-            return  # RFC 9113 §6.8: it will be retried elsewhere
+            self._remember(stream_id, by_our_reset=True)
+            return  # RFC 9113 §6.8: it will be retried elsewhere, and what follows on it is ignored too
         if len(self.streams) >= self._settings.max_concurrent_streams:
             self._refuse(stream_id, ErrorCode.REFUSED_STREAM, "too many streams are open")
             return
@@ -286,7 +322,7 @@ class Session(ABC):
         oversized = self._oversized(headers)
         if oversized:
             headers = [field for field in headers if field[0][:1] == b":"]
-        state = StreamState(stream_id)
+        state = self._new_state(stream_id)
         if not self._expect_body(state, headers, end_stream):
             self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR, "content-length makes no sense")
             return
@@ -305,7 +341,9 @@ class Session(ABC):
             if end_stream:
                 self._stream_error(state, ErrorCode.PROTOCOL_ERROR, "a 1xx response ends the stream")
         elif self._oversized(headers):
-            self._stream_error(state, ErrorCode.ENHANCE_YOUR_CALM, "the response headers are longer than our limit")
+            self._stream_error(
+                state, ErrorCode.ENHANCE_YOUR_CALM, "the response headers are longer than our limit"
+            )
         elif not self._expect_body(state, headers, end_stream):
             self._stream_error(state, ErrorCode.PROTOCOL_ERROR, "content-length makes no sense")
         else:
@@ -334,7 +372,9 @@ class Session(ABC):
         if len(payload) != 4:
             raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, f"RST_STREAM has {len(payload)} bytes, not 4")
         if self._is_idle(stream_id):
-            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"RST_STREAM on stream {stream_id}, which nobody opened")
+            raise ProtocolViolation(
+                ErrorCode.PROTOCOL_ERROR, f"RST_STREAM on stream {stream_id}, which nobody opened"
+            )
         self._guard.stream_reset(self._now)
         state = self.streams.get(stream_id)
         if state is None:
@@ -349,7 +389,9 @@ class Session(ABC):
             raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"SETTINGS on stream {stream_id}")
         if flags & frames.ACK:
             if payload:
-                raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement of SETTINGS has a payload")
+                raise ProtocolViolation(
+                    ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement of SETTINGS has a payload"
+                )
             if not self.peer_settings_seen:
                 raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "the first frame acknowledges SETTINGS")
             return
@@ -357,14 +399,19 @@ class Session(ABC):
         values = frames.parse_settings(payload, MAX_SETTINGS_ENTRIES)
         if not self.client_side and not self.peer_settings_seen:
             self.start()
-        table_bytes = values.get(Setting.HEADER_TABLE_SIZE)
-        if table_bytes is not None:
-            values[Setting.HEADER_TABLE_SIZE] = min(table_bytes, _HEADER_TABLE_BYTES)
+        if self.client_side and values.get(Setting.ENABLE_PUSH):
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "a server enables push (RFC 9113 §6.5.2)")
+        table_bytes = min(values.pop(Setting.HEADER_TABLE_SIZE, self._peer_table_bytes), _HEADER_TABLE_BYTES)
+        if table_bytes != self._peer_table_bytes:
+            # Only a change: hpack's encoder forgets to announce a size that it is given twice.
+            values[Setting.HEADER_TABLE_SIZE] = self._peer_table_bytes = table_bytes
         self.peer_settings_seen = True
         self.peer_max_concurrent_streams = values.get(
             Setting.MAX_CONCURRENT_STREAMS, self.peer_max_concurrent_streams
         )
-        self.peer_max_header_list_bytes = values.get(Setting.MAX_HEADER_LIST_SIZE, self.peer_max_header_list_bytes)
+        self.peer_max_header_list_bytes = values.get(
+            Setting.MAX_HEADER_LIST_SIZE, self.peer_max_header_list_bytes
+        )
         self.peer_max_frame_bytes = values.get(Setting.MAX_FRAME_SIZE, self.peer_max_frame_bytes)
         self._accept_settings(values)
         for state in self.streams.values():
@@ -374,7 +421,9 @@ class Session(ABC):
 
     def _receive_window_update(self, stream_id: int, payload: memoryview) -> None:
         if len(payload) != 4:
-            raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, f"WINDOW_UPDATE has {len(payload)} bytes, not 4")
+            raise ProtocolViolation(
+                ErrorCode.FRAME_SIZE_ERROR, f"WINDOW_UPDATE has {len(payload)} bytes, not 4"
+            )
         self._guard.window_update(self._streams_opened, self._data_frames_sent)
         increment = frames.read_u32(payload) & UNLIMITED
         if stream_id == 0:
@@ -428,7 +477,9 @@ class Session(ABC):
         if len(payload) != 5:
             state = self.streams.get(stream_id)
             if state is not None:
-                self._stream_error(state, ErrorCode.FRAME_SIZE_ERROR, f"PRIORITY has {len(payload)} bytes, not 5")
+                self._stream_error(
+                    state, ErrorCode.FRAME_SIZE_ERROR, f"PRIORITY has {len(payload)} bytes, not 5"
+                )
 
     def _oversized(self, headers: Headers) -> bool:
         return (
@@ -454,9 +505,10 @@ class Session(ABC):
 
     def open_stream(self, headers: Headers, *, end_stream: bool = False) -> int:
         """Open a stream with these request headers and answer its id. The caller has looked at `room`."""
-        state = StreamState(self._next_id)
+        state = self._new_state(self._next_id)
         self._next_id += 2
         self._streams_opened += 1
+        self._guard.stream_opened_by_us()
         self.streams[state.id] = state
         self._write_headers(state, headers, end_stream)
         if end_stream:
@@ -465,8 +517,12 @@ class Session(ABC):
 
     @property
     def room(self) -> bool:
-        """May we open one more stream? False once the ids are used up (RFC 9113 §5.1.1)."""
-        return len(self.streams) < self.peer_max_concurrent_streams and self._next_id <= UNLIMITED
+        """May we open one more stream? False once the ids are used up (RFC 9113 §5.1.1) or the session has ended."""
+        return (
+            len(self.streams) < self.peer_max_concurrent_streams
+            and self._next_id <= UNLIMITED
+            and not self.ended
+        )
 
     def send_headers(self, stream_id: int, headers: Headers, *, end_stream: bool = False) -> None:
         """Send response headers, or trailers (`end_stream`), behind the DATA that waits on the stream.
@@ -483,18 +539,26 @@ class Session(ABC):
         self._write_headers_or_end(state, headers, end_stream)
 
     def send_data(
-        self, stream_id: int, data: Data, *, end_stream: bool = False, source: CreditSource | None = None, credit: int = 0
+        self,
+        stream_id: int,
+        data: Data,
+        *,
+        end_stream: bool = False,
+        source: CreditSource | None = None,
+        credit: int = 0,
     ) -> None:
         """Send DATA of any length as the windows allow. When its last byte has been taken out with `take_output`,
         `(source, credit)` is among the receipts. A stream that is closed or closing takes nothing."""
         state = self.streams.get(stream_id)
         if state is None or state.sending is not Sending.OPEN:
             return
-        if (
-            not state.pending
-            and self.output_bytes < self._settings.max_output_bytes
-            and len(data) <= self.peer_max_frame_bytes
-            and (len(data) <= self._window(state) or not data)
+        if not state.pending and (
+            not data  # needs no window: END_STREAM never waits by itself
+            or (
+                self.output_bytes < self._settings.max_output_bytes
+                and len(data) <= self.peer_max_frame_bytes
+                and len(data) <= self._window(state)
+            )
         ):
             self._write_data(state, data, end_stream)
             self._data_frames_sent += 1
@@ -539,32 +603,43 @@ class Session(ABC):
             state.uncredited = 0
 
     def ping(self, opaque: bytes) -> None:
-        """Send PING with these eight bytes."""
-        self._write(frames.ping(opaque))
+        """Send PING with these eight bytes. Nothing happens once the session has ended."""
+        if not self.ended:
+            self._write(frames.ping(opaque))
 
     def go_away(self, *, final: bool, error_code: int = ErrorCode.NO_ERROR, debug: bytes = b"") -> None:
         """Tell the peer to open no more streams.
 
         Not `final`: with the id 2^31-1, which refuses nothing yet. `final`: with the highest id seen so far; streams
-        above it are ignored from now on, streams up to it run on to their end (RFC 9113 §6.8).
+        above it are ignored from now on, streams up to it run on to their end (RFC 9113 §6.8). Nothing happens once
+        the session has ended.
         """
-        last_id = self._highest_peer_id if final else UNLIMITED
+        if self.ended:
+            return
+        last_id = self._last_taken_id() if final or self.goaway_sent_id is not None else UNLIMITED
         if final:
             self.goaway_sent_id = last_id
         self._write(frames.goaway(last_id, error_code, debug))
+
+    def _last_taken_id(self) -> int:
+        """The highest id that a GOAWAY may name: it never grows (RFC 9113 §6.8)."""
+        return self._highest_peer_id if self.goaway_sent_id is None else self.goaway_sent_id
 
     def fail(self, error: ConnectionFailed) -> None:
         """End the connection with a GOAWAY that names `error`. Nothing is received or sent after it."""
         if self.ended:
             return
         self.ended = True
+        self.streams.clear()  # from here on every command finds its stream closed
         self._ready.clear()
         if not self.client_side and not self.peer_settings_seen:
             if error.error_code == ErrorCode.HTTP_1_1_REQUIRED:
                 self._write(_HTTP1_ANSWER)
                 return
-            self._write(frames.settings({}))  # RFC 9113 §3.4: a server's first frame is SETTINGS, even before a GOAWAY
-        self._write(frames.goaway(self._highest_peer_id, error.error_code, error.message.encode()[:256]))
+            self._write(
+                frames.settings({})
+            )  # RFC 9113 §3.4: a server's first frame is SETTINGS, even before a GOAWAY
+        self._write(frames.goaway(self._last_taken_id(), error.error_code, error.message.encode()[:256]))
 
     @property
     def wants_output(self) -> bool:
@@ -625,11 +700,16 @@ class Session(ABC):
     def _write_headers_or_end(self, state: StreamState, headers: Headers, end_stream: bool) -> None:
         if headers:
             self._write_headers(state, headers, end_stream)
-        else:
+        elif end_stream:
             # Empty trailers are legal to receive; h2 cannot write them, and an empty DATA frame says the same.
             self._write_data(state, b"", end_stream=True)
         if end_stream:
             self._we_ended(state)
+
+    def _new_state(self, stream_id: int) -> StreamState:
+        # RFC 9113 §6.5.3: a peer that has not read our SETTINGS yet may use the default window.
+        receive_window = max(self._settings.stream_window_bytes, DEFAULT_WINDOW)
+        return StreamState(stream_id, send_window=self._peer_stream_window, receive_window=receive_window)
 
     def _queue(self, state: StreamState) -> None:
         if not state.queued:
@@ -659,19 +739,20 @@ class Session(ABC):
         if state.queued:
             self._ready.remove(state)
         state.pending.clear()
+        self._remember(state.id, by_our_reset=by_our_reset)
+        self._closed_unreported.append(state.id)
+
+    def _remember(self, stream_id: int, *, by_our_reset: bool) -> None:
         closed = self._closed
-        closed[state.id] = by_our_reset
+        closed[stream_id] = by_our_reset
         if len(closed) > _REMEMBERED_STREAMS:
             del closed[next(iter(closed))]
-        self._closed_unreported.append(state.id)
 
     def _refuse(self, stream_id: int, error_code: ErrorCode, reason: str) -> None:
         """Turn down a stream that the peer tries to open, before it has any state."""
         self._guard.stream_reset(self._now)
         self._write(frames.rst_stream(stream_id, error_code))
-        self._closed[stream_id] = True
-        if len(self._closed) > _REMEMBERED_STREAMS:
-            del self._closed[next(iter(self._closed))]
+        self._remember(stream_id, by_our_reset=True)
         self._events.append(StreamReset(stream_id, error_code, by_peer=False, reason=reason))
 
     def _stream_error(self, state: StreamState, error_code: ErrorCode, reason: str) -> None:
@@ -733,4 +814,3 @@ class Session(ABC):
     @abstractmethod
     def _write_window_update(self, state: StreamState | None, increment: int) -> None:
         """Open a receive window (None: the connection's) and tell the peer."""
-

@@ -81,9 +81,11 @@ class StreamState:
         The bytes are copied: a view would keep the whole chunk it was read in alive. Small pieces are joined, so
         that a peer that sends single bytes cannot make us keep a hundred bytes for each.
         """
-        if self.pending and len(data) < _SMALL:
+        if self.pending:
             last = self.pending[-1]
-            if last.source is source and len(last.data) < _COALESCE_UP_TO:
+            small = not data or (len(data) < _SMALL and len(last.data) < _COALESCE_UP_TO)
+            # END_STREAM by itself, without data or credit, rides on the piece before it, whoever that is from.
+            if (small and last.source is source) or not (data or credit):
                 last.data += data
                 last.credit += credit
                 return

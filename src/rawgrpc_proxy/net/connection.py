@@ -35,6 +35,7 @@ from rawgrpc_proxy.http2.events import (
 )
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.h2_session import H2Session
+from rawgrpc_proxy.http2.relay_session import RelaySession
 from rawgrpc_proxy.http2.session import Receipt, Session
 from rawgrpc_proxy.net.stream import Stream, lost_error, reset_error
 from rawgrpc_proxy.net.transport import Transport
@@ -58,6 +59,8 @@ def make_session(settings: Http2Settings, *, client_side: bool) -> Session:
     match settings.engine:
         case "h2":
             return H2Session(settings, client_side=client_side)
+        case "relay":
+            return RelaySession(settings, client_side=client_side)
         case _:
             assert_never(settings.engine)
 
@@ -314,7 +317,10 @@ class Connection:
     def _end_streams(self, error: ConnectionFailed) -> None:
         self.state = ConnectionState.CLOSED
         self.ready.set()
+        # A peer that closes when it sees GOAWAY owes us no PING any more.
+        self._drain_acknowledged.set()
         self._empty.set()
+        self._written.set()
         streams, self.streams = self.streams, {}
         for stream in streams.values():
             stream.sink.failed(lost_error(error, self))

@@ -23,7 +23,9 @@ def open_listener(address: Address) -> socket.socket:
     try:
         if address.path is not None:
             return _listen_unix(address.path)
-        infos = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        infos = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
         family, kind, proto, _, target = infos[0]
         sock = socket.socket(family, kind, proto)
         try:
@@ -71,7 +73,9 @@ def bound_address(sock: socket.socket) -> Address:
 
 
 async def accept_forever(
-    listener: socket.socket, on_accept: Callable[[socket.socket, str], None], on_trouble: Callable[[OSError], None]
+    listener: socket.socket,
+    on_accept: Callable[[socket.socket, str], None],
+    on_trouble: Callable[[OSError], None],
 ) -> None:
     """Accept until cancelled; `on_accept` gets each connected socket with its peer's address, and must not wait.
 

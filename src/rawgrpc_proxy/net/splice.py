@@ -78,7 +78,9 @@ class Splice:
         """Has the request ended without a body and without trailers? Then END_STREAM belongs on its headers."""
         inbox = self.downstream.inbox
         ended = self._request_ended or inbox.ended
-        return ended and not (self.request_bytes or inbox.held or self.request_trailers or inbox.trailers_received)
+        return ended and not (
+            self.request_bytes or inbox.held or self.request_trailers or inbox.trailers_received
+        )
 
     def join(self, upstream: Stream) -> None:
         """Connect the call to `upstream`, whose request headers are out. What has come from downstream goes first.

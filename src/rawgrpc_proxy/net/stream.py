@@ -91,7 +91,16 @@ class Inbox:
     One task at a time may wait. `trailers_received` is None until the peer has ended its half with trailers.
     """
 
-    __slots__ = ("_chunks", "_event", "_stream", "ended", "error", "on_failed", "response_headers", "trailers_received")
+    __slots__ = (
+        "_chunks",
+        "_event",
+        "_stream",
+        "ended",
+        "error",
+        "on_failed",
+        "response_headers",
+        "trailers_received",
+    )
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream

@@ -97,7 +97,9 @@ class StreamTransport:
     def __init__(self, stream: trio.abc.Stream, peer: str) -> None:
         self._stream = stream
         self.peer = peer
-        self.tls_peer: Mapping[str, Any] | None = stream.getpeercert() if isinstance(stream, trio.SSLStream) else None
+        self.tls_peer: Mapping[str, Any] | None = (
+            stream.getpeercert() if isinstance(stream, trio.SSLStream) else None
+        )
 
     async def receive(self) -> bytes:
         try:

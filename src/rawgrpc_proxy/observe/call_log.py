@@ -1,36 +1,94 @@
 """The call log: one line for each call when it has ended, as text for people or as JSON for machines.
 
-Lines are collected and written together after each turn of the loop they fall into, at the latest after a quarter of
-a second, so that logging costs no system call per call.
+While `CallLog.run` runs in a task, lines are collected and written together four times a second, so that logging costs
+no system call per call; a thread writes them, so that a reader of the log who is slow, or has stopped reading, never
+holds up a call. Without `run` each line is written at once.
+
+What it does not do: open, rotate or ship files, or log the bytes of a call. Two invariants: one event is one line (the
+lines of a traceback are indented under theirs), and nothing a peer sends can make another; memory is bounded, and lines
+that had to be dropped are counted in the log.
 """
 
 import json
 import sys
+import threading
 import time
 import traceback
 from typing import IO, Literal
+
+import trio
 
 from rawgrpc_proxy.call import CallRecord
 from rawgrpc_proxy.errors import ConnectionFailed
 from rawgrpc_proxy.http2.events import StreamReset
 
-LogFormat = Literal["text", "json", "none"]
+LogFormat = Literal["text", "json"]
+
+_FLUSH_INTERVAL_S = 0.25
+# A few seconds of the busiest proxy, and some 10 MB.
+_MAX_WAITING_LINES = 50_000
 _ACCEPT_LOG_INTERVAL_S = 1.0
 
 
 class CallLog:
-    """A `ServerObserver` that writes lines to `file` (standard error unless told otherwise)."""
+    """A `ServerObserver` that writes lines to `file` (standard error unless told otherwise).
+
+    Start `run` in a nursery that outlives the server, and call `flush` when all is over. Trouble with the file never
+    reaches the server: lines that cannot be written are dropped.
+    """
 
     def __init__(self, log_format: LogFormat = "text", file: IO[str] | None = None) -> None:
         self._json = log_format == "json"
         self._file = file if file is not None else sys.stderr
-        self._accept_logged_at = 0.0
+        self._lines: list[str] = []
+        self._dropped = 0
+        self._collecting = False
+        self._writing = threading.Lock()
+        self._accept_logged_at = -_ACCEPT_LOG_INTERVAL_S
+        self._second = -1
+        self._stamp = ""
+
+    async def run(self) -> None:
+        """Write what is collected, four times a second, until cancelled; then what is left is written by `flush`."""
+        self._collecting = True
+        try:
+            while True:
+                await trio.sleep(_FLUSH_INTERVAL_S)
+                if self._lines:
+                    await trio.to_thread.run_sync(self._write, self._take(), abandon_on_cancel=True)
+        finally:
+            self._collecting = False
+
+    def flush(self) -> None:
+        """Write what is collected, now; waits for the file."""
+        self._write(self._take())
+
+    def _take(self) -> list[str]:
+        lines, self._lines = self._lines, []
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            lines.append(self._format("dropped", f"- {dropped} lines are missing here", lines=dropped))
+        return lines
+
+    def _write(self, lines: list[str]) -> None:
+        """Write these lines; the only method that may run in another thread."""
+        # One after the other, in the order in which they were taken.
+        with self._writing:
+            try:
+                self._file.write("".join(lines))
+                self._file.flush()
+            except (OSError, ValueError):
+                # Nobody reads any more (EPIPE), the disk is full, or the file is closed. Calls go on.
+                pass
+
+    # ----------------------------------------------------------------- events
 
     def call_ended(self, record: CallRecord) -> None:
         """Write the call's line."""
         if self._json:
-            self._event(
+            self._add(
                 "call",
+                "",
                 method=record.method,
                 peer=record.peer,
                 upstream=record.upstream,
@@ -45,33 +103,50 @@ class CallLog:
             )
             return
         detail = f" {record.detail!r}" if record.detail else ""
-        self._text(
-            f"{record.method} {record.peer} -> {record.upstream or '-'} {record.status.name} ({record.origin}){detail} "
+        self._add(
+            "call",
+            f"{word(record.method)} {record.peer} -> {record.upstream or '-'} "
+            f"{record.status.name} ({record.origin}){detail} "
             f"in {record.request_messages} msg/{record.request_bytes} B "
-            f"out {record.response_messages} msg/{record.response_bytes} B {record.duration_s * 1e3:.1f} ms"
+            f"out {record.response_messages} msg/{record.response_bytes} B {record.duration_s * 1e3:.1f} ms",
         )
 
     def call_failed(self, record: CallRecord, error: BaseException) -> None:
         """Write what the caller was not told, with its traceback."""
         cause = "".join(traceback.format_exception(error))
         if self._json:
-            self._event("handler_error", method=record.method, peer=record.peer, traceback=cause)
+            self._add("handler_error", "", method=record.method, peer=record.peer, traceback=cause)
         else:
-            self._text(f"{record.method} {record.peer} the handler raised:\n{cause.rstrip()}")
+            self._add(
+                "handler_error",
+                "\n    ".join(
+                    [
+                        f"{word(record.method)} {record.peer} the handler raised:",
+                        *map(printable, cause.splitlines()),
+                    ]
+                ),
+            )
 
     def stream_refused(self, peer: str, reset: StreamReset) -> None:
         """Write why a request never became a call."""
-        if self._json:
-            self._event("refused", peer=peer, stream_id=reset.stream_id, error_code=reset.error_code, reason=reset.reason)
-        else:
-            self._text(f"- {peer} stream {reset.stream_id} refused: {reset.reason}")
+        self._add(
+            "refused",
+            f"- {peer} stream {reset.stream_id} refused: {printable(reset.reason)}",
+            peer=peer,
+            stream_id=reset.stream_id,
+            error_code=reset.error_code,
+            reason=reset.reason,
+        )
 
     def connection_failed(self, peer: str, error: ConnectionFailed) -> None:
         """Write why a connection was ended."""
-        if self._json:
-            self._event("connection_error", peer=peer, error_code=error.error_code, reason=error.message)
-        else:
-            self._text(f"- {peer} connection closed: {error}")
+        self._add(
+            "connection_error",
+            f"- {peer} connection closed: {printable(str(error))}",
+            peer=peer,
+            error_code=error.error_code,
+            reason=error.message,
+        )
 
     def accept_failed(self, error: OSError | None) -> None:
         """Write, once a second at the most, that connections are turned away."""
@@ -80,15 +155,40 @@ class CallLog:
             return
         self._accept_logged_at = now
         reason = "the limit on connections is reached" if error is None else f"cannot accept: {error}"
-        if self._json:
-            self._event("accept_error", reason=reason)
-        else:
-            self._text(f"- {reason}")
+        self._add("accept_error", f"- {reason}", reason=reason)
 
-    def _text(self, line: str) -> None:
+    def notice(self, event: str, text: str, **facts: object) -> None:
+        """Write something that is no call's: `text` for people, `event` and `facts` for machines."""
+        self._add(event, f"- {printable(text)}", **facts)
+
+    # ------------------------------------------------------------------ lines
+
+    def _add(self, event: str, text: str, **facts: object) -> None:
+        if len(self._lines) >= _MAX_WAITING_LINES:
+            self._dropped += 1
+            return
+        self._lines.append(self._format(event, text, **facts))
+        if not self._collecting:
+            self.flush()
+
+    def _format(self, event: str, text: str, **facts: object) -> str:
         now = time.time()
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
-        self._file.write(f"{stamp}.{int(now % 1 * 1000):03d}Z {line}\n")
+        if self._json:
+            return json.dumps({"time": round(now, 3), "event": event, **facts}) + "\n"
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._stamp}.{int((now - second) * 1000):03d}Z {text}\n"
 
-    def _event(self, event: str, **fields: object) -> None:
-        self._file.write(json.dumps({"time": round(time.time(), 3), "event": event, **fields}) + "\n")
+
+def word(text: str) -> str:
+    """`text` without anything that could end its field, or its line."""
+    return printable(text).replace(" ", "\\x20")
+
+
+def printable(text: str) -> str:
+    """`text` with what is no printable character escaped, as in a Python string."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -86,7 +86,9 @@ def read_service(payload: bytes) -> str:
                 raise ValueError
         return service.decode()
     except (IndexError, ValueError):
-        raise RpcError(Status.INTERNAL, "this is no grpc.health.v1.HealthCheckRequest", origin="served") from None
+        raise RpcError(
+            Status.INTERNAL, "this is no grpc.health.v1.HealthCheckRequest", origin="served"
+        ) from None
 
 
 def _varint(payload: bytes, position: int) -> tuple[int, int]:

@@ -54,7 +54,9 @@ class _Messages(AsyncIterator[Request]):
             data = await self._call.stream.inbox.receive()
             if data is None:
                 if not self._reader.at_boundary:
-                    raise RpcError(Status.INTERNAL, "the request ends in the middle of a message", origin="served")
+                    raise RpcError(
+                        Status.INTERNAL, "the request ends in the middle of a message", origin="served"
+                    )
                 raise StopAsyncIteration
             self._call.record.request_bytes += len(data)
             self._read = self._reader.feed(data)
@@ -85,7 +87,9 @@ class _Messages(AsyncIterator[Request]):
         try:
             message = inflater.decompress(payload, self._max_message_bytes)
         except zlib.error as error:
-            raise RpcError(Status.INTERNAL, f"a compressed message is broken: {error}", origin="served") from error
+            raise RpcError(
+                Status.INTERNAL, f"a compressed message is broken: {error}", origin="served"
+            ) from error
         if inflater.unconsumed_tail:
             raise RpcError(
                 Status.RESOURCE_EXHAUSTED,
@@ -182,7 +186,9 @@ def _method(
         async def handle(call: Call) -> None:
             served = ServedCall(call)
             call.record.origin = "served"
-            await answer(_Messages(call, codec, request_type, max_message_bytes), _Answers(call, codec), served)
+            await answer(
+                _Messages(call, codec, request_type, max_message_bytes), _Answers(call, codec), served
+            )
             call.send_headers([_ACCEPT_ENCODING])
             call.end(Status.OK, metadata=Metadata.from_pairs(served.trailing_metadata).raw)
             call.record.status = Status.OK

@@ -1,0 +1,116 @@
+"""The lean engine: its own stream table and windows, and frames written straight into the output.
+
+Complete in what RFC 9113 asks of an endpoint, like the engine on h2 that it is compared with, frame by frame, in the
+tests; most of that is `Session`'s work. Here are the windows (§5.2, §6.9) and the writing of frames. There is no
+object per frame, and DATA of some size is not copied: the output holds a view of the chunk it was read in.
+"""
+
+from rawgrpc_proxy.codes import ErrorCode
+from rawgrpc_proxy.config import DEFAULT_WINDOW, Http2Settings
+from rawgrpc_proxy.errors import ProtocolViolation
+from rawgrpc_proxy.grpc.metadata import Headers
+from rawgrpc_proxy.http2 import frames
+from rawgrpc_proxy.http2.frames import Data, Setting
+from rawgrpc_proxy.http2.header_blocks import HeaderEncoder
+from rawgrpc_proxy.http2.session import UNLIMITED, Session
+from rawgrpc_proxy.http2.stream_state import StreamState
+
+_COPY_BELOW = 4096
+"""Smaller payloads are joined with their frame header: one small copy costs less than one more buffer to write, and a
+view would keep the chunk it was read in (64 KiB) alive for a few bytes."""
+
+
+class RelaySession(Session):
+    """`Session` with windows and frames of its own."""
+
+    def __init__(self, settings: Http2Settings, *, client_side: bool) -> None:
+        super().__init__(settings, client_side=client_side)
+        self._send_window = DEFAULT_WINDOW
+        self._receive_window = DEFAULT_WINDOW
+        self._encoder = HeaderEncoder()
+
+    def _accept_headers(self, state: StreamState, headers: Headers, end_stream: bool) -> None:
+        """Nothing to keep: `Session` has the states."""
+
+    def _accept_data(self, state: StreamState, data: Data, size: int, end_stream: bool) -> None:
+        self._receive_window -= size
+        state.receive_window -= size
+        if self._receive_window < 0 or state.receive_window < 0:
+            raise ProtocolViolation(ErrorCode.FLOW_CONTROL_ERROR, "DATA passes the flow-control window")
+
+    def _accept_reset(self, state: StreamState, error_code: int) -> None:
+        """Nothing to keep."""
+
+    def _accept_settings(self, values: dict[Setting, int]) -> None:
+        table_bytes = values.get(Setting.HEADER_TABLE_SIZE)
+        if table_bytes is not None:
+            self._encoder.set_table_size(table_bytes)
+        window = values.get(Setting.INITIAL_WINDOW_SIZE)
+        if window is not None:
+            # RFC 9113 §6.9.2: open streams move by the difference, below zero if need be.
+            growth = window - self._peer_stream_window
+            self._peer_stream_window = window
+            for state in self.streams.values():
+                state.send_window += growth
+                if state.send_window > UNLIMITED:
+                    raise ProtocolViolation(
+                        ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS take a window past 2^31-1"
+                    )
+        self._write(frames.SETTINGS_ACK)
+
+    def _accept_window_update(self, state: StreamState | None, increment: int) -> bool:
+        if state is None:
+            self._send_window += increment
+            if self._send_window > UNLIMITED:
+                raise ProtocolViolation(ErrorCode.FLOW_CONTROL_ERROR, "the connection's window passes 2^31-1")
+            return True
+        state.send_window += increment
+        return state.send_window <= UNLIMITED
+
+    def _credit_unseen(self, size: int) -> None:
+        if size:
+            self._write(frames.window_update(0, size))
+
+    def _window(self, state: StreamState) -> int:
+        return min(self._send_window, state.send_window)
+
+    def _connection_window(self) -> int:
+        return self._send_window
+
+    def _write_headers(self, state: StreamState, headers: Headers, end_stream: bool) -> None:
+        block = self._encoder.encode(headers)
+        flags = frames.END_STREAM if end_stream else 0
+        size, limit = len(block), self.peer_max_frame_bytes
+        if size <= limit:
+            self._write(
+                frames.frame_header(frames.HEADERS, flags | frames.END_HEADERS, state.id, size) + block
+            )
+            return
+        self._write(frames.frame_header(frames.HEADERS, flags, state.id, limit) + block[:limit])
+        for start in range(limit, size, limit):
+            piece = block[start : start + limit]
+            last = frames.END_HEADERS if start + limit >= size else 0
+            self._write(frames.frame_header(frames.CONTINUATION, last, state.id, len(piece)) + piece)
+
+    def _write_data(self, state: StreamState, data: Data, end_stream: bool) -> None:
+        size = len(data)
+        self._send_window -= size
+        state.send_window -= size
+        header = frames.frame_header(frames.DATA, frames.END_STREAM if end_stream else 0, state.id, size)
+        if size < _COPY_BELOW:
+            self._output.append(b"%b%b" % (header, data))
+        else:
+            self._output.append(header)
+            self._output.append(data)
+        self.output_bytes += frames.HEADER_BYTES + size
+
+    def _write_reset(self, state: StreamState, error_code: int) -> None:
+        self._write(frames.rst_stream(state.id, error_code))
+
+    def _write_window_update(self, state: StreamState | None, increment: int) -> None:
+        if state is None:
+            self._receive_window += increment
+            self._write(frames.window_update(0, increment))
+        else:
+            state.receive_window += increment
+            self._write(frames.window_update(state.id, increment))
