@@ -65,7 +65,16 @@ class Backend(Server):
 @contextlib.contextmanager
 def proxy_process(upstream: str, engine: str) -> Iterator[tuple[str, int]]:
     """Run the command line in front of `upstream`; yields the proxy's address and process id."""
-    command = [sys.executable, "-m", "rawgrpc_proxy", "serve", "--listen", "127.0.0.1:0", "--upstream", upstream]
+    command = [
+        sys.executable,
+        "-m",
+        "rawgrpc_proxy",
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--upstream",
+        upstream,
+    ]
     command += ["--ms", str(MS), "--engine", engine, "--grace", "1", "--log-format", "none"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -98,7 +107,9 @@ class RawClient:
         host, port = address.rsplit(":", 1)
         client = cls(await trio.open_tcp_stream(host, int(port)))
         window = {frames.Setting.INITIAL_WINDOW_SIZE: 1 << 20}
-        await client._stream.send_all(frames.PREFACE + frames.settings(window) + frames.window_update(0, 2**31 - 65536))
+        await client._stream.send_all(
+            frames.PREFACE + frames.settings(window) + frames.window_update(0, 2**31 - 65536)
+        )
         return client
 
     async def call(self, stream_id: int, method: str, payload: bytes) -> None:
@@ -153,7 +164,12 @@ async def slow_reader(address: str, pid: int, gib: float) -> tuple[str, bool]:
         if time.monotonic() - shown > 1:
             shown = time.monotonic()
             done = client.body_bytes.get(1, 0) / total
-            print(f"\r  slow reader {done:5.0%}  {memory_mb(pid, 'VmRSS'):.0f} MB", end="", file=sys.stderr, flush=True)
+            print(
+                f"\r  slow reader {done:5.0%}  {memory_mb(pid, 'VmRSS'):.0f} MB",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
     print(file=sys.stderr)
     seconds, peak, body = time.monotonic() - started, memory_mb(pid, "VmHWM"), client.body_bytes[1]
     text = f"{body / 2**30:.2f} GiB in {seconds:.0f} s, the proxy's peak {peak:.0f} MB"
@@ -171,7 +187,10 @@ async def no_reader(address: str, pid: int, gib: float) -> tuple[str, bool]:
             await client.read_some(credit=False)
     peak = memory_mb(pid, "VmHWM")
     answered = "answered" if 3 in client.ended else "NOT answered"
-    return f"a second call is {answered}, the proxy's peak {peak:.0f} MB", 3 in client.ended and peak < MEMORY_LIMIT_MB
+    return (
+        f"a second call is {answered}, the proxy's peak {peak:.0f} MB",
+        3 in client.ended and peak < MEMORY_LIMIT_MB,
+    )
 
 
 async def streams(address: str, backend: Backend) -> tuple[str, bool]:
@@ -212,7 +231,11 @@ def main() -> int:
     parser.add_argument("--engine", action="append", choices=["h2", "relay"], help="default: both")
     parser.add_argument("--gib", type=float, default=4.0, help="length of the slow stream (default: 4)")
     arguments = parser.parse_args()
-    return 0 if all([trio.run(measure, engine, arguments.gib) for engine in arguments.engine or ["h2", "relay"]]) else 1
+    return (
+        0
+        if all([trio.run(measure, engine, arguments.gib) for engine in arguments.engine or ["h2", "relay"]])
+        else 1
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from processes import Lines, Listener, free_port
 
 COMMAND_SECONDS = 20.0
 ENVIRONMENT = {**os.environ, "ETCDCTL_API": "3"}
-#: What differs from run to run: the lease's id and time left, the number of elections, the name of the client in its log.
+#: What differs from run to run: a lease's id and time left, the number of elections, a client's name in its log.
 VARYING = [
     (re.compile(r"\b[0-9a-f]{16}\b"), "LEASE"),
     (re.compile(r"endpoint://client-[-0-9a-f]+/[.:0-9]+"), "ENDPOINT"),

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import Self
 
 START_SECONDS = 20.0
 STOP_SECONDS = 20.0
@@ -39,12 +40,16 @@ class Listener:
         self._port = port
         self._ready = threading.Event()
         self._tracebacks = 0
-        self._stderr = tempfile.TemporaryFile("w+", errors="replace")
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # it lasts as long as this object
 
-    def __enter__(self) -> Listener:
+    def __enter__(self) -> Self:
         try:
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._stderr, text=True
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                text=True,
             )
         except OSError as error:
             raise ProcessError(f"{self.name} did not start: {error}") from error

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,7 @@ KNOWN_FAILURES = [
         "grpcio-aio",
         "*",
         "headers_without_message",
-        "grpcio's asyncio client loses, at random, initial metadata that is followed at once by the status, "
-        "so that of calls without messages is not looked at",
+        "grpcio's asyncio client loses initial metadata that the status follows at once, so it is not looked at",
     ),
     (
         "grpclib",
@@ -119,7 +119,11 @@ def proxy(options: Options, upstream: str) -> Iterator[Listener | None]:
     host, port = upstream.rsplit(":", 1)
     chosen = free_port() if "{port}" in options.proxy_command else None
     command = options.proxy_command.format(
-        python=shlex.quote(sys.executable), upstream=upstream, upstream_host=host, upstream_port=port, port=chosen
+        python=shlex.quote(sys.executable),
+        upstream=upstream,
+        upstream_host=host,
+        upstream_port=port,
+        port=chosen,
     )
     if options.engine is not None:
         command += f" --engine {shlex.quote(options.engine)}"
@@ -138,7 +142,11 @@ def run_client(name: str, target: str, cases: list[str]) -> dict[str, Any]:
         command = [*peer_command(name, "client"), "--target", target, "--cases", ",".join(waiting)]
         try:
             done = subprocess.run(
-                [*command, "--run-id", run_id], capture_output=True, text=True, timeout=CLIENT_SECONDS, check=False
+                [*command, "--run-id", run_id],
+                capture_output=True,
+                text=True,
+                timeout=CLIENT_SECONDS,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             outcomes.update((case, {"failure": "the client program hangs"}) for case in waiting)
@@ -177,7 +185,7 @@ def problems(case: str, outcome: dict[str, Any]) -> list[str]:
     """What is wrong with an outcome in itself."""
     if "failure" in outcome:
         return [outcome["failure"]]
-    found = []
+    found: list[str] = []
     for number, (spec, call) in enumerate(zip(CASES[case], outcome["calls"], strict=True)):
         found += unmet(spec["expect"], call, f"call {number}")
         if "others" in call:
@@ -190,10 +198,11 @@ def compare(direct: Any, proxied: Any, found: list[str], known: str | None = Non
     outcomes = [direct, proxied]
     seconds = [outcome.pop("seconds", 0.0) for outcome in outcomes]
     if direct != proxied:
-        texts = [
-            json.dumps(outcome, indent=1, sort_keys=True, ensure_ascii=False).splitlines() for outcome in outcomes
-        ]
-        diff = difflib.unified_diff(*texts, "without the proxy", "through the proxy", lineterm="", n=4)
+        before, after = (
+            json.dumps(outcome, indent=1, sort_keys=True, ensure_ascii=False).splitlines()
+            for outcome in outcomes
+        )
+        diff = difflib.unified_diff(before, after, "without the proxy", "through the proxy", lineterm="", n=4)
         return Cell(DIFFERS, outcomes, list(diff), seconds)
     if found:
         return Cell(FAILED, outcomes, found, seconds, known)
@@ -219,7 +228,7 @@ class Run:
         for _ in range(self.options.rounds):
             for server, clients in self._pairs:
                 if clients:
-                    self._guarded(lambda server=server, clients=clients: self._play_server(server, clients))
+                    self._guarded(partial(self._play_server, server, clients))
             if self._with_etcd:
                 self._guarded(self._play_etcd)
 
@@ -353,7 +362,12 @@ def parse(arguments: list[str]) -> Options:
     if unknown := set(cases) - set(known):
         parser.error(f"no such case: {', '.join(sorted(unknown))}")
     return Options(
-        None if given.no_proxy else given.proxy_command, given.engine, given.only, cases, given.rounds, given.json
+        None if given.no_proxy else given.proxy_command,
+        given.engine,
+        given.only,
+        cases,
+        given.rounds,
+        given.json,
     )
 
 
@@ -378,8 +392,10 @@ def main(arguments: list[str]) -> int:
         f"{len(run.troubles)} other troubles, {time.monotonic() - start:.0f} s"
     )
     if options.json is not None:
-        rows = {pair: {case: asdict(cell) for case, cell in row.items()} for pair, row in run.cells.items()}
-        options.json.write_text(json.dumps({"pairs": rows, "troubles": run.troubles}, indent=1, sort_keys=True))
+        pairs = {pair: {case: asdict(cell) for case, cell in row.items()} for pair, row in run.cells.items()}
+        options.json.write_text(
+            json.dumps({"pairs": pairs, "troubles": run.troubles}, indent=1, sort_keys=True)
+        )
     return 0 if run.good else 1
 
 

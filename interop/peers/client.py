@@ -137,7 +137,9 @@ class Player:
     async def _call(self, spec: dict[str, Any], call_id: str) -> dict[str, Any]:
         method = METHODS[spec.get("service", "TestService")][spec["method"]]
         metadata: Metadata = [(CALL_ID_KEY, call_id), *metadata_of(spec.get("metadata", []))]
-        request = None if method.client_streaming else message_of(method.request_type, spec.get("request", {}))
+        request = (
+            None if method.client_streaming else message_of(method.request_type, spec.get("request", {}))
+        )
         call = await self._client.start(
             method, request, metadata, spec.get("timeout"), bool(spec.get("gzip"))
         )
@@ -200,7 +202,9 @@ class Player:
             {
                 "count": group["count"],
                 **group["record"],
-                "metadata": grouped([(entry["key"], entry["value"]) for entry in group["record"]["metadata"]]),
+                "metadata": grouped(
+                    [(entry["key"], entry["value"]) for entry in group["record"]["metadata"]]
+                ),
             }
             for group in groups
         ]
@@ -269,7 +273,7 @@ def run_async(open_client: Callable[[str, int], Awaitable[Client]], cannot: Mapp
                 continue
             try:
                 report(case, start, calls=await asyncio.wait_for(player.play(case), CASE_SECONDS))
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 report(case, start, failure="hangs")
             except Exception as error:
                 report(case, start, failure=repr(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -12,6 +13,9 @@ from client import End, run_async
 from common import Metadata, Method
 from google.protobuf.message import Message
 from grpcio_client import OPTIONS, multicallable
+
+#: What writing raises then; the status tells why.
+CALL_IS_OVER = (grpc.RpcError, asyncio.InvalidStateError)
 
 
 class Call:
@@ -27,16 +31,12 @@ class Call:
         self._answered = False
 
     async def send(self, message: Message) -> None:
-        try:
+        with suppress(*CALL_IS_OVER):
             await self._call.write(message)
-        except (grpc.RpcError, asyncio.InvalidStateError):
-            pass  # the status tells
 
     async def half_close(self) -> None:
-        try:
+        with suppress(*CALL_IS_OVER):
             await self._call.done_writing()
-        except (grpc.RpcError, asyncio.InvalidStateError):
-            pass  # the status tells
 
     async def headers(self) -> Metadata | None:
         # The library loses, at random, initial metadata that is followed at once by the status.

@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 from common import Metadata, Method
 from google.protobuf.message import Message
-from grpcio_server import OPTIONS, STATUS, generic_handlers, method_handler
+from grpcio_server import OPTIONS, STATUS, generic_handlers, has_deadline, method_handler
 from server import Refused, Service, announce
 
 
@@ -20,13 +20,12 @@ class Call:
 
     authority = ""  # not shown by the API
 
-    def __init__(self, requests: AsyncIterator[Message], context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    def __init__(self, requests: AsyncIterator[Message], context: Any) -> None:
         self.requests = lambda: requests
         self._context = context
         self._gzip = False
         self.metadata: Metadata = [(key, value) for key, value in context.invocation_metadata() or ()]
-        remaining = context.time_remaining()
-        self.has_deadline = remaining is not None and remaining < 1e6
+        self.has_deadline = has_deadline(context.time_remaining())
 
     async def send_headers(self, metadata: Metadata, *, gzip: bool) -> None:
         self._gzip = gzip
@@ -53,7 +52,7 @@ async def one(message: Message) -> AsyncIterator[Message]:
     yield message
 
 
-def handler(service: Service, method: Method) -> grpc.RpcMethodHandler:
+def handler(service: Service, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
     """The library's handler for one method."""
 
     async def stream(request: Any, context: Any) -> AsyncIterator[Message]:

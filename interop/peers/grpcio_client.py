@@ -39,7 +39,9 @@ def multicallable(channel: Any, method: Method) -> Any:
 class Call:
     """A `Call` whose awaits block."""
 
-    def __init__(self, channel: grpc.Channel, method: Method, request: Message | None, **options: Any) -> None:
+    def __init__(
+        self, channel: grpc.Channel, method: Method, request: Message | None, **options: Any
+    ) -> None:
         self._single = not method.server_streaming
         self._requests: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         callable_ = multicallable(channel, method)
@@ -93,7 +95,7 @@ class Client:
             return list(pool.map(run_blocking, coroutines))
 
     async def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
+        time.sleep(seconds)  # noqa: ASYNC251  # blocking is what this adapter does
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ OPTIONS = [
 STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
 
-def method_handler(method: Method, behaviour: Callable[..., Any]) -> grpc.RpcMethodHandler:
+def method_handler(method: Method, behaviour: Callable[..., Any]) -> grpc.RpcMethodHandler[Any, Any]:
     """Wrap a behaviour of either API for the kind of the method."""
     make = {
         (False, False): grpc.unary_unary_rpc_method_handler,
@@ -34,7 +34,14 @@ def method_handler(method: Method, behaviour: Callable[..., Any]) -> grpc.RpcMet
     return make(behaviour, method.request_type.FromString, method.response_type.SerializeToString)
 
 
-def generic_handlers(handler: Callable[[Method], grpc.RpcMethodHandler]) -> tuple[grpc.GenericRpcHandler, ...]:
+def has_deadline(remaining: float | None) -> bool:
+    """Whether a call with so much time has a deadline; one without has decades, or None."""
+    return remaining is not None and remaining < 1e6
+
+
+def generic_handlers(
+    handler: Callable[[Method], grpc.RpcMethodHandler[Any, Any]],
+) -> tuple[grpc.GenericRpcHandler, ...]:
     """The handlers of all services, as a server of either API takes them."""
     return tuple(
         grpc.method_handlers_generic_handler(
@@ -60,8 +67,7 @@ class Call:
         self._over = threading.Event()
         self._gzip = False
         self.metadata: Metadata = [(key, value) for key, value in context.invocation_metadata()]
-        remaining = context.time_remaining()
-        self.has_deadline = remaining is not None and remaining < 1e6
+        self.has_deadline = has_deadline(context.time_remaining())
         self.on_end(self._over.set)
 
     async def requests(self) -> AsyncIterator[Message]:
@@ -72,10 +78,10 @@ class Call:
         self._gzip = gzip
         if gzip:
             self._context.set_compression(grpc.Compression.Gzip)
-        self._context.send_initial_metadata(metadata)
+        self._context.send_initial_metadata(tuple(metadata))
 
     def set_trailers(self, metadata: Metadata) -> None:
-        self._context.set_trailing_metadata(metadata)
+        self._context.set_trailing_metadata(tuple(metadata))
 
     def compress_next(self, on: bool) -> None:
         if self._gzip and not on:
@@ -90,7 +96,7 @@ class Call:
             callback()
 
 
-def handler(service: Service, method: Method) -> grpc.RpcMethodHandler:
+def handler(service: Service, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
     """The library's handler for one method."""
 
     def responses(requests: Iterable[Message], context: grpc.ServicerContext) -> Iterator[Message]:

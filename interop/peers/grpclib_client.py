@@ -84,8 +84,8 @@ class Call:
         trailing = list((self._stream.trailing_metadata or {}).items())
         if isinstance(self._error, GRPCError):
             return End(self._error.status.name, self._error.message, trailing)
-        if isinstance(self._error, asyncio.TimeoutError):
-            return End("DEADLINE_EXCEEDED", "asyncio.TimeoutError", trailing)
+        if isinstance(self._error, TimeoutError):
+            return End("DEADLINE_EXCEEDED", "TimeoutError", trailing)
         if self._error is not None:
             return End(type(self._error).__name__, str(self._error), trailing)
         return End("CANCELLED" if self._cancelled else "OK", None, trailing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Protocol
 
 from common import (
@@ -21,8 +21,8 @@ from common import (
 from generated import test_pb2
 from google.protobuf.message import Message
 
-#: Some libraries show a cancelled request stream as one that has ended. A call with this key is one that the client
-#: will not end by itself, so its handler waits to be told of the cancellation.
+#: Some libraries show a cancelled request stream as one that has ended. A call with this key is one that the
+#: client will not end by itself, so its handler waits to be told of the cancellation.
 HOLD_KEY = "x-interop-hold"
 HOLD_SECONDS = 30.0
 SERVED = {
@@ -116,11 +116,12 @@ class Service:
     def __init__(self) -> None:
         self._log = CallLog()
 
-    async def handle(self, method: Method, call: ServerCall) -> AsyncIterator[Message]:
+    async def handle(self, method: Method, call: ServerCall) -> AsyncGenerator[Message, None]:
         """Handle one call; raises `Refused` where the call has to end with a status."""
         if method.name == "GetCallRecords":
-            async for request in call.requests():
-                yield self._log.groups(request.id)
+            async for query in call.requests():
+                assert isinstance(query, test_pb2.CallId)
+                yield self._log.groups(query.id)
             return
         record = self._log.begin(method, call)
         call.set_trailers([(key, value) for key, value in call.metadata if key == ECHO_TRAILING_KEY])

@@ -30,6 +30,7 @@ from rawgrpc_proxy.pool import Pool
 from rawgrpc_proxy.routes import RouteTable
 from rawgrpc_proxy.server import Server
 
+_DISTRIBUTION = "rawgrpc-proxy"
 _USAGE_ERROR = 2
 _INTERRUPTED = 128 + signal.SIGINT
 _GRACE_S = 30.0
@@ -99,7 +100,10 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="where to accept calls: HOST:PORT (port 0 picks a free one) or unix:PATH",
     )
     add(
-        "--upstream", metavar="ADDRESS", help="where calls go that no --route matches: HOST:PORT or unix:PATH"
+        "--upstream",
+        type=_checked(Address.parse),
+        metavar="ADDRESS",
+        help="where calls go that no --route matches: HOST:PORT or unix:PATH (default: they are UNIMPLEMENTED)",
     )
     add(
         "--route",
@@ -221,7 +225,7 @@ def _seconds(text: str) -> float:
 
 def _version() -> str:
     try:
-        return metadata.version("rawgrpc-proxy")
+        return metadata.version(_DISTRIBUTION)
     except metadata.PackageNotFoundError:
         return "(not installed)"
 
@@ -313,6 +317,7 @@ async def _stop_on_signal(
     # Before the socket closes: from then on somebody else may listen here, and the file be theirs.
     listening.close()
     calls = service.server.open_calls
+    service.server.stop(grace_s=service.grace_s)
     service.say(
         "draining",
         f"{name}: draining, {_calls(calls)} still running, for up to {service.grace_s:g} s; "
@@ -321,7 +326,6 @@ async def _stop_on_signal(
         calls=calls,
         grace_s=service.grace_s,
     )
-    service.server.stop(grace_s=service.grace_s)
     name = signal.Signals(await anext(signals)).name
     calls = service.server.open_calls
     service.say(

@@ -331,7 +331,11 @@ Both stay up until you press Ctrl-C, and each call is shown here. From another t
 
     def _say(self, text: str) -> None:
         encoding = self._file.encoding or "ascii"
-        print(text.encode(encoding, "backslashreplace").decode(encoding), file=self._file, flush=True)
+        try:
+            print(text.encode(encoding, "backslashreplace").decode(encoding), file=self._file, flush=True)
+        except BrokenPipeError:
+            # Nobody reads any more (`| head`). The checks go on, and Python's flush at the end must not fail either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._file.fileno())
 
     def _coloured(self, text: str, colour: str) -> str:
         return f"\x1b[{colour}m{text}\x1b[0m" if self._colours else text

@@ -18,13 +18,18 @@ Plain or async. An async director is cancelled when the caller gives up or its d
 
 async def ask(director: StreamDirector, context: CallContext) -> Direction:
     """Call the director and check its answer. Raises `ConfigError` for one that is no direction."""
-    answer = director(context, context.method)
+    answer: object = director(context, context.method)
     if inspect.isawaitable(answer):
         answer = await answer
-    if isinstance(answer, tuple) and len(answer) == 2:  # noqa: PLR2004
-        outgoing, conn = answer
-        if isinstance(outgoing, CallContext) and isinstance(conn, PoolConn):
+    match answer:
+        case (CallContext() as outgoing, PoolConn() as conn):
             return outgoing, conn
+        case _:
+            pass
+    for part in answer if isinstance(answer, tuple | list) else (answer,):
+        # A connection that was leased for this call would never come back otherwise.
+        if isinstance(part, PoolConn):
+            part.close()
     raise ConfigError(
         f"the director answered {answer!r} for {context.method}; it must return (context, conn) with conn from "
         "`await pool.get_conn(address)`, or raise RpcError"

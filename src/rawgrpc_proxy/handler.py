@@ -12,7 +12,7 @@ import trio
 from rawgrpc_proxy.call import Call, CallContext, Handler
 from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.director import StreamDirector, ask
-from rawgrpc_proxy.errors import DeadlineExceeded, RpcError
+from rawgrpc_proxy.errors import DeadlineExceeded, RpcError, StreamReset
 from rawgrpc_proxy.grpc.metadata import Headers, strip_hop_by_hop
 from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status, status_from_http
 from rawgrpc_proxy.grpc.timeout import format_timeout
@@ -35,25 +35,22 @@ def transparent_handler(director: StreamDirector) -> Handler:
 
     async def forward(call: Call) -> None:
         context, conn = await ask(director, call.context)
+        lease = _Lease(conn)
         call.record.upstream = conn.address
         splice = Splice(call.stream)
         try:
-            conn = await _open(call, context, conn, splice)
+            await _open(call, context, lease, splice)
             await splice.wait_for_response()
-            if (
-                splice.upstream_error is not None
-                and splice.upstream_error.retry_safe
-                and splice.replay is not None
-            ):
-                conn = await _replace(conn)
-                conn = await _open(call, context, conn, splice)
+            if _may_try_again(splice):
+                await lease.trade()
+                await _open(call, context, lease, splice)
                 await splice.wait_for_response()
         finally:
             splice.abandon(ErrorCode.CANCEL)
-            conn.close()
+            lease.close()
             _record(call, splice)
         if splice.upstream_error is not None:
-            raise splice.upstream_error
+            raise _settled(splice.upstream_error, call.context.deadline)
         await splice.wait_for_delivery()
         if splice.downstream_error is not None:
             raise splice.downstream_error
@@ -80,33 +77,70 @@ def register_service(
         server.add_handler(f"/{service_name}/{method_name}", handler)
 
 
-async def _open(call: Call, context: CallContext, conn: PoolConn, splice: Splice) -> PoolConn:
-    """Open the upstream stream and join it to the call. Answers the connection that was used in the end.
+class _Lease:
+    """The pooled connection that a call holds: one at a time, and each is given back once."""
+
+    __slots__ = ("conn",)
+
+    def __init__(self, conn: PoolConn) -> None:
+        self.conn = conn
+
+    async def trade(self) -> None:
+        """Take another connection to the same address instead. If there is none, this one is kept."""
+        fresh = await self.conn.again()
+        self.conn.close()
+        self.conn = fresh
+
+    def close(self) -> None:
+        self.conn.close()
+
+
+async def _open(call: Call, context: CallContext, lease: _Lease, splice: Splice) -> None:
+    """Open the upstream stream and join it to the call.
 
     A connection may have gone between the director's choice and now; nothing has left the proxy then, so another one
-    from the same pool is as good. On an error the lease is the caller's to close.
+    from the same pool is as good.
     """
     for _ in range(_FRESH_CONNECTIONS):
-        if conn.has_room:
+        if lease.conn.has_room:
             break
-        conn = await _replace(conn)
+        await lease.trade()
+    if call.stream.inbox.error is not None:
+        # The caller gave up in the moment in which the connection was there.
+        raise call.stream.inbox.error
     headers = _upstream_headers(context)
     size = sum(len(name) + len(value) + _FIELD_OVERHEAD for name, value in headers)
-    if size > conn.peer_max_header_list_bytes:
+    conn = lease.conn
+    if conn.has_room and size > conn.peer_max_header_list_bytes:
         raise RpcError(
             Status.RESOURCE_EXHAUSTED,
             f"the request headers have {size} bytes; {conn.address} takes {conn.peer_max_header_list_bytes}",
             origin="proxy",
         )
     splice.join(conn.open_stream(headers, end_stream=splice.request_is_empty))
-    return conn
 
 
-async def _replace(conn: PoolConn) -> PoolConn:
-    """Trade the lease for one on another connection to the same address."""
-    fresh = await conn.again()
-    conn.close()
-    return fresh
+def _may_try_again(splice: Splice) -> bool:
+    """Did the upstream provably not process the call, is its request still here, and is somebody waiting?"""
+    error = splice.upstream_error
+    return (
+        error is not None
+        and error.retry_safe
+        and splice.replay is not None
+        and splice.downstream_error is None
+    )
+
+
+def _settled(error: RpcError, deadline: float | None) -> RpcError:
+    """The caller's error for an upstream's. An upstream that watches the deadline too cancels the stream then."""
+    if (
+        isinstance(error, StreamReset)
+        and error.error_code == ErrorCode.CANCEL
+        and deadline is not None
+        and trio.current_time() >= deadline
+    ):
+        return DeadlineExceeded("Deadline Exceeded")
+    return error
 
 
 def _upstream_headers(context: CallContext) -> Headers:

@@ -30,6 +30,16 @@ class Phase(enum.Enum):
     READY = "ready"
 
 
+class Objection(enum.Enum):
+    """Why a call does not get a connection, or not at once; the first that fits."""
+
+    CONNECTING = "connecting"
+    CLOSED = "shut down"
+    DRAINING = "draining"
+    EXPIRED = "past its ttl"
+    FULL = "full"
+
+
 class Leasable(Protocol):
     """What the record must know of a connection."""
 
@@ -59,12 +69,11 @@ class PoolLimits:
 
 @attrs.define
 class Pick(Generic[C]):
-    """The answer of `pick`: a connection with one stream more (None: dial), those to close, and why others were not
-    taken."""
+    """The answer of `pick`: a connection with one stream more (None: dial), what to close, who was passed over why."""
 
     connection: C | None
     close: list[C]
-    passed_over: list[tuple[C, str]]
+    passed_over: list[tuple[C, Objection]]
 
 
 class PoolRecord(Generic[C]):
@@ -90,7 +99,7 @@ class PoolRecord(Generic[C]):
 
     @property
     def may_grow(self) -> bool:
-        """Is there room for one connection more?"""
+        """Whether there is room for one connection more."""
         return self.count < self._limits.size
 
     def limit_of(self, connection: C) -> int:
@@ -101,33 +110,32 @@ class PoolRecord(Generic[C]):
         """The last moment at which it takes new streams."""
         return connection.created_at + self._limits.ttl_s
 
-    def objection(self, connection: C, now: float) -> str:
-        """Why the next call would not get this connection at once; empty if it would."""
+    def objection(self, connection: C, now: float) -> Objection | None:
+        """Why the next call would not get this connection at once; None if it would."""
         phase = connection.phase
         if phase is not Phase.READY:
-            return phase.value
+            return Objection[phase.name]
         if now > self.expires_at(connection):
-            return "past its ttl"
-        limit = self.limit_of(connection)
-        if connection.streams >= limit:
-            return f"busy with {connection.streams} of {limit} streams"
-        return ""
+            return Objection.EXPIRED
+        if connection.streams >= self.limit_of(connection):
+            return Objection.FULL
+        return None
 
     def pick(self, now: float) -> Pick[C]:
         """Find a connection for one more stream, and tidy up on the way."""
         answer: Pick[C] = Pick(None, [], [])
         connecting: C | None = None
-        for connection in reversed(self.with_room):  # from the end, so that what it meets may leave the list
+        for connection in reversed(self.with_room):  # from its end, so that what is met may leave the list
             objection = self.objection(connection, now)
-            if not objection:
+            if objection is None:
                 connection.streams += 1
                 answer.connection = connection
                 return answer
             answer.passed_over.append((connection, objection))
-            if connection.phase is Phase.CONNECTING:
+            if objection is Objection.CONNECTING:
                 if connecting is None and connection.streams < self.limit_of(connection):
                     connecting = connection
-            elif connection.phase is Phase.READY and now <= self.expires_at(connection):
+            elif objection is Objection.FULL:
                 self.with_room.remove(connection)
                 self.busy.append(connection)
             elif not connection.streams:

@@ -82,13 +82,17 @@ class Server:
         soft_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._max_connections = max_connections or max(16, int(min(soft_limit, 1 << 20) * _FD_SHARE))
         self._connections: set[Connection] = set()
+        self._accepted = 0
         self._accepting: set[trio.CancelScope] = set()
+        self._handshaking: set[trio.CancelScope] = set()
         self._stop = trio.Event()
         self._grace_s = 0.0
 
     def add_handler(self, path: str, handler: Handler) -> None:
-        """Let `handler` answer the method `path` (`/package.Service/Method`). Raises `ConfigError` for a bad path or
-        one that is taken."""
+        """Let `handler` answer the method `path` (`/package.Service/Method`).
+
+        Raises `ConfigError` for a bad path or one that is taken.
+        """
         if _path_problem(path.encode()) is not None:
             raise ConfigError(f"{path!r} is no gRPC method; write /package.Service/Method")
         if path in self._handlers:
@@ -121,20 +125,20 @@ class Server:
         Started with `nursery.start` it answers the address it really listens on. Raises `ConfigError` if it cannot
         listen there. Cancellation closes everything at once. May run several times, on several addresses.
         """
-        if isinstance(address, str):
-            listener = open_listener(Address.parse(address, may_choose_port=True))
-        else:
-            listener = address
+        listener = _listen(address) if isinstance(address, str) else address
         scope = trio.CancelScope()
+        if self._stop.is_set():
+            scope.cancel()
         self._accepting.add(scope)
         try:
             async with trio.open_nursery() as nursery:
 
                 def on_accept(sock: socket.socket, peer: str) -> None:
-                    if len(self._connections) >= self._max_connections:
+                    if self._accepted >= self._max_connections:
                         sock.close()
                         self._accept_failed(None)
                     else:
+                        self._accepted += 1
                         nursery.start_soon(self._serve_connection, sock, peer, ssl_context)
 
                 task_status.started(str(bound_address(listener)))
@@ -154,15 +158,26 @@ class Server:
         self._stop.set()
         for scope in self._accepting:
             scope.cancel()
+        for scope in self._handshaking:
+            scope.deadline = min(scope.deadline, trio.current_time() + grace_s)
 
     # ------------------------------------------------------------ connections
 
     async def _serve_connection(
         self, sock: socket.socket, peer: str, ssl_context: ssl.SSLContext | None
     ) -> None:
-        transport = await self._transport(sock, peer, ssl_context)
-        if transport is None:
-            return
+        try:
+            transport = await self._transport(sock, peer, ssl_context)
+            if transport is not None:
+                await self._run_connection(transport, peer)
+        except Exception as error:  # noqa: BLE001  # a fault of ours in one connection must not end the others
+            self._connection_failed(
+                peer, ConnectionFailed(f"fault in the proxy: {error!r}", error_code=ErrorCode.INTERNAL_ERROR)
+            )
+        finally:
+            self._accepted -= 1
+
+    async def _run_connection(self, transport: Transport, peer: str) -> None:
         async with trio.open_nursery() as calls:
 
             def on_request(stream: Stream, oversized: bool) -> None:
@@ -184,8 +199,8 @@ class Server:
             finally:
                 self._connections.discard(connection)
             error = connection.error
-            if error is not None and error.error_code != ErrorCode.NO_ERROR and self._observer is not None:
-                self._observer.connection_failed(peer, error)
+            if error is not None and error.error_code != ErrorCode.NO_ERROR:
+                self._connection_failed(peer, error)
 
     async def _transport(
         self, sock: socket.socket, peer: str, ssl_context: ssl.SSLContext | None
@@ -193,25 +208,37 @@ class Server:
         """The connection's link, TLS done; None if the peer did not get that far."""
         if ssl_context is None:
             return SocketTransport(sock, peer)
-        sock.setblocking(False)
+        sock.settimeout(0)
         stream = trio.SSLStream(
             trio.SocketStream(trio.socket.from_stdlib_socket(sock)),
             ssl_context,
             server_side=True,
             https_compatible=True,
         )
+        scope = trio.CancelScope(deadline=trio.current_time() + self._settings.handshake_timeout_s)
+        self._handshaking.add(scope)
+        cause: object = "the handshake was not done in time"
         try:
-            with trio.fail_after(self._settings.handshake_timeout_s):
+            with scope:
                 await stream.do_handshake()
-        except (OSError, trio.TooSlowError, trio.BrokenResourceError, ssl.SSLError) as error:
+            if not scope.cancelled_caught:
+                return StreamTransport(stream, peer)
+        except (OSError, trio.BrokenResourceError) as error:
+            cause = error.__cause__ or error
+        except BaseException:
             await trio.aclose_forcefully(stream)
-            if self._observer is not None:
-                cause = error.__cause__ or error
-                self._observer.connection_failed(
-                    peer, ConnectionFailed(f"no TLS: {cause}", error_code=ErrorCode.INADEQUATE_SECURITY)
-                )
-            return None
-        return StreamTransport(stream, peer)
+            raise
+        finally:
+            self._handshaking.discard(scope)
+        await trio.aclose_forcefully(stream)
+        self._connection_failed(
+            peer, ConnectionFailed(f"no TLS: {cause}", error_code=ErrorCode.INADEQUATE_SECURITY)
+        )
+        return None
+
+    def _connection_failed(self, peer: str, error: ConnectionFailed) -> None:
+        if self._observer is not None:
+            self._observer.connection_failed(peer, error)
 
     def _accept_failed(self, error: OSError | None) -> None:
         if self._observer is not None:
@@ -226,8 +253,6 @@ class Server:
         try:
             if not self._refused(call, oversized):
                 await self._answer(call)
-        except RpcError as error:
-            call.fail(error)
         except trio.Cancelled:
             call.record.status, call.record.detail = (
                 Status.UNAVAILABLE,
@@ -236,14 +261,33 @@ class Server:
             call.stream.reset(ErrorCode.CANCEL)
             raise
         except Exception as error:  # noqa: BLE001  # user code may raise anything; one call must not end the others
-            call.fail(RpcError(Status.INTERNAL, "internal error in the proxy", origin="proxy"))
-            call.record.detail = f"{type(error).__name__}: {error}"
-            if self._observer is not None:
-                self._observer.call_failed(call.record, error)
+            self._fail(call, error)
+        except BaseExceptionGroup as group:
+            # The call was cancelled, and the handler's own tasks made an error of that.
+            cancelled, errors = group.split(trio.Cancelled)
+            if cancelled is None or not isinstance(errors, Exception):
+                raise
+            self._fail(call, errors)
+            raise cancelled from None
         finally:
             call.record.duration_s = time.perf_counter() - started
             if self._observer is not None:
                 self._observer.call_ended(call.record)
+
+    def _fail(self, call: Call, error: Exception) -> None:
+        """End the call with the error's status, or with INTERNAL and no word of the cause."""
+        if isinstance(error, RpcError):
+            try:
+                call.fail(error)
+            except (TypeError, ValueError) as bad_metadata:
+                bad_metadata.add_note(f"in the trailing metadata of {error!r}")
+                error = bad_metadata
+            else:
+                return
+        call.fail(RpcError(Status.INTERNAL, "internal error in the proxy", origin="proxy"))
+        call.record.detail = f"{type(error).__name__}: {error}"
+        if self._observer is not None:
+            self._observer.call_failed(call.record, error)
 
     async def _answer(self, call: Call) -> None:
         """Let the call's handler answer, until it is done, the caller has gone, or the deadline has passed."""
@@ -322,6 +366,10 @@ def _default_codec() -> Codec:
         return protobuf_codec()
     except ConfigError:
         return codec_with_parent(identity_codec())
+
+
+def _listen(address: str) -> socket.socket:
+    return open_listener(Address.parse(address, may_choose_port=True))
 
 
 def _close_listener(listener: socket.socket) -> None:

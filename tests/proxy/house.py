@@ -4,10 +4,10 @@ Leaving the block closes the clients and checks that nothing is left behind: no 
 descriptor.
 """
 
-import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ import trio.testing
 from rawgrpc_proxy import (
     CallContext,
     CallRecord,
+    Codec,
     Http2Settings,
     Pool,
     PoolConn,
@@ -98,14 +99,18 @@ async def a_proxy(
     engine: Engine,
     *,
     director: StreamDirector | None = None,
-    server: Callable[[Recorder, Http2Settings], Server] | None = None,
+    configure: Callable[[Server, StreamDirector], None] = lambda _server, _director: None,
+    unknown: bool = True,
+    codec: Codec | None = None,
     pool: dict[str, Any] | None = None,
     backend: dict[int, int] | None = None,
+    max_connections: int | None = None,
     **http2: Any,
 ) -> AsyncIterator[House]:
     """A backend (with these SETTINGS), a proxy before it, and a check that nothing is left.
 
-    The director leads to the backend unless another is given; `http2` is what the proxy's Http2Settings are.
+    The director leads to the backend unless another is given; `configure` gets the server and that director;
+    without `unknown` there is no handler for what is not registered. `http2` is what the Http2Settings are.
     """
     baseline = Baseline()
     settings = Http2Settings(engine=engine, **http2)
@@ -119,15 +124,14 @@ async def a_proxy(
                 async def to_backend(context: CallContext, method: str) -> tuple[CallContext, PoolConn]:
                     return context, await upstreams.get_conn(peer.address)
 
-                made = (
-                    server(observer, settings)
-                    if server is not None
-                    else Server(
-                        unknown_service_handler=transparent_handler(director or to_backend),
-                        settings=settings,
-                        observer=observer,
-                    )
+                made = Server(
+                    unknown_service_handler=transparent_handler(director or to_backend) if unknown else None,
+                    codec=codec,
+                    settings=settings,
+                    observer=observer,
+                    max_connections=max_connections,
                 )
+                configure(made, to_backend)
                 house = House(made, upstreams, peer, observer, nursery)
                 house.address = await nursery.start(made.serve, "127.0.0.1:0")
                 yield house
@@ -179,5 +183,5 @@ async def until(condition: Callable[[], bool], otherwise: str = "it never came t
 
 
 def _open_files() -> int:
-    folder = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
-    return len(os.listdir(folder))
+    folder = Path("/proc/self/fd")
+    return len(list((folder if folder.is_dir() else Path("/dev/fd")).iterdir()))

@@ -604,9 +604,7 @@ class Backend:
                 nursery.start_soon(script, stream)
 
 
-async def connect(
-    address: str, nursery: trio.Nursery, *, settings: dict[int, int] | None = None
-) -> RawPeer:
+async def connect(address: str, nursery: trio.Nursery, *, settings: dict[int, int] | None = None) -> RawPeer:
     """A client's connection to `address`, its SETTINGS sent and the other side's seen."""
     host, _, port = address.rpartition(":")
     stream = await trio.open_tcp_stream(host, int(port))

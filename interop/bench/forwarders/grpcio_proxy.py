@@ -4,6 +4,8 @@ A generic handler takes every method as bidirectional, which covers the four sha
 bytes they are, for no serializer is given; all calls share one channel.
 """
 
+from __future__ import annotations
+
 import asyncio
 import signal
 import sys

@@ -104,14 +104,14 @@ class FrameSplitter:
         if offset < end:
             self._partial += view[offset:]
 
-    def _begin(self, start: bytes, view: memoryview) -> memoryview:
+    def _begin(self, held: bytes, view: memoryview) -> memoryview:
         """Look at the first bytes, however they are cut, and answer what is to be split into frames.
 
         Bytes that may still turn out to be HTTP/1 are held back: the answer must not depend on how they arrive.
         """
         expected = PREFACE if self._expect_preface else _HTTP1_RESPONSE
-        missing = len(expected) - len(start)
-        start += bytes(view[:missing])
+        missing = len(expected) - len(held)
+        start = held + bytes(view[:missing])
         rest = view[missing:]
         self._start = start
         if expected.startswith(start):
@@ -121,7 +121,7 @@ class FrameSplitter:
                 self._start = None
         elif not self._expect_preface:
             self._start = None
-            return memoryview(start + bytes(rest))
+            return memoryview(held + bytes(view)) if held else view
         elif _HTTP1_REQUEST.match(start):
             raise ProtocolViolation(ErrorCode.HTTP_1_1_REQUIRED, "the peer speaks HTTP/1.1")
         elif not _HTTP1_REQUEST_PREFIX.match(start):

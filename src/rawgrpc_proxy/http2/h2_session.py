@@ -23,7 +23,7 @@ import h2.settings
 import hpack
 
 from rawgrpc_proxy.codes import ErrorCode
-from rawgrpc_proxy.config import DEFAULT_WINDOW, Http2Settings
+from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ProtocolViolation
 from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.http2 import frames
@@ -59,10 +59,7 @@ class H2Session(Session):
             client=self.client_side,
             initial_values={
                 h2.settings.SettingCodes.ENABLE_PUSH: 0,
-                # RFC 9113 §6.5.3: a peer that has not read our SETTINGS yet may use the default window.
-                h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: max(
-                    settings.stream_window_bytes, DEFAULT_WINDOW
-                ),
+                h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: settings.stream_window_bytes,
                 h2.settings.SettingCodes.MAX_FRAME_SIZE: settings.max_frame_bytes,
                 h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: UNLIMITED,
             },

@@ -707,9 +707,9 @@ class Session(ABC):
             self._we_ended(state)
 
     def _new_state(self, stream_id: int) -> StreamState:
-        # RFC 9113 §6.5.3: a peer that has not read our SETTINGS yet may use the default window.
-        receive_window = max(self._settings.stream_window_bytes, DEFAULT_WINDOW)
-        return StreamState(stream_id, send_window=self._peer_stream_window, receive_window=receive_window)
+        return StreamState(
+            stream_id, send_window=self._peer_stream_window, receive_window=self._settings.stream_window_bytes
+        )
 
     def _queue(self, state: StreamState) -> None:
         if not state.queued:

@@ -6,6 +6,9 @@ import attrs
 
 from rawgrpc_proxy.errors import ConfigError
 
+_PORT_DIGITS = 5  # checked before int(), which refuses very long numbers with an error of its own
+_HIGHEST_PORT = 65535
+
 
 @attrs.frozen
 class Address:
@@ -18,11 +21,15 @@ class Address:
     @classmethod
     def parse(cls, text: str, *, may_choose_port: bool = False) -> Self:
         """Read an address. Port 0 only where `may_choose_port`. Raises `ConfigError`."""
+        if "\0" in text:
+            raise ConfigError(f"{text!r} has a NUL in it")
         if text.startswith("unix:"):
             path = text[len("unix:") :].removeprefix("//")
             if not path:
                 raise ConfigError(f"{text!r} names no path; write unix:PATH")
             return cls(path=path)
+        if "://" in text:
+            raise ConfigError(f"{text!r} is a URL; write HOST:PORT or unix:PATH")
         host, colon, port_text = text.rpartition(":")
         if host.startswith("[") and host.endswith("]"):
             host = host[1:-1]
@@ -30,12 +37,12 @@ class Address:
             raise ConfigError(f"{text!r} is ambiguous; write IPv6 addresses as [ADDRESS]:PORT")
         if not colon or not port_text.isascii() or not port_text.isdigit():
             raise ConfigError(f"{text!r} is no address; write HOST:PORT or unix:PATH")
-        port = int(port_text)
-        if not (0 if may_choose_port else 1) <= port <= 65535:
-            raise ConfigError(f"{text!r} has port {port}; a port is 1 to 65535")
-        if not host:
-            raise ConfigError(f"{text!r} names no host; write HOST:PORT, for example 127.0.0.1:{port}")
-        return cls(host=host, port=port)
+        lowest = 0 if may_choose_port else 1
+        if len(port_text) > _PORT_DIGITS or not lowest <= int(port_text) <= _HIGHEST_PORT:
+            raise ConfigError(f"{text!r} has port {port_text[:20]}; a port is {lowest} to {_HIGHEST_PORT}")
+        if not host or any(character.isspace() for character in host):
+            raise ConfigError(f"{text!r} names no host; write HOST:PORT, for example 127.0.0.1:{port_text}")
+        return cls(host=host, port=int(port_text))
 
     def __str__(self) -> str:
         if self.path is not None:

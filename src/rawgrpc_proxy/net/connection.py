@@ -11,6 +11,7 @@ Invariants: state changes are synchronous, so there are no locks; bytes are cred
 socket; when the connection ends, every stream on it hears of it exactly once, and nothing of it stays behind.
 """
 
+import contextlib
 import enum
 from collections.abc import Callable
 from typing import assert_never
@@ -19,7 +20,7 @@ import trio
 import trio.lowlevel
 
 from rawgrpc_proxy.config import Http2Settings
-from rawgrpc_proxy.errors import ConnectionFailed, ConnectionGone, Side
+from rawgrpc_proxy.errors import ConnectionFailed, ConnectionGone, Side, StreamRefused
 from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.http2.events import (
     ConnectionEnded,
@@ -42,6 +43,7 @@ from rawgrpc_proxy.net.transport import Transport
 
 _WRITES_A_TURN = 4
 _DRAIN_PING = b"draining"
+_LAST_PING = b"finished"
 _DRAIN_PING_TIMEOUT_S = 5.0
 _FAREWELL_TIMEOUT_S = 1.0
 
@@ -78,9 +80,11 @@ class Turn:
         """Write on every dirty connection what its socket takes; credit that comes of it makes others dirty."""
         dirty = self.dirty
         self.reading = True
-        while dirty:
-            dirty.pop().flush()
-        self.reading = False
+        try:
+            while dirty:
+                dirty.pop().flush()
+        finally:
+            self.reading = False
 
 
 _turn_of_run: trio.lowlevel.RunVar[Turn] = trio.lowlevel.RunVar("rawgrpc_proxy.turn")
@@ -137,7 +141,12 @@ class Connection:
         self._unhonoured: list[Receipt] = []
         self._writer: trio.lowlevel.Task | None = None
         self._wake_pending = False
+        self._opened_id = 0
+        self._taken_id = 0
+        self._peer_is_gone = False
+        self._drain_started = False
         self._drain_acknowledged = trio.Event()
+        self._last_acknowledged = trio.Event()
         self._empty = trio.Event()
         self._written = trio.Event()
 
@@ -147,6 +156,7 @@ class Connection:
         """Open a stream with these request headers. The caller has looked at `has_room`."""
         stream = Stream(self, self.session.open_stream(headers, end_stream=end_stream), headers)
         self.streams[stream.id] = stream
+        self._opened_id = stream.id
         self.touch()
         return stream
 
@@ -170,36 +180,54 @@ class Connection:
         if self.state is ConnectionState.CLOSED:
             return
         self.error = self.error or error or ConnectionGone("closed by the proxy")
+        # Until `run` has come to its end, nobody may open a stream that could only fail.
+        self.state = ConnectionState.DRAINING
         self._scope.cancel()
 
     async def drain(self, grace_s: float) -> None:
         """Take no more streams, let the open ones finish for up to `grace_s` seconds, then close.
 
         Two GOAWAYs with a PING between them (RFC 9113 §6.8), so that no stream in flight is lost. Cancellation
-        closes at once.
+        closes at once. A second call while the first one runs does nothing.
         """
-        if self.state is ConnectionState.CLOSED:
+        if self.state is ConnectionState.CLOSED or self._drain_started:
             return
+        self._drain_started = True
         self.state = ConnectionState.DRAINING
         try:
             with trio.move_on_after(grace_s):
+                had_streams = bool(self.streams)
                 if not self.session.client_side:
-                    self.session.go_away(final=False)
-                    self.session.ping(_DRAIN_PING)
-                    self.touch()
-                    with trio.move_on_after(_DRAIN_PING_TIMEOUT_S):
-                        await self._drain_acknowledged.wait()
-                    self.session.go_away(final=True)
-                    self.touch()
-                if self.streams:
+                    await self._announce_the_end()
+                had_streams = had_streams or bool(self.streams)
+                while self.streams:
+                    self._empty = trio.Event()
                     await self._empty.wait()
                 while self._writing or self.session.wants_output:
                     # A closed stream's last bytes may still wait for the socket.
                     self._written = trio.Event()
                     self._wake_writer()
                     await self._written.wait()
+                if had_streams and not self.session.client_side:
+                    # They may wait in the kernel still, which drops them if the peer says anything once the socket
+                    # is closed, and it will, if only WINDOW_UPDATE. When it answers this it has read them all.
+                    self.session.ping(_LAST_PING)
+                    self.touch()
+                    await self._last_acknowledged.wait()
         finally:
             self.close(ConnectionGone("the proxy is shutting down"))
+
+    async def _announce_the_end(self) -> None:
+        with trio.move_on_after(_DRAIN_PING_TIMEOUT_S):
+            # The first frame of a server is SETTINGS, and they are sent when the peer's have come.
+            await self.ready.wait()
+            self.session.go_away(final=False)
+            self.session.ping(_DRAIN_PING)
+            self.touch()
+            await self._drain_acknowledged.wait()
+        if self.session.peer_settings_seen:
+            self.session.go_away(final=True)
+            self.touch()
 
     # ------------------------------------------------------------------- life
 
@@ -226,31 +254,33 @@ class Connection:
         deadline = trio.current_time() + self._settings.handshake_timeout_s
         with trio.move_on_at(deadline) as handshake:
             failure = await self._read_until(handshake)
-            if failure is None:
-                raise AssertionError("the reader ends with a reason")
             return failure
         return ConnectionGone(f"no HTTP/2 SETTINGS within {self._settings.handshake_timeout_s:g} s")
 
-    async def _read_until(self, handshake: trio.CancelScope) -> ConnectionFailed | None:
+    async def _read_until(self, handshake: trio.CancelScope) -> ConnectionFailed:
         receive, session, turn = self._transport.receive, self.session, self._turn
         while True:
             try:
                 data = await receive()
             except OSError as error:
+                self._peer_is_gone = True
                 return ConnectionGone(_describe(error))
             if not data:
+                self._peer_is_gone = True
                 return ConnectionGone("the peer closed the connection")
             turn.reading = True
             failure: ConnectionFailed | None = None
-            for event in session.receive(data, trio.current_time()):
-                failure = self._dispatch(event)
-            if session.wants_output:
-                self.touch()
-            self._report_closed()
-            turn.flush()
+            try:
+                for event in session.receive(data, trio.current_time()):
+                    failure = self._dispatch(event)
+                if session.wants_output:
+                    self.touch()
+                self._report_closed()
+            finally:
+                turn.flush()
             if failure is not None:
                 return failure
-            if handshake.deadline is not None and session.peer_settings_seen:
+            if session.peer_settings_seen and not self.ready.is_set():
                 handshake.deadline = float("inf")
                 self.ready.set()
 
@@ -268,10 +298,11 @@ class Connection:
                 self.streams[stream_id] = stream
                 if self._on_request is not None:
                     self._on_request(stream, oversized)
-            case StreamReset(stream_id, code, _, reason):
+            case StreamReset(stream_id, code, by_peer, reason):
                 stream_or_none = self.streams.get(stream_id)
                 if stream_or_none is not None:
-                    stream_or_none.sink.failed(reset_error(code, self, reason))
+                    who = self.side if by_peer else Side.LOCAL
+                    stream_or_none.sink.failed(reset_error(code, who, reason))
                 elif self._on_refused is not None:
                     self._on_refused(event)
             case SettingsReceived():
@@ -279,6 +310,8 @@ class Connection:
             case PingAcknowledged(opaque):
                 if opaque == _DRAIN_PING:
                     self._drain_acknowledged.set()
+                elif opaque == _LAST_PING:
+                    self._last_acknowledged.set()
             case GoAwayReceived(_, code, debug):
                 self._peer_goes_away(code, debug)
             case ConnectionEnded(error):
@@ -319,25 +352,31 @@ class Connection:
         self.ready.set()
         # A peer that closes when it sees GOAWAY owes us no PING any more.
         self._drain_acknowledged.set()
+        self._last_acknowledged.set()
         self._empty.set()
         self._written.set()
         streams, self.streams = self.streams, {}
         for stream in streams.values():
-            stream.sink.failed(lost_error(error, self))
+            if self._peer_is_gone and self.session.client_side and stream.id > self._taken_id:
+                # Its headers are here still, and nobody will get them.
+                stream.sink.failed(
+                    StreamRefused(f"{lost_error(error, self).message}, before the call was sent")
+                )
+            else:
+                stream.sink.failed(lost_error(error, self))
             stream.sink.closed()
         self._changed()
 
     async def _farewell(self) -> None:
         """Say why, if the peer still listens, and close."""
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + _FAREWELL_TIMEOUT_S):
-            try:
+        # A write that was cut short is not followed by another. One that has not begun goes first.
+        may_write = bool(self._unsent) or not self._writing
+        if may_write and not self._peer_is_gone:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _FAREWELL_TIMEOUT_S):
                 if isinstance(self.error, ConnectionFailed) and not self.session.ended:
                     self.session.fail(self.error)
-                chunks = self._unsent + self.session.take_output()[0]
-                if not self._writing:
-                    await self._transport.send_all(chunks)
-            except OSError:
-                pass
+                with contextlib.suppress(OSError):
+                    await self._transport.send_all(self._unsent + self.session.take_output()[0])
         with trio.CancelScope(shield=True):
             await self._transport.aclose()
 
@@ -353,6 +392,7 @@ class Connection:
             if not session.wants_output:
                 break
             chunks, receipts = session.take_output()
+            self._taken_id = self._opened_id
             try:
                 rest = self._transport.send_now(chunks)
             except OSError as error:
@@ -380,6 +420,7 @@ class Connection:
                 elif session.wants_output:
                     self._dirty = False
                     chunks, receipts = session.take_output()
+                    self._taken_id = self._opened_id
                     self._writing = True
                 else:
                     self._written.set()

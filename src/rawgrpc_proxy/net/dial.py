@@ -1,6 +1,5 @@
 """Connecting to an upstream: TCP, TLS over TCP, or a Unix socket."""
 
-import errno
 import os
 import socket
 import ssl
@@ -22,10 +21,10 @@ async def dial(address: Address, *, ssl_context: ssl.SSLContext | None, timeout_
             return await _connect(address, ssl_context)
     except trio.TooSlowError as error:
         raise UpstreamUnavailable(f"{address} did not answer within {timeout_s:g} s") from error
-    except OSError as error:
-        raise UpstreamUnavailable(f"cannot connect to {address}: {_cause(error)}") from error
-    except (trio.BrokenResourceError, ssl.SSLError, ssl.CertificateError) as error:
+    except (trio.BrokenResourceError, ssl.SSLError) as error:  # before OSError, of which SSLError is one
         raise UpstreamUnavailable(f"no TLS with {address}: {error.__cause__ or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name or a TLS configuration that makes no sense
+        raise UpstreamUnavailable(f"cannot connect to {address}: {_cause(error)}") from error
 
 
 async def _connect(address: Address, ssl_context: ssl.SSLContext | None) -> Transport:
@@ -35,13 +34,13 @@ async def _connect(address: Address, ssl_context: ssl.SSLContext | None) -> Tran
         stream = await trio.open_tcp_stream(address.host, address.port)
     if ssl_context is None:
         return SocketTransport(_detached(stream.socket), str(address))
-    tls = trio.SSLStream(stream, ssl_context, server_hostname=address.host or None, https_compatible=True)
     try:
+        tls = trio.SSLStream(stream, ssl_context, server_hostname=address.host or None, https_compatible=True)
         await tls.do_handshake()
         if tls.selected_alpn_protocol() not in {"h2", None}:
-            raise OSError(errno.EPROTO, f"the peer chose ALPN {tls.selected_alpn_protocol()!r}, not h2")
+            raise ValueError(f"the peer chose ALPN {tls.selected_alpn_protocol()!r}, not 'h2'")
     except BaseException:
-        await trio.aclose_forcefully(tls)
+        await trio.aclose_forcefully(stream)
         raise
     return StreamTransport(tls, str(address))
 
@@ -52,14 +51,15 @@ def _detached(sock: trio.socket.SocketType) -> socket.socket:
     return socket.socket(family, kind, proto, fileno=sock.detach())
 
 
-def _cause(error: OSError) -> str:
+def _cause(error: OSError | ValueError) -> str:
+    """The first thing that went wrong, in few words: trio tries every address of a name, and keeps all the errors."""
     if isinstance(error, socket.gaierror):
         return f"the name cannot be resolved ({error.strerror})"
-    attempts = error.__cause__
-    if isinstance(attempts, BaseExceptionGroup) and attempts.exceptions:
-        first = attempts.exceptions[0]
-        if isinstance(first, OSError):
-            error = first
-    elif isinstance(attempts, OSError):
-        error = attempts
-    return os.strerror(error.errno) if error.errno else str(error)
+    if isinstance(error, UnicodeError):
+        return f"the name cannot be resolved ({error})"
+    cause: BaseException = error.__cause__ or error
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    if isinstance(cause, OSError) and cause.errno:
+        return os.strerror(cause.errno)
+    return str(cause)

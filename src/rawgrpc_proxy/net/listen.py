@@ -1,11 +1,11 @@
 """Listening: sockets that accept connections, and the loop that hands them on."""
 
-import contextlib
 import errno
 import os
 import socket
-import stat
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -16,60 +16,73 @@ _BACKLOG = 1024
 _ACCEPTS_A_TURN = 64
 _RESOURCE_PAUSE_S = 0.1
 _OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_NO_LISTENER = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK})
+_NOT_HERE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
 
 def open_listener(address: Address) -> socket.socket:
-    """Bind and listen. Port 0 picks a free one. Raises `ConfigError` with the reason if that cannot be."""
+    """Bind and listen. Port 0 picks a free one. Raises `ConfigError` with the reason if that cannot be.
+
+    Of the addresses that a name has, the first that this machine knows as its own is taken.
+    """
     try:
         if address.path is not None:
-            return _listen_unix(address.path)
+            _remove_left_over(address.path)
+            return _listening(socket.AF_UNIX, address.path)
         infos = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-        family, kind, proto, _, target = infos[0]
-        sock = socket.socket(family, kind, proto)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(target)
-            sock.listen(_BACKLOG)
-        except BaseException:
-            sock.close()
-            raise
-        sock.setblocking(False)
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {address}: {error.strerror or error}") from error
-    return sock
+        for family, _, _, _, target in infos[:-1]:
+            try:
+                return _listening(family, target)
+            except OSError as error:
+                if error.errno not in _NOT_HERE:
+                    raise
+        return _listening(infos[-1][0], infos[-1][4])
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that IDNA does not know
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise ConfigError(f"cannot listen on {address}: {reason or error}") from error
 
 
-def _listen_unix(path: str) -> socket.socket:
-    # A socket file that nobody listens on is left over from a crash. Anything else is not ours to remove.
-    with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISSOCK(os.stat(path).st_mode) and not _someone_listens(path):
-            os.unlink(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def _listening(family: int, target: Any) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        sock.bind(path)
+        # So that a restart need not wait until the kernel has forgotten the connections of the last run.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(target)
         sock.listen(_BACKLOG)
     except BaseException:
         sock.close()
         raise
-    sock.setblocking(False)
+    sock.settimeout(0)
     return sock
+
+
+def _remove_left_over(path: str) -> None:
+    """Remove a socket file that nobody listens on: it is left over from a crash. Anything else is not ours."""
+    file = Path(path)
+    if file.is_socket() and not _someone_listens(path):
+        file.unlink(missing_ok=True)
 
 
 def _someone_listens(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(0)
         try:
             probe.connect(path)
         except ConnectionRefusedError:
             return False
+        except BlockingIOError:
+            return True  # its backlog is full
     return True
 
 
 def bound_address(sock: socket.socket) -> Address:
     """Where a listener really listens."""
     name = sock.getsockname()
-    return Address(path=name) if sock.family == socket.AF_UNIX else Address(host=name[0], port=name[1])
+    if sock.family == socket.AF_UNIX:
+        return Address(path=os.fsdecode(name))
+    return Address(host=name[0], port=name[1])
 
 
 async def accept_forever(
@@ -79,8 +92,10 @@ async def accept_forever(
 ) -> None:
     """Accept until cancelled; `on_accept` gets each connected socket with its peer's address, and must not wait.
 
-    When the process is out of file descriptors, `on_trouble` hears of it and accepting pauses for a moment.
+    When the process is out of file descriptors, `on_trouble` hears of it and accepting pauses for a moment. Raises
+    `OSError` only if `listener` does not listen, or not any more.
     """
+    listener.settimeout(0)
     while True:
         await trio.lowlevel.wait_readable(listener)
         for _ in range(_ACCEPTS_A_TURN):
@@ -93,6 +108,8 @@ async def accept_forever(
                     on_trouble(error)
                     await trio.sleep(_RESOURCE_PAUSE_S)
                     break
+                if error.errno in _NO_LISTENER:
+                    raise
                 continue  # the peer was gone before we came to it (ECONNABORTED and its like)
             on_accept(sock, _peer_name(sock, name))
 

@@ -20,7 +20,7 @@ from rawgrpc_proxy.grpc.messages import MessageCounter
 from rawgrpc_proxy.grpc.metadata import Headers, strip_hop_by_hop
 from rawgrpc_proxy.http2.fields import trimmed
 from rawgrpc_proxy.http2.frames import Data
-from rawgrpc_proxy.net.stream import Inbox, Stream
+from rawgrpc_proxy.net.stream import Stream
 
 REPLAY_BYTES = 64 * 1024
 """How much of a request is kept until the upstream has begun to answer, so that it can be sent a second time."""
@@ -86,46 +86,31 @@ class Splice:
         """Connect the call to `upstream`, whose request headers are out. What has come from downstream goes first.
 
         The headers said END_STREAM exactly if `request_is_empty` did. May be called a second time, with another
-        stream, while `replay` is not None.
+        stream, when the first has failed with an error that is safe to retry and while `replay` is not None.
         """
-        empty = self.request_is_empty
+        inbox = self.downstream.inbox
         self.upstream = upstream
         self.upstream_error = None
         self._upstream_closed = False
         upstream.sink = _ResponsePipe(self, upstream)
-        if self.downstream.sink is self.downstream.inbox:
-            self._take_over(self.downstream.inbox)
-        elif self.replay:
-            self._send_again(upstream, self.replay)
-        elif self._request_ended and not empty:
-            self._end_request(upstream)
-
-    def _take_over(self, inbox: Inbox) -> None:
-        """Move on what waited in the inbox, and stand in its place."""
         self.downstream.sink = pipe = _RequestPipe(self)
         if inbox.error is not None:
             pipe.failed(inbox.error)
             return
-        pieces = inbox.take_all()
-        ends_with_data = inbox.ended and inbox.trailers_received is None
-        for index, (data, credit) in enumerate(pieces, start=1):
-            pipe.data(data, credit, end_stream=ends_with_data and index == len(pieces))
-        self._request_ended = inbox.ended
         if inbox.trailers_received is not None:
-            pipe.trailers(inbox.trailers_received)
-
-    def _send_again(self, upstream: Stream, pieces: list[bytes]) -> None:
+            self.request_trailers = trimmed(inbox.trailers_received)
+        self._request_ended = self._request_ended or inbox.ended
         ends_with_data = self._request_ended and self.request_trailers is None
-        for index, data in enumerate(pieces, start=1):
-            upstream.send_data(data, end_stream=ends_with_data and index == len(pieces))
-        if self.request_trailers is not None:
-            self._end_request(upstream)
-
-    def _end_request(self, upstream: Stream) -> None:
+        sent_before, held = tuple(self.replay or ()), inbox.take_all()
+        left = len(sent_before) + len(held)
+        for data in sent_before:
+            left -= 1
+            upstream.send_data(data, end_stream=ends_with_data and not left)
+        for data, credit in held:
+            left -= 1
+            pipe.data(data, credit, end_stream=ends_with_data and not left)
         if self.request_trailers is not None:
             upstream.send_headers(self.request_trailers, end_stream=True)
-        else:
-            upstream.send_data(b"", end_stream=True)
 
     async def wait_for_response(self) -> None:
         """Wait until the upstream stream is closed, or either side has failed.
@@ -161,13 +146,15 @@ class Splice:
 
     def _response_complete(self) -> None:
         """The upstream has ended its half: the call is decided, and what is left of the request is not wanted."""
+        assert self.upstream is not None
         self.response_ended = True
         if not self._request_ended:
             # RFC 9113 §8.1: a complete response may come before the request has ended. NO_ERROR tells the sender to
             # stop without taking the response back.
             self.downstream.reset_after_end(ErrorCode.NO_ERROR)
-            if self.upstream is not None:
-                self.upstream.reset(ErrorCode.NO_ERROR)
+        # Nothing happens if the request is out. If its end still waits for the upstream's window, which the upstream
+        # has no reason to open any more, this gives the stream back.
+        self.upstream.reset(ErrorCode.NO_ERROR)
 
 
 class _RequestPipe:
@@ -205,7 +192,7 @@ class _RequestPipe:
         splice._request_ended = True
         splice.request_trailers = trimmed(headers)
         assert splice.upstream is not None
-        splice._end_request(splice.upstream)
+        splice.upstream.send_headers(splice.request_trailers, end_stream=True)
 
     def failed(self, error: RpcError) -> None:
         splice = self._splice
@@ -256,6 +243,10 @@ class _ResponsePipe:
         splice = self._splice
         if splice.upstream is self._upstream and not splice.response_ended and not splice._abandoned:
             splice.upstream_error = error
+            if error.retry_safe and splice.replay is not None:
+                # Until there is another upstream, the request waits where it waited for this one. If the caller gives
+                # up meanwhile, the inbox cancels whatever the call is doing.
+                splice.downstream.sink = splice.downstream.inbox
             splice._wake()
 
     def closed(self) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from rawgrpc_proxy.errors import ConnectionFailed, RpcError, StreamReset, UpstreamUnavailable
+from rawgrpc_proxy.errors import ConnectionFailed, RpcError, Side, StreamReset, UpstreamUnavailable
 from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.grpc.status import status_from_reset
 from rawgrpc_proxy.http2.frames import Data
@@ -99,6 +99,7 @@ class Inbox:
         "error",
         "on_failed",
         "response_headers",
+        "sender",
         "trailers_received",
     )
 
@@ -112,6 +113,8 @@ class Inbox:
         self.error: RpcError | None = None
         self.on_failed: trio.CancelScope | None = None
         """Cancelled when the stream fails, so that whatever the call is doing stops."""
+        self.sender: LocalSender | None = None
+        """Waits for room on this stream, and has to hear when there will be none."""
 
     def response(self, headers: Headers, end_stream: bool) -> None:
         self.response_headers = headers
@@ -142,6 +145,8 @@ class Inbox:
         self.error = error
         if self.on_failed is not None:
             self.on_failed.cancel()
+        if self.sender is not None:
+            self.sender.wake()
         self._wake()
 
     def closed(self) -> None:
@@ -202,11 +207,17 @@ class LocalSender:
         self._stream = stream
         self._waiting_bytes = 0
         self._event: trio.Event | None = None
+        stream.inbox.sender = self
 
     def credit(self, size: int) -> None:
         """So many bytes are with the socket (called by the connection)."""
         self._waiting_bytes -= size
-        if self._event is not None and self._waiting_bytes <= _LOCAL_SEND_AHEAD_BYTES:
+        if self._waiting_bytes <= _LOCAL_SEND_AHEAD_BYTES:
+            self.wake()
+
+    def wake(self) -> None:
+        """Let `send` look again."""
+        if self._event is not None:
             self._event.set()
 
     async def send(self, data: bytes, *, end_stream: bool = False) -> None:
@@ -226,9 +237,9 @@ class LocalSender:
             self._event = None
 
 
-def reset_error(error_code: int, connection: "Connection", reason: str) -> StreamReset:
-    """The error of a call whose stream was reset (table in `grpc/status.py`)."""
-    error = StreamReset(status_from_reset(error_code), error_code, side=connection.side)
+def reset_error(error_code: int, side: Side, reason: str) -> StreamReset:
+    """The error of a call whose stream was reset by `side` (table in `grpc/status.py`)."""
+    error = StreamReset(status_from_reset(error_code), error_code, side=side)
     if reason:
         error.message = f"{error.message}: {reason}"
     return error

@@ -8,10 +8,10 @@ The invariant: a write that was cut short by cancellation is never followed by a
 much of it went out; the connection closes the transport then.
 """
 
-import os
+import errno
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 import trio
@@ -19,7 +19,7 @@ import trio
 from rawgrpc_proxy.http2.frames import Data
 
 READ_BYTES = 64 * 1024
-_IOV_MAX = min(os.sysconf("SC_IOV_MAX"), 1024) if hasattr(os, "sysconf") else 16
+_IOV_MAX = 1024  # chunks for one sendmsg: the limit of Linux, macOS and the BSDs
 
 
 class Transport(Protocol):
@@ -49,31 +49,25 @@ class SocketTransport:
         self._sock = sock
         self.peer = peer
         self.tls_peer: Mapping[str, Any] | None = None
-        sock.setblocking(False)
+        sock.settimeout(0)
         if sock.family in {socket.AF_INET, socket.AF_INET6}:
             # Frames are written when they are complete; waiting for more (Nagle) only adds latency.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     async def receive(self) -> bytes:
-        sock = self._sock
         while True:
             # Waiting first makes every read a point where other connections get their turn.
-            await trio.lowlevel.wait_readable(sock)
+            await self._wait(trio.lowlevel.wait_readable)
             try:
-                return sock.recv(READ_BYTES)
+                return self._sock.recv(READ_BYTES)
             except BlockingIOError:
                 continue
 
     def send_now(self, chunks: list[Data]) -> list[Data]:
         sock = self._sock
-        if sock.fileno() < 0:
-            raise OSError("the connection is closed")
         while chunks:
             try:
-                if len(chunks) == 1:
-                    sent = sock.send(chunks[0])
-                else:
-                    sent = sock.sendmsg(chunks[:_IOV_MAX])
+                sent = sock.send(chunks[0]) if len(chunks) == 1 else sock.sendmsg(chunks[:_IOV_MAX])
             except BlockingIOError:
                 break
             chunks = _after(chunks, sent)
@@ -82,8 +76,17 @@ class SocketTransport:
     async def send_all(self, chunks: list[Data]) -> None:
         chunks = self.send_now(chunks)
         while chunks:
-            await trio.lowlevel.wait_writable(self._sock)
+            await self._wait(trio.lowlevel.wait_writable)
             chunks = self.send_now(chunks)
+
+    async def _wait(self, until_possible: Callable[[socket.socket], Awaitable[None]]) -> None:
+        sock = self._sock
+        if sock.fileno() < 0:
+            raise OSError(errno.EBADF, "the connection is closed")
+        try:
+            await until_possible(sock)
+        except trio.ClosedResourceError as error:
+            raise OSError(errno.EBADF, "the connection is closed") from error
 
     async def aclose(self) -> None:
         if self._sock.fileno() >= 0:

@@ -1,0 +1,308 @@
+"""What is measured of a proxy, and how: three stories, each with a fresh process of it.
+
+`measure_calls`: unary calls at full load and one at a time, bulk both ways, memory before and after.
+`measure_connections`: memory of idle connections; the cost of a call as the load spreads over more connections.
+`measure_open_calls`: memory of calls that wait; the cost of other calls while more and more of them are open.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from children import Child, Cpus, Trouble, free_port
+from load import BULK, MIB, UNARY, WARM_BULK, WARM_SHARE, Backend, Files, Holder, Load, Outcome, check_answers
+from peers import Peer, Site
+
+IN_FLIGHT = 100
+CONNECTIONS = 4
+HELD_ON = 100
+"""Connections that the calls held open are spread over: many proxies allow no more than 100 on each."""
+GIB = 1024 * MIB
+
+Values = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How long and how much. Times are what a measure aims at, in seconds."""
+
+    warm_s: float = 1.5
+    warm_compiler_s: float = 8.0
+    unary_s: float = 2.5
+    latency_s: float = 1.0
+    single_s: float = 2.0
+    bulk_s: float = 1.5
+    bulk_mib: int = 256
+    level_s: float = 1.5
+    idle_connections: int = 1000
+    connections: tuple[int, ...] = (1, 10, 100, 1000)
+    open_calls: tuple[int, ...] = (1, 10, 100, 1000, 10_000)
+
+    def within(self, open_files: int) -> Sizes:
+        """What can be done with that many open files in each process: nginx needs a connection for each call."""
+        room = open_files - 500
+        return replace(
+            self,
+            idle_connections=min(self.idle_connections, room),
+            connections=tuple(count for count in self.connections if count <= room),
+            open_calls=tuple(count for count in self.open_calls if count <= room),
+        )
+
+
+QUICK = Sizes(
+    warm_s=0.3, warm_compiler_s=1.5, unary_s=0.5, latency_s=0.3, single_s=0.4, bulk_s=0.3, bulk_mib=32, level_s=0.3,
+    idle_connections=200, connections=(1, 10, 100), open_calls=(1, 10, 100, 1000),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All that the measures of one run share."""
+
+    sizes: Sizes
+    files: Files
+    backend: Backend
+    load: Load
+    load_cpus: Cpus
+    proxy_cpus: Callable[[Peer], Cpus]
+
+
+@dataclass
+class Record:
+    """What one story brought: values by metric, and what went wrong by the measure it went wrong in."""
+
+    values: Values = field(default_factory=dict)
+    troubles: dict[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def measuring(self, measure: str) -> Iterator[None]:
+        """Note what goes wrong, and let the next measure have its turn."""
+        try:
+            yield
+        except Trouble as trouble:
+            self.troubles[measure] = str(trouble)
+
+
+class Target:
+    """A proxy that runs, or the backend itself, and the load on it."""
+
+    def __init__(self, bench: Bench, peer: Peer, port: int, child: Child | None) -> None:
+        self.bench = bench
+        self.port = port
+        self._child = child
+        self._sizes = bench.sizes
+        self._warm_s = self._sizes.warm_compiler_s if peer.warms_up else self._sizes.warm_s
+
+    @property
+    def child(self) -> Child:
+        """The process of the proxy."""
+        assert self._child is not None
+        return self._child
+
+    def run(self, calls: int, connections: int = 1, streams: int = 1, **files: str) -> tuple[Outcome, float]:
+        """Make the calls; also tells the CPU time of the proxy, in seconds."""
+        before = self._cpu_seconds()
+        outcome = self.bench.load.run(
+            self.port, calls=calls, connections=connections, streams=streams, **files
+        )
+        return outcome, self._cpu_seconds() - before
+
+    def latencies(
+        self, calls: int, connections: int = 1, streams: int = 1
+    ) -> tuple[tuple[float, ...], float]:
+        """The percentiles in µs; also tells the CPU time of the proxy, in seconds."""
+        before = self._cpu_seconds()
+        times = self.bench.load.latencies(self.port, calls=calls, connections=connections, streams=streams)
+        return times, self._cpu_seconds() - before
+
+    def warm_up(self) -> float:
+        """Load it until it is warm; tells the calls per second it then makes."""
+        end = time.monotonic() + self._warm_s
+        calls = IN_FLIGHT
+        while True:
+            outcome, _ = self.run(calls, CONNECTIONS, IN_FLIGHT // CONNECTIONS)
+            left = end - time.monotonic()
+            if left <= 0:
+                return outcome.rate
+            calls = count_for(outcome.rate, min(left + 0.05, 5 * outcome.seconds))
+
+    def _cpu_seconds(self) -> float:
+        if self._child is None:
+            return 0.0
+        self._child.check()
+        return self._child.cpu_seconds()
+
+
+@contextmanager
+def started(bench: Bench, peer: Peer, *, many_calls: bool = False) -> Iterator[Target]:
+    """The peer, which has answered right. Raises `Trouble` if it does not."""
+    if peer.command is None:
+        check_answers(bench.backend.port, bench.files)
+        yield Target(bench, peer, bench.backend.port, None)
+        return
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        # An unprivileged worker of a server that was started by root has to get there.
+        Path(folder).chmod(0o755)
+        site = Site(free_port(), bench.backend.port, Path(folder), many_calls)
+        with Child(peer.name, peer.command(site), bench.proxy_cpus(peer), site.listen) as child:
+            check_answers(site.listen, bench.files)
+            yield Target(bench, peer, site.listen, child)
+
+
+def count_for(rate: float, seconds: float) -> int:
+    """How many calls take about so long: no less than are in flight, and no more than a log of them is fit for."""
+    return max(IN_FLIGHT, min(int(rate * seconds), 2_000_000))
+
+
+# ------------------------------------------------------------------------------ calls
+
+
+def measure_calls(bench: Bench, peer: Peer) -> Record:
+    """Calls, one at a time and many, and bulk. Of more than one worker, only calls."""
+    record = Record()
+    with record.measuring("start"), started(bench, peer) as target:
+        if peer.is_proxy:
+            record.values["start_mib"] = target.child.memory().now_kib / 1024
+        with record.measuring("unary calls"):
+            _unary(target, record.values)
+        if peer.workers == 1:
+            with record.measuring("one call at a time"):
+                _single(target, record.values)
+            with record.measuring("bulk download"):
+                _bulk(target, record.values, "down", answer=BULK)
+            with record.measuring("bulk upload"):
+                _bulk(target, record.values, "up", body=BULK)
+        if peer.is_proxy:
+            record.values["peak_mib"] = target.child.memory().peak_kib / 1024
+    return record if peer.is_proxy else _without_cpu(record)
+
+
+def _unary(target: Target, values: Values) -> None:
+    sizes, streams = target.bench.sizes, IN_FLIGHT // CONNECTIONS
+    rate = target.warm_up()
+    outcome, cpu_s = target.run(count_for(rate, sizes.unary_s), CONNECTIONS, streams)
+    values["cpu_us"] = cpu_s / outcome.calls * 1e6
+    values["rate"] = outcome.rate
+    values["busy_percent"] = cpu_s / outcome.seconds * 100
+    times, _ = target.latencies(count_for(outcome.rate, sizes.latency_s), CONNECTIONS, streams)
+    values["p50_us"], values["p99_us"] = times
+
+
+def _single(target: Target, values: Values) -> None:
+    rate = target.run(IN_FLIGHT)[0].rate
+    calls = count_for(rate, target.bench.sizes.single_s)
+    (values["single_p50_us"], values["single_p99_us"]), cpu_s = target.latencies(calls)
+    values["single_cpu_us"] = cpu_s / calls * 1e6
+
+
+def _bulk(target: Target, values: Values, way: str, *, answer: str = UNARY, body: str = UNARY) -> None:
+    """One stream after another, each with the whole file."""
+    files = target.bench.files
+    warm = {name: WARM_BULK if name == BULK else name for name in (answer, body)}
+    warm_up, _ = target.run(1, answer=warm[answer], body=warm[body])
+    calls = max(1, round(target.bench.sizes.bulk_s / (warm_up.seconds * WARM_SHARE)))
+    read_before = target.bench.backend.bytes_read()
+    outcome, cpu_s = target.run(calls, answer=answer, body=body)
+    total = calls * files.size(BULK)
+    if body == BULK and (read := target.bench.backend.bytes_read() - read_before) < total:
+        raise Trouble(f"of {total} bytes sent the backend got {read}")
+    values[f"{way}_mb_s"] = total / outcome.seconds / 1e6
+    values[f"{way}_cpu_s_gib"] = cpu_s / (total / GIB)
+
+
+def _without_cpu(record: Record) -> Record:
+    wanted = {
+        key: value for key, value in record.values.items() if "cpu" not in key and key != "busy_percent"
+    }
+    return replace(record, values=wanted)
+
+
+# ------------------------------------------------------------------------------ connections and open calls
+
+
+def measure_connections(bench: Bench, peer: Peer) -> Record:
+    """Idle ones in a process that has done nothing yet, then ones that work."""
+    record = Record()
+    with record.measuring("start of connections"), started(bench, peer) as target:
+        with (
+            record.measuring("idle connections"),
+            Holder(target.port, bench.files, bench.load_cpus) as holder,
+        ):
+            # The first few pay for what is made once.
+            holder.connect(10)
+            record.values["connection_kib"] = _grown(target, bench.sizes.idle_connections, holder.connect)
+        with record.measuring("calls on more connections"):
+            target.child.settle()
+            target.warm_up()
+            for count in bench.sizes.connections:
+                streams = max(IN_FLIGHT // count, 1)
+                record.values[f"connections/{count}"] = _cost(target, count, streams)
+    return record
+
+
+def measure_open_calls(bench: Bench, peer: Peer) -> Record:
+    """Calls of which the headers were sent and nothing came, and other calls meanwhile."""
+    record = Record()
+    levels = bench.sizes.open_calls
+    with record.measuring("start of open calls"), started(bench, peer, many_calls=True) as target:
+        target.warm_up()
+        with record.measuring("calls held open"), Holder(target.port, bench.files, bench.load_cpus) as holder:
+            holder.connect(HELD_ON)
+            held = 0
+            for count in levels:
+                kib = _grown(target, count - held, holder.open)
+                held = count
+                if count == levels[-1]:
+                    record.values["call_kib"] = kib
+                cost = _cost(target, CONNECTIONS, IN_FLIGHT // CONNECTIONS)
+                record.values[f"open_calls/{count}"] = cost
+            holder.finish()
+    return record
+
+
+def _grown(target: Target, count: int, act: Callable[[int], None]) -> float:
+    """By how many KiB the proxy grows with each of what `act` makes so many of."""
+    target.child.settle()
+    before = target.child.memory().now_kib
+    act(count)
+    target.child.settle()
+    return (target.child.memory().now_kib - before) / count
+
+
+def _cost(target: Target, connections: int, streams: int) -> float:
+    """CPU time of a call, in µs, under this load."""
+    in_flight = connections * streams
+    rate = target.run(max(2 * in_flight, IN_FLIGHT), connections, streams)[0].rate
+    calls = max(count_for(rate, target.bench.sizes.level_s), 2 * in_flight)
+    _, cpu_s = target.run(calls, connections, streams)
+    return cpu_s / calls * 1e6
+
+
+@dataclass(frozen=True)
+class Story:
+    """One of the stories: its name, how it goes, and of whom."""
+
+    name: str
+    tell: Callable[[Bench, Peer], Record]
+    of: Callable[[Peer], bool]
+    every_round: bool
+
+    def peers(self, peers: Collection[Peer]) -> list[Peer]:
+        """Those it is told of."""
+        return [peer for peer in peers if self.of(peer)]
+
+
+def _is_one_process(peer: Peer) -> bool:
+    return peer.is_proxy and peer.workers == 1
+
+
+STORIES = (
+    Story("calls", measure_calls, lambda peer: True, every_round=True),
+    Story("connections", measure_connections, _is_one_process, every_round=False),
+    Story("open calls", measure_open_calls, _is_one_process, every_round=False),
+)

@@ -1,0 +1,125 @@
+"""Several processes on one listening socket: `run_workers` forks them, and keeps them running.
+
+The socket is bound before the first fork and inherited, so the kernel hands each connection to one worker and none is
+lost when a worker dies or is replaced (with one SO_REUSEPORT socket each, those queued on the dead one would be).
+The parent serves nothing: it waits for signals and for children.
+
+    SIGTERM, SIGINT    to the parent: passed on to all workers as SIGTERM; the second one too, which ends them at once
+    a worker dies      it is replaced; one that lives for less than a second is replaced ever more slowly
+    the parent dies    each worker notices (its `orphaned` file descriptor reads end of file) and stops
+
+What it does not do: share anything between the workers. Each has its own pools, so an upstream sees up to N times as
+many connections.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+
+_RESTART_FIRST_S = 0.1
+_RESTART_MAX_S = 5.0
+_STEADY_AFTER_S = 1.0
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
+
+Mask = set[int | signal.Signals]
+Serve = Callable[[int, int], int]
+"""What a worker does, given its number (from 1) and the `orphaned` descriptor; answers the process's exit code."""
+
+
+def run_workers(count: int, serve: Serve, say: Callable[[str], None]) -> int:
+    """Run `count` workers until a signal stops them, and answer 0 if all of them ended well.
+
+    Call it in a process with one thread, before any event loop. `say` gets a line when a worker is replaced.
+    """
+    return _Supervisor(serve, say).run(count)
+
+
+class _Supervisor:
+    def __init__(self, serve: Serve, say: Callable[[str], None]) -> None:
+        self._serve = serve
+        self._say = say
+        self._running: dict[int, tuple[int, float]] = {}
+        """Process id → the worker's number and when it was started."""
+        self._restarts: dict[int, float] = {}
+        """The worker's number → when to start it again."""
+        self._pauses: dict[int, float] = {}
+        self._stopping = False
+        self._failed = False
+        self._orphaned, self._alive = os.pipe()
+
+    def run(self, count: int) -> int:
+        before: Mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            for number in range(1, count + 1):
+                self._start(number, before)
+            while self._running or (self._restarts and not self._stopping):
+                self._handle(self._next_signal())
+                self._reap()
+                self._restart_due(before)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            os.close(self._orphaned)
+            os.close(self._alive)
+        return 1 if self._failed else 0
+
+    def _start(self, number: int, mask: Mask) -> None:
+        pid = os.fork()
+        if pid:
+            self._running[pid] = number, time.monotonic()
+            return
+        code = 1
+        try:
+            # A terminal sends SIGINT to all of us. The parent hears it for the workers.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            os.close(self._alive)
+            code = self._serve(number, self._orphaned)
+        finally:
+            os._exit(code)
+
+    def _next_signal(self) -> int:
+        if not self._restarts or self._stopping:
+            return signal.sigwait(_SIGNALS)
+        pause = max(0.0, min(self._restarts.values()) - time.monotonic())
+        received = signal.sigtimedwait(_SIGNALS, pause)
+        return received.si_signo if received is not None else signal.SIGCHLD
+
+    def _handle(self, signal_number: int) -> None:
+        if signal_number == signal.SIGCHLD:
+            return
+        self._stopping = True
+        for pid in self._running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+    def _reap(self) -> None:
+        for pid in list(self._running):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if not done:
+                continue
+            number, started = self._running.pop(pid)
+            code = os.waitstatus_to_exitcode(status)
+            if self._stopping:
+                self._failed = self._failed or code != 0
+                continue
+            steady = time.monotonic() - started >= _STEADY_AFTER_S
+            pause = (
+                _RESTART_FIRST_S
+                if steady
+                else min(self._pauses.get(number, _RESTART_FIRST_S) * 2, _RESTART_MAX_S)
+            )
+            self._pauses[number] = pause
+            self._restarts[number] = time.monotonic() + pause
+            how = (
+                f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            )
+            self._say(f"worker {number} (pid {pid}) {how}; it is replaced in {pause:.1f} s")
+
+    def _restart_due(self, mask: Mask) -> None:
+        now = time.monotonic()
+        for number, due in list(self._restarts.items()):
+            if due <= now and not self._stopping:
+                del self._restarts[number]
+                self._start(number, mask)

@@ -1,0 +1,225 @@
+"""The rules for fields: what is malformed, and that nothing else is."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rawgrpc_proxy.http2 import fields
+from tests.http2.peer import REQUEST, RESPONSE, TRAILERS, TRAILERS_ONLY, Header
+
+PSEUDO = REQUEST[:4]
+
+
+def with_field(name: bytes, value: bytes) -> list[Header]:
+    return [*REQUEST, (name, value)]
+
+
+def without(*names: bytes) -> list[Header]:
+    return [field for field in REQUEST if field[0] not in names]
+
+
+# --- Names and values, the same in every list ---
+
+
+@pytest.mark.parametrize(
+    "name", [b"a", b"x-1", b"!#$%&'*+-.^_`|~", b"x" * 65, b"grpc-status", b"trace-bin", b"te-lling"]
+)
+def test_lower_case_tokens_are_names(name: bytes) -> None:
+    assert fields.request_problem(with_field(name, b"v")) is None
+    assert fields.response_problem([*RESPONSE, (name, b"v")]) is None
+    assert fields.trailers_problem([(name, b"v")]) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"", b"Upper", b"x y", b"x\x00", b"x:y", b"x\n", b"\xc3\xa9", b"x(y)", b'x"', b"x/y", b"x" * 65 + b"X", b"a\x7f"],
+)
+def test_anything_else_is_no_name(name: bytes) -> None:
+    for problem in (
+        fields.request_problem(with_field(name, b"v")),
+        fields.response_problem([*RESPONSE, (name, b"v")]),
+        fields.trailers_problem([(name, b"v")]),
+    ):
+        assert problem is not None
+        assert "is no field name" in problem
+
+
+@pytest.mark.parametrize("byte", [*range(9), *range(10, 32), 127])
+def test_no_control_character_but_the_tab_may_stand_in_a_value(byte: int) -> None:
+    value = b"a" + bytes([byte]) + b"b"
+
+    for problem in (
+        fields.request_problem(with_field(b"x", value)),
+        fields.request_problem([(b":path", value), *without(b":path")]),
+        fields.response_problem([*RESPONSE, (b"x", value)]),
+        fields.trailers_problem([(b"x", value)]),
+    ):
+        assert problem is not None
+        assert "has control characters" in problem
+
+
+@pytest.mark.parametrize("value", [b"", b"a\tb", b" edge ", b"\ttab", bytes(range(32, 127)), bytes(range(128, 256))])
+def test_any_other_value_passes(value: bytes) -> None:
+    """Blanks at the edges are malformed by the letter, but grpcio sends them."""
+    assert fields.request_problem(with_field(b"x", value)) is None
+    assert fields.response_problem([*RESPONSE, (b"x", value)]) is None
+    assert fields.trailers_problem([(b"x", value)]) is None
+
+
+@pytest.mark.parametrize("name", [b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"])
+def test_fields_of_an_http1_connection_are_malformed(name: bytes) -> None:
+    for problem in (
+        fields.request_problem(with_field(name, b"x")),
+        fields.response_problem([*RESPONSE, (name, b"x")]),
+        fields.trailers_problem([(name, b"x")]),
+    ):
+        assert problem is not None
+        assert "belongs to HTTP/1.1 connections" in problem
+
+
+@pytest.mark.parametrize(("value", "fine"), [(b"trailers", True), (b"Trailers", True), (b"gzip", False), (b"", False)])
+def test_te_may_say_trailers_only(value: bytes, fine: bool) -> None:
+    assert (fields.request_problem([*without(b"te"), (b"te", value)]) is None) is fine
+
+
+@given(st.binary(max_size=12))
+def test_a_name_is_judged_the_same_the_second_time(name: bytes) -> None:
+    """Names that passed are remembered; the memory must not change the judgement."""
+    assert fields.trailers_problem([(name, b"v")]) == fields.trailers_problem([(name, b"v")])
+
+
+def test_the_memory_of_names_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fields, "_known_names", set())
+
+    for number in range(3000):
+        assert fields.trailers_problem([(b"x-%d" % number, b"v")]) is None
+    assert fields.trailers_problem([(b"y" * 65, b"v")]) is None
+
+    assert len(fields._known_names) == 1024
+    assert fields.trailers_problem([(b"x-2999", b"v"), (b"X", b"v")]) is not None
+
+
+def test_a_problem_does_not_flood_the_log() -> None:
+    problem = fields.trailers_problem([(b"X" * 10_000, b"v")])
+
+    assert problem is not None
+    assert len(problem) < 200
+
+
+# --- Requests ---
+
+
+@pytest.mark.parametrize("headers", [REQUEST, PSEUDO, without(b":authority"), [*reversed(PSEUDO), *REQUEST[4:]]])
+def test_a_request_has_method_scheme_and_path(headers: list[Header]) -> None:
+    assert fields.request_problem(headers) is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "problem"),
+    [
+        ([], "is missing"),
+        (REQUEST[4:], "is missing"),
+        (without(b":method"), "is missing"),
+        (without(b":scheme"), "is missing"),
+        (without(b":path"), "is missing"),
+        ([*REQUEST, PSEUDO[0]], "comes after regular fields"),
+        ([PSEUDO[0], *REQUEST], "comes twice"),
+        ([*PSEUDO, PSEUDO[3]], "comes twice"),
+        ([(b":status", b"200"), *REQUEST], "is no pseudo-field of a request"),
+        ([(b":protocol", b"websocket"), *REQUEST], "is no pseudo-field of a request"),
+        ([(b":", b""), *REQUEST], "is no pseudo-field of a request"),
+    ],
+)
+def test_a_request_is_malformed_without_its_pseudo_fields_in_front(headers: list[Header], problem: str) -> None:
+    assert problem in (fields.request_problem(headers) or "")
+
+
+# --- Responses ---
+
+
+@pytest.mark.parametrize("status", [b"100", b"200", b"404", b"599", b"999"])
+def test_a_response_begins_with_its_status(status: bytes) -> None:
+    assert fields.response_problem([(b":status", status), *RESPONSE[1:]]) is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "problem"),
+    [
+        ([], "does not begin with :status"),
+        (RESPONSE[1:], "does not begin with :status"),
+        ([*RESPONSE[1:], RESPONSE[0]], "does not begin with :status"),
+        ([(b":path", b"/"), *RESPONSE], "does not begin with :status"),
+        ([*RESPONSE, RESPONSE[0]], "is out of place"),
+        ([RESPONSE[0], (b":path", b"/")], "is out of place"),
+        ([(b":status", b"20")], ":status is '20'"),
+        ([(b":status", b"2000")], ":status is '2000'"),
+        ([(b":status", b"abc")], ":status is 'abc'"),
+        ([(b":status", b"")], ":status is ''"),
+        ([(b":status", b"+20")], ":status is '+20'"),
+        ([(b":status", b"\xb2\xb2\xb2")], ":status is"),
+    ],
+)
+def test_a_response_is_malformed_without_one_good_status_in_front(headers: list[Header], problem: str) -> None:
+    assert problem in (fields.response_problem(headers) or "")
+
+
+# --- Trailers ---
+
+
+def test_trailers_may_be_empty() -> None:
+    assert fields.trailers_problem([]) is None
+    assert fields.trailers_problem(TRAILERS) is None
+
+
+@pytest.mark.parametrize("name", [b":status", b":path", b":unknown", b":"])
+def test_no_pseudo_field_may_stand_in_trailers(name: bytes) -> None:
+    assert "is out of place" in (fields.trailers_problem([*TRAILERS, (name, b"200")]) or "")
+
+
+# --- Content-length ---
+
+
+@pytest.mark.parametrize(
+    ("values", "length"),
+    [
+        ([], None),
+        ([b"0"], 0),
+        ([b"007"], 7),
+        ([b"999999999999999999"], 10**18 - 1),
+        ([b"5", b"5"], 5),
+        ([b"5", b"05"], 5),
+        ([b"5", b"6"], -1),
+        ([b"5", b"x"], -1),
+        ([b""], -1),
+        ([b"+5"], -1),
+        ([b"-1"], -1),
+        ([b"5,5"], -1),
+        ([b" 5"], -1),
+        ([b"0x5"], -1),
+        ([b"1_0"], -1),
+        ([b"\xb2"], -1),
+        ([b"9" * 19], -1),
+        ([b"9" * 5000], -1),
+    ],
+)
+def test_a_content_length_is_digits_and_the_same_each_time(values: list[bytes], length: int | None) -> None:
+    assert fields.content_length([*REQUEST, *((b"content-length", value) for value in values)]) == length
+
+
+# --- Size and blanks ---
+
+
+def test_the_size_of_a_list_is_its_names_and_values() -> None:
+    assert fields.list_size([]) == 0
+    assert fields.list_size([(b"ab", b"c"), (b"d", b"")]) == 4
+
+
+def test_blanks_at_the_edges_of_values_come_off() -> None:
+    headers = [(b"a", b" x y\t"), (b"b", b"z"), (b"c", b" \t "), (b"d", b"")]
+
+    assert fields.trimmed(headers) == [(b"a", b"x y"), (b"b", b"z"), (b"c", b""), (b"d", b"")]
+    assert headers[0] == (b"a", b" x y\t")
+
+
+def test_a_list_without_blanks_is_not_copied() -> None:
+    assert fields.trimmed(TRAILERS_ONLY) is TRAILERS_ONLY

@@ -1,0 +1,355 @@
+"""Frames on the wire: any chunking gives the same frames, and nothing is held that was not announced."""
+
+import struct
+from collections.abc import Iterable
+
+import pytest
+from hyperframe.frame import GoAwayFrame, PingFrame, RstStreamFrame, SettingsFrame, WindowUpdateFrame
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from rawgrpc_proxy.codes import ErrorCode
+from rawgrpc_proxy.errors import ProtocolViolation
+from rawgrpc_proxy.http2 import frames
+from rawgrpc_proxy.http2.frames import FrameSplitter, Setting
+from tests.http2 import peer
+
+MAX_FRAME = 16_384
+
+Parsed = tuple[int, int, int, bytes]
+
+
+def splitter(*, expect_preface: bool = False, max_frame_bytes: int = MAX_FRAME) -> FrameSplitter:
+    return FrameSplitter(max_frame_bytes, expect_preface=expect_preface)
+
+
+def split(target: FrameSplitter, chunks: Iterable[bytes]) -> list[Parsed]:
+    return [
+        (frame_type, flags, stream_id, bytes(payload))
+        for chunk in chunks
+        for frame_type, flags, stream_id, payload in target.split(chunk)
+    ]
+
+
+def single_bytes(wire: bytes) -> list[bytes]:
+    return [bytes([byte]) for byte in wire]
+
+
+def cut(wire: bytes, offsets: Iterable[int]) -> list[bytes]:
+    """The wire in pieces, cut at these offsets."""
+    points = [0, *sorted(offset % (len(wire) + 1) for offset in offsets), len(wire)]
+    return [wire[start:stop] for start, stop in zip(points, points[1:], strict=False)]
+
+
+def violation(target: FrameSplitter, chunks: Iterable[bytes]) -> ErrorCode:
+    with pytest.raises(ProtocolViolation) as caught:
+        split(target, chunks)
+    return ErrorCode(caught.value.error_code)
+
+
+any_frames = st.lists(
+    st.tuples(st.integers(0, 255), st.integers(0, 255), st.integers(0, 2**31 - 1), st.binary(max_size=40)),
+    max_size=6,
+)
+cuts = st.lists(st.integers(0, 2**12), max_size=8)
+
+
+# --- Splitting ---
+
+
+@given(any_frames, cuts, st.booleans())
+def test_any_chunking_gives_the_same_frames(wanted: list[Parsed], offsets: list[int], expect_preface: bool) -> None:
+    wire = b"".join(peer.raw(*frame) for frame in wanted)
+    if expect_preface:
+        wire = peer.PREFACE + wire
+
+    assert split(splitter(expect_preface=expect_preface), cut(wire, offsets)) == wanted
+
+
+def test_a_frame_that_fits_into_one_chunk_is_a_view_of_it() -> None:
+    """No byte of a payload is copied on the way in."""
+    chunk = peer.data(1, b"hello")
+
+    ((_, _, _, payload),) = splitter().split(chunk)
+
+    assert payload.obj is chunk
+
+
+def test_frames_that_were_handed_out_keep_their_payload_when_more_is_fed() -> None:
+    target = splitter()
+    wire = peer.data(1, b"first") + peer.data(1, b"second")
+
+    held = [payload for chunk in single_bytes(wire) for *_, payload in target.split(chunk)]
+
+    assert [bytes(payload) for payload in held] == [b"first", b"second"]
+
+
+def test_the_reserved_bit_of_a_stream_id_is_ignored() -> None:
+    assert split(splitter(), [peer.raw(0, 0, 0x8000_0007, b"x")]) == [(0, 0, 7, b"x")]
+
+
+@pytest.mark.parametrize("size", [0, 1, MAX_FRAME - 1, MAX_FRAME])
+@pytest.mark.parametrize("first_chunk", [1, 8, 9, 10, 10_000])
+def test_a_frame_of_up_to_the_maximum_passes(size: int, first_chunk: int) -> None:
+    wire = peer.raw(0, 0, 1, bytes(size))
+
+    assert split(splitter(), cut(wire, [min(first_chunk, len(wire))])) == [(0, 0, 1, bytes(size))]
+
+
+@pytest.mark.parametrize("length", [MAX_FRAME + 1, 2**24 - 1])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_frame_that_is_too_long_is_refused_on_its_ninth_byte(length: int, at_once: bool) -> None:
+    """Of the payload nothing is waited for, and so nothing held."""
+    header = peer.raw(0, 0, 1, length=length)
+    target = splitter()
+
+    if not at_once:
+        assert split(target, single_bytes(header[:8])) == []
+        header = header[8:]
+
+    assert violation(target, [header]) is ErrorCode.FRAME_SIZE_ERROR
+
+
+def test_the_maximum_is_the_configured_one() -> None:
+    roomy = splitter(max_frame_bytes=MAX_FRAME + 1)
+
+    assert split(roomy, [peer.raw(0, 0, 1, bytes(MAX_FRAME + 1))]) == [(0, 0, 1, bytes(MAX_FRAME + 1))]
+
+
+def test_frames_before_one_that_is_too_long_stand() -> None:
+    frames_seen = []
+
+    with pytest.raises(ProtocolViolation, match="declares 16385 bytes"):
+        frames_seen.extend(splitter().split(peer.ping() + peer.raw(0, 0, 1, length=MAX_FRAME + 1)))
+    # `extend` keeps what came before the error.
+    assert [frame_type for frame_type, *_ in frames_seen] == [frames.PING]
+
+
+# --- The first bytes ---
+
+
+def test_the_preface_may_come_byte_by_byte() -> None:
+    wire = peer.PREFACE + peer.settings()
+
+    assert split(splitter(expect_preface=True), single_bytes(wire)) == [(frames.SETTINGS, 0, 0, b"")]
+
+
+@pytest.mark.parametrize("position", range(len(peer.PREFACE)))
+def test_one_wrong_byte_anywhere_in_the_preface_is_refused(position: int) -> None:
+    wire = bytearray(peer.PREFACE)
+    wire[position] ^= 0x80
+
+    assert violation(splitter(expect_preface=True), [bytes(wire)]) is ErrorCode.PROTOCOL_ERROR
+    assert violation(splitter(expect_preface=True), single_bytes(bytes(wire))) is ErrorCode.PROTOCOL_ERROR
+
+
+HTTP1_REQUESTS = [
+    b"GET / HTTP/1.1\r\nhost: x\r\n\r\n",
+    b"POST /a.B/C HTTP/1.1\r\n\r\n",
+    b"PUT /p HTTP/1.0\r\n\r\n",
+    b"OPTIONS * HTTP/1.1\r\n\r\n",
+    b"PROPPATCH http://x/ HTTP/1.1\r\n\r\n",
+    b"GET http://x/ HTTP/1.1\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("request_line", HTTP1_REQUESTS)
+def test_an_http1_request_is_recognised_however_it_is_cut(request_line: bytes) -> None:
+    for offset in range(len(request_line)):
+        chunks = [request_line[:offset], request_line[offset:]]
+        assert violation(splitter(expect_preface=True), chunks) is ErrorCode.HTTP_1_1_REQUIRED
+    assert violation(splitter(expect_preface=True), single_bytes(request_line)) is ErrorCode.HTTP_1_1_REQUIRED
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"INVALID CONNECTION PREFACE\r\n\r\n",
+        b"PRI * HTTP/1.1\r\n\r\nSM\r\n\r\n",
+        b"PRI / HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"get / HTTP/1.1\r\n",
+        b"GO / HTTP/1.1\r\n",
+        b"ABCDEFGHIJK / HTTP/1.1\r\n",
+        b"\x00\x00\x00\x04\x00\x00\x00\x00\x00",  # SETTINGS without the preface
+    ],
+)
+def test_what_is_neither_http2_nor_http1_is_a_protocol_error_however_it_is_cut(wire: bytes) -> None:
+    assert violation(splitter(expect_preface=True), [wire]) is ErrorCode.PROTOCOL_ERROR
+    assert violation(splitter(expect_preface=True), single_bytes(wire)) is ErrorCode.PROTOCOL_ERROR
+
+
+@pytest.mark.parametrize("wire", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"HTTP/"])
+def test_an_http1_response_is_recognised_however_it_is_cut(wire: bytes) -> None:
+    for offset in range(len(wire)):
+        chunks = [wire[:offset], wire[offset:]]
+        assert violation(splitter(), chunks) is ErrorCode.HTTP_1_1_REQUIRED
+    assert violation(splitter(max_frame_bytes=2**24 - 1), single_bytes(wire)) is ErrorCode.HTTP_1_1_REQUIRED
+
+
+def test_a_frame_that_begins_like_an_http1_response_is_a_frame_later_on() -> None:
+    """0x485454 bytes of type 0x50: only the first bytes of a connection can be HTTP/1."""
+    target = splitter(max_frame_bytes=2**24 - 1)
+
+    assert split(target, [peer.settings(), b"HTTP/", b"1.1 "]) == [(frames.SETTINGS, 0, 0, b"")]
+
+
+@pytest.mark.parametrize("size", range(1, 5))
+def test_a_first_frame_may_begin_with_less_than_all_of_an_http1_response(size: int) -> None:
+    start = b"HTTP"[:size] + bytes(9 - size)
+    wire = start + bytes(int.from_bytes(start[:3], "big"))
+    roomy = 2**24 - 1
+
+    assert [(f[0], len(f[3])) for f in split(splitter(max_frame_bytes=roomy), [wire])] == [
+        (start[3], len(wire) - 9)
+    ]
+    chunks = [*single_bytes(wire[:20]), wire[20:]]
+    assert [len(f[3]) for f in split(splitter(max_frame_bytes=roomy), chunks)] == [len(wire) - 9]
+
+
+# --- Padding ---
+
+
+@pytest.mark.parametrize("padding", [0, 1, 5, 255])
+@pytest.mark.parametrize("payload", [b"", b"hello"])
+def test_padding_comes_off(payload: bytes, padding: int) -> None:
+    ((_, flags, _, padded),) = splitter().split(peer.data(1, payload, padding=padding))
+
+    assert frames.without_padding(flags, padded) == payload
+
+
+def test_a_frame_without_the_flag_has_no_padding() -> None:
+    assert frames.without_padding(0, memoryview(b"\x05hello")) == b"\x05hello"
+
+
+def test_padding_that_fills_the_frame_leaves_nothing() -> None:
+    assert frames.without_padding(frames.PADDED, memoryview(b"\x02..")) == b""
+
+
+@pytest.mark.parametrize("payload", [b"\x01", b"\x06hello", b"\xff"])
+def test_padding_longer_than_the_frame_is_a_protocol_error(payload: bytes) -> None:
+    with pytest.raises(ProtocolViolation) as caught:
+        frames.without_padding(frames.PADDED, memoryview(payload))
+    assert caught.value.error_code == ErrorCode.PROTOCOL_ERROR
+
+
+def test_a_padded_frame_without_room_for_its_pad_length_is_a_frame_size_error() -> None:
+    with pytest.raises(ProtocolViolation) as caught:
+        frames.without_padding(frames.PADDED, memoryview(b""))
+    assert caught.value.error_code == ErrorCode.FRAME_SIZE_ERROR
+
+
+# --- SETTINGS ---
+
+
+def settings_payload(*entries: tuple[int, int]) -> memoryview:
+    return memoryview(b"".join(struct.pack(">HL", *entry) for entry in entries))
+
+
+def test_settings_are_read_and_the_last_value_counts() -> None:
+    payload = settings_payload((1, 0), (2, 0), (3, 0), (4, 0), (5, 16_384), (6, 0), (4, 7))
+
+    assert frames.parse_settings(payload, 32) == {
+        Setting.HEADER_TABLE_SIZE: 0,
+        Setting.ENABLE_PUSH: 0,
+        Setting.MAX_CONCURRENT_STREAMS: 0,
+        Setting.INITIAL_WINDOW_SIZE: 7,
+        Setting.MAX_FRAME_SIZE: 16_384,
+        Setting.MAX_HEADER_LIST_SIZE: 0,
+    }
+
+
+def test_unknown_settings_are_dropped() -> None:
+    assert frames.parse_settings(settings_payload((0, 1), (7, 1), (0x104, 1), (0xFFFF, 1)), 32) == {}
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [(1, 2**32 - 1), (2, 0), (2, 1), (3, 2**32 - 1), (4, 2**31 - 1), (5, 2**14), (5, 2**24 - 1), (6, 2**32 - 1)],
+)
+def test_a_setting_at_its_limit_passes(setting: int, value: int) -> None:
+    assert frames.parse_settings(settings_payload((setting, value)), 32) == {Setting(setting): value}
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "code"),
+    [
+        (2, 2, ErrorCode.PROTOCOL_ERROR),
+        (4, 2**31, ErrorCode.FLOW_CONTROL_ERROR),
+        (5, 2**14 - 1, ErrorCode.PROTOCOL_ERROR),
+        (5, 2**24, ErrorCode.PROTOCOL_ERROR),
+    ],
+)
+def test_a_setting_past_its_limit_is_refused(setting: int, value: int, code: ErrorCode) -> None:
+    with pytest.raises(ProtocolViolation) as caught:
+        frames.parse_settings(settings_payload((setting, value)), 32)
+    assert caught.value.error_code == code
+
+
+@pytest.mark.parametrize("size", [1, 5, 7, 11])
+def test_settings_come_in_entries_of_six_bytes(size: int) -> None:
+    with pytest.raises(ProtocolViolation) as caught:
+        frames.parse_settings(memoryview(bytes(size)), 32)
+    assert caught.value.error_code == ErrorCode.FRAME_SIZE_ERROR
+
+
+def test_as_many_entries_as_allowed_pass_and_one_more_does_not() -> None:
+    assert frames.parse_settings(settings_payload(*[(3, 1)] * 32), 32) == {Setting.MAX_CONCURRENT_STREAMS: 1}
+    with pytest.raises(ProtocolViolation) as caught:
+        frames.parse_settings(settings_payload(*[(3, 1)] * 33), 32)
+    assert caught.value.error_code == ErrorCode.ENHANCE_YOUR_CALM
+
+
+# --- What we write, held against hyperframe ---
+
+stream_ids = st.integers(1, 2**31 - 1)
+u32 = st.integers(0, 2**32 - 1)
+
+
+@given(st.integers(0, 2**24 - 1), st.integers(0, 255), st.integers(0, 255), st.integers(0, 2**31 - 1))
+def test_a_frame_header_has_nine_bytes_in_network_order(
+    length: int, frame_type: int, flags: int, stream_id: int
+) -> None:
+    expected = peer.raw(frame_type, flags, stream_id, length=length)
+
+    assert frames.frame_header(frame_type, flags, stream_id, length) == expected
+
+
+@given(stream_ids, u32)
+def test_rst_stream_is_written_as_hyperframe_writes_it(stream_id: int, code: int) -> None:
+    assert frames.rst_stream(stream_id, code) == RstStreamFrame(stream_id, code).serialize()
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(1, 2**31 - 1))
+def test_window_update_is_written_as_hyperframe_writes_it(stream_id: int, increment: int) -> None:
+    assert frames.window_update(stream_id, increment) == WindowUpdateFrame(stream_id, increment).serialize()
+
+
+@given(st.binary(min_size=8, max_size=8), st.booleans())
+def test_ping_is_written_as_hyperframe_writes_it(opaque: bytes, ack: bool) -> None:
+    expected = PingFrame(0, opaque, flags=["ACK"] if ack else []).serialize()
+
+    assert frames.ping(opaque, ack=ack) == expected
+    assert frames.ping(memoryview(opaque), ack=ack) == expected
+
+
+@given(st.integers(0, 2**31 - 1), u32, st.binary(max_size=20))
+def test_goaway_is_written_as_hyperframe_writes_it(last: int, code: int, debug: bytes) -> None:
+    assert frames.goaway(last, code, debug) == GoAwayFrame(0, last, code, debug).serialize()
+
+
+@given(st.dictionaries(st.sampled_from(Setting), u32))
+@example({})
+def test_settings_are_written_as_hyperframe_writes_them(values: dict[Setting, int]) -> None:
+    expected = SettingsFrame(0, {int(setting): value for setting, value in values.items()}).serialize()
+
+    assert frames.settings(values) == expected
+    assert frames.SETTINGS_ACK == peer.SETTINGS_ACK
+
+
+def test_a_number_is_read_in_network_order() -> None:
+    payload = memoryview(b"\x01\x02\x03\x04\xff\xff\xff\xfe")
+
+    assert frames.read_u32(payload) == 0x01020304
+    assert frames.read_u32(payload, 4) == 0xFFFFFFFE

@@ -1,0 +1,242 @@
+"""Floods (RFC 9113 section 10.5): each budget at its boundary, and memory that does not grow with the flood."""
+
+import sys
+
+import pytest
+
+from rawgrpc_proxy.codes import ErrorCode
+from rawgrpc_proxy.config import Engine
+from tests.http2 import peer as wire
+from tests.http2.peer import (
+    REQUEST,
+    RESPONSE,
+    TRAILERS_ONLY,
+    Peer,
+    assert_alive,
+    assert_connection_error,
+    kinds,
+    views,
+)
+
+CALM = ErrorCode.ENHANCE_YOUR_CALM
+BURST = 1000
+
+
+def test_a_thousand_rapid_resets_pass_and_one_more_does_not(server: Peer) -> None:
+    """CVE-2023-44487."""
+    for number in range(BURST):
+        server.tell(wire.headers(1 + 2 * number), wire.rst_stream(1 + 2 * number))
+    assert_alive(server)
+
+    events = server.tell(wire.headers(3001), wire.rst_stream(3001))
+
+    assert_connection_error(server, events, CALM)
+
+
+def test_rapid_resets_pass_at_a_pace(server: Peer) -> None:
+    for number in range(3 * BURST):
+        server.now = number / 33
+        server.tell(wire.headers(1 + 2 * number), wire.rst_stream(1 + 2 * number))
+
+    assert_alive(server)
+
+
+@pytest.mark.parametrize(
+    "provocation",
+    [
+        lambda stream_id: wire.headers(stream_id) + wire.window_update(stream_id, 0),
+        lambda stream_id: wire.headers(stream_id) + wire.headers(stream_id),
+        lambda stream_id: wire.headers(stream_id, end_stream=True) + wire.data(stream_id, b"x"),
+        lambda stream_id: wire.headers(stream_id, REQUEST[1:]),
+        lambda stream_id: wire.headers(stream_id, [*REQUEST, (b"content-length", b"1")]) + wire.data(stream_id, b"xx"),
+        lambda stream_id: wire.headers(stream_id) + wire.raw(0x2, 0, stream_id, b"1234"),
+    ],
+)
+def test_resets_that_the_peer_provokes_count_like_its_own(server: Peer, provocation: object) -> None:
+    """CVE-2025-8671, MadeYouReset. Half of the budget goes into plain resets here."""
+    assert callable(provocation)
+    for number in range(BURST // 2):
+        server.tell(wire.headers(1 + 2 * number), wire.rst_stream(1 + 2 * number))
+    for number in range(BURST // 2, BURST):
+        server.tell(provocation(1 + 2 * number))
+        server.session.take_output()
+    assert_alive(server)
+
+    assert_connection_error(server, server.tell(provocation(3001)), CALM)
+
+
+def test_refused_streams_count_too(engine: Engine) -> None:
+    server = wire.server(engine, max_concurrent_streams=1)
+    server.tell(wire.headers(1))
+    for number in range(1, BURST + 1):
+        server.tell(wire.headers(1 + 2 * number))
+    assert_alive(server)
+
+    assert_connection_error(server, server.tell(wire.headers(3001)), CALM)
+
+
+def test_data_on_closed_streams_counts_too(server: Peer) -> None:
+    server.tell(wire.headers(1, end_stream=True))
+    server.session.send_headers(1, TRAILERS_ONLY, end_stream=True)
+    server.tell(wire.data(1, b"x") * BURST)
+    assert_alive(server)
+
+    assert_connection_error(server, server.tell(wire.data(1, b"x")), CALM)
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_server_may_reset_every_stream_that_we_open(client: Peer, answered: bool) -> None:
+    """Servers that answer before they have read the request reset each stream, with NO_ERROR, behind the answer."""
+    for number in range(3 * BURST):
+        stream_id = client.session.open_stream(REQUEST)
+        if answered:
+            client.tell(wire.headers(stream_id, TRAILERS_ONLY, end_stream=True))
+            client.session.reset(stream_id, ErrorCode.NO_ERROR)
+        client.tell(wire.rst_stream(stream_id, ErrorCode.NO_ERROR))
+        client.session.take_output()
+        assert not client.session.ended, number
+
+    assert_alive(client)
+
+
+def test_a_server_that_resets_closed_streams_again_and_again_has_a_budget(client: Peer) -> None:
+    client.session.open_stream(REQUEST)
+    client.tell(wire.rst_stream(1) * (BURST + 1))
+    assert_alive(client)
+
+    assert_connection_error(client, client.tell(wire.rst_stream(1)), CALM)
+
+
+@pytest.mark.parametrize("frame", [wire.ping(), wire.settings()])
+def test_a_thousand_answers_may_wait_and_one_more_may_not(server: Peer, frame: bytes) -> None:
+    """CVE-2019-9512 and CVE-2019-9515."""
+    server.tell(frame * 1000)
+    assert not server.session.ended
+
+    assert_connection_error(server, server.tell(frame), CALM)
+
+
+def test_answers_that_are_taken_away_in_time_have_no_limit(server: Peer) -> None:
+    for _ in range(5):
+        server.tell(wire.ping() * 500, wire.settings() * 500)
+        assert len(server.hear()) == 1000
+
+    assert not server.session.ended
+
+
+def test_acknowledgements_owe_no_answer(server: Peer) -> None:
+    server.tell((wire.ping(ack=True) + wire.SETTINGS_ACK) * 2000)
+
+    assert_alive(server)
+
+
+@pytest.mark.parametrize("frame", [wire.data(1), wire.data(1, b"", padding=0), wire.data(1, b"", padding=9)])
+def test_a_hundred_empty_data_frames_in_a_row_pass_and_one_more_does_not(server: Peer, frame: bytes) -> None:
+    """CVE-2019-9518. Padding does not make them less empty."""
+    server.tell(wire.headers(1))
+    server.tell(frame * 100, wire.data(1, b"x"), frame * 100)
+    assert_alive(server)
+
+    assert_connection_error(server, server.tell(frame), CALM)
+
+
+def test_empty_data_frames_on_closed_streams_count_too(server: Peer) -> None:
+    server.tell(wire.headers(1))
+    server.session.reset(1, ErrorCode.CANCEL)
+    server.tell(wire.data(1) * 100)
+    assert_alive(server)
+
+    assert_connection_error(server, server.tell(wire.data(1)), CALM)
+
+
+def test_empty_data_goes_no_further(server: Peer) -> None:
+    """It would make a flood out of us, on a connection that others share. Its credit is not lost."""
+    server.tell(wire.headers(1))
+
+    events = [
+        event
+        for _ in range(600)
+        for event in server.tell(wire.data(1, b"", padding=255), wire.data(1), wire.data(1, b"x"))
+    ]
+
+    assert kinds(events) == ["DataReceived"] * 600
+    assert b"".join(map(bytes, views(events))) == b"x" * 600
+    assert server.hear() == [f"WINDOW_UPDATE 1 +{256 * 512}"]
+
+
+def test_an_empty_end_is_no_flood(server: Peer) -> None:
+    for number in range(300):
+        assert kinds(server.tell(wire.headers(1 + 2 * number), wire.data(1 + 2 * number, end_stream=True))) == [
+            "RequestReceived",
+            "DataReceived",
+        ]
+
+    assert_alive(server)
+
+
+def test_a_hundred_priority_frames_pass_and_a_hundred_more_for_each_stream(server: Peer) -> None:
+    server.tell(wire.priority(1) * 100)
+    server.tell(wire.headers(1), wire.priority(1) * 100)
+    assert_alive(server)
+
+    assert_connection_error(server, server.tell(wire.priority(1)), CALM)
+
+
+@pytest.mark.parametrize("stream_id", [0, 1])
+def test_window_updates_have_a_budget_that_grows_with_what_is_sent(server: Peer, stream_id: int) -> None:
+    server.tell(wire.headers(1))
+    server.session.send_headers(1, RESPONSE)
+    server.session.send_data(1, b"x")
+    server.hear()
+    server.tell(wire.window_update(stream_id, 1) * (5 + 2 * (1 + 10)))
+    assert_alive(server)
+
+    assert_connection_error(server, server.tell(wire.window_update(stream_id, 1)), CALM)
+
+
+def test_window_updates_of_streams_that_we_open_have_their_budget(client: Peer) -> None:
+    for _ in range(10):
+        client.session.open_stream(REQUEST)
+    client.tell(wire.window_update(1, 1) * (5 + 2 * 10))
+    assert_alive(client)
+
+    assert_connection_error(client, client.tell(wire.window_update(1, 1)), CALM)
+
+
+@pytest.mark.parametrize("closed_by", ["a reset of ours", "an error", "goaway"])
+def test_data_that_is_dropped_does_not_fill_our_output(server: Peer, closed_by: str) -> None:
+    """Nobody takes the output away: for each byte of DATA there would be thirteen of WINDOW_UPDATE."""
+    server.tell(wire.headers(1))
+    if closed_by == "a reset of ours":
+        server.session.reset(1, ErrorCode.CANCEL)
+    elif closed_by == "an error":
+        server.tell(wire.window_update(1, 0))
+    else:
+        server.session.go_away(final=True)
+        server.tell(wire.headers(3))
+    stream_id = 3 if closed_by == "goaway" else 1
+    server.hear()
+
+    for _ in range(50):
+        assert server.tell(wire.data(stream_id, b"x") * 1000) == []
+
+    assert server.session.output_bytes < 100
+    assert not server.session.ended
+
+
+def test_refusals_and_errors_leave_no_state_behind(engine: Engine) -> None:
+    server = wire.server(engine, max_concurrent_streams=1)
+    server.tell(wire.headers(1))
+
+    def held() -> int:
+        return sum(sys.getsizeof(value) for value in vars(server.session).values())
+
+    for number in range(1, 1 + 30 * 1200):
+        server.now = number / 33
+        server.tell(wire.headers(1 + 2 * number))
+        server.session.take_output()
+        if number == 1200:
+            before = held()
+
+    assert held() <= before
+    assert not server.session.ended

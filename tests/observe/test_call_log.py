@@ -1,0 +1,297 @@
+import io
+import json
+import re
+import threading
+from collections.abc import Callable
+
+import pytest
+import trio
+import trio.testing
+
+from rawgrpc_proxy.call import CallRecord
+from rawgrpc_proxy.codes import ErrorCode, Status
+from rawgrpc_proxy.errors import ConnectionFailed
+from rawgrpc_proxy.http2.events import StreamReset
+from rawgrpc_proxy.observe import call_log
+from rawgrpc_proxy.observe.call_log import CallLog, LogFormat
+
+STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z "
+
+
+def record(
+    method: str = "/p.S/Get",
+    *,
+    detail: str = "",
+    status: Status = Status.OK,
+    upstream: str | None = "10.0.0.2:50051",
+) -> CallRecord:
+    return CallRecord(
+        method=method,
+        peer="10.0.0.1:4711",
+        upstream=upstream,
+        status=status,
+        origin="upstream",
+        detail=detail,
+        request_bytes=12,
+        response_bytes=345,
+        request_messages=1,
+        response_messages=20,
+        duration_s=0.0123,
+    )
+
+
+class CountingFile(io.StringIO):
+    """Counts how often it is written to, and tells each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes = 0
+
+    def write(self, text: str, /) -> int:
+        self.writes += 1
+        return super().write(text)
+
+
+def lines_of(log_format: LogFormat, happens: Callable[[CallLog], None]) -> list[str]:
+    file = io.StringIO()
+    happens(CallLog(log_format, file))
+    written = file.getvalue()
+    assert written.endswith("\n") or not written
+    return written.split("\n")[:-1]
+
+
+# ------------------------------------------------------------------------ lines
+
+
+def test_a_text_line_tells_all_of_a_call() -> None:
+    [line] = lines_of("text", lambda log: log.call_ended(record()))
+    stamp = re.match(STAMP, line)
+    assert stamp
+    assert line[stamp.end() :] == (
+        "/p.S/Get 10.0.0.1:4711 -> 10.0.0.2:50051 OK (upstream) in 1 msg/12 B out 20 msg/345 B 12.3 ms"
+    )
+
+
+def test_a_text_line_shows_the_detail_and_that_no_upstream_was_reached() -> None:
+    failed = record(upstream=None, status=Status.UNAVAILABLE, detail="refused 'it'")
+    [line] = lines_of("text", lambda log: log.call_ended(failed))
+    assert "10.0.0.1:4711 -> - UNAVAILABLE (upstream) \"refused 'it'\" in 1 msg" in line
+
+
+def test_a_json_line_tells_all_of_a_call() -> None:
+    [line] = lines_of("json", lambda log: log.call_ended(record(detail="é")))
+    fields = json.loads(line)
+    assert isinstance(fields.pop("time"), float)
+    assert fields == {
+        "event": "call",
+        "method": "/p.S/Get",
+        "peer": "10.0.0.1:4711",
+        "upstream": "10.0.0.2:50051",
+        "status": "OK",
+        "origin": "upstream",
+        "detail": "é",
+        "request_bytes": 12,
+        "request_messages": 1,
+        "response_bytes": 345,
+        "response_messages": 20,
+        "duration_ms": 12.3,
+    }
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+@pytest.mark.parametrize(
+    "evil", ["\n", "\r", "\x85", "\u2028", "\x1b[2K", "\x9b2K", "\x00", "\u202e", "\udc80"]
+)
+def test_nothing_of_a_peer_forges_a_line_or_moves_the_cursor(log_format: LogFormat, evil: str) -> None:
+    text = f"x{evil}2026-01-01T00:00:00.000Z /p.S/Paid 10.0.0.9:1 -> - OK"
+
+    def happens(log: CallLog) -> None:
+        log.call_ended(record(method=f"/p.S/{text}", detail=text))
+        log.stream_refused("10.0.0.1:1", StreamReset(1, ErrorCode.PROTOCOL_ERROR, True, text))
+        log.connection_failed("10.0.0.1:1", ConnectionFailed(text, error_code=1))
+        log.notice("note", text)
+
+    lines = lines_of(log_format, happens)
+    assert len(lines) == 4
+    assert all(line.isprintable() for line in lines)
+    assert all(json.loads(line) for line in lines if log_format == "json")
+
+
+def test_a_method_with_spaces_stays_one_field() -> None:
+    [line] = lines_of("text", lambda log: log.call_ended(record(method="/p.S/Get 10.0.0.9:1 -> - OK")))
+    assert line.split(" ")[1:3] == [r"/p.S/Get\x2010.0.0.9:1\x20->\x20-\x20OK", "10.0.0.1:4711"]
+
+
+def failure(text: str) -> Exception:
+    try:
+        raise RuntimeError(text)
+    except RuntimeError as error:
+        return error
+
+
+def test_the_traceback_of_a_handler_is_indented_under_its_line() -> None:
+    forged = "boom\n2026-01-01T00:00:00.000Z /p.S/Paid 10.0.0.9:1 -> - OK"
+    first, *rest = lines_of("text", lambda log: log.call_failed(record(), failure(forged)))
+    assert re.fullmatch(STAMP + r"/p\.S/Get 10\.0\.0\.1:4711 the handler raised:", first)
+    assert any("RuntimeError: boom" in line for line in rest)
+    assert all(line.startswith("    ") for line in rest)
+
+
+def test_a_traceback_is_one_field_in_json() -> None:
+    [line] = lines_of("json", lambda log: log.call_failed(record(), failure("boom")))
+    fields = json.loads(line)
+    assert fields["event"] == "handler_error"
+    assert fields["method"] == "/p.S/Get"
+    assert "RuntimeError: boom" in fields["traceback"]
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_connections_turned_away_are_told_of_once_a_second_at_the_most(log_format: LogFormat) -> None:
+    def happens(log: CallLog) -> None:
+        for _ in range(3):
+            log.accept_failed(OSError("no more files"))
+
+    [line] = lines_of(log_format, happens)
+    assert "cannot accept: no more files" in line
+    [line] = lines_of(log_format, lambda log: log.accept_failed(None))
+    assert "the limit on connections is reached" in line
+
+
+def test_refused_streams_failed_connections_and_notices_are_events_in_json() -> None:
+    def happens(log: CallLog) -> None:
+        log.stream_refused("10.0.0.1:1", StreamReset(7, 1, True, "no :path"))
+        log.connection_failed("10.0.0.1:1", ConnectionFailed("too much", error_code=11))
+        log.notice("draining", "draining, 2 calls", calls=2)
+
+    refused, failed, notice = (json.loads(line) for line in lines_of("json", happens))
+    for fields in (refused, failed, notice):
+        del fields["time"]
+    assert refused == {
+        "event": "refused",
+        "peer": "10.0.0.1:1",
+        "stream_id": 7,
+        "error_code": 1,
+        "reason": "no :path",
+    }
+    assert failed == {
+        "event": "connection_error",
+        "peer": "10.0.0.1:1",
+        "error_code": 11,
+        "reason": "too much",
+    }
+    assert notice == {"event": "draining", "calls": 2}
+
+
+# ---------------------------------------------------------------------- writing
+
+
+def test_without_run_each_line_is_written_at_once() -> None:
+    file = CountingFile()
+    log = CallLog("text", file)
+    for written in (1, 2, 3):
+        log.call_ended(record())
+        assert file.writes == written
+        assert file.getvalue().count("\n") == written
+
+
+def test_with_run_the_lines_of_a_quarter_second_are_written_together() -> None:
+    class TellingFile(CountingFile):
+        """Tells the loop when it has been written to."""
+
+        def flush(self) -> None:
+            trio.from_thread.run_sync(written.set)
+
+    written = trio.Event()
+    file = TellingFile()
+
+    async def main() -> None:
+        log = CallLog("text", file)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(log.run)
+            await trio.testing.wait_all_tasks_blocked()
+            for _ in range(100):
+                log.call_ended(record())
+            assert file.writes == 0
+            before = trio.current_time()
+            with trio.fail_after(60):
+                await written.wait()
+            assert trio.current_time() - before >= 0.2
+            assert file.writes == 1
+            assert file.getvalue().count("\n") == 100
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_what_was_collected_when_run_was_cancelled_is_written_by_flush_in_order() -> None:
+    file = CountingFile()
+    log = CallLog("text", file)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(log.run)
+            await trio.testing.wait_all_tasks_blocked()
+            log.call_ended(record("/p.S/First"))
+            nursery.cancel_scope.cancel()
+        assert file.writes == 0
+        log.call_ended(record("/p.S/Second"))
+
+    trio.run(main)
+    log.flush()
+    assert [line.split()[1] for line in file.getvalue().splitlines()] == ["/p.S/First", "/p.S/Second"]
+
+
+def test_a_reader_who_stopped_reading_holds_up_nobody_and_costs_a_bounded_number_of_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(call_log, "_MAX_WAITING_LINES", 10)
+    stuck, read_on = threading.Event(), threading.Event()
+
+    class StuckFile(io.StringIO):
+        """A pipe that nobody empties until `read_on`."""
+
+        def write(self, text: str, /) -> int:
+            stuck.set()
+            assert read_on.wait(60)
+            return super().write(text)
+
+    file = StuckFile()
+    log = CallLog("text", file)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(log.run)
+            await trio.testing.wait_all_tasks_blocked()
+            log.call_ended(record("/p.S/Stuck"))
+            await trio.to_thread.run_sync(stuck.wait, 60)
+            for number in range(13):
+                log.call_ended(record(f"/p.S/M{number}"))
+            nursery.cancel_scope.cancel()
+        read_on.set()
+
+    trio.run(main)
+    log.flush()
+    lines = file.getvalue().splitlines()
+    assert [line.split()[1] for line in lines[:-1]] == [
+        "/p.S/Stuck",
+        *(f"/p.S/M{number}" for number in range(10)),
+    ]
+    assert lines[-1].endswith("- 3 lines are missing here")
+
+
+def test_a_file_that_cannot_be_written_hurts_nobody() -> None:
+    class BrokenPipe(io.StringIO):
+        def write(self, _text: str, /) -> int:
+            raise BrokenPipeError
+
+    CallLog("text", BrokenPipe()).call_ended(record())
+    closed = io.StringIO()
+    closed.close()
+    CallLog("json", closed).call_ended(record())
+
+
+def test_lines_go_to_standard_error_unless_told_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
+    CallLog().call_ended(record())
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1

@@ -1,0 +1,315 @@
+"""What the upstream gets of a request."""
+
+import pytest
+from trio.testing import trio_test
+
+from rawgrpc_proxy import Status
+from rawgrpc_proxy.config import Engine
+from rawgrpc_proxy.grpc.timeout import parse_timeout
+from tests.proxy.house import a_proxy, on_every_engine
+from tests.proxy.raw_peers import (
+    MAX_HEADER_LIST_SIZE,
+    OK,
+    RESPONSE,
+    TRAILERS_ONLY,
+    Field,
+    Headers,
+    message,
+    request_fields,
+)
+
+pytestmark = on_every_engine
+
+
+@trio_test
+async def test_headers_go_out_before_the_first_message(engine: Engine) -> None:
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        call = await client.open(request_fields())
+        served = await house.backend.request()
+        assert not served.request.end_stream
+        await call.data(message(b"later"), end=True)
+        assert await served.request_body() == message(b"later")
+        await served.respond()
+        assert (await call.answer()).status == Status.OK
+
+
+@trio_test
+async def test_a_message_larger_than_the_windows_arrives_whole(engine: Engine) -> None:
+    body = bytes(range(256)) * 4096
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        call = await client.request(body=body)
+        served = await house.backend.request()
+        assert await served.request_body() == message(body)
+        await served.respond(body)
+        assert (await call.answer()).body == message(body)
+
+
+@trio_test
+async def test_the_end_of_the_request_is_passed_on_as_it_came(engine: Engine) -> None:
+    async with a_proxy(engine) as house:
+        client = await house.client()
+
+        on_headers = await client.request(body=None)
+        served = await house.backend.request()
+        assert served.request.end_stream
+        await served.respond()
+        await on_headers.answer()
+
+        on_data = await client.open(request_fields())
+        served = await house.backend.request()
+        await on_data.data(message(b"x"), end=True)
+        event = await served.expect_data()
+        assert (event.data, event.end_stream) == (message(b"x"), True)
+        await served.respond()
+        await on_data.answer()
+
+        on_empty_data = await client.open(request_fields())
+        served = await house.backend.request()
+        await on_empty_data.data(message(b"x"))
+        assert not (await served.expect_data()).end_stream
+        await on_empty_data.data(b"", end=True)
+        event = await served.expect_data()
+        assert (event.data, event.end_stream) == (b"", True)
+        await served.respond()
+        await on_empty_data.answer()
+
+
+@trio_test
+async def test_headers_then_empty_data_is_an_empty_request(engine: Engine) -> None:
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        call = client.new_stream()
+        # In one write, so that the proxy has both before it opens the upstream stream.
+        headers = client.header_frames(call.id, request_fields())
+        await client.send_bytes(headers + b"\0\0\0\0\1" + call.id.to_bytes(4, "big"))
+        served = await house.backend.request()
+        assert await served.request_body() == b""
+        await served.respond()
+        assert (await call.answer()).status == Status.OK
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@trio_test
+async def test_request_trailers_are_passed_on(engine: Engine, at_once: bool) -> None:
+    trailers = [(b"x-checksum", b"123"), (b"x-checksum", b" 456 ")]
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        call = client.new_stream()
+        if at_once:
+            data = (
+                len(message(b"x")).to_bytes(3, "big") + b"\0\0" + call.id.to_bytes(4, "big") + message(b"x")
+            )
+            await client.send_bytes(
+                client.header_frames(call.id, request_fields())
+                + data
+                + client.header_frames(call.id, trailers, end=True)
+            )
+            served = await house.backend.request()
+        else:
+            await call.headers(request_fields())
+            served = await house.backend.request()
+            await call.data(message(b"x"))
+            await call.headers(trailers, end=True)
+        assert await served.read(6) == message(b"x")
+        assert await served.next() == Headers(
+            [(b"x-checksum", b"123"), (b"x-checksum", b"456")], end_stream=True
+        )
+        await served.respond()
+        assert (await call.answer()).status == Status.OK
+
+
+@trio_test
+async def test_request_trailers_without_a_body_are_passed_on(engine: Engine) -> None:
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        call = client.new_stream()
+        await client.send_bytes(
+            client.header_frames(call.id, request_fields())
+            + client.header_frames(call.id, [(b"x-end", b"1")], end=True)
+        )
+        served = await house.backend.request()
+        assert not served.request.end_stream
+        assert await served.next() == Headers([(b"x-end", b"1")], end_stream=True)
+        await served.respond()
+        await call.answer()
+
+
+@trio_test
+async def test_binary_metadata_and_compressed_messages_pass_bit_for_bit(engine: Engine) -> None:
+    extra: list[Field] = [
+        (b"a-bin", b"AAEC/w=="),
+        (b"b-bin", b"AAEC/w"),
+        (b"c-bin", b"this is not base64!"),
+        (b"d-bin", b"AA,BB"),
+        (b"grpc-encoding", b"snappy"),
+        (b"grpc-accept-encoding", b"snappy,gzip"),
+        (b"grpc-strange", b"\xff\xfe"),
+        (b"user-agent", b"raw/1.0"),
+    ]
+    body = message(bytes(range(256)), flag=1) + message(b"plain")
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        call = await client.open(request_fields("/a.B/C", *extra))
+        await call.body(body, end=True)
+        served = await house.backend.request()
+        assert [f for f in served.request.fields if f in extra] == extra
+        assert await served.request_body() == body
+        await served.headers([*RESPONSE, *extra])
+        await served.body(body)
+        await served.headers([(b"grpc-status", b"0"), (b"grpc-message", b"%zz%e2%82"), *extra], end=True)
+        answer = await call.answer()
+        assert answer.headers is not None
+        assert answer.headers.fields == [*RESPONSE, *extra]
+        assert answer.body == body
+        assert answer.trailers is not None
+        assert answer.trailers.fields[1:] == [(b"grpc-message", b"%zz%e2%82"), *extra]
+
+
+@trio_test
+async def test_the_order_of_headers_and_duplicates_are_kept(engine: Engine) -> None:
+    extra = [(b"x-b", b"1"), (b"x-a", b"2"), (b"x-b", b"3"), (b"x-empty", b""), (b"x-b", b"1")]
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        call = await client.request("/a.B/C", *extra, body=None)
+        served = await house.backend.request()
+        pseudo = [name for name, _ in served.request.fields if name.startswith(b":")]
+        assert pseudo == [b":method", b":scheme", b":path", b":authority"]
+        assert [name for name, _ in served.request.fields[:4]] == pseudo
+        assert [field for field in served.request.fields if field[0].startswith(b"x-")] == extra
+        await served.headers([*RESPONSE, *extra])
+        await served.headers([*OK, *extra], end=True)
+        answer = await call.answer()
+        assert answer.headers is not None
+        assert answer.headers.fields == [*RESPONSE, *extra]
+        assert answer.trailers is not None
+        assert answer.trailers.fields == [*OK, *extra]
+
+
+@pytest.mark.parametrize("te", [[], [(b"te", b"trailers")], [(b"te", b"trailers"), (b"te", b"trailers")]])
+@trio_test
+async def test_te_trailers_is_sent_upstream_exactly_once(engine: Engine, te: list[Field]) -> None:
+    fields = [field for field in request_fields() if field[0] != b"te"] + te
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        call = await client.open(fields, end=True)
+        served = await house.backend.request()
+        assert served.request.get_all(b"te") == [b"trailers"]
+        await served.headers(TRAILERS_ONLY, end=True)
+        await call.answer()
+
+
+@trio_test
+async def test_edge_blanks_of_values_are_trimmed_and_harm_nobody(engine: Engine) -> None:
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        sibling = await client.open(request_fields("/a.B/Sibling"))
+        sibling_served = await house.backend.request()
+
+        call = await client.request("/a.B/C", (b"x-a", b"  two words\t"), (b"x-b", b" "), body=None)
+        served = await house.backend.request()
+        assert served.request.get(b"x-a") == b"two words"
+        assert served.request.get(b"x-b") == b""
+        await served.headers([*RESPONSE, (b"x-c", b" c")])
+        await served.headers([*OK, (b"grpc-message", b"said so ")], end=True)
+        answer = await call.answer()
+        assert answer.headers is not None
+        assert answer.headers.get(b"x-c") == b"c"
+        assert answer.message == b"said so"
+
+        await sibling.data(message(b"fine"), end=True)
+        assert await sibling_served.request_body() == message(b"fine")
+        await sibling_served.respond()
+        assert (await sibling.answer()).status == Status.OK
+
+
+@trio_test
+async def test_the_upstream_gets_the_time_that_is_left(engine: Engine) -> None:
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        call = await client.request("/a.B/C", (b"grpc-timeout", b"9S"), body=None)
+        served = await house.backend.request()
+        (timeout,) = served.request.get_all(b"grpc-timeout")
+        assert 5 < parse_timeout(timeout) < 9
+        await served.respond()
+        assert (await call.answer()).status == Status.OK
+
+
+@trio_test
+async def test_the_deadline_cancels_the_upstream_and_tells_the_caller(engine: Engine) -> None:
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        call = await client.request("/a.B/C", (b"grpc-timeout", b"100m"))
+        served = await house.backend.request()
+        await served.request_body()
+        assert await served.expect_reset() == 8
+        answer = await call.answer()
+        assert answer.frames == ["HEADERS END_STREAM"]
+        assert (answer.status, answer.message) == (Status.DEADLINE_EXCEEDED, b"Deadline Exceeded")
+        record = await house.record()
+        assert (record.status, record.origin) == (Status.DEADLINE_EXCEEDED, "proxy")
+
+
+@trio_test
+async def test_a_deadline_in_mid_response_ends_it_with_trailers(engine: Engine) -> None:
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        call = await client.open(request_fields("/a.B/C", (b"grpc-timeout", b"200m")))
+        served = await house.backend.request()
+        await served.headers(RESPONSE)
+        await served.data(message(b"one"))
+        answer = await call.answer()
+        assert answer.frames == ["HEADERS", "DATA", "HEADERS END_STREAM"]
+        assert answer.status == Status.DEADLINE_EXCEEDED
+        # The request had not ended: it is not wanted any more.
+        assert await call.expect_reset() == 0
+        assert await served.expect_reset() == 8
+
+
+@trio_test
+async def test_a_timeout_of_nothing_never_reaches_the_upstream(engine: Engine) -> None:
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        answer = await (await client.request("/a.B/C", (b"grpc-timeout", b"0n"))).answer()
+        assert answer.status == Status.DEADLINE_EXCEEDED
+        assert house.backend.no_request_came()
+
+
+@pytest.mark.parametrize("timeout", [b"", b"1", b"S", b"1s", b"-1S", b"123456789S", b"1.5S", b"1 S"])
+@trio_test
+async def test_a_bad_timeout_is_an_error_of_the_call(engine: Engine, timeout: bytes) -> None:
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        answer = await (await client.request("/a.B/C", (b"grpc-timeout", timeout))).answer()
+        assert answer.status == Status.INTERNAL
+        assert answer.message is not None
+        assert b"not a grpc-timeout" in answer.message
+        assert house.backend.no_request_came()
+        assert (await house.record()).status == Status.INTERNAL
+
+
+@trio_test
+async def test_headers_too_long_for_the_upstream_are_not_sent_there(engine: Engine) -> None:
+    async with a_proxy(engine, backend={MAX_HEADER_LIST_SIZE: 1000}) as house:
+        client = await house.client()
+        call = await client.request("/a.B/C", (b"x-long", b"x" * 1000))
+        answer = await call.answer()
+        assert answer.status == Status.RESOURCE_EXHAUSTED
+        assert answer.message is not None
+        assert b"takes 1000" in answer.message
+        assert house.backend.no_request_came()
+        short = await client.request("/a.B/C", (b"x-short", b"x" * 100))
+        await (await house.backend.request()).respond()
+        assert (await short.answer()).status == Status.OK
+
+
+@trio_test
+async def test_a_header_list_of_several_frames_passes(engine: Engine) -> None:
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        call = await client.request("/a.B/C", (b"x-long", b"y" * 50_000), body=None)
+        served = await house.backend.request()
+        assert served.request.get(b"x-long") == b"y" * 50_000
+        await served.headers([*TRAILERS_ONLY, (b"x-long", b"z" * 50_000)], end=True)
+        assert (await call.answer()).get(b"x-long") == b"z" * 50_000

@@ -1,0 +1,237 @@
+"""The README's programs run, its commands are understood, and the names it promises exist."""
+
+import re
+import shlex
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+import rawgrpc_proxy
+from rawgrpc_proxy import cli
+from rawgrpc_proxy.call import Call
+from rawgrpc_proxy.codes import Status
+from rawgrpc_proxy.demo import Trial, make_call
+from rawgrpc_proxy.grpc.messages import encode_message
+from rawgrpc_proxy.grpc.metadata import Headers
+from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status
+from rawgrpc_proxy.pool import Pool
+from rawgrpc_proxy.routes import RouteTable
+from rawgrpc_proxy.server import Server
+from rawgrpc_proxy.services.health import SERVICE as HEALTH_SERVICE
+
+README = Path(__file__).parent.parent / "README.md"
+TEXT = README.read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def program_with(text: str) -> str:
+    """The one example with this text in it."""
+    [code] = [code for code in blocks("python") if text in code]
+    return code
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="rgp") as name:
+        yield Path(name)
+
+
+@asynccontextmanager
+async def running(code: str, addresses: dict[str, str]) -> AsyncIterator[None]:
+    """Run the example's `main` with other addresses than it names, until the block ends."""
+    for named, real in addresses.items():
+        assert code.count(f'"{named}"') == 1, f"the README does not name {named} (once) any more"
+        code = code.replace(f'"{named}"', f'"{real}"')
+    namespace: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(code, str(README), "exec"), namespace)  # noqa: S102  # our own README
+    main: Callable[[], Awaitable[None]] = namespace["main"]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(main)
+        await trio.testing.wait_all_tasks_blocked()
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def run_backend(address: str, name: str) -> None:
+    """Answer every method with this name."""
+
+    async def answer(call: Call) -> None:
+        call.send_headers()
+        call.stream.send_data(encode_message(name.encode()))
+        call.end(Status.OK)
+
+    await Server(unknown_service_handler=answer).serve(address)
+
+
+async def ask(client: Pool, address: str, path: str, authority: str) -> tuple[Status | None, str, bytes]:
+    """The status, its message, and the DATA that come back from a call with this :authority."""
+    headers: Headers = [
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", path.encode()),
+        (b":authority", authority.encode()),
+        (b"te", b"trailers"),
+        (b"content-type", b"application/grpc"),
+    ]
+    conn = await client.get_conn(address)
+    try:
+        stream = conn.open_stream(headers)
+        stream.send_data(encode_message(b""), end_stream=True)
+        data = b""
+        while (more := await stream.inbox.receive()) is not None:
+            data += more
+        trailers = dict(stream.inbox.trailers_received or ())
+        message = decode_grpc_message(trailers.get(b"grpc-message", b""))
+        return parse_status(trailers.get(b"grpc-status")), message, data[5:]
+    finally:
+        conn.close()
+
+
+def test_the_director_of_the_readme_directs(folder: Path) -> None:
+    proxy, staging, prod = (f"unix:{folder}/{name}" for name in ("proxy", "staging", "prod"))
+    addresses = {
+        "0.0.0.0:8080": proxy,
+        "api-service.staging.svc.local:50051": staging,
+        "api-service.prod.svc.local:50051": prod,
+    }
+    unknown = (Status.UNIMPLEMENTED, "unknown method", b"")
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery, Pool() as client:
+            nursery.start_soon(run_backend, staging, "staging")
+            nursery.start_soon(run_backend, prod, "prod")
+            async with running(program_with("com.example.internal"), addresses):
+                with trio.fail_after(60):
+                    public, internal = "/com.example.Api/Get", "/com.example.internal.Api/Get"
+                    assert await ask(client, proxy, public, "staging.api.example.com") == (
+                        Status.OK,
+                        "",
+                        b"staging",
+                    )
+                    assert await ask(client, proxy, public, "api.example.com") == (Status.OK, "", b"prod")
+                    assert await ask(client, proxy, public, "elsewhere.example.com") == unknown
+                    assert await ask(client, proxy, internal, "api.example.com") == unknown
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_methods_of_its_own_beside_proxied_ones_as_in_the_readme(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrappers = pytest.importorskip("google.protobuf.wrappers_pb2")
+    proxy, orders, others = (f"unix:{folder}/{name}" for name in ("proxy", "orders", "others"))
+    addresses = {"127.0.0.1:8080": proxy, "127.0.0.1:50052": orders, "127.0.0.1:50051": others}
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery, Pool() as client:
+            nursery.start_soon(run_backend, orders, "orders")
+            nursery.start_soon(run_backend, others, "others")
+            async with running(program_with("StringValue"), addresses):
+                with trio.fail_after(60):
+                    conn = await client.get_conn(proxy)
+                    request = wrappers.StringValue(value="bob").SerializeToString()
+                    [reply] = await make_call(conn, Trial("/com.example.Greeter/Hello", (request,), ()))
+                    assert wrappers.StringValue.FromString(reply).value == "hello bob"
+                    assert await make_call(conn, Trial(f"/{HEALTH_SERVICE}/Check", (b"",), ())) == [
+                        b"\x08\x01"
+                    ]
+                    conn.close()
+                    for path, name in (
+                        ("/com.example.Orders/Get", b"orders"),
+                        ("/com.example.Orders/List", b"orders"),
+                        ("/com.example.Orders/Delete", b"others"),
+                        ("/com.example.Users/Get", b"others"),
+                    ):
+                        assert await ask(client, proxy, path, "x") == (Status.OK, "", name)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_a_director_that_changes_metadata_as_in_the_readme(folder: Path) -> None:
+    upstream = f"unix:{folder}/upstream"
+    code = program_with("x-forwarded-by").replace("127.0.0.1:50051", upstream)
+    asked = rawgrpc_proxy.CallContext(
+        method="/p.S/Get",
+        metadata=rawgrpc_proxy.Metadata([(b"x-debug", b"1"), (b"x-kept", b"2")]),
+        peer="unix:",
+    )
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery, Pool() as pool:
+            nursery.start_soon(run_backend, upstream, "upstream")
+            await trio.testing.wait_all_tasks_blocked()
+            namespace: dict[str, Any] = {**vars(rawgrpc_proxy), "pool": pool}
+            exec(compile(code, str(README), "exec"), namespace)  # noqa: S102  # our own README
+            context, conn = await namespace["director"](asked, asked.method)
+            assert list(context.metadata) == [("x-kept", "2"), ("x-forwarded-by", "edge-1")]
+            assert conn.address == upstream
+            conn.close()
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_the_route_table_of_the_readme_is_one() -> None:
+    namespace: dict[str, Any] = {"RouteTable": RouteTable, "pool": Pool()}
+    exec(compile(program_with("default="), str(README), "exec"), namespace)  # noqa: S102  # our own README
+    assert callable(namespace["director"])
+
+
+def test_every_python_example_of_the_readme_is_covered_by_a_test_above() -> None:
+    assert len(blocks("python")) == 4
+
+
+def test_every_command_of_the_readme_is_understood() -> None:
+    commands = [
+        shlex.split(line, comments=True)
+        for block in blocks("sh")
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.startswith("rawgrpc-proxy")
+    ]
+    assert len(commands) == 2
+    for _, *arguments in commands:
+        assert cli._parser().parse_args(arguments).command is not None
+
+
+def test_every_option_of_serve_is_in_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve", "--help"]) == 0
+    options = set(re.findall(r"(?<![\w-])--[a-z-]+", capsys.readouterr().out)) - {"--help"}
+    assert len(options) > 8
+    told = set(re.findall(r"`(--[a-z-]+)", TEXT))
+    assert options <= told
+    assert told <= options
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    makefile = (README.parent / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^make ([a-z]+)", "\n".join(blocks("sh")), re.MULTILINE))
+    assert targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_name_of_the_table_exists() -> None:
+    table = re.findall(r"^\| `[^`]+` \| `([^`]+)` \|", TEXT, re.MULTILINE)
+    assert len(table) == 9
+    for entry in table:
+        owner, _, attribute = entry.removeprefix("await ").partition("(")[0].rpartition(".")
+        home: object = {"": rawgrpc_proxy, "pool": Pool, "conn": rawgrpc_proxy.PoolConn}[owner]
+        assert hasattr(home, attribute), entry
+    for name in re.findall(r"`(\w+)`", TEXT[TEXT.index("Beside them: ") : TEXT.index("### The pool")]):
+        assert name in rawgrpc_proxy.__all__, name
+
+
+def test_files_the_readme_links_to_exist() -> None:
+    for target in re.findall(r"\]\(([^):]+)\)", TEXT):
+        assert (README.parent / target).exists(), target

@@ -1,0 +1,119 @@
+import pytest
+import trio
+
+from rawgrpc_proxy.call import CallContext
+from rawgrpc_proxy.codes import Status
+from rawgrpc_proxy.errors import ConfigError, NoRoute
+from rawgrpc_proxy.grpc.metadata import Metadata
+from rawgrpc_proxy.pool import Pool
+from rawgrpc_proxy.routes import RouteTable
+from rawgrpc_proxy.server import Server
+
+A, B, C = "127.0.0.1:1", "127.0.0.1:2", "unix:/run/c.sock"
+
+
+@pytest.mark.parametrize(
+    ("routes", "method", "address"),
+    [
+        ([("/p.A/*", A), ("/p.B/*", B)], "/p.A/Get", A),
+        ([("/p.A/*", A), ("/p.B/*", B)], "/p.B/Get", B),
+        ([("/p.A/*", A)], "/p.AB/Get", None),
+        ([("/p.A/*", A)], "/q.p.A/Get", None),
+        ([("/p.A/Get", A)], "/p.A/Get", A),
+        ([("/p.A/Get", A)], "/p.A/GetAll", None),
+        ([("/p.A/Get", A), ("/p.A/*", B)], "/p.A/Get", A),
+        ([("/p.A/Get", A), ("/p.A/*", B)], "/p.A/Put", B),
+        ([("/p.A/*", B), ("/p.A/Get", A)], "/p.A/Get", B),
+        ([("/*", C), ("/p.A/*", A), ("/p.A/Get", B)], "/p.A/Get", C),
+        ([("/p.A/*", A), ("/*", C)], "/p.B/Get", C),
+        ([("/p.A/*", A), ("/p.A/*", B)], "/p.A/Get", A),
+        ([("/NoPackage/*", A)], "/NoPackage/Get", A),
+    ],
+)
+def test_the_first_route_that_matches_decides(
+    routes: list[tuple[str, str]], method: str, address: str | None
+) -> None:
+    assert RouteTable(routes).find(method) == address
+
+
+def test_the_default_comes_after_every_route() -> None:
+    table = RouteTable([("/p.A/*", A)], default=B)
+    assert table.find("/p.A/Get") == A
+    assert table.find("/p.B/Get") == B
+    assert RouteTable([("/*", A)], default=B).find("/p.B/Get") == A
+    assert RouteTable(default=B).find("/p.B/Get") == B
+
+
+def test_a_literal_star_asked_for_by_a_caller_matches_nothing_but_what_its_service_matches() -> None:
+    table = RouteTable([("/p.A/*", A), ("/p.B/Get", B)])
+    assert table.find("/p.A/*") == A
+    assert table.find("/p.B/*") is None
+    assert table.find("/*") is None
+
+
+def test_routes_are_read_as_they_are_written_on_the_command_line() -> None:
+    table = RouteTable.parse(["/p.A/*=127.0.0.1:1", "/p.B/Get=unix:/run/a=b.sock", "/*=[::1]:3"])
+    assert table.find("/p.A/Get") == A
+    assert table.find("/p.B/Get") == "unix:/run/a=b.sock"
+    assert table.find("/p.B/Put") == "[::1]:3"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("/p.A/*", "is no route; write '/pkg.Service/\\*=HOST:PORT'"),
+        ("=127.0.0.1:1", "is no pattern; write '/pkg.Service/\\*'"),
+        ("p.A/*=127.0.0.1:1", "is no pattern"),
+        ("/p.A=127.0.0.1:1", "is no pattern"),
+        ("/p.*/Get=127.0.0.1:1", "is no pattern"),
+        ("/p.A/Get*=127.0.0.1:1", "is no pattern"),
+        ("/p.A/B/C=127.0.0.1:1", "is no pattern"),
+        ("/p.A/*=127.0.0.1", "is no address; write HOST:PORT or unix:PATH"),
+        ("/p.A/*=", "is no address"),
+        ("/p.A/*=127.0.0.1:0", "has port 0"),
+    ],
+)
+def test_a_bad_route_is_refused_with_what_to_write_instead(text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        RouteTable.parse([text])
+
+
+def test_a_bad_default_and_a_table_without_routes_are_refused() -> None:
+    with pytest.raises(ConfigError, match="is no address"):
+        RouteTable(default="nowhere")
+    with pytest.raises(ConfigError, match="no route at all"):
+        RouteTable()
+
+
+def context(method: str) -> CallContext:
+    return CallContext(method=method, metadata=Metadata(), peer="127.0.0.1:9")
+
+
+def test_the_director_answers_the_context_as_it_was_and_a_connection_to_the_address() -> None:
+    async def main() -> None:
+        backend = Server()
+        async with Pool() as pool, trio.open_nursery() as nursery:
+            address: str = await nursery.start(backend.serve, "127.0.0.1:0")
+            director = RouteTable([("/p.A/*", address)]).director(pool)
+            asked = context("/p.A/Get")
+            answer = director(asked, asked.method)
+            assert not isinstance(answer, tuple)
+            answered, conn = await answer
+            assert answered is asked
+            assert conn.address == address
+            conn.close()
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_the_director_refuses_what_has_no_route_with_unimplemented() -> None:
+    async def main() -> None:
+        async with Pool() as pool:
+            answer = RouteTable([("/p.A/*", A)]).director(pool)(context("/p.B/Get"), "/p.B/Get")
+            assert not isinstance(answer, tuple)
+            with pytest.raises(NoRoute, match=r"no route for /p\.B/Get") as refused:
+                await answer
+            assert refused.value.status is Status.UNIMPLEMENTED
+
+    trio.run(main)
