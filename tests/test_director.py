@@ -11,7 +11,7 @@ from trio.testing import trio_test
 from rawgrpc_proxy import CallContext, PoolConn, RpcError, Status
 from rawgrpc_proxy.config import Engine
 from tests.proxy.house import House, a_proxy, on_every_engine
-from tests.proxy.raw_peers import TRAILERS_ONLY, message, request_fields
+from tests.proxy.raw_peers import TRAILERS_ONLY, connect, message, request_fields
 
 pytestmark = on_every_engine
 
@@ -247,7 +247,7 @@ async def test_the_deadline_cancels_a_slow_director(engine: Engine) -> None:
         assert (await house.record()).status == Status.DEADLINE_EXCEEDED
 
 
-@pytest.mark.parametrize("how", ["reset", "disconnect"])
+@pytest.mark.parametrize("how", ["reset", "disconnect", "cancel"])
 @trio_test
 async def test_a_director_that_fails_when_it_is_cancelled_ends_nothing_but_its_call(
     engine: Engine, how: str
@@ -269,16 +269,23 @@ async def test_a_director_that_fails_when_it_is_cancelled_ends_nothing_but_its_c
         raise AssertionError
 
     started = trio.Event()
-    async with a_proxy(engine, director=director) as house:
-        client = await house.client()
+    async with a_proxy(engine, director=director) as house, trio.open_nursery() as nursery:
+        address = await nursery.start(house.server.serve, "127.0.0.1:0")
+        client = await connect(address, house.nursery)
         call = await client.request()
         await started.wait()
-        if how == "reset":
-            await call.reset()
-        else:
+        match how:
+            case "reset":
+                await call.reset()
+            case "disconnect":
+                await client.aclose()
+            case _:
+                nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await house.record()
+            await _still_works(house)
             await client.aclose()
-        await house.record()
-        await _still_works(house)
+        nursery.cancel_scope.cancel()
 
 
 async def _still_works(house: House) -> None:

@@ -429,6 +429,45 @@ def test_a_call_that_trades_its_place_does_not_block_the_place_it_holds() -> Non
     run(test)
 
 
+def test_a_call_that_trades_its_place_may_get_the_same_one_again() -> None:
+    async def test() -> None:
+        async with pool_and_upstream(size=1, ms=1, max_waiting=0) as (pool, upstream):
+            conn = await pool.get_conn(upstream.address)
+            with pytest.raises(PoolExhausted):
+                await pool.get_conn(upstream.address)
+            assert await conn.again() is conn
+            conn.close()
+            assert conn.streams == 1
+
+    run(test)
+
+
+def test_a_call_that_trades_its_place_does_not_get_ahead_either() -> None:
+    async def test() -> None:
+        async with (
+            pool_and_upstream(size=1, ms=1, max_waiting=2) as (pool, upstream),
+            trio.open_nursery() as nursery,
+        ):
+            conn = await pool.get_conn(upstream.address)
+            (first,) = await waiters(nursery, pool, upstream.address, 1)
+            order: list[str] = []
+
+            async def trade() -> None:
+                await conn.again()
+                conn.close()
+                order.append("trader")
+
+            nursery.start_soon(trade)
+            await first.result()
+            order.append("first")
+            conn.close()
+            while len(order) < 2:
+                await trio.lowlevel.checkpoint()
+            assert order == ["first", "trader"]
+
+    run(test)
+
+
 def test_a_call_that_cannot_trade_its_place_still_holds_the_old_one() -> None:
     async def test() -> None:
         async with pool_and_upstream(1, size=1, max_waiting=0) as (pool, upstream):
@@ -525,6 +564,45 @@ def test_one_who_gives_up_does_not_take_the_dial_from_the_others() -> None:
             assert conn.streams == 1
 
     run(test)
+
+
+def test_one_who_has_left_a_dial_takes_no_place_on_the_connection() -> None:
+    async def test() -> None:
+        async with pool_and_upstream(1, silent=True) as (pool, upstream), trio.open_nursery() as nursery:
+            first, second = await waiters(nursery, pool, upstream.address, 2)
+            await upstream.until(lambda: len(upstream.connections) == 1)
+            first.scope.cancel()
+            await first.done.wait()
+            await upstream.connections[0].greet()
+            conn = await second.result()
+            assert (conn.streams, len(upstream.connections)) == (1, 1)
+            assert pool.stats()[upstream.address].waiting == 0
+
+    run(test)
+
+
+def test_a_dial_to_a_peer_that_allowed_nothing_last_time_still_has_a_place_for_one() -> None:
+    async def test(clock: Clock) -> None:
+        async with (
+            pool_and_upstream(0, size=1, max_waiting=0) as (pool, upstream),
+            trio.open_nursery() as nursery,
+        ):
+            hopeless = Waiter(pool, upstream.address)
+            nursery.start_soon(hopeless.run)
+            (peer,) = await upstream.connected(1)
+            await peer.close()
+            assert "next try in" in await hopeless.problem()
+            clock.jump(1.3)
+            upstream.silent, upstream.max_concurrent_streams = True, 1
+            (leaves,) = await waiters(nursery, pool, upstream.address, 1)
+            leaves.scope.cancel()
+            await leaves.done.wait()
+            (stays,) = await waiters(nursery, pool, upstream.address, 1)
+            await upstream.until(lambda: len(upstream.connections) == 2)
+            await upstream.connections[1].greet()
+            await stays.result()
+
+    run_with_clock(test)
 
 
 def test_a_dial_that_nobody_waits_for_any_more_is_given_up_if_no_idle_connection_is_wanted() -> None:
@@ -860,6 +938,23 @@ def test_a_connection_past_its_ttl_lets_its_calls_finish_and_takes_no_more() -> 
     run_with_clock(test)
 
 
+def test_the_ttl_counts_from_when_the_connection_is_established() -> None:
+    async def test(clock: Clock) -> None:
+        async with (
+            pool_and_upstream(silent=True, ttl=60, dial_timeout_s=30) as (pool, upstream),
+            trio.open_nursery() as nursery,
+        ):
+            (caller,) = await waiters(nursery, pool, upstream.address, 1)
+            await upstream.until(lambda: len(upstream.connections) == 1)
+            clock.jump(9)  # within the time for the handshake
+            await upstream.connections[0].greet()
+            conn = await caller.result()
+            clock.jump(55)
+            assert await pool.get_conn(upstream.address) is conn
+
+    run_with_clock(test)
+
+
 def test_no_more_idle_connections_are_kept_than_wanted() -> None:
     async def test() -> None:
         async with pool_and_upstream(ms=1, idle=2) as (pool, upstream):
@@ -1120,9 +1215,12 @@ def test_when_the_one_dial_succeeds_all_who_waited_for_it_are_served_and_the_bac
                 clock.jump(1.3)
                 taken = await leases(pool, address, 6)
                 assert len(upstream.connections) == 3
-                for conn in taken:
-                    conn.close()
-                assert [line.split()[0] for line in pool.explain(address)] == ["has"] * 3
+                assert len(taken) == 6
+                assert [line.split()[0] for line in pool.explain(address)] == ["full:"] * 3
+                upstream.refuse = True
+                with pytest.raises(UpstreamUnavailable):
+                    await pool.get_conn(address)
+                assert float(pool.explain(address)[-1].split()[3]) <= 1.2  # the first pause again
                 nursery.cancel_scope.cancel()
 
     run_with_clock(test)
@@ -1175,6 +1273,25 @@ async def waiters_at_once(nursery: trio.Nursery, pool: Pool, upstream: Upstream,
             await trio.lowlevel.checkpoint()
         made.append(waiter)
     return made
+
+
+def test_the_end_of_the_last_connection_does_not_make_the_backoff_forgotten() -> None:
+    async def test(clock: Clock) -> None:
+        async with pool_and_upstream(1, idle=0) as (pool, upstream):
+            conn = await pool.get_conn(upstream.address)
+            upstream.refuse = True
+            with pytest.raises(UpstreamUnavailable):
+                await pool.get_conn(upstream.address)
+            clock.jump(1.3)
+            conn.close()
+            await upstream.connections[0].gone()
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(UpstreamUnavailable):
+                await pool.get_conn(upstream.address)
+            (line,) = pool.explain(upstream.address)
+            assert float(line.split()[3]) > 1.2  # the second pause, not the first
+
+    run_with_clock(test)
 
 
 def test_an_upstream_that_nobody_uses_any_more_is_forgotten() -> None:

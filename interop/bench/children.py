@@ -44,9 +44,10 @@ class Child:
     talks = False
     """Its standard output is a pipe to be read, not kept for messages of errors."""
 
-    def __init__(self, name: str, command: Sequence[str], cpus: Cpus, port: int | None = None) -> None:
+    def __init__(self, name: str, command: Sequence[str], cpus: Cpus, port: int = 0) -> None:
         self.name = name
         self.port = port
+        """Where it listens; 0 if it does not."""
         self._command = on_cpus(cpus, command)
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 closed when the child ends
 
@@ -125,7 +126,7 @@ class Child:
 
     def _wait_until_it_listens(self) -> None:
         deadline = time.monotonic() + START_SECONDS
-        while self.port is not None and not accepts(self.port):
+        while self.port and not accepts(self.port):
             self.check()
             if time.monotonic() > deadline:
                 raise Trouble(f"{self.name} did not listen within {START_SECONDS:.0f} s: {self.tail()}")

@@ -262,6 +262,8 @@ def exchange(port: int, path: str, body: bytes) -> tuple[dict[str, str], bytes, 
                             return headers, bytes(answer), trailers or headers
                         case h2.events.StreamReset():
                             raise Trouble(f"wrong answer: the call was reset with code {event.error_code}")
+                        case _:
+                            pass
                 link.sendall(session.data_to_send())
     except OSError as error:
         raise Trouble(f"no answer: {error}") from error

@@ -1,6 +1,7 @@
-"""What is measured of a proxy, and how: three stories, each with a fresh process of it.
+"""What is measured of a proxy, and how: four stories, each with a fresh process of it.
 
 `measure_calls`: unary calls at full load and one at a time, bulk both ways, memory before and after.
+`measure_workers`: calls at full load, on enough connections for more than one worker.
 `measure_connections`: memory of idle connections; the cost of a call as the load spreads over more connections.
 `measure_open_calls`: memory of calls that wait; the cost of other calls while more and more of them are open.
 """
@@ -20,6 +21,8 @@ from peers import Peer, Site
 
 IN_FLIGHT = 100
 CONNECTIONS = 4
+WORKERS_CONNECTIONS = 20
+"""The system deals connections out to the workers, and of a few one worker may get most."""
 HELD_ON = 100
 """Connections that the calls held open are spread over: many proxies allow no more than 100 on each."""
 GIB = 1024 * MIB
@@ -104,11 +107,13 @@ class Target:
         assert self._child is not None
         return self._child
 
-    def run(self, calls: int, connections: int = 1, streams: int = 1, **files: str) -> tuple[Outcome, float]:
+    def run(
+        self, calls: int, connections: int = 1, streams: int = 1, *, answer: str = UNARY, body: str = UNARY
+    ) -> tuple[Outcome, float]:
         """Make the calls; also tells the CPU time of the proxy, in seconds."""
         before = self._cpu_seconds()
         outcome = self.bench.load.run(
-            self.port, calls=calls, connections=connections, streams=streams, **files
+            self.port, calls=calls, connections=connections, streams=streams, answer=answer, body=body
         )
         return outcome, self._cpu_seconds() - before
 
@@ -120,12 +125,12 @@ class Target:
         times = self.bench.load.latencies(self.port, calls=calls, connections=connections, streams=streams)
         return times, self._cpu_seconds() - before
 
-    def warm_up(self) -> float:
+    def warm_up(self, connections: int = CONNECTIONS) -> float:
         """Load it until it is warm; tells the calls per second it then makes."""
         end = time.monotonic() + self._warm_s
         calls = IN_FLIGHT
         while True:
-            outcome, _ = self.run(calls, CONNECTIONS, IN_FLIGHT // CONNECTIONS)
+            outcome, _ = self.run(calls, connections, IN_FLIGHT // connections)
             left = end - time.monotonic()
             if left <= 0:
                 return outcome.rate
@@ -163,20 +168,19 @@ def count_for(rate: float, seconds: float) -> int:
 
 
 def measure_calls(bench: Bench, peer: Peer) -> Record:
-    """Calls, one at a time and many, and bulk. Of more than one worker, only calls."""
+    """Calls, one at a time and many, and bulk."""
     record = Record()
     with record.measuring("start"), started(bench, peer) as target:
         if peer.is_proxy:
             record.values["start_mib"] = target.child.memory().now_kib / 1024
         with record.measuring("unary calls"):
             _unary(target, record.values)
-        if peer.workers == 1:
-            with record.measuring("one call at a time"):
-                _single(target, record.values)
-            with record.measuring("bulk download"):
-                _bulk(target, record.values, "down", answer=BULK)
-            with record.measuring("bulk upload"):
-                _bulk(target, record.values, "up", body=BULK)
+        with record.measuring("one call at a time"):
+            _single(target, record.values)
+        with record.measuring("bulk download"):
+            _bulk(target, record.values, "down", answer=BULK)
+        with record.measuring("bulk upload"):
+            _bulk(target, record.values, "up", body=BULK)
         if peer.is_proxy:
             record.values["peak_mib"] = target.child.memory().peak_kib / 1024
     return record if peer.is_proxy else _without_cpu(record)
@@ -220,6 +224,26 @@ def _without_cpu(record: Record) -> Record:
         key: value for key, value in record.values.items() if "cpu" not in key and key != "busy_percent"
     }
     return replace(record, values=wanted)
+
+
+# ------------------------------------------------------------------------------ workers
+
+
+def measure_workers(bench: Bench, peer: Peer) -> Record:
+    """Calls, with as many workers as the peer has; memory as well where there is more than one."""
+    record = Record()
+    with record.measuring("start of workers"), started(bench, peer) as target:
+        at_start = target.child.memory().now_kib
+        with record.measuring("calls with workers"):
+            rate = target.warm_up(WORKERS_CONNECTIONS)
+            calls = count_for(rate, bench.sizes.unary_s)
+            outcome, cpu_s = target.run(calls, WORKERS_CONNECTIONS, IN_FLIGHT // WORKERS_CONNECTIONS)
+            record.values["workers_rate"] = outcome.rate
+            record.values["workers_cpu_us"] = cpu_s / calls * 1e6
+        if peer.workers > 1:
+            record.values["start_mib"] = at_start / 1024
+            record.values["peak_mib"] = target.child.memory().peak_kib / 1024
+    return record
 
 
 # ------------------------------------------------------------------------------ connections and open calls
@@ -306,7 +330,8 @@ def _is_one_process(peer: Peer) -> bool:
 
 
 STORIES = (
-    Story("calls", measure_calls, lambda peer: True, every_round=True),
+    Story("calls", measure_calls, lambda peer: peer.workers == 1, every_round=True),
+    Story("workers", measure_workers, lambda peer: peer.in_comparison_of_workers, every_round=True),
     Story("connections", measure_connections, _is_one_process, every_round=False),
     Story("open calls", measure_open_calls, _is_one_process, every_round=False),
 )

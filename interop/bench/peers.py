@@ -55,6 +55,7 @@ class Peer:
     version: Callable[[], str]
     """Also looks whether the peer can run here: raises `Trouble` if not."""
     workers: int = 1
+    in_comparison_of_workers: bool = False
     warms_up: bool = False
     """Compiles itself while it runs, so it gets more time before it is measured."""
 
@@ -138,7 +139,6 @@ def _envoy(site: Site) -> list[str]:
 
 def _envoy_config(site: Site) -> dict[str, Any]:
     types = "type.googleapis.com/envoy.extensions"
-    at = lambda port: {"socket_address": {"address": "127.0.0.1", "port_value": port}}  # noqa: E731
     manager = {
         "@type": f"{types}.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "calls",
@@ -164,7 +164,7 @@ def _envoy_config(site: Site) -> dict[str, Any]:
             }
         ],
     }
-    endpoint = {"endpoint": {"address": at(site.upstream)}}
+    endpoint = {"endpoint": {"address": _envoy_address(site.upstream)}}
     limits = dict.fromkeys(("max_connections", "max_pending_requests", "max_requests"), 1_000_000)
     cluster = {
         "name": "backend",
@@ -180,8 +180,16 @@ def _envoy_config(site: Site) -> dict[str, Any]:
         },
     }
     filters = [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]
-    listener = {"name": "calls", "address": at(site.listen), "filter_chains": [{"filters": filters}]}
+    listener = {
+        "name": "calls",
+        "address": _envoy_address(site.listen),
+        "filter_chains": [{"filters": filters}],
+    }
     return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
+
+
+def _envoy_address(port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
 
 
 def _envoy_binary() -> str:
@@ -319,6 +327,7 @@ def ours(interpreter: Interpreter, engine: str, workers: int = 1) -> Peer:
         command=partial(_serve, interpreter, engine, workers),
         version=partial(_serve_version, interpreter, workers),
         workers=workers,
+        in_comparison_of_workers=engine == "relay",
         warms_up=interpreter.warms_up,
     )
 

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from peers import Peer
 from report import CURVES, Results, number
 
 mpl.use("svg")
 # Letters stay letters: smaller files, and text that can be searched.
 mpl.rcParams.update({"svg.fonttype": "none", "font.size": 10, "axes.titlesize": 11, "axes.axisbelow": True})
 from matplotlib import pyplot as plt  # noqa: E402 the backend has to be chosen before
+from matplotlib.patches import Patch  # noqa: E402
 
 GROUPS = {
     "no proxy": "#999999",
@@ -20,20 +22,20 @@ GROUPS = {
     "rawgrpc_proxy": "#3a9a5b",
 }
 MARKERS = "osD^vP*XhpdH8"
-#: File, and its panels: key, title, whether the axis is logarithmic.
+#: File, and its panels: key and title.
 BARS = {
-    "unary.svg": (("cpu_us", "CPU µs per call", True), ("rate", "calls per second", True)),
+    "unary.svg": (("cpu_us", "CPU µs per call"), ("rate", "calls per second")),
     "bulk.svg": (
-        ("down_cpu_s_gib", "download, CPU s/GiB", True),
-        ("up_cpu_s_gib", "upload, CPU s/GiB", True),
-        ("down_mb_s", "download, MB/s", True),
-        ("up_mb_s", "upload, MB/s", True),
+        ("down_cpu_s_gib", "download, CPU s/GiB"),
+        ("up_cpu_s_gib", "upload, CPU s/GiB"),
+        ("down_mb_s", "download, MB/s"),
+        ("up_mb_s", "upload, MB/s"),
     ),
     "memory.svg": (
-        ("start_mib", "at start, MiB", True),
-        ("peak_mib", "peak, MiB", True),
-        ("connection_kib", "an idle connection, KiB", True),
-        ("call_kib", "an open call, KiB", True),
+        ("start_mib", "at start, MiB"),
+        ("peak_mib", "peak, MiB"),
+        ("connection_kib", "an idle connection, KiB"),
+        ("call_kib", "an open call, KiB"),
     ),
 }
 TITLES = {
@@ -63,25 +65,26 @@ def draw_all(results: Results, folder: Path) -> list[str]:
         if len(results.levels(curve)) > 1:
             _curve(results, folder / f"{curve}.svg", curve, title)
             drawn.append(f"{curve}.svg")
-    if any(peer.workers > 1 for peer in results.measured("rate")):
+    if any(peer.workers > 1 for peer in results.measured("workers_rate")):
         _workers(results, folder / "workers.svg")
         drawn.append("workers.svg")
     return drawn
 
 
-def _bars(results: Results, file: Path, title: str, panels: list[tuple[str, str, bool]]) -> None:
-    peers = [peer for peer in results.peers if any(results.median(peer, key) for key, _, _ in panels)]
+def _bars(results: Results, file: Path, title: str, panels: list[tuple[str, str]]) -> None:
+    peers = [peer for peer in results.peers if any(results.median(peer, key) for key, _ in panels)]
     figure, grid = _panels(len(panels), len(peers))
-    for axes, (key, heading, logarithmic) in zip(grid, panels, strict=True):
+    for axes, (key, heading) in zip(grid, panels, strict=True):
         values = [max(results.median(peer, key) or 0.0, 0.0) for peer in peers]
         bars = axes.barh(range(len(peers)), values, color=[GROUPS[peer.group] for peer in peers])
         axes.bar_label(bars, [f" {number(value, 1)}" if value else " -" for value in values], fontsize=9)
-        if logarithmic and any(values):
+        if any(values):
             axes.set_xscale("log")
             low, high = min(filter(None, values)), max(values)
             axes.set_xlim(low / 2, high * 4)
         _name_peers(axes, peers)
         axes.set_title(heading)
+    _name_groups(figure, peers)
     _save(figure, title, file)
 
 
@@ -95,9 +98,8 @@ def _latencies(results: Results, file: Path) -> None:
                 continue
             colour = GROUPS[peer.group]
             axes.plot((low, high), (row, row), color=colour, linewidth=2)
-            p50, p99 = ("p50", "p99") if not row else (None, None)
-            axes.plot(low, row, "o", color=colour, label=p50)
-            axes.plot(high, row, "|", color=colour, markersize=13, markeredgewidth=2.5, label=p99)
+            axes.plot(low, row, "o", color=colour)
+            axes.plot(high, row, "|", color=colour, markersize=13, markeredgewidth=2.5)
             axes.annotate(
                 f"{number(low, 0)} – {number(high, 0)}",
                 (high, row),
@@ -109,8 +111,8 @@ def _latencies(results: Results, file: Path) -> None:
         axes.set_xlim(right=axes.get_xlim()[1] * 6)
         _name_peers(axes, peers)
         axes.set_title(f"{heading}, µs")
-        axes.legend(loc="upper right", fontsize=9)
-    _save(figure, "Time of a unary call: p50 to p99", file)
+    _name_groups(figure, peers)
+    _save(figure, "Time of a unary call: p50 (dot) to p99 (bar)", file)
 
 
 def _curve(results: Results, file: Path, curve: str, title: str) -> None:
@@ -137,12 +139,11 @@ def _curve(results: Results, file: Path, curve: str, title: str) -> None:
 
 
 def _workers(results: Results, file: Path) -> None:
-    many = [peer for peer in results.peers if peer.workers > 1]
-    names = {peer.name for peer in many} | {peer.name.removesuffix(f"-{peer.workers}w") for peer in many}
-    peers = [peer for peer in results.measured("rate") if peer.name in names]
+    # By name, so that the numbers of workers stand beside each other.
+    peers = sorted(results.measured("workers_rate"), key=lambda peer: peer.name)
     figure, grid = _panels(2, len(peers))
     for axes, key, heading in zip(
-        grid, ("rate", "cpu_us"), ("calls per second", "CPU µs per call"), strict=True
+        grid, ("workers_rate", "workers_cpu_us"), ("calls per second", "CPU µs per call"), strict=True
     ):
         values = [results.median(peer, key) or 0.0 for peer in peers]
         colours = ["#8cc9a1" if peer.workers == 1 else GROUPS[peer.group] for peer in peers]
@@ -151,13 +152,13 @@ def _workers(results: Results, file: Path) -> None:
         axes.set_xlim(right=max(values) * 1.25)
         _name_peers(axes, peers)
         axes.set_title(heading)
-    _save(figure, "One worker and more", file)
+    _save(figure, "Unary calls by one worker and by more, 100 in flight (20 connections of 5)", file)
 
 
 def _panels(count: int, rows: int) -> tuple[Any, list[Any]]:
     columns = min(count, 2)
     lines = -(-count // columns)
-    height = lines * (1.1 + 0.32 * rows)
+    height = 0.4 + lines * (1.1 + 0.32 * rows)
     figure, grid = plt.subplots(
         lines, columns, figsize=(5.6 * columns, height), layout="constrained", squeeze=False, sharey=True
     )
@@ -167,7 +168,7 @@ def _panels(count: int, rows: int) -> tuple[Any, list[Any]]:
     return figure, panels[:count]
 
 
-def _name_peers(axes: Any, peers: list[Any]) -> None:
+def _name_peers(axes: Any, peers: list[Peer]) -> None:
     axes.set_yticks(range(len(peers)), [peer.title for peer in peers])
     axes.set_ylim(len(peers) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -175,6 +176,12 @@ def _name_peers(axes: Any, peers: list[Any]) -> None:
     axes.grid(visible=True, axis="x", color="#dddddd")
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
+
+
+def _name_groups(figure: Any, peers: list[Peer]) -> None:
+    present = {peer.group for peer in peers}
+    handles = [Patch(color=colour, label=group) for group, colour in GROUPS.items() if group in present]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
 
 
 def _number_axis(axis: Any) -> None:

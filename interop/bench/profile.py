@@ -16,17 +16,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from children import TAIL_CHARACTERS, Trouble
-from load import BULK
+from load import BULK, UNARY
 from measure import CONNECTIONS, IN_FLIGHT, Bench, Sizes, Target, started
 from peers import HERE, SYSTEM_PATH, Interpreter, Peer, ours
 from run import one_bench
 
 SAMPLES_PER_SECOND = 250
 ROWS = 50
-LOADS: dict[str, tuple[int, int, dict[str, str]]] = {
-    "unary": (CONNECTIONS, IN_FLIGHT // CONNECTIONS, {}),
-    "single": (1, 1, {}),
-    "bulk": (1, 1, {"answer": BULK}),
+LOADS: dict[str, tuple[int, int, str]] = {
+    "unary": (CONNECTIONS, IN_FLIGHT // CONNECTIONS, UNARY),
+    "single": (1, 1, UNARY),
+    "bulk": (1, 1, BULK),
 }
 FRAME = re.compile(r"(?P<function>.+?) \((?P<place>.+)\)$")
 
@@ -62,17 +62,17 @@ def main() -> int:
 
 def _profiled(bench: Bench, peer: Peer, load: str, seconds: int, graph: Path) -> Counter[tuple[str, ...]]:
     """Two samplings, for py-spy writes one format at a time."""
-    connections, streams, files = LOADS[load]
+    connections, streams, answer = LOADS[load]
     with started(bench, peer) as target, tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        rate = (
-            target.warm_up()
-            if load == "unary"
-            else target.run(IN_FLIGHT if not files else 1, **files)[0].rate
-        )
-        calls = max(int(rate / 2), connections * streams if not files else 1)
+        in_flight = connections * streams
+        if load == "unary":
+            rate = target.warm_up()
+        else:
+            rate = target.run(IN_FLIGHT if answer == UNARY else 1, answer=answer)[0].rate
+        calls = max(int(rate / 2), in_flight)
 
         def work() -> None:
-            target.run(calls, connections, streams, **files)
+            target.run(calls, connections, streams, answer=answer)
 
         raw = Path(folder) / "stacks"
         _sample(target, seconds, "raw", raw, work)

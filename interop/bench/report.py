@@ -151,7 +151,7 @@ def markdown(results: Results, plots: Iterable[str]) -> str:
             keys = [(f"{curve}/{level}", f"{level:,}", 1) for level in levels]
             parts.append(f"## {title}\n\n{_table(results, keys)}")
     if rows := _workers(results):
-        parts.append(f"## Workers\n\n{rows}")
+        parts.append(f"## Workers: unary calls, 100 in flight (20 connections of 5)\n\n{rows}")
     if troubles := _troubles(results):
         parts.append(f"## Not measured\n\n{troubles}")
     parts.extend(f"![{plot.removesuffix('.svg').replace('_', ' ')}]({plot})\n" for plot in plots)
@@ -207,7 +207,8 @@ def _workers(results: Results) -> str:
         one = names.get(many.name.removesuffix(f"-{many.workers}w"))
         if many.workers == 1 or one is None:
             continue
-        pairs = [(results.median(one, key), results.median(many, key)) for key in ("rate", "cpu_us")]
+        keys = ("workers_rate", "workers_cpu_us")
+        pairs = [(results.median(one, key), results.median(many, key)) for key in keys]
         if all(before and after for before, after in pairs):
             cells = (
                 f"{number(before, 1)} → {number(after, 1)} (× {after / before:.2f})"

@@ -107,7 +107,8 @@ def _measured(peers: list[Peer], options: argparse.Namespace) -> tuple[Results, 
         except KeyboardInterrupt:
             interrupted = True
             results.facts["interrupted"] = "yes: what follows is a part"
-        progress.show(len(steps), len(steps), "done" if not interrupted else "interrupted")
+        else:
+            progress.show(len(steps), len(steps), "done")
     results.facts |= disturbance.describe()
     results.facts["took"] = f"{(time.monotonic() - start) / 60:.1f} minutes"
     return results, interrupted
@@ -138,7 +139,7 @@ def _steps(peers: list[Peer], rounds: int) -> list[Step]:
 
 def _is_broken(results: Results, peer: Peer) -> bool:
     """Whether it did not even start."""
-    return "start" in results.troubles.get(peer.name, {}) and peer.name not in results.values
+    return peer.name in results.troubles and peer.name not in results.values
 
 
 @contextmanager
@@ -201,6 +202,8 @@ def _write(results: Results, folder: Path) -> None:
         from plots import draw_all  # noqa: PLC0415 it is slow, and the benchmark can do without
 
         plots = draw_all(results, folder)
+    else:
+        results.facts["plots"] = "none, for matplotlib is not installed"
     text = markdown(results, plots)
     (folder / "results.json").write_text(results.as_json())
     (folder / "results.md").write_text(text)
@@ -209,8 +212,6 @@ def _write(results: Results, folder: Path) -> None:
         f"written to {folder}: results.json, results.md{''.join(f', {plot}' for plot in plots)}",
         file=sys.stderr,
     )
-    if not plots:
-        print("no plots: matplotlib is not installed", file=sys.stderr)
 
 
 if __name__ == "__main__":

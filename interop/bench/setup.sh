@@ -43,8 +43,12 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo '*' >"$venv/.gitignore"
     pip() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
     pip -e "$root"
+    complete=yes
     while read -r requirement; do
-        pip "$requirement" || echo "$requirement could not be installed; what needs it will be missing" >&2
+        pip "$requirement" || {
+            echo "$requirement could not be installed; what needs it will be missing" >&2
+            complete=
+        }
     done <"$here/requirements.txt"
-    echo "$wanted" >"$stamp"
+    [ -z "$complete" ] || echo "$wanted" >"$stamp"
 fi

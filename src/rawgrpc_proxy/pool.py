@@ -105,7 +105,6 @@ class PoolConn:
         target = self._target
         self.streams -= 1
         target.record.refresh(self)
-        self.pool._serve(target)
         try:
             return await self.pool.get_conn(target.key[0], ssl_context=target.key[1])
         finally:
@@ -128,12 +127,7 @@ class PoolConn:
             case ConnectionState.CLOSED:
                 return Phase.CLOSED
 
-    def _take_no_more_calls(self) -> None:
-        if self._connection is not None and self._connection.state is ConnectionState.OPEN:
-            self._connection.state = ConnectionState.DRAINING
-
     def _end(self) -> None:
-        self._take_no_more_calls()
         if self._connection is not None:
             self._connection.close()
         else:
@@ -317,8 +311,8 @@ class Pool:
         """
         if conn.pool is not self or address != conn.address:
             raise ValueError(f"{conn!r} is no connection of this pool to {address!r}")
-        if err is not None:
-            conn._take_no_more_calls()
+        if err is not None and conn.phase is Phase.READY and conn._connection is not None:
+            conn._connection.state = ConnectionState.DRAINING
         self._give_back(conn, failed=err is not None)
 
     def explain(self, address: str, *, ssl_context: ssl.SSLContext | None = None) -> list[str]:
@@ -373,7 +367,7 @@ class Pool:
         line = target.line
         line.append(caller)
         self._serve(target)
-        if self._max_waiting is not None and len(line) > self._max_waiting and line[-1] is caller:
+        if self._max_waiting is not None and len(line) > self._max_waiting:
             line.pop()
             raise PoolExhausted(
                 f"none of the {target.record.count} connections to {target.address} has room, and {len(line)} calls "
@@ -464,7 +458,6 @@ class Pool:
             if not conn.streams:
                 target.record.remove(conn)
                 conn._end()
-                self._serve(target)
 
     def _dial_succeeded(self, conn: PoolConn, connection: Connection) -> None:
         """Those who share the dial get the connection, as many as the peer allows; the others are first in line."""
@@ -543,9 +536,8 @@ class Pool:
             target.record.refresh(conn)
         else:
             conn.err = conn.err or connection.error
-            if connection.state is ConnectionState.CLOSED or not conn.streams:
+            if connection.state is ConnectionState.CLOSED:
                 target.record.remove(conn)
-                connection.close()
         self._serve(target)
 
 

@@ -254,11 +254,7 @@ class Server:
             if not self._refused(call, oversized):
                 await self._answer(call)
         except trio.Cancelled:
-            call.record.status, call.record.detail = (
-                Status.UNAVAILABLE,
-                "the connection or the proxy went away",
-            )
-            call.stream.reset(ErrorCode.CANCEL)
+            call.fail(RpcError(Status.UNAVAILABLE, "the proxy is shutting down", origin="proxy"))
             raise
         except Exception as error:  # noqa: BLE001  # user code may raise anything; one call must not end the others
             self._fail(call, error)

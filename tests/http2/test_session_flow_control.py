@@ -267,8 +267,21 @@ def test_padding_uses_the_window_up(engine: Engine) -> None:
     assert_connection_error(server, server.tell(wire.data(1, b"x")), FLOW)
 
 
-def test_a_peer_may_use_its_connection_window_up_and_not_more(engine: Engine) -> None:
-    """Credit that is still below its step is not counted on: the peer has not got it."""
+@pytest.mark.parametrize(("size", "fine"), [(DEFAULT_WINDOW, True), (DEFAULT_WINDOW + 1, False)])
+def test_a_peer_may_use_its_connection_window_up_and_not_more(engine: Engine, size: int, fine: bool) -> None:
+    server = wire.server(engine, connection_window_bytes=DEFAULT_WINDOW, max_frame_bytes=100_000)
+    server.tell(wire.headers(1))
+
+    events = server.tell(wire.data(1, bytes(size)))
+
+    if fine:
+        assert kinds(events) == ["DataReceived"]
+        assert server.hear() == [f"WINDOW_UPDATE 0 +{DEFAULT_WINDOW}"]
+    else:
+        assert_connection_error(server, events, FLOW)
+
+
+def test_a_peer_gets_its_connection_window_back(engine: Engine) -> None:
     server = wire.server(engine, connection_window_bytes=DEFAULT_WINDOW)
     server.tell(wire.headers(1))
 

@@ -548,6 +548,21 @@ def test_a_block_that_just_fills_a_frame_is_one_frame(engine: Engine) -> None:
     assert server.lists[1][0][1][1] == b"v" * (16_384 - overhead)
 
 
+@pytest.mark.parametrize("frames", [2, 3])
+def test_a_block_that_just_fills_several_frames_has_no_empty_one_at_its_end(
+    engine: Engine, frames: int
+) -> None:
+    server = wire.server(engine)
+    server.tell(wire.headers(1))
+    overhead = len(wire.block([(b":status", b"200"), (b"x", b"v" * 20_000)])) - 20_000
+    value = b"v" * (frames * 16_384 - overhead)
+
+    server.session.send_headers(1, [(b":status", b"200"), (b"x", value)])
+
+    assert server.hear() == ["HEADERS 1", *["CONTINUATION 1"] * (frames - 1)]
+    assert server.lists[1] == [[(b":status", b"200"), (b"x", value)]]
+
+
 # --- Lists that are too large (section 10.5.1) ---
 
 LIMITS: dict[str, Any] = {"max_header_list_bytes": 2000, "max_header_fields": 20}

@@ -156,6 +156,25 @@ def test_a_reset_drops_what_waits_without_a_receipt(engine: Engine) -> None:
     assert server.receipts == []
 
 
+@pytest.mark.parametrize("how", ["our reset", "the peer's reset", "an error of the stream"])
+def test_a_stream_that_closes_loses_its_turn(engine: Engine, how: str) -> None:
+    """Its DATA has not been looked at yet; the stream behind it has its turn all the same."""
+    server, source = responding(engine, 1, 3, window=LARGEST_WINDOW), Owed()
+    for stream_id in (1, 3):
+        server.session.send_data(stream_id, bytes(20_000), source=source, credit=stream_id)
+
+    if how == "our reset":
+        server.session.reset(1, ErrorCode.CANCEL)
+    else:
+        server.tell(wire.rst_stream(1) if how == "the peer's reset" else wire.window_update(1, 0))
+
+    assert [line for line in server.hear() if not line.startswith("RST")] == [
+        "DATA 3 [16384]",
+        "DATA 3 [3616]",
+    ]
+    assert server.receipts == [(source, 3)]
+
+
 def test_what_was_said_before_a_reset_keeps_its_receipt(engine: Engine) -> None:
     """The bytes are in the output, and go out."""
     server, source = responding(engine, 1), Owed()

@@ -228,10 +228,13 @@ async def test_one_stream_too_many_is_refused_retry_safe(engine: Engine) -> None
     async with a_proxy(engine, max_concurrent_streams=2) as house:
         client = await house.client()
         assert client.peer_settings[3] == 2
-        calls = [await client.open(request_fields()) for _ in range(3)]
-        assert await calls[2].expect_reset() == 7
-        for call in calls[:2]:
-            served = await house.backend.request()
+        calls, served_calls = [], []
+        for _ in range(2):
+            calls.append(await client.open(request_fields()))
+            served_calls.append(await house.backend.request())
+        one_more = await client.open(request_fields())
+        assert await one_more.expect_reset() == 7
+        for call, served in zip(calls, served_calls, strict=True):
             await call.data(b"", end=True)
             await served.respond()
             assert (await call.answer()).status == Status.OK

@@ -48,15 +48,15 @@ class EveryMethod(dict[str, Handler]):
         async def forward(downstream: Bytes) -> None:
             await self._forward(path, downstream)
 
-        handler = self[path] = Handler(forward, Cardinality.STREAM_STREAM, None, None)
+        handler = self[path] = Handler(forward, Cardinality.STREAM_STREAM, bytes, bytes)
         return handler
 
-    def get(self, path: str, default: object = None) -> Handler:  # type: ignore[override]
+    def get(self, path: str, default: object = None) -> Handler:
         return self[path]
 
     async def _forward(self, path: str, downstream: Bytes) -> None:
         request = self._channel.request(
-            path, Cardinality.STREAM_STREAM, None, None,
+            path, Cardinality.STREAM_STREAM, bytes, bytes,
             deadline=downstream.deadline, metadata=across(downstream.metadata),
         )  # fmt: skip
         async with request as upstream:

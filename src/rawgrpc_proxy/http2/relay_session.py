@@ -98,7 +98,7 @@ class RelaySession(Session):
         state.send_window -= size
         header = frames.frame_header(frames.DATA, frames.END_STREAM if end_stream else 0, state.id, size)
         if size < _COPY_BELOW:
-            self._output.append(b"%b%b" % (header, data))
+            self._output.append(b"".join((header, data)))
         else:
             self._output.append(header)
             self._output.append(data)

@@ -17,6 +17,8 @@ from rawgrpc_proxy.services.methods import MethodKind, ServedCall, unary_stream,
 SERVICE = "grpc.health.v1.Health"
 _STRING_FIELD_1 = 0x0A
 _VARINT_FIELD_1 = 0x08
+_VARINT_BITS = 63  # more is no length, and adding it up would take time quadratic in the payload
+_MAX_REQUEST_BYTES = 4096
 
 
 class ServingStatus(IntEnum):
@@ -44,8 +46,8 @@ class Health:
     def methods(self) -> dict[str, MethodKind]:
         """Paths and methods, for `Server.add_method`."""
         return {
-            f"/{SERVICE}/Check": unary_unary(self._check, bytes),
-            f"/{SERVICE}/Watch": unary_stream(self._watch, bytes),
+            f"/{SERVICE}/Check": unary_unary(self._check, bytes, max_message_bytes=_MAX_REQUEST_BYTES),
+            f"/{SERVICE}/Watch": unary_stream(self._watch, bytes, max_message_bytes=_MAX_REQUEST_BYTES),
         }
 
     async def _check(self, request: bytes, _call: ServedCall) -> bytes:
@@ -94,6 +96,8 @@ def read_service(payload: bytes) -> str:
 def _varint(payload: bytes, position: int) -> tuple[int, int]:
     value = shift = 0
     while True:
+        if shift > _VARINT_BITS:
+            raise ValueError
         byte = payload[position]
         value |= (byte & 0x7F) << shift
         position += 1

@@ -6,7 +6,7 @@ request messages are understood; answers are not compressed. An `RpcError` from 
 """
 
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from rawgrpc_proxy.call import Call, Handler
@@ -77,6 +77,8 @@ class _Messages(AsyncIterator[Request]):
         raise RpcError(Status.INTERNAL, "a unary request with more than one message", origin="served")
 
     def _inflate(self, payload: bytes) -> bytes:
+        if self._encoding == b"identity":
+            raise RpcError(Status.INTERNAL, "a message is compressed, and nothing says how", origin="served")
         if self._encoding not in {b"gzip", b"deflate"}:
             raise RpcError(
                 Status.UNIMPLEMENTED,
@@ -85,17 +87,20 @@ class _Messages(AsyncIterator[Request]):
             )
         inflater = zlib.decompressobj(_GZIP_OR_ZLIB)
         try:
-            message = inflater.decompress(payload, self._max_message_bytes)
+            # One byte more than allowed tells a message that is too long from one that just fits.
+            message = inflater.decompress(payload, self._max_message_bytes + 1)
         except zlib.error as error:
             raise RpcError(
                 Status.INTERNAL, f"a compressed message is broken: {error}", origin="served"
             ) from error
-        if inflater.unconsumed_tail:
+        if len(message) > self._max_message_bytes:
             raise RpcError(
                 Status.RESOURCE_EXHAUSTED,
                 f"a message is longer than {self._max_message_bytes} bytes when decompressed",
                 origin="served",
             )
+        if not inflater.eof:
+            raise RpcError(Status.INTERNAL, "a compressed message is cut short", origin="served")
         return message
 
 
@@ -113,6 +118,18 @@ class _Answers:
         self._call.record.response_bytes += len(data)
         self._call.record.response_messages += 1
         await self._sender.send(data)
+
+    async def send_all(self, messages: AsyncIterator[object]) -> None:
+        """Send what an async generator yields, and close it here if the call ends first.
+
+        Left to the garbage collector, its `finally` blocks would run much later, outside of the call.
+        """
+        try:
+            async for message in messages:
+                await self.send(message)
+        finally:
+            if isinstance(messages, AsyncGenerator):
+                await messages.aclose()
 
 
 MethodKind = Callable[[Codec], Handler]
@@ -142,8 +159,7 @@ def unary_stream(
     """One message in, many out: `async def fn(request, call): yield reply`."""
 
     async def answer(messages: _Messages[Request], answers: _Answers, served: ServedCall) -> None:
-        async for message in function(await messages.only(), served):
-            await answers.send(message)
+        await answers.send_all(function(await messages.only(), served))
 
     return _method(answer, request_type, max_message_bytes)
 
@@ -171,10 +187,22 @@ def stream_stream(
     """Many messages in, many out, as they come: `async def fn(requests, call): yield reply`."""
 
     async def answer(messages: _Messages[Request], answers: _Answers, served: ServedCall) -> None:
-        async for message in function(messages, served):
-            await answers.send(message)
+        await answers.send_all(function(messages, served))
 
     return _method(answer, request_type, max_message_bytes)
+
+
+def _of_this_method(error: RpcError, served: ServedCall) -> RpcError:
+    """The error that ends the call: the function's, with the trailing metadata it has set."""
+    if error.origin != "director" and not served.trailing_metadata:
+        return error
+    return RpcError(
+        error.status,
+        error.message,
+        trailing_metadata=[*error.trailing_metadata, *served.trailing_metadata],
+        side=error.side,
+        origin="served" if error.origin == "director" else error.origin,
+    )
 
 
 def _method(
@@ -186,9 +214,12 @@ def _method(
         async def handle(call: Call) -> None:
             served = ServedCall(call)
             call.record.origin = "served"
-            await answer(
-                _Messages(call, codec, request_type, max_message_bytes), _Answers(call, codec), served
-            )
+            try:
+                await answer(
+                    _Messages(call, codec, request_type, max_message_bytes), _Answers(call, codec), served
+                )
+            except RpcError as error:
+                raise _of_this_method(error, served) from error
             call.send_headers([_ACCEPT_ENCODING])
             call.end(Status.OK, metadata=Metadata.from_pairs(served.trailing_metadata).raw)
             call.record.status = Status.OK

@@ -1,0 +1,340 @@
+"""A connection over in-memory streams: handshake, drain, and every way to end."""
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+from trio.testing import MemorySendStream, MockClock, memory_stream_pair, trio_test
+
+from rawgrpc_proxy import Http2Settings
+from rawgrpc_proxy.codes import ErrorCode
+from rawgrpc_proxy.config import Engine
+from rawgrpc_proxy.errors import RpcError
+from rawgrpc_proxy.http2.events import StreamReset
+from rawgrpc_proxy.net.connection import Connection, ConnectionState
+from rawgrpc_proxy.net.stream import Stream
+from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport
+from tests.proxy.house import on_every_engine
+from tests.proxy.raw_peers import OK, PREFACE, RESPONSE, TRAILERS_ONLY, Headers, RawPeer, request_fields
+
+pytestmark = on_every_engine
+
+
+@pytest.fixture
+def pseudo_time() -> MockClock:
+    """Time that jumps ahead whenever everybody waits."""
+    return MockClock(autojump_threshold=0)
+
+
+@dataclass
+class Link:
+    """A connection of ours, its peer, and what our side has heard."""
+
+    connection: Connection
+    peer: RawPeer
+    ours: MemorySendStream
+    nursery: trio.Nursery
+    requests: list[Stream] = field(default_factory=list)
+    refused: list[StreamReset] = field(default_factory=list)
+    ended: trio.Event = field(default_factory=trio.Event)
+
+
+@asynccontextmanager
+async def a_link(engine: Engine, *, client_side: bool = False, silent: bool = False) -> AsyncIterator[Link]:
+    """A running connection; unless `silent`, its peer runs too and the SETTINGS of both are there."""
+    near, far = memory_stream_pair()
+    requests: list[Stream] = []
+    refused: list[StreamReset] = []
+    connection = Connection(
+        StreamTransport(near, "in memory"),
+        Http2Settings(engine=engine),
+        client_side=client_side,
+        on_request=lambda stream, oversized: requests.append(stream),
+        on_refused=refused.append,
+    )
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            link = Link(
+                connection,
+                RawPeer(far, client_side=not client_side),
+                near.send_stream,
+                nursery,
+                requests,
+                refused,
+            )
+
+            async def run() -> None:
+                await connection.run()
+                link.ended.set()
+
+            nursery.start_soon(run)
+            if not silent:
+                await nursery.start(link.peer.run)
+                await connection.ready.wait()
+                await link.peer.settings_came.wait()
+            yield link
+            connection.close()
+            await link.ended.wait()
+            await link.peer.aclose()
+    assert connection.state is ConnectionState.CLOSED
+    assert connection.streams == {}
+    assert not connection.has_room
+
+
+# --- handshake -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("client_side", [True, False])
+@trio_test
+async def test_settings_that_do_not_come_within_ten_seconds_end_the_connection(
+    engine: Engine, client_side: bool, pseudo_time: MockClock
+) -> None:
+    started = trio.current_time()
+    async with a_link(engine, client_side=client_side, silent=True) as link:
+        await link.ended.wait()
+        assert trio.current_time() - started == pytest.approx(10)
+        assert str(link.connection.error) == "no HTTP/2 SETTINGS within 10 s"
+        assert link.connection.ready.is_set()
+
+
+@trio_test
+async def test_a_connection_may_be_idle_once_the_settings_are_there(
+    engine: Engine, pseudo_time: MockClock
+) -> None:
+    async with a_link(engine) as link:
+        await trio.sleep(50)
+        assert link.connection.state is ConnectionState.OPEN
+        await link.peer.ping()
+
+
+# --- drain ---------------------------------------------------------------------------------------------------------
+
+
+@trio_test
+async def test_a_peer_that_does_not_answer_the_ping_is_waited_for_five_seconds(
+    engine: Engine, pseudo_time: MockClock
+) -> None:
+    async with a_link(engine) as link:
+        link.peer.answers_pings = False
+        started = trio.current_time()
+        await link.connection.drain(60)
+        assert trio.current_time() - started == pytest.approx(5)
+        await link.ended.wait()
+        assert (await link.peer.expect_goaway()).last_stream_id == 2**31 - 1
+        assert (await link.peer.expect_goaway()).last_stream_id == 0
+
+
+@trio_test
+async def test_streams_have_the_grace_period_and_no_more(engine: Engine, pseudo_time: MockClock) -> None:
+    async with a_link(engine) as link:
+        stream = await link.peer.open(request_fields())
+        await link.peer.ping()
+        started = trio.current_time()
+        await link.connection.drain(30)
+        assert trio.current_time() - started == pytest.approx(30)
+        assert (await stream.answer()).lost
+        (request,) = link.requests
+        assert isinstance(request.inbox.error, RpcError)
+        assert "shutting down" in request.inbox.error.message
+
+
+@trio_test
+async def test_a_peer_that_says_nothing_at_all_is_waited_for_five_seconds(
+    engine: Engine, pseudo_time: MockClock
+) -> None:
+    async with a_link(engine, silent=True) as link:
+        started = trio.current_time()
+        await link.connection.drain(60)
+        assert trio.current_time() - started == pytest.approx(5)
+
+
+@trio_test
+async def test_a_peer_that_closes_when_it_sees_goaway_ends_the_drain(engine: Engine) -> None:
+    async with a_link(engine) as link:
+        link.peer.answers_pings = False
+        link.nursery.start_soon(link.connection.drain, 60)
+        await link.peer.expect_goaway()
+        await link.peer.aclose()
+        await link.ended.wait()
+        await link.connection.drain(60)
+
+
+@trio_test
+async def test_a_second_drain_changes_nothing(engine: Engine) -> None:
+    async with a_link(engine) as link:
+        stream = await link.peer.open(request_fields())
+        link.nursery.start_soon(link.connection.drain, 60)
+        await link.peer.expect_goaway()
+        await link.connection.drain(0)
+        await link.peer.expect_goaway()
+        link.requests[0].send_headers(TRAILERS_ONLY, end_stream=True)
+        await stream.data(b"", end=True)
+        assert (await stream.answer()).status == 0
+        await link.ended.wait()
+        assert [line for line in link.peer.log if "GOAWAY" in line] == ["GOAWAY 0"] * 3
+
+
+@trio_test
+async def test_a_drain_that_is_cancelled_closes_at_once(engine: Engine) -> None:
+    async with a_link(engine) as link:
+        stream = await link.peer.open(request_fields())
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await link.connection.drain(60)
+        assert (await stream.answer()).lost
+        await link.ended.wait()
+
+
+@trio_test
+async def test_draining_an_upstream_lets_its_streams_finish(engine: Engine) -> None:
+    async with a_link(engine, client_side=True) as link:
+        stream = link.connection.open_stream(request_fields(), end_stream=True)
+        link.nursery.start_soon(link.connection.drain, 60)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not link.connection.has_room
+        served = link.peer.streams[stream.id]
+        await served.headers(TRAILERS_ONLY, end=True)
+        await link.ended.wait()
+        assert stream.inbox.trailers_received == TRAILERS_ONLY
+        assert stream.inbox.error is None
+
+
+# --- the end -------------------------------------------------------------------------------------------------------
+
+
+@trio_test
+async def test_nobody_opens_a_stream_on_a_connection_that_is_being_closed(engine: Engine) -> None:
+    async with a_link(engine, client_side=True) as link:
+        assert link.connection.has_room
+        link.connection.close()
+        assert not link.connection.has_room
+
+
+@trio_test
+async def test_a_call_that_never_left_is_safe_to_retry_and_one_that_did_is_not(engine: Engine) -> None:
+    async with a_link(engine, client_side=True) as link:
+        blocked = trio.Event()
+
+        async def block() -> None:
+            blocked.set()
+            await trio.sleep_forever()
+
+        link.ours.send_all_hook = block
+        gone = link.connection.open_stream(request_fields())
+        await blocked.wait()
+        kept = link.connection.open_stream(request_fields())
+        await link.peer.aclose()
+        await link.ended.wait()
+        assert gone.inbox.error is not None
+        assert kept.inbox.error is not None
+        assert not gone.inbox.error.retry_safe
+        assert kept.inbox.error.retry_safe
+        assert "before the call was sent" in kept.inbox.error.message
+
+
+@trio_test
+async def test_a_link_that_breaks_while_we_write_ends_the_connection(engine: Engine) -> None:
+    async with a_link(engine, client_side=True) as link:
+
+        async def broken() -> None:
+            raise trio.BrokenResourceError("cable cut")
+
+        link.ours.send_all_hook = broken
+        stream = link.connection.open_stream(request_fields())
+        await link.ended.wait()
+        assert stream.inbox.error is not None
+        assert "cable cut" in stream.inbox.error.message
+
+
+@trio_test
+async def test_a_link_that_breaks_while_we_read_ends_the_connection(engine: Engine) -> None:
+    near, _far = memory_stream_pair()
+
+    async def broken() -> None:
+        raise trio.BrokenResourceError from OSError(110, "Connection timed out")
+
+    near.receive_stream.receive_some_hook = broken
+    transport = StreamTransport(near, "in memory")
+    connection = Connection(transport, Http2Settings(engine=engine), client_side=True)
+    await connection.run()
+    assert str(connection.error) == "Connection timed out"
+
+
+@trio_test
+async def test_a_socket_that_takes_no_more_ends_the_connection(engine: Engine) -> None:
+    ours, theirs = socket.socketpair()
+    connection = Connection(SocketTransport(ours, "pair"), Http2Settings(engine=engine), client_side=False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection.run)
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
+        peer = RawPeer(stream, client_side=True)
+        await nursery.start(peer.run)
+        await peer.settings_came.wait()
+        ours.shutdown(socket.SHUT_WR)
+        await peer.closed()
+        await connection.ready.wait()
+    assert connection.state is ConnectionState.CLOSED
+
+
+@trio_test
+async def test_what_is_written_in_the_readers_turn_may_find_the_socket_closed(engine: Engine) -> None:
+    ours, theirs = socket.socketpair()
+    connection = Connection(SocketTransport(ours, "pair"), Http2Settings(engine=engine), client_side=False)
+    theirs.settimeout(5)
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.run)
+            ours.shutdown(socket.SHUT_WR)
+            theirs.sendall(PREFACE + b"\0\0\0\4\0\0\0\0\0")
+    assert str(connection.error) == "Broken pipe"
+    theirs.close()
+
+
+@trio_test
+async def test_a_goaway_with_an_error_lets_the_streams_below_it_finish(engine: Engine) -> None:
+    async with a_link(engine, client_side=True) as link:
+        stream = link.connection.open_stream(request_fields(), end_stream=True)
+        await trio.testing.wait_all_tasks_blocked()
+        await link.peer.goaway(stream.id, ErrorCode.ENHANCE_YOUR_CALM, b"too_many_pings")
+        await link.peer.ping()
+        assert link.connection.state is ConnectionState.DRAINING
+        assert "too_many_pings" in str(link.connection.error)
+        await link.peer.streams[stream.id].headers(TRAILERS_ONLY, end=True)
+        await link.ended.wait()
+        assert stream.inbox.error is None
+
+
+@trio_test
+async def test_a_client_that_says_goaway_is_served_on(engine: Engine) -> None:
+    async with a_link(engine) as link:
+        stream = await link.peer.open(request_fields(), end=True)
+        await link.peer.goaway(0)
+        await link.peer.ping()
+        link.requests[0].send_headers(RESPONSE)
+        link.requests[0].send_headers(OK, end_stream=True)
+        assert await stream.next() == Headers(RESPONSE, end_stream=False)
+        assert (await stream.next()) == Headers(OK, end_stream=True)
+
+
+@trio_test
+async def test_a_fault_in_one_connection_does_not_stop_the_others_from_writing(engine: Engine) -> None:
+    async with a_link(engine) as other:
+        with pytest.raises(ExceptionGroup) as caught:
+            await _a_link_with_a_fault(engine)
+        assert caught.group_contains(AttributeError)
+        call = await other.peer.open(request_fields(), end=True)
+        await other.peer.ping()
+        other.requests[0].send_headers(TRAILERS_ONLY, end_stream=True)
+        assert (await call.answer()).status == 0
+
+
+async def _a_link_with_a_fault(engine: Engine) -> None:
+    async with a_link(engine) as link:
+        stream = await link.peer.open(request_fields())
+        await link.peer.ping()
+        link.requests[0].sink = None  # type: ignore[assignment]
+        await stream.data(b"x")
+        await trio.sleep_forever()

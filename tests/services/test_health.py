@@ -1,0 +1,85 @@
+"""grpc.health.v1.Health, served by the proxy itself."""
+
+import pytest
+from trio.testing import trio_test
+
+from rawgrpc_proxy import Health, RpcError, Server, ServingStatus, Status, StreamDirector
+from rawgrpc_proxy.config import Engine
+from rawgrpc_proxy.services.health import SERVICE, read_service, request_for
+from tests.proxy.house import a_proxy, on_every_engine
+from tests.proxy.raw_peers import message
+
+
+@on_every_engine
+@trio_test
+async def test_check_tells_the_state_of_a_service(engine: Engine) -> None:
+    health = Health()
+    health.set("a.B", ServingStatus.NOT_SERVING)
+    health.set("a.C", ServingStatus.UNKNOWN)
+
+    def configure(server: Server, director: StreamDirector) -> None:
+        for path, method in health.methods().items():
+            server.add_method(path, method)
+
+    async with a_proxy(engine, configure=configure) as house:
+        client = await house.client()
+        for service, answer in (("", b"\x08\x01"), ("a.B", b"\x08\x02"), ("a.C", b"")):
+            call = await client.request(f"/{SERVICE}/Check", body=request_for(service))
+            assert (await call.answer()).body == message(answer)
+        unknown = await (await client.request(f"/{SERVICE}/Check", body=request_for("x"))).answer()
+        assert (unknown.status, unknown.message) == (Status.NOT_FOUND, b"there is no service 'x' here")
+        broken = await (await client.request(f"/{SERVICE}/Check", body=b"\xff")).answer()
+        assert broken.status == Status.INTERNAL
+        long = await (await client.request(f"/{SERVICE}/Check", body=bytes(5000))).answer()
+        assert long.status == Status.RESOURCE_EXHAUSTED
+
+
+@on_every_engine
+@trio_test
+async def test_watch_tells_every_change(engine: Engine) -> None:
+    health = Health()
+
+    def configure(server: Server, director: StreamDirector) -> None:
+        for path, method in health.methods().items():
+            server.add_method(path, method)
+
+    async with a_proxy(engine, configure=configure) as house:
+        client = await house.client()
+        call = await client.request(f"/{SERVICE}/Watch", body=request_for("a.B"))
+        await call.expect_headers()
+        assert await call.read(7) == message(b"\x08\x03")
+        health.set("other", ServingStatus.SERVING)
+        health.set("a.B", ServingStatus.SERVING)
+        assert await call.read(7) == message(b"\x08\x01")
+        health.set("a.B", ServingStatus.SERVING)
+        health.set("a.B", ServingStatus.NOT_SERVING)
+        assert await call.read(7) == message(b"\x08\x02")
+        await call.reset()
+        assert (await house.record()).status == Status.CANCELLED
+
+
+@pytest.mark.parametrize("service", ["", "a.B", "ä", "x" * 127])
+def test_a_request_is_read_as_it_was_written(service: str) -> None:
+    assert read_service(request_for(service)) == service
+
+
+def test_the_last_of_two_names_counts() -> None:
+    assert read_service(request_for("a") + request_for("b")) == "b"
+
+
+NO_REQUESTS = [
+    b"\x0a",
+    b"\x0a\x05a",
+    b"\x08\x01",
+    b"\x0a\x80",
+    b"\x0a\x02\xff\xfe",
+    b"\x0a" + b"\xff" * 11,
+    b"\x0a" + b"\xff" * 4_000_000,  # a number without end, to be refused at once
+]
+
+
+@pytest.mark.parametrize("payload", NO_REQUESTS, ids=range(len(NO_REQUESTS)))
+def test_what_is_no_request_is_an_error(payload: bytes) -> None:
+    with pytest.raises(RpcError, match="is no grpc") as caught:
+        read_service(payload)
+    assert caught.value.status == Status.INTERNAL
