@@ -7,8 +7,8 @@ not, and nobody changes them.
 from dataclasses import dataclass
 
 from rawgrpc_proxy.errors import ConnectionFailed
-from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.http2.frames import Data
+from rawgrpc_proxy.http2.header_blocks import HeaderList
 
 
 @dataclass(slots=True)
@@ -16,7 +16,7 @@ class RequestReceived:
     """A peer opened `stream_id`. `oversized` says that the list passed our limit and only its pseudo-fields are here."""
 
     stream_id: int
-    headers: Headers
+    headers: HeaderList
     end_stream: bool
     oversized: bool = False
 
@@ -26,7 +26,7 @@ class ResponseReceived:
     """The final response headers of `stream_id`; 1xx never come up."""
 
     stream_id: int
-    headers: Headers
+    headers: HeaderList
     end_stream: bool
 
 
@@ -46,7 +46,7 @@ class TrailersReceived:
     """The trailers of `stream_id`, which end its body."""
 
     stream_id: int
-    headers: Headers
+    headers: HeaderList
 
 
 @dataclass(slots=True)
@@ -87,14 +87,5 @@ class ConnectionEnded:
     error: ConnectionFailed
 
 
-Event = (
-    RequestReceived
-    | ResponseReceived
-    | DataReceived
-    | TrailersReceived
-    | StreamReset
-    | SettingsReceived
-    | PingAcknowledged
-    | GoAwayReceived
-    | ConnectionEnded
-)
+RareEvent = RequestReceived | StreamReset | SettingsReceived | PingAcknowledged | GoAwayReceived | ConnectionEnded
+Event = DataReceived | ResponseReceived | TrailersReceived | RareEvent
