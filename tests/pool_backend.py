@@ -18,7 +18,6 @@ from hyperframe.frame import (
 )
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-MAX_CONCURRENT_STREAMS = SettingsFrame.MAX_CONCURRENT_STREAMS
 BOUND_S = 20.0
 
 REQUEST = [
@@ -186,9 +185,8 @@ class UpstreamConnection:
                 if "ACK" in frame.flags:
                     self._settings_acknowledged += 1
                     self.greeted = True
-                else:
-                    ack = SettingsFrame(0, flags=["ACK"])
-                    await self._send(ack)
+                elif self._settings_sent:
+                    await self._send(SettingsFrame(0, flags=["ACK"]))
             case HeadersFrame():
                 self.open.add(frame.stream_id)
                 self.peak = max(self.peak, len(self.open))
@@ -211,11 +209,17 @@ class UpstreamConnection:
     async def greet(self) -> None:
         """Send the first SETTINGS."""
         limit = self._upstream.max_concurrent_streams
-        await self._send_settings({} if limit is None else {MAX_CONCURRENT_STREAMS: limit})
+        await self._send_settings({} if limit is None else {SettingsFrame.MAX_CONCURRENT_STREAMS: limit})
+        if self._upstream.silent:
+            await self._send(SettingsFrame(0, flags=["ACK"]))  # held back as well
 
     async def allow(self, streams: int) -> None:
         """Change MAX_CONCURRENT_STREAMS, and wait until the peer has taken note."""
-        await self._send_settings({MAX_CONCURRENT_STREAMS: streams})
+        await self.announce({SettingsFrame.MAX_CONCURRENT_STREAMS: streams})
+
+    async def announce(self, settings: dict[int, int]) -> None:
+        """Send SETTINGS, and wait until the peer has taken note."""
+        await self._send_settings(settings)
         await self._upstream.until(lambda: self._settings_acknowledged == self._settings_sent)
 
     async def go_away(self, *, last_stream_id: int = 2**31 - 1) -> None:

@@ -1,9 +1,10 @@
 """A client that holds connections and calls open and does nothing with them.
 
-It is told on standard input, in JSON, one line at a time, and answers each line with one:
-  {"connect": N}  open N connections more          {"connections": in all}
-  {"open": N}     open N calls more, of which only the headers are sent, spread evenly   {"calls": held, "lost": N}
-  {"finish": 0}   end all requests and wait for the answers     {"answered": N, "lost": N}
+It is told on standard input, in JSON, one line at a time:
+  {"connect": N}  open N connections more
+  {"open": N}     open N calls more, of which only the headers are sent, spread evenly over the connections
+  {"finish": 0}   end all requests and wait for the answers
+and answers each line with {"connections": N, "answered": N, "lost": N}, and "error" if it could not be done.
 
 Before it answers, every connection has acknowledged a SETTINGS frame sent last: the proxy has read all before it.
 A call is lost when its stream or connection ends before it was asked to, and answered when an answer of the right
@@ -13,6 +14,7 @@ length came. HTTP/2 is written out here, for it is little, and a library would n
 import asyncio
 import json
 import sys
+from collections.abc import Callable
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
@@ -50,13 +52,14 @@ class Link(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.write(PREFACE)
+        self.ready = self.barrier()
 
-    async def barrier(self) -> None:
-        """Wait until the peer has read all that was sent."""
+    def barrier(self) -> asyncio.Future[None]:
+        """Done when the peer has read all that was sent."""
         reached = asyncio.get_running_loop().create_future()
         self._barriers.append(reached)
         self._transport.write(frame(SETTINGS, 0, 0))
-        await reached
+        return reached
 
     def open(self, count: int) -> None:
         headers = []
@@ -129,32 +132,37 @@ async def main(port: int, path: str, answer_bytes: int) -> None:
     )  # fmt: skip
     links: list[Link] = []
     while line := await loop.run_in_executor(None, sys.stdin.readline):
-        for verb, count in json.loads(line).items():
+        ((verb, count),) = json.loads(line).items()
+        answer: dict[str, int | str] = {}
+        try:
             async with asyncio.timeout(SECONDS):
                 match verb:
                     case "connect":
-                        answer = await connect(links, port, count, lambda: Link(request, answer_bytes))
+                        await connect(links, port, count, lambda: Link(request, answer_bytes))
                     case "open":
-                        answer = await spread(links, count)
+                        await spread(links, count)
                     case _:
                         await asyncio.gather(*(link.finish() for link in links))
-                        answer = {"answered": sum(link.answered for link in links)}
-            answer["lost"] = sum(link.lost for link in links)
-            print(json.dumps(answer), flush=True)
+        except TimeoutError:
+            answer["error"] = f"it was not done within {SECONDS:.0f} s"
+        except OSError as error:
+            answer["error"] = str(error)
+        answer["connections"] = len(links)
+        answer |= {name: sum(getattr(link, name) for link in links) for name in ("answered", "lost")}
+        print(json.dumps(answer), flush=True)
 
 
-async def connect(links: list[Link], port: int, count: int, make: type[Link]) -> dict[str, int]:
+async def connect(links: list[Link], port: int, count: int, make: Callable[[], Link]) -> None:
     loop = asyncio.get_running_loop()
     while count:
         batch = min(count, AT_ONCE)
         made = await asyncio.gather(*(loop.create_connection(make, "127.0.0.1", port) for _ in range(batch)))
-        await asyncio.gather(*(link.barrier() for _, link in made))
+        await asyncio.gather(*(link.ready for _, link in made))
         links.extend(link for _, link in made)
         count -= batch
-    return {"connections": len(links)}
 
 
-async def spread(links: list[Link], count: int) -> dict[str, int]:
+async def spread(links: list[Link], count: int) -> None:
     # The links with the fewest calls first, so that all have about as many in the end.
     links.sort(key=lambda link: len(link.calls))
     total = sum(len(link.calls) for link in links) + count
@@ -165,7 +173,6 @@ async def spread(links: list[Link], count: int) -> dict[str, int]:
             link.open(more)
             await link.barrier()
             count -= more
-    return {"calls": sum(len(link.calls) for link in links)}
 
 
 if __name__ == "__main__":

@@ -185,8 +185,10 @@ class Holder:
         line = self._child.ask(json.dumps({verb: count}))
         if not line:
             raise Trouble(f"the holder gave up on `{verb} {count}`: {self._child.tail()}")
-        answer: dict[str, int] = json.loads(line)
-        return answer
+        answer = json.loads(line)
+        if "error" in answer:
+            raise Trouble(f"`{verb} {count}` by the holder: {answer['error']}")
+        return {name: int(value) for name, value in answer.items()}
 
 
 class _Talker(Child):

@@ -235,7 +235,10 @@ def measure_connections(bench: Bench, peer: Peer) -> Record:
         ):
             # The first few pay for what is made once.
             holder.connect(10)
-            record.values["connection_kib"] = _grown(target, bench.sizes.idle_connections, holder.connect)
+            before = _settled_kib(target)
+            holder.connect(bench.sizes.idle_connections)
+            grown = _settled_kib(target) - before
+            record.values["connection_kib"] = grown / bench.sizes.idle_connections
         with record.measuring("calls on more connections"):
             target.child.settle()
             target.warm_up()
@@ -248,30 +251,30 @@ def measure_connections(bench: Bench, peer: Peer) -> Record:
 def measure_open_calls(bench: Bench, peer: Peer) -> Record:
     """Calls of which the headers were sent and nothing came, and other calls meanwhile."""
     record = Record()
-    levels = bench.sizes.open_calls
     with record.measuring("start of open calls"), started(bench, peer, many_calls=True) as target:
         target.warm_up()
-        with record.measuring("calls held open"), Holder(target.port, bench.files, bench.load_cpus) as holder:
-            holder.connect(HELD_ON)
-            held = 0
-            for count in levels:
-                kib = _grown(target, count - held, holder.open)
-                held = count
-                if count == levels[-1]:
-                    record.values["call_kib"] = kib
+        before = None
+        for count in bench.sizes.open_calls:
+            with (
+                record.measuring(f"{count} calls held open"),
+                Holder(target.port, bench.files, bench.load_cpus) as holder,
+            ):
+                holder.connect(HELD_ON)
+                before = before or _settled_kib(target)
+                holder.open(count)
+                grown = _settled_kib(target) - before
                 cost = _cost(target, CONNECTIONS, IN_FLIGHT // CONNECTIONS)
+                holder.finish()
                 record.values[f"open_calls/{count}"] = cost
-            holder.finish()
+                if count == bench.sizes.open_calls[-1]:
+                    record.values["call_kib"] = grown / count
     return record
 
 
-def _grown(target: Target, count: int, act: Callable[[int], None]) -> float:
-    """By how many KiB the proxy grows with each of what `act` makes so many of."""
+def _settled_kib(target: Target) -> int:
+    """The memory of the proxy when it has nothing left to do."""
     target.child.settle()
-    before = target.child.memory().now_kib
-    act(count)
-    target.child.settle()
-    return (target.child.memory().now_kib - before) / count
+    return target.child.memory().now_kib
 
 
 def _cost(target: Target, connections: int, streams: int) -> float:

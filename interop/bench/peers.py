@@ -211,7 +211,7 @@ def program_version(program: str, option: str) -> str:
 
 
 def _envoy_version() -> str:
-    return _first_number(output_of(_envoy_binary(), "--version").split("/", 1)[-1])
+    return output_of(_envoy_binary(), "--version").rpartition("version:")[2].split("/")[1]
 
 
 def _first_number(text: str) -> str:

@@ -96,7 +96,7 @@ def _measured(peers: list[Peer], options: argparse.Namespace) -> tuple[Results, 
         "rounds": f"{options.rounds}{' (quick: too short to tell much)' if options.quick else ''}",
     }
     disturbance, start, interrupted = machine.Disturbance(), time.monotonic(), False
-    with _bench(sizes) as bench, _Progress() as progress:
+    with one_bench(sizes) as bench, _Progress() as progress:
         steps = _steps(able, options.rounds)
         try:
             for number, (story, turn, peer) in enumerate(steps):
@@ -142,7 +142,8 @@ def _is_broken(results: Results, peer: Peer) -> bool:
 
 
 @contextmanager
-def _bench(sizes: Sizes) -> Iterator[Bench]:
+def one_bench(sizes: Sizes) -> Iterator[Bench]:
+    """The backend and its files, while in the context."""
     cpus = sorted(os.sched_getaffinity(0))
     proxy_cpu, load_cpu = cpus[0], cpus[min(1, len(cpus) - 1)]
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:

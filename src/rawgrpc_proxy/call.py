@@ -74,7 +74,7 @@ class Call:
 
     @property
     def ended(self) -> bool:
-        """Has the response's end been sent, or queued?"""
+        """Whether the response's end has been sent, or queued."""
         return self._ended
 
     def response_passed_on(self, *, headers: bool, ended: bool) -> None:
@@ -106,8 +106,10 @@ class Call:
         self.stream.reset_after_end(ErrorCode.NO_ERROR)
 
     def fail(self, error: RpcError) -> None:
-        """End the response with the error's status. A response that has ended already, and now will not get through,
-        is reset."""
+        """End the response with the error's status.
+
+        A response that has ended already, and now will not get through, is reset.
+        """
         if self._ended:
             self.stream.reset(ErrorCode.CANCEL)
         else:

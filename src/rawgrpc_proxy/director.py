@@ -22,7 +22,7 @@ async def ask(director: StreamDirector, context: CallContext) -> Direction:
     if inspect.isawaitable(answer):
         answer = await answer
     match answer:
-        case (CallContext() as outgoing, PoolConn() as conn):
+        case tuple((CallContext() as outgoing, PoolConn() as conn)):
             return outgoing, conn
         case _:
             pass

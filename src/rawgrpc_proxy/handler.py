@@ -123,7 +123,7 @@ async def _open(call: Call, context: CallContext, lease: _Lease, splice: Splice)
 
 
 def _may_try_again(splice: Splice) -> bool:
-    """Did the upstream provably not process the call, is its request still here, and is somebody waiting?"""
+    """Whether the upstream provably did not process the call, its request is still here, and somebody waits."""
     error = splice.upstream_error
     return (
         error is not None

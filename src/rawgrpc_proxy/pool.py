@@ -99,8 +99,8 @@ class PoolConn:
     async def again(self) -> "PoolConn":
         """Another lease on the same address with the same TLS: what a retry asks for. Waits and raises as `get_conn`.
 
-        This one has to be closed all the same. While it waits its place here is free for others: they may be the ones
-        who stand in line before it.
+        The call's stream here must be over. This lease has to be closed all the same, but while it waits its place is
+        free for others: they may be the ones who stand in line before it.
         """
         target = self._target
         self.streams -= 1
@@ -440,7 +440,8 @@ class Pool:
             if conn.phase is Phase.CONNECTING:
                 self._dial_ended(conn, "the pool is closed")
             target.connections -= 1
-            self._forget_if_unused(target)
+            if not target.failures:
+                self._forget_if_unused(target)
 
     async def _look_after(self, conn: PoolConn, connection: Connection, until: float) -> None:
         """See a connection through its handshake, and to its ttl."""

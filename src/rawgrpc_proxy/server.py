@@ -277,7 +277,7 @@ class Server:
         except BaseExceptionGroup as group:
             # The call was cancelled, and the handler's own tasks made an error of that.
             cancelled, errors = group.split(trio.Cancelled)
-            if cancelled is None or not isinstance(errors, Exception):
+            if cancelled is None or not isinstance(errors, ExceptionGroup):
                 raise
             self._fail(call, errors)
             raise cancelled from None

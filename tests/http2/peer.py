@@ -58,7 +58,9 @@ DEFAULT_WINDOW = 65_535
 # --- What a peer may say ---
 
 
-def raw(frame_type: int, flags: int, stream_id: int, payload: bytes = b"", *, length: int | None = None) -> bytes:
+def raw(
+    frame_type: int, flags: int, stream_id: int, payload: bytes = b"", *, length: int | None = None
+) -> bytes:
     """Any nine bytes and a payload, sensible or not."""
     declared = len(payload) if length is None else length
     return declared.to_bytes(3, "big") + bytes([frame_type, flags]) + stream_id.to_bytes(4, "big") + payload
@@ -100,7 +102,9 @@ def continuation(stream_id: int, encoded: bytes = b"", *, end_headers: bool = Fa
     return frame.serialize()
 
 
-def data(stream_id: int, payload: bytes = b"", *, end_stream: bool = False, padding: int | None = None) -> bytes:
+def data(
+    stream_id: int, payload: bytes = b"", *, end_stream: bool = False, padding: int | None = None
+) -> bytes:
     frame = DataFrame(stream_id, payload)
     if end_stream:
         frame.flags.add("END_STREAM")
@@ -146,9 +150,9 @@ def push_promise(stream_id: int, promised: int) -> bytes:
 # --- What a peer hears ---
 
 
-def parse(wire: bytes) -> list[Frame]:
-    """The frames in `wire`, which must hold them whole."""
-    found: list[Frame] = []
+def parse(wire: bytes) -> list[Any]:
+    """The frames in `wire`, which must hold them whole. Any: each kind has fields of its own."""
+    found: list[Any] = []
     view = memoryview(wire)
     while view:
         frame, length = Frame.parse_frame_header(view[:9], strict=True)
@@ -204,18 +208,23 @@ class Peer:
         """The session's events for these bytes, in one piece."""
         return self.session.receive(b"".join(wire), self.now)
 
+    def has_room(self) -> bool:
+        """May the session open a stream? (Asked through a method, since mypy takes an attribute to stay as it was.)"""
+        return self.session.room
+
+    def wants_output(self) -> bool:
+        """Has the session something to say?"""
+        return self.session.wants_output
+
     def take(self) -> bytes:
         """The session's output, and its receipts into `receipts`."""
         chunks, receipts = self.session.take_output()
         self.receipts += receipts
         return b"".join(chunks)
 
-    def frames(self) -> list[Frame]:
+    def frames(self) -> list[Any]:
         """The frames of the session's output."""
-        wire = self.take()
-        if wire.startswith(PREFACE):
-            wire = wire[len(PREFACE) :]
-        found = parse(wire)
+        found = parse(self.take().removeprefix(PREFACE))
         for frame in found:
             self._note(frame)
         return found
@@ -231,7 +240,9 @@ class Peer:
         elif isinstance(frame, HeadersFrame | ContinuationFrame):
             encoded = self._blocks.pop(stream_id, b"") + frame.data
             if "END_HEADERS" in frame.flags:
-                fields = [(bytes(name), bytes(value)) for name, value in self.decoder.decode(encoded, raw=True)]
+                fields = [
+                    (bytes(name), bytes(value)) for name, value in self.decoder.decode(encoded, raw=True)
+                ]
                 self.lists.setdefault(stream_id, []).append(fields)
             else:
                 self._blocks[stream_id] = encoded

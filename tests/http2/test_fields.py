@@ -32,7 +32,20 @@ def test_lower_case_tokens_are_names(name: bytes) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [b"", b"Upper", b"x y", b"x\x00", b"x:y", b"x\n", b"\xc3\xa9", b"x(y)", b'x"', b"x/y", b"x" * 65 + b"X", b"a\x7f"],
+    [
+        b"",
+        b"Upper",
+        b"x y",
+        b"x\x00",
+        b"x:y",
+        b"x\n",
+        b"\xc3\xa9",
+        b"x(y)",
+        b'x"',
+        b"x/y",
+        b"x" * 65 + b"X",
+        b"a\x7f",
+    ],
 )
 def test_anything_else_is_no_name(name: bytes) -> None:
     for problem in (
@@ -58,7 +71,9 @@ def test_no_control_character_but_the_tab_may_stand_in_a_value(byte: int) -> Non
         assert "has control characters" in problem
 
 
-@pytest.mark.parametrize("value", [b"", b"a\tb", b" edge ", b"\ttab", bytes(range(32, 127)), bytes(range(128, 256))])
+@pytest.mark.parametrize(
+    "value", [b"", b"a\tb", b" edge ", b"\ttab", bytes(range(32, 127)), bytes(range(128, 256))]
+)
 def test_any_other_value_passes(value: bytes) -> None:
     """Blanks at the edges are malformed by the letter, but grpcio sends them."""
     assert fields.request_problem(with_field(b"x", value)) is None
@@ -66,7 +81,9 @@ def test_any_other_value_passes(value: bytes) -> None:
     assert fields.trailers_problem([(b"x", value)]) is None
 
 
-@pytest.mark.parametrize("name", [b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"])
+@pytest.mark.parametrize(
+    "name", [b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"]
+)
 def test_fields_of_an_http1_connection_are_malformed(name: bytes) -> None:
     for problem in (
         fields.request_problem(with_field(name, b"x")),
@@ -77,7 +94,9 @@ def test_fields_of_an_http1_connection_are_malformed(name: bytes) -> None:
         assert "belongs to HTTP/1.1 connections" in problem
 
 
-@pytest.mark.parametrize(("value", "fine"), [(b"trailers", True), (b"Trailers", True), (b"gzip", False), (b"", False)])
+@pytest.mark.parametrize(
+    ("value", "fine"), [(b"trailers", True), (b"Trailers", True), (b"gzip", False), (b"", False)]
+)
 def test_te_may_say_trailers_only(value: bytes, fine: bool) -> None:
     assert (fields.request_problem([*without(b"te"), (b"te", value)]) is None) is fine
 
@@ -109,7 +128,9 @@ def test_a_problem_does_not_flood_the_log() -> None:
 # --- Requests ---
 
 
-@pytest.mark.parametrize("headers", [REQUEST, PSEUDO, without(b":authority"), [*reversed(PSEUDO), *REQUEST[4:]]])
+@pytest.mark.parametrize(
+    "headers", [REQUEST, PSEUDO, without(b":authority"), [*reversed(PSEUDO), *REQUEST[4:]]]
+)
 def test_a_request_has_method_scheme_and_path(headers: list[Header]) -> None:
     assert fields.request_problem(headers) is None
 
@@ -130,7 +151,9 @@ def test_a_request_has_method_scheme_and_path(headers: list[Header]) -> None:
         ([(b":", b""), *REQUEST], "is no pseudo-field of a request"),
     ],
 )
-def test_a_request_is_malformed_without_its_pseudo_fields_in_front(headers: list[Header], problem: str) -> None:
+def test_a_request_is_malformed_without_its_pseudo_fields_in_front(
+    headers: list[Header], problem: str
+) -> None:
     assert problem in (fields.request_problem(headers) or "")
 
 
@@ -159,7 +182,9 @@ def test_a_response_begins_with_its_status(status: bytes) -> None:
         ([(b":status", b"\xb2\xb2\xb2")], ":status is"),
     ],
 )
-def test_a_response_is_malformed_without_one_good_status_in_front(headers: list[Header], problem: str) -> None:
+def test_a_response_is_malformed_without_one_good_status_in_front(
+    headers: list[Header], problem: str
+) -> None:
     assert problem in (fields.response_problem(headers) or "")
 
 

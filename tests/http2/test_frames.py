@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Iterable
+from itertools import pairwise
 
 import pytest
 from hyperframe.frame import GoAwayFrame, PingFrame, RstStreamFrame, SettingsFrame, WindowUpdateFrame
@@ -38,7 +39,7 @@ def single_bytes(wire: bytes) -> list[bytes]:
 def cut(wire: bytes, offsets: Iterable[int]) -> list[bytes]:
     """The wire in pieces, cut at these offsets."""
     points = [0, *sorted(offset % (len(wire) + 1) for offset in offsets), len(wire)]
-    return [wire[start:stop] for start, stop in zip(points, points[1:], strict=False)]
+    return [wire[start:stop] for start, stop in pairwise(points)]
 
 
 def violation(target: FrameSplitter, chunks: Iterable[bytes]) -> ErrorCode:
@@ -58,7 +59,9 @@ cuts = st.lists(st.integers(0, 2**12), max_size=8)
 
 
 @given(any_frames, cuts, st.booleans())
-def test_any_chunking_gives_the_same_frames(wanted: list[Parsed], offsets: list[int], expect_preface: bool) -> None:
+def test_any_chunking_gives_the_same_frames(
+    wanted: list[Parsed], offsets: list[int], expect_preface: bool
+) -> None:
     wire = b"".join(peer.raw(*frame) for frame in wanted)
     if expect_preface:
         wire = peer.PREFACE + wire
@@ -117,7 +120,7 @@ def test_the_maximum_is_the_configured_one() -> None:
 
 
 def test_frames_before_one_that_is_too_long_stand() -> None:
-    frames_seen = []
+    frames_seen: list[frames.Frame] = []
 
     with pytest.raises(ProtocolViolation, match="declares 16385 bytes"):
         frames_seen.extend(splitter().split(peer.ping() + peer.raw(0, 0, 1, length=MAX_FRAME + 1)))
@@ -216,15 +219,15 @@ def test_a_first_frame_may_begin_with_less_than_all_of_an_http1_response(size: i
 def test_padding_comes_off(payload: bytes, padding: int) -> None:
     ((_, flags, _, padded),) = splitter().split(peer.data(1, payload, padding=padding))
 
-    assert frames.without_padding(flags, padded) == payload
+    assert bytes(frames.without_padding(flags, padded)) == payload
 
 
 def test_a_frame_without_the_flag_has_no_padding() -> None:
-    assert frames.without_padding(0, memoryview(b"\x05hello")) == b"\x05hello"
+    assert bytes(frames.without_padding(0, memoryview(b"\x05hello"))) == b"\x05hello"
 
 
 def test_padding_that_fills_the_frame_leaves_nothing() -> None:
-    assert frames.without_padding(frames.PADDED, memoryview(b"\x02..")) == b""
+    assert bytes(frames.without_padding(frames.PADDED, memoryview(b"\x02.."))) == b""
 
 
 @pytest.mark.parametrize("payload", [b"\x01", b"\x06hello", b"\xff"])
@@ -266,7 +269,16 @@ def test_unknown_settings_are_dropped() -> None:
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [(1, 2**32 - 1), (2, 0), (2, 1), (3, 2**32 - 1), (4, 2**31 - 1), (5, 2**14), (5, 2**24 - 1), (6, 2**32 - 1)],
+    [
+        (1, 2**32 - 1),
+        (2, 0),
+        (2, 1),
+        (3, 2**32 - 1),
+        (4, 2**31 - 1),
+        (5, 2**14),
+        (5, 2**24 - 1),
+        (6, 2**32 - 1),
+    ],
 )
 def test_a_setting_at_its_limit_passes(setting: int, value: int) -> None:
     assert frames.parse_settings(settings_payload((setting, value)), 32) == {Setting(setting): value}

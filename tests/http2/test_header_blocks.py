@@ -22,7 +22,9 @@ def never_indexed(headers: list[Header]) -> bytes:
     return hpack.Encoder().encode([(name, value, True) for name, value in headers], huffman=False)
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from([None, 0, 60, 200, 4096])), max_size=25), st.data())
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.sampled_from([None, 0, 60, 200, 4096])), max_size=25), st.data()
+)
 def test_what_is_decoded_is_what_hpack_decodes(
     script: list[tuple[int, int | None]], draw: st.DataObject
 ) -> None:
@@ -101,7 +103,10 @@ def test_blocks_that_expand_to_many_fields_are_not_kept() -> None:
     assert [len(answer) for answer in decoder._answers.values()] == [64]
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from([None, None, 0, 60, 200, 4096])), max_size=25), st.data())
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.sampled_from([None, None, 0, 60, 200, 4096])), max_size=25),
+    st.data(),
+)
 def test_what_is_encoded_is_what_any_decoder_reads(
     script: list[tuple[int, int | None]], draw: st.DataObject
 ) -> None:

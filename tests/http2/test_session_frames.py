@@ -15,7 +15,9 @@ PING, GOAWAY, SETTINGS, WINDOW_UPDATE, RST_STREAM, PRIORITY = 0x6, 0x7, 0x4, 0x8
 
 
 @pytest.mark.parametrize("frame_type", [0x0, 0x1, 0x4, 0x9, 0xEE])
-def test_a_frame_above_the_advertised_size_ends_the_connection_on_its_header(server: Peer, frame_type: int) -> None:
+def test_a_frame_above_the_advertised_size_ends_the_connection_on_its_header(
+    server: Peer, frame_type: int
+) -> None:
     events = server.tell(wire.raw(frame_type, 0, 1, length=16_385))
 
     assert_connection_error(server, events, ErrorCode.FRAME_SIZE_ERROR)
@@ -69,7 +71,9 @@ def test_a_frame_of_the_wrong_size_ends_the_connection(server: Peer, frame: byte
     ],
 )
 @pytest.mark.parametrize("client_side", [False, True])
-def test_a_frame_on_the_wrong_stream_ends_the_connection(engine: Engine, client_side: bool, frame: bytes) -> None:
+def test_a_frame_on_the_wrong_stream_ends_the_connection(
+    engine: Engine, client_side: bool, frame: bytes
+) -> None:
     peer = wire.client(engine) if client_side else wire.server(engine)
     if client_side:
         peer.session.open_stream(wire.REQUEST)
@@ -122,7 +126,12 @@ def test_headers_with_more_padding_than_frame_end_the_connection(server: Peer) -
 def test_frames_of_unknown_types_are_ignored(server: Peer) -> None:
     server.tell(wire.headers(1))
 
-    assert server.tell(*(wire.raw(kind, 0xFF, stream, b"?") for kind in (0xA, 0xC, 0xFF) for stream in (0, 1, 99))) == []
+    assert (
+        server.tell(
+            *(wire.raw(kind, 0xFF, stream, b"?") for kind in (0xA, 0xC, 0xFF) for stream in (0, 1, 99))
+        )
+        == []
+    )
 
     assert server.hear() == []
     assert_alive(server)
@@ -131,7 +140,9 @@ def test_frames_of_unknown_types_are_ignored(server: Peer) -> None:
 def test_unknown_flags_are_ignored(server: Peer) -> None:
     unknown = 0xFF & ~(0x1 | 0x4 | 0x8 | 0x20)
 
-    assert kinds(server.tell(wire.raw(0x1, unknown | 0x4, 1, wire.block(wire.REQUEST)))) == ["RequestReceived"]
+    assert kinds(server.tell(wire.raw(0x1, unknown | 0x4, 1, wire.block(wire.REQUEST)))) == [
+        "RequestReceived"
+    ]
     assert server.tell(wire.raw(0x0, unknown, 1, b"x")) == [DataReceived(1, b"x", 1, end_stream=False)]
     assert server.tell(wire.raw(PING, unknown, 0, b"87654321")) == []
     assert server.hear() == ["PING 87654321 ACK"]
@@ -219,7 +230,9 @@ def test_a_client_may_say_whatever_it_likes_about_push(server: Peer) -> None:
 
 
 def test_each_settings_frame_is_acknowledged(server: Peer) -> None:
-    assert server.tell(wire.settings(), wire.settings({wire.HEADER_TABLE_SIZE: 1})) == [SettingsReceived()] * 2
+    assert (
+        server.tell(wire.settings(), wire.settings({wire.HEADER_TABLE_SIZE: 1})) == [SettingsReceived()] * 2
+    )
 
     assert server.hear() == ["SETTINGS ACK", "SETTINGS ACK"]
 
@@ -247,7 +260,9 @@ def test_unknown_settings_are_dropped(server: Peer) -> None:
         (wire.MAX_FRAME_SIZE, 2**24, ErrorCode.PROTOCOL_ERROR),
     ],
 )
-def test_a_setting_out_of_range_ends_the_connection(server: Peer, setting: int, value: int, code: ErrorCode) -> None:
+def test_a_setting_out_of_range_ends_the_connection(
+    server: Peer, setting: int, value: int, code: ErrorCode
+) -> None:
     assert_connection_error(server, server.tell(wire.settings({setting: value})), code)
 
 

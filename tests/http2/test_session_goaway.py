@@ -24,7 +24,9 @@ def test_goaway_lets_the_open_streams_run_on(client: Peer) -> None:
     assert events == [GoAwayReceived(1, ErrorCode.NO_ERROR, b"max_age")]
     client.session.send_data(1, b"more", end_stream=True)
     assert client.hear() == ["DATA 1 [4] END_STREAM"]
-    events = client.tell(wire.headers(1, RESPONSE), wire.data(1, b"x"), wire.headers(1, TRAILERS, end_stream=True))
+    events = client.tell(
+        wire.headers(1, RESPONSE), wire.data(1, b"x"), wire.headers(1, TRAILERS, end_stream=True)
+    )
     assert kinds(events) == ["ResponseReceived", "DataReceived", "TrailersReceived"]
     assert client.session.take_closed() == [1]
     assert_alive(client)
@@ -136,7 +138,12 @@ def test_after_the_final_goaway_streams_finish_and_later_ones_are_ignored(server
     (frame,) = server.frames()
     assert (wire.show(frame), frame.additional_data) == ("GOAWAY 3 NO_ERROR", b"bye")
 
-    late = [wire.headers(5), wire.data(5, b"x"), wire.window_update(5, 1), wire.headers(5, TRAILERS, end_stream=True)]
+    late = [
+        wire.headers(5),
+        wire.data(5, b"x"),
+        wire.window_update(5, 1),
+        wire.headers(5, TRAILERS, end_stream=True),
+    ]
     assert server.tell(*late, wire.rst_stream(5)) == []
 
     assert server.hear() == []
@@ -176,6 +183,28 @@ def test_goaway_before_any_stream_names_none(server: Peer) -> None:
     server.session.go_away(final=True, error_code=ErrorCode.ENHANCE_YOUR_CALM)
 
     assert server.hear() == ["GOAWAY 0 ENHANCE_YOUR_CALM"]
+
+
+def test_a_server_that_drains_before_its_peer_has_spoken_begins_with_settings(engine: Engine) -> None:
+    peer = Peer(wire.new_session(engine, client_side=False))
+
+    peer.session.go_away(final=False)
+    peer.session.ping(b"draining")
+    assert [line.split()[0] for line in peer.hear()] == ["SETTINGS", "WINDOW_UPDATE", "GOAWAY", "PING"]
+
+    events = peer.tell(wire.PREFACE, wire.settings(), wire.headers(1))
+    assert kinds(events) == ["SettingsReceived", "RequestReceived"]
+    assert peer.hear() == ["SETTINGS ACK"]
+
+
+def test_a_server_that_pings_before_its_peer_has_spoken_begins_with_settings(engine: Engine) -> None:
+    peer = Peer(wire.new_session(engine, client_side=False))
+
+    peer.session.ping(b"12345678")
+    peer.tell(b"GET / HTTP/1.1\r\n\r\n")
+
+    heard = [line.split()[0] for line in peer.hear()]
+    assert heard == ["SETTINGS", "WINDOW_UPDATE", "PING", "GOAWAY"], "too late for an answer in HTTP/1.1"
 
 
 # --- The end in error ---
@@ -253,4 +282,7 @@ def test_a_reset_of_the_peer_and_a_refusal_have_different_voices(client: Peer) -
 
     events = client.tell(wire.rst_stream(1, ErrorCode.REFUSED_STREAM), wire.goaway(1))
 
-    assert [event.reason for event in events if isinstance(event, StreamReset)] == ["", "GOAWAY with last stream 1"]
+    assert [event.reason for event in events if isinstance(event, StreamReset)] == [
+        "",
+        "GOAWAY with last stream 1",
+    ]

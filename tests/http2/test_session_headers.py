@@ -1,5 +1,7 @@
 """Header blocks and header lists (RFC 9113 sections 4.3, 6.10 and 8; RFC 7541)."""
 
+from typing import Any
+
 import hpack
 import pytest
 
@@ -44,17 +46,29 @@ def fields_of(size: int, count: int = 1) -> list[Header]:
     """So many fields that a request of them and REQUEST has this size."""
     room = size - sum(len(name) + len(value) for name, value in REQUEST)
     each, rest = divmod(room, count)
-    return [*REQUEST, *((b"x", bytes([97]) * (each - 1 + (rest if index == 0 else 0))) for index in range(count))]
+    return [
+        *REQUEST,
+        *((b"x", bytes([97]) * (each - 1 + (rest if index == 0 else 0))) for index in range(count)),
+    ]
 
 
 # --- Requests and responses ---
 
 
 def test_a_request_is_told_as_it_came(server: Peer) -> None:
-    headers = [*REQUEST, (b"x-b", b"2"), (b"x-a", b"1"), (b"x-b", b" edge "), (b"cookie", b"a=1"), (b"cookie", b"b=2")]
+    headers = [
+        *REQUEST,
+        (b"x-b", b"2"),
+        (b"x-a", b"1"),
+        (b"x-b", b" edge "),
+        (b"cookie", b"a=1"),
+        (b"cookie", b"b=2"),
+    ]
 
     assert server.tell(wire.headers(1, headers)) == [RequestReceived(1, headers, end_stream=False)]
-    assert server.tell(wire.headers(3, headers, end_stream=True)) == [RequestReceived(3, headers, end_stream=True)]
+    assert server.tell(wire.headers(3, headers, end_stream=True)) == [
+        RequestReceived(3, headers, end_stream=True)
+    ]
 
 
 def test_a_call_from_end_to_end_on_a_server(server: Peer) -> None:
@@ -146,7 +160,9 @@ def test_informational_responses_are_skipped(client: Peer, statuses: list[bytes]
 def test_a_malformed_request_is_refused_and_its_siblings_live_on(server: Peer, headers: list[Header]) -> None:
     server.tell(wire.headers(1))
 
-    events = server.tell(wire.headers(3, headers), wire.data(3, b"late"), wire.headers(3, TRAILERS, end_stream=True))
+    events = server.tell(
+        wire.headers(3, headers), wire.data(3, b"late"), wire.headers(3, TRAILERS, end_stream=True)
+    )
 
     assert resets(events) == [(3, PROTOCOL, False)]
     assert server.hear() == ["RST_STREAM 3 PROTOCOL_ERROR"]
@@ -167,12 +183,16 @@ def test_a_malformed_request_is_refused_and_its_siblings_live_on(server: Peer, h
         [],
     ],
 )
-def test_a_malformed_response_ends_its_stream_and_its_siblings_live_on(client: Peer, headers: list[Header]) -> None:
+def test_a_malformed_response_ends_its_stream_and_its_siblings_live_on(
+    client: Peer, headers: list[Header]
+) -> None:
     for _ in range(2):
         client.session.open_stream(REQUEST)
     client.hear()
 
-    events = client.tell(wire.headers(1, headers), wire.data(1, b"late"), wire.headers(1, TRAILERS, end_stream=True))
+    events = client.tell(
+        wire.headers(1, headers), wire.data(1, b"late"), wire.headers(1, TRAILERS, end_stream=True)
+    )
 
     assert resets(events) == [(1, PROTOCOL, False)]
     assert client.hear() == ["RST_STREAM 1 PROTOCOL_ERROR"]
@@ -180,9 +200,13 @@ def test_a_malformed_response_ends_its_stream_and_its_siblings_live_on(client: P
     assert kinds(client.tell(wire.headers(3, RESPONSE))) == ["ResponseReceived"]
 
 
-@pytest.mark.parametrize("trailers", [[(b":status", b"200")], [(b":path", b"/")], [(b"Upper", b"x")], [(b"x", b"\n")]])
+@pytest.mark.parametrize(
+    "trailers", [[(b":status", b"200")], [(b":path", b"/")], [(b"Upper", b"x")], [(b"x", b"\n")]]
+)
 @pytest.mark.parametrize("client_side", [False, True])
-def test_malformed_trailers_end_their_stream_only(engine: Engine, client_side: bool, trailers: list[Header]) -> None:
+def test_malformed_trailers_end_their_stream_only(
+    engine: Engine, client_side: bool, trailers: list[Header]
+) -> None:
     peer = with_two_bodies(engine, client_side)
 
     events = peer.tell(wire.headers(1, trailers, end_stream=True))
@@ -267,7 +291,9 @@ def test_what_is_wrong_is_said(server: Peer) -> None:
         (b"1", [b""], False),
     ],
 )
-def test_a_body_must_be_as_long_as_its_content_length(server: Peer, length: bytes, body: list[bytes], fine: bool) -> None:
+def test_a_body_must_be_as_long_as_its_content_length(
+    server: Peer, length: bytes, body: list[bytes], fine: bool
+) -> None:
     server.tell(wire.headers(1), wire.headers(3, [*REQUEST, (b"content-length", length)]))
 
     *pieces, last = body
@@ -331,7 +357,9 @@ def test_trailers_may_be_cut_too(client: Peer) -> None:
     client.tell(wire.headers(1, RESPONSE))
     encoded = wire.block(TRAILERS)
 
-    assert client.tell(cut_block(1, [encoded[:3], b"", encoded[3:]], end_stream=True)) == [TrailersReceived(1, TRAILERS)]
+    assert client.tell(cut_block(1, [encoded[:3], b"", encoded[3:]], end_stream=True)) == [
+        TrailersReceived(1, TRAILERS)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -366,7 +394,9 @@ def test_a_continuation_must_continue_something(server: Peer, before: bytes) -> 
 
 
 @pytest.mark.parametrize("limit", [0, 1, 8])
-def test_as_many_continuation_frames_as_allowed_pass_and_one_more_does_not(engine: Engine, limit: int) -> None:
+def test_as_many_continuation_frames_as_allowed_pass_and_one_more_does_not(
+    engine: Engine, limit: int
+) -> None:
     server = wire.server(engine, max_continuation_frames=limit)
     encoded = wire.block(REQUEST)
 
@@ -380,7 +410,9 @@ def test_the_count_of_continuation_frames_begins_anew_with_each_block(engine: En
     server = wire.server(engine, max_continuation_frames=2)
 
     for stream_id in (1, 3, 5):
-        assert kinds(server.tell(cut_block(stream_id, [wire.block(REQUEST), b"", b""]))) == ["RequestReceived"]
+        assert kinds(server.tell(cut_block(stream_id, [wire.block(REQUEST), b"", b""]))) == [
+            "RequestReceived"
+        ]
 
 
 # --- HPACK (section 4.3) ---
@@ -469,7 +501,9 @@ def test_a_peer_cannot_make_our_encoders_table_larger(engine: Engine) -> None:
 def test_a_smaller_table_is_announced_before_it_is_used(client: Peer, size: int) -> None:
     client.session.open_stream(REQUEST)
     client.hear()
-    client.decoder.max_allowed_table_size = size  # from here on a decoder that was not told refuses every block
+    client.decoder.max_allowed_table_size = (
+        size  # from here on a decoder that was not told refuses every block
+    )
 
     client.tell(wire.settings({wire.HEADER_TABLE_SIZE: size}), wire.settings({wire.HEADER_TABLE_SIZE: size}))
     client.session.open_stream([*REQUEST, (b"x", b"y")])
@@ -494,7 +528,11 @@ def test_our_long_lists_are_cut_to_the_peers_frame_size(engine: Engine, limit: i
     server.session.send_headers(1, [*RESPONSE, (b"x", b"v" * 40_000)], end_stream=True)
 
     frames = server.frames()
-    assert [wire.show(frame) for frame in frames] == ["HEADERS 1 END_STREAM", "CONTINUATION 1", "CONTINUATION 1"]
+    assert [wire.show(frame) for frame in frames] == [
+        "HEADERS 1 END_STREAM",
+        "CONTINUATION 1",
+        "CONTINUATION 1",
+    ]
     assert [frame.body_len for frame in frames[:2]] == [limit, limit]
     assert server.lists[1] == [[*RESPONSE, (b"x", b"v" * 40_000)]]
 
@@ -512,7 +550,7 @@ def test_a_block_that_just_fills_a_frame_is_one_frame(engine: Engine) -> None:
 
 # --- Lists that are too large (section 10.5.1) ---
 
-LIMITS = {"max_header_list_bytes": 2000, "max_header_fields": 20}
+LIMITS: dict[str, Any] = {"max_header_list_bytes": 2000, "max_header_fields": 20}
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,13 @@ def test_a_client_may_open_streams_before_it_has_seen_settings(engine: Engine) -
     assert peer.session.open_stream(wire.REQUEST) == 1
     peer.session.send_data(1, bytes(65_535))
 
-    assert peer.hear()[2:] == ["HEADERS 1", "DATA 1 [16384]", "DATA 1 [16384]", "DATA 1 [16384]", "DATA 1 [16383]"]
+    assert peer.hear()[2:] == [
+        "HEADERS 1",
+        "DATA 1 [16384]",
+        "DATA 1 [16384]",
+        "DATA 1 [16384]",
+        "DATA 1 [16383]",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -179,14 +185,17 @@ def test_a_server_that_gives_up_before_settings_still_begins_with_them(engine: E
 
 def test_peer_settings_are_seen_once_they_are_in_force(engine: Engine) -> None:
     peer = fresh_client(engine)
-    assert not peer.session.peer_settings_seen
+    seen = [peer.session.peer_settings_seen]
     assert peer.session.peer_max_concurrent_streams == peer.session.peer_max_header_list_bytes == 2**31 - 1
 
     peer.tell(
-        wire.settings({wire.MAX_CONCURRENT_STREAMS: 7, wire.MAX_HEADER_LIST_SIZE: 8192, wire.MAX_FRAME_SIZE: 20_000})
+        wire.settings(
+            {wire.MAX_CONCURRENT_STREAMS: 7, wire.MAX_HEADER_LIST_SIZE: 8192, wire.MAX_FRAME_SIZE: 20_000}
+        )
     )
 
-    assert peer.session.peer_settings_seen
+    seen.append(peer.session.peer_settings_seen)
+    assert seen == [False, True]
     assert peer.session.peer_max_concurrent_streams == 7
     assert peer.session.peer_max_header_list_bytes == 8192
     assert peer.session.peer_max_frame_bytes == 20_000

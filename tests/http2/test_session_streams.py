@@ -121,15 +121,25 @@ def skipped(peer: Peer) -> None:
     peer.tell(wire.headers(3))
 
 
-STATES: dict[bool, dict[Callable[[Peer], None], tuple[str, str, str, str, str]]] = {
+STATES: dict[bool, dict[Callable[[Peer], None], tuple[str, ...]]] = {
     # state: DATA, HEADERS + END_STREAM, RST_STREAM, WINDOW_UPDATE, PRIORITY
     False: {
         idle: ("connection PROTOCOL_ERROR", "Request", *["connection PROTOCOL_ERROR"] * 2, "ignored"),
         open_: ("Data", "Trailers", "StreamReset", "ignored", "ignored"),
-        half_closed_remote: ("stream STREAM_CLOSED", "stream STREAM_CLOSED", "StreamReset", "ignored", "ignored"),
+        half_closed_remote: (
+            "stream STREAM_CLOSED",
+            "stream STREAM_CLOSED",
+            "StreamReset",
+            "ignored",
+            "ignored",
+        ),
         half_closed_local: ("Data", "Trailers", "StreamReset", "ignored", "ignored"),
         closed_by_both_ends: ("RST_STREAM 1 STREAM_CLOSED", "connection STREAM_CLOSED", *["ignored"] * 3),
-        closed_by_a_reset_of_the_peer: ("RST_STREAM 1 STREAM_CLOSED", "connection STREAM_CLOSED", *["ignored"] * 3),
+        closed_by_a_reset_of_the_peer: (
+            "RST_STREAM 1 STREAM_CLOSED",
+            "connection STREAM_CLOSED",
+            *["ignored"] * 3,
+        ),
         closed_by_a_reset_of_ours: ("ignored",) * 5,
         closed_by_an_error_of_the_stream: ("ignored",) * 5,
         refused: ("ignored",) * 5,
@@ -139,7 +149,13 @@ STATES: dict[bool, dict[Callable[[Peer], None], tuple[str, str, str, str, str]]]
         idle: (*["connection PROTOCOL_ERROR"] * 4, "ignored"),
         open_: ("stream PROTOCOL_ERROR", "Response", "StreamReset", "ignored", "ignored"),
         response_begun: ("Data", "stream PROTOCOL_ERROR", "StreamReset", "ignored", "ignored"),
-        half_closed_remote: ("stream STREAM_CLOSED", "stream STREAM_CLOSED", "StreamReset", "ignored", "ignored"),
+        half_closed_remote: (
+            "stream STREAM_CLOSED",
+            "stream STREAM_CLOSED",
+            "StreamReset",
+            "ignored",
+            "ignored",
+        ),
         half_closed_local: ("stream PROTOCOL_ERROR", "Response", "StreamReset", "ignored", "ignored"),
         closed_by_both_ends: ("RST_STREAM 1 STREAM_CLOSED", *["ignored"] * 4),
         closed_by_a_reset_of_the_peer: ("RST_STREAM 1 STREAM_CLOSED", *["ignored"] * 4),
@@ -171,10 +187,8 @@ def test_each_frame_in_each_state(
     peer = wire.client(engine) if client_side else wire.server(engine)
     state(peer)
     peer.hear()
-    if not client_side:
-        fields = TRAILERS if state in {open_, half_closed_local} else REQUEST
-    else:
-        fields = RESPONSE
+    trailers_due = not client_side and state in {open_, half_closed_local}
+    fields = TRAILERS if trailers_due else RESPONSE if client_side else REQUEST
     said = {
         "DATA": wire.data(1, b"x"),
         "HEADERS": wire.headers(1, fields, end_stream=True),
@@ -190,7 +204,9 @@ def test_each_frame_in_each_state(
         assert_alive(peer)
 
 
-@pytest.mark.parametrize("frame", [wire.headers(2), wire.data(2, b"x"), wire.rst_stream(2), wire.window_update(2, 1)])
+@pytest.mark.parametrize(
+    "frame", [wire.headers(2), wire.data(2, b"x"), wire.rst_stream(2), wire.window_update(2, 1)]
+)
 @pytest.mark.parametrize("client_side", [False, True])
 def test_nobody_may_use_even_streams(engine: Engine, client_side: bool, frame: bytes) -> None:
     """Only a push would open them, and there is none."""
@@ -225,11 +241,11 @@ def test_our_ids_are_odd_and_grow(client: Peer) -> None:
 
 def test_there_is_no_room_once_the_ids_are_used_up(client: Peer) -> None:
     client.session._next_id = 2**31 - 1
-    assert client.session.room
+    assert client.has_room()
 
     assert client.session.open_stream(REQUEST) == 2**31 - 1
 
-    assert not client.session.room
+    assert not client.has_room()
     assert client.hear() == [f"HEADERS {2**31 - 1}"]
 
 
@@ -267,15 +283,15 @@ def test_a_malformed_request_takes_no_room(engine: Engine) -> None:
 
 def test_room_is_what_the_peer_allows(engine: Engine) -> None:
     client = wire.client(engine, peer_settings={wire.MAX_CONCURRENT_STREAMS: 2})
-    assert client.session.room
+    assert client.has_room()
     client.session.open_stream(REQUEST)
-    assert client.session.room
+    assert client.has_room()
     client.session.open_stream(REQUEST)
-    assert not client.session.room
+    assert not client.has_room()
 
     client.tell(wire.rst_stream(1))
 
-    assert client.session.room
+    assert client.has_room()
 
 
 def test_a_limit_that_falls_lets_open_streams_run_on(client: Peer) -> None:
@@ -284,12 +300,12 @@ def test_a_limit_that_falls_lets_open_streams_run_on(client: Peer) -> None:
 
     client.tell(wire.settings({wire.MAX_CONCURRENT_STREAMS: 0}))
 
-    assert not client.session.room
+    assert not client.has_room()
     client.session.send_data(5, b"x", end_stream=True)
     events = client.tell(wire.headers(5, RESPONSE), wire.data(5, b"y", end_stream=True))
     assert kinds(events) == ["ResponseReceived", "DataReceived"]
     client.tell(wire.rst_stream(1), wire.rst_stream(3))
-    assert not client.session.room
+    assert not client.has_room()
     client.tell(wire.settings({wire.MAX_CONCURRENT_STREAMS: 1}))
     assert client.session.open_stream(REQUEST) == 7
 
@@ -369,7 +385,7 @@ def test_headers_and_reset_in_one_read_leave_nothing_open(server: Peer) -> None:
     assert kinds(events) == ["RequestReceived", "StreamReset"] * 3
     assert server.session.streams == {}
     assert server.session.take_closed() == [1, 3, 5]
-    assert not server.session.wants_output
+    assert not server.wants_output()
 
 
 # --- reset_after_end (section 8.1) ---

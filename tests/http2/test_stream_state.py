@@ -111,7 +111,9 @@ def test_a_peer_that_sends_single_bytes_costs_little_more_than_the_bytes() -> No
         state.hold(b"x", source, 1)
 
     held = sum(
-        sys.getsizeof(part) for piece in state.pending for part in (piece, piece.data, piece.source, piece.credit)
+        sys.getsizeof(part)
+        for piece in state.pending
+        for part in (piece, piece.data, piece.source, piece.credit)
     )
     assert sum(length for length, _ in pieces(state)) == size
     assert held < 1.5 * size

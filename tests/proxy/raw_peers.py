@@ -38,7 +38,7 @@ Field = tuple[bytes, bytes]
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 FRAME_HEADER_BYTES = 9
 FRAME_BYTES = 16_384
-PATIENCE_S = 10.0
+PATIENCE_S = 3.0
 INITIAL_WINDOW = 65_535
 MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_HEADER_LIST_SIZE = 0x3, 0x4, 0x6
 
@@ -282,6 +282,8 @@ class RawPeer:
         self.credits = True
         """Give credit back for DATA at once."""
         self.answers_pings = True
+        self.last_taken_id = 2**31 - 1
+        """What this side's last GOAWAY said."""
         self.log: list[str] = []
         """Every frame that came, in words: "HEADERS 1 END_STREAM"."""
         self._stream = stream
@@ -317,6 +319,7 @@ class RawPeer:
             self.ended.set()
             for stream in self.streams.values():
                 stream.sender.send_nowait(Lost())
+            await self.aclose()
 
     async def aclose(self) -> None:
         await trio.aclose_forcefully(self._stream)
@@ -379,6 +382,7 @@ class RawPeer:
         return stream
 
     async def goaway(self, last_stream_id: int, code: int = 0, debug: bytes = b"") -> None:
+        self.last_taken_id = last_stream_id
         await self.send(GoAwayFrame(0, last_stream_id, code, debug))
 
     async def ping(self) -> None:

@@ -276,12 +276,12 @@ async def test_a_timeout_of_nothing_never_reaches_the_upstream(engine: Engine) -
         assert house.backend.no_request_came()
 
 
-@pytest.mark.parametrize("timeout", [b"", b"1", b"S", b"1s", b"-1S", b"123456789S", b"1.5S", b"1 S"])
+@pytest.mark.parametrize("value", [b"", b"1", b"S", b"1s", b"-1S", b"123456789S", b"1.5S", b"1 S"])
 @trio_test
-async def test_a_bad_timeout_is_an_error_of_the_call(engine: Engine, timeout: bytes) -> None:
+async def test_a_bad_timeout_is_an_error_of_the_call(engine: Engine, value: bytes) -> None:
     async with a_proxy(engine) as house:
         client = await house.client()
-        answer = await (await client.request("/a.B/C", (b"grpc-timeout", timeout))).answer()
+        answer = await (await client.request("/a.B/C", (b"grpc-timeout", value))).answer()
         assert answer.status == Status.INTERNAL
         assert answer.message is not None
         assert b"not a grpc-timeout" in answer.message

@@ -17,6 +17,9 @@ import grpc.aio
 #: Belong to one hop: the library writes its own, and frames the messages anew.
 HOP = frozenset({"content-length", "user-agent"})
 
+#: For a load that opens ten thousand calls at once, of which the server drops some by default.
+ROOM = (("grpc.server.max_pending_requests", 20_000), ("grpc.server.max_pending_requests_hard_limit", 20_000))
+
 Metadata = tuple[tuple[str, str | bytes], ...]
 BidiCall = grpc.aio.StreamStreamMultiCallable[bytes, bytes]
 
@@ -60,7 +63,7 @@ async def main(listen: str, upstream: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{upstream}") as channel:
-        server = grpc.aio.server()
+        server = grpc.aio.server(options=ROOM)
         server.add_generic_rpc_handlers((Forwarder(channel),))
         server.add_insecure_port(f"127.0.0.1:{listen}")
         await server.start()

@@ -19,6 +19,8 @@ from grpclib.utils import graceful_exit
 
 #: Belongs to one hop: the library frames the messages anew.
 HOP = frozenset({"content-length"})
+#: For a load that opens a thousand connections at once: ten times the default.
+BACKLOG = 1000
 
 Bytes = Stream[bytes, bytes]
 
@@ -89,7 +91,7 @@ async def main(listen: int, upstream: int) -> None:
         server = Server([], codec=codec)
         server._mapping = EveryMethod(channel)
         with graceful_exit([server]):
-            await server.start("127.0.0.1", listen)
+            await server.start("127.0.0.1", listen, backlog=BACKLOG)
             await server.wait_closed()
 
 

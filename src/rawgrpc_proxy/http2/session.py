@@ -68,6 +68,7 @@ class Session(ABC):
         self._peer_stream_window = DEFAULT_WINDOW
         self._peer_table_bytes = _HEADER_TABLE_BYTES
         self.ended = False
+        self._started = False
         self.goaway_sent_id: int | None = None
         self.output_bytes = 0
         self._settings = settings
@@ -102,9 +103,11 @@ class Session(ABC):
     def start(self) -> None:
         """Queue what each side sends first: (preface,) SETTINGS and the connection's window.
 
-        A client's session is started by its owner. A server's starts itself with the peer's first SETTINGS, so that a
-        peer which speaks HTTP/1.1 can still be answered in its own language.
+        A client's session is started by its owner. A server's starts itself with the peer's first SETTINGS (or with
+        a GOAWAY or PING of ours before them), so that a peer which speaks HTTP/1.1 can still be answered in its own
+        language.
         """
+        self._started = True
         settings = self._settings
         values = {
             Setting.INITIAL_WINDOW_SIZE: settings.stream_window_bytes,
@@ -133,7 +136,8 @@ class Session(ABC):
         if self.ended:
             return []
         self._now = now
-        self._events = events = []
+        events: list[Event] = []
+        self._events = events
         try:
             for frame in self._splitter.split(data):
                 self._receive_frame(*frame)
@@ -398,7 +402,7 @@ class Session(ABC):
             return
         self._guard.answer_owed()
         values = frames.parse_settings(payload, MAX_SETTINGS_ENTRIES)
-        if not self.client_side and not self.peer_settings_seen:
+        if not self._started:
             self.start()
         if self.client_side and values.get(Setting.ENABLE_PUSH):
             raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "a server enables push (RFC 9113 §6.5.2)")
@@ -608,8 +612,11 @@ class Session(ABC):
 
     def ping(self, opaque: bytes) -> None:
         """Send PING with these eight bytes. Nothing happens once the session has ended."""
-        if not self.ended:
-            self._write(frames.ping(opaque))
+        if self.ended:
+            return
+        if not self._started:
+            self.start()
+        self._write(frames.ping(opaque))
 
     def go_away(self, *, final: bool, error_code: int = ErrorCode.NO_ERROR, debug: bytes = b"") -> None:
         """Tell the peer to open no more streams.
@@ -620,6 +627,8 @@ class Session(ABC):
         """
         if self.ended:
             return
+        if not self._started:
+            self.start()  # RFC 9113 §3.4: SETTINGS come first, even when a server drains before its peer has spoken
         last_id = self._last_taken_id() if final or self.goaway_sent_id is not None else UNLIMITED
         if final:
             self.goaway_sent_id = last_id
@@ -636,7 +645,7 @@ class Session(ABC):
         self.ended = True
         self.streams.clear()  # from here on every command finds its stream closed
         self._ready.clear()
-        if not self.client_side and not self.peer_settings_seen:
+        if not self._started:
             if error.error_code == ErrorCode.HTTP_1_1_REQUIRED:
                 self._write(_HTTP1_ANSWER)
                 return

@@ -161,8 +161,7 @@ class Connection:
         self._taken_id = 0
         self._peer_is_gone = False
         self._drain_started = False
-        self._drain_acknowledged = trio.Event()
-        self._last_acknowledged = trio.Event()
+        self._acknowledged = {_DRAIN_PING: trio.Event(), _LAST_PING: trio.Event()}
         self._empty = trio.Event()
         self._written = trio.Event()
 
@@ -178,7 +177,7 @@ class Connection:
 
     @property
     def has_room(self) -> bool:
-        """May a stream be opened here now?"""
+        """Whether a stream may be opened here now."""
         return self.state is ConnectionState.OPEN and self.session.room
 
     def touch(self) -> None:
@@ -219,7 +218,7 @@ class Connection:
                 while self.streams:
                     self._empty = trio.Event()
                     await self._empty.wait()
-                while self._writing or self.session.wants_output:
+                while (self._writing or self.session.wants_output) and not self._over:
                     # A closed stream's last bytes may still wait for the socket.
                     self._written = trio.Event()
                     self.wake_writer()
@@ -229,9 +228,13 @@ class Connection:
                     # is closed, and it will, if only WINDOW_UPDATE. When it answers this it has read them all.
                     self.session.ping(_LAST_PING)
                     self.touch()
-                    await self._last_acknowledged.wait()
+                    await self._acknowledged[_LAST_PING].wait()
         finally:
             self.close(ConnectionGone("the proxy is shutting down"))
+
+    @property
+    def _over(self) -> bool:
+        return self.state is ConnectionState.CLOSED
 
     async def _announce_the_end(self) -> None:
         with trio.move_on_after(_DRAIN_PING_TIMEOUT_S):
@@ -240,7 +243,7 @@ class Connection:
             self.session.go_away(final=False)
             self.session.ping(_DRAIN_PING)
             self.touch()
-            await self._drain_acknowledged.wait()
+            await self._acknowledged[_DRAIN_PING].wait()
         if self.session.peer_settings_seen:
             self.session.go_away(final=True)
             self.touch()
@@ -269,8 +272,7 @@ class Connection:
         """Read until the connection ends, and answer why."""
         deadline = trio.current_time() + self._settings.handshake_timeout_s
         with trio.move_on_at(deadline) as handshake:
-            failure = await self._read_until(handshake)
-            return failure
+            return await self._read_until(handshake)
         return ConnectionGone(f"no HTTP/2 SETTINGS within {self._settings.handshake_timeout_s:g} s")
 
     async def _read_until(self, handshake: trio.CancelScope) -> ConnectionFailed:
@@ -316,20 +318,12 @@ class Connection:
                 self.streams[stream_id] = stream
                 if self._on_request is not None:
                     self._on_request(stream, oversized)
-            case StreamReset(stream_id, code, by_peer, reason):
-                stream_or_none = self.streams.get(stream_id)
-                if stream_or_none is not None:
-                    who = self.side if by_peer else Side.LOCAL
-                    stream_or_none.sink.failed(reset_error(code, who, reason))
-                elif self._on_refused is not None:
-                    self._on_refused(event)
+            case StreamReset():
+                self._stream_reset(event)
             case SettingsReceived():
                 self._changed()
             case PingAcknowledged(opaque):
-                if opaque == _DRAIN_PING:
-                    self._drain_acknowledged.set()
-                elif opaque == _LAST_PING:
-                    self._last_acknowledged.set()
+                self._acknowledged.get(opaque, trio.Event()).set()
             case GoAwayReceived(_, code, debug):
                 self._peer_goes_away(code, debug)
             case ConnectionEnded(error):
@@ -337,6 +331,14 @@ class Connection:
             case _:
                 assert_never(event)
         return None
+
+    def _stream_reset(self, event: StreamReset) -> None:
+        stream = self.streams.get(event.stream_id)
+        if stream is not None:
+            who = self.side if event.by_peer else Side.LOCAL
+            stream.sink.failed(reset_error(event.error_code, who, event.reason))
+        elif self._on_refused is not None:
+            self._on_refused(event)
 
     def _peer_goes_away(self, code: int, debug: bytes) -> None:
         if self.state is ConnectionState.OPEN and self.side is Side.UPSTREAM:
@@ -369,8 +371,8 @@ class Connection:
         self.state = ConnectionState.CLOSED
         self.ready.set()
         # A peer that closes when it sees GOAWAY owes us no PING any more.
-        self._drain_acknowledged.set()
-        self._last_acknowledged.set()
+        for event in self._acknowledged.values():
+            event.set()
         self._empty.set()
         self._written.set()
         streams = list(self.streams.values())

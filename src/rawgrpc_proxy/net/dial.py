@@ -29,6 +29,11 @@ async def dial(address: Address, *, ssl_context: ssl.SSLContext | None, timeout_
 
 async def _connect(address: Address, ssl_context: ssl.SSLContext | None) -> Transport:
     if address.path is not None:
+        if ssl_context is not None and ssl_context.check_hostname:
+            # ssl itself would then check none (an SSLObject, unlike an SSLSocket, goes without).
+            raise ValueError(
+                "a Unix socket has no name to check; set check_hostname = False on its TLS context"
+            )
         stream = await trio.open_unix_socket(address.path)
     else:
         stream = await trio.open_tcp_stream(address.host, address.port)
@@ -56,7 +61,7 @@ def _cause(error: OSError | ValueError) -> str:
     if isinstance(error, socket.gaierror):
         return f"the name cannot be resolved ({error.strerror})"
     if isinstance(error, UnicodeError):
-        return f"the name cannot be resolved ({error})"
+        return f"no host can have this name ({error})"
     cause: BaseException = error.__cause__ or error
     while isinstance(cause, BaseExceptionGroup):
         cause = cause.exceptions[0]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rawgrpc_proxy.net.connection import Connection
 
 _LOCAL_SEND_AHEAD_BYTES = 64 * 1024
+_SMALL_BYTES = 1024
 
 
 class Sink(Protocol):
@@ -127,7 +128,7 @@ class Inbox:
 
     def data(self, data: Data, credit: int, end_stream: bool) -> None:
         chunks = self._chunks
-        if chunks and len(data) < 1024:
+        if chunks and len(data) < _SMALL_BYTES:
             # Joined, so that single bytes do not cost a hundred each while they wait.
             buffer, owed = chunks[-1]
             buffer += data
@@ -155,7 +156,7 @@ class Inbox:
 
     @property
     def held(self) -> bool:
-        """Does DATA wait here?"""
+        """Whether DATA waits here."""
         return bool(self._chunks)
 
     def take_all(self) -> list[tuple[bytes, int]]:

@@ -24,6 +24,8 @@ from rawgrpc_proxy.http2.events import StreamReset
 
 LogFormat = Literal["text", "json"]
 
+_quoted = json.JSONEncoder().encode  # `json.dumps` would look at its options each time
+
 _FLUSH_INTERVAL_S = 0.25
 # A few seconds of the busiest proxy, and some 10 MB.
 _MAX_WAITING_LINES = 50_000
@@ -85,39 +87,34 @@ class CallLog:
 
     def call_ended(self, record: CallRecord) -> None:
         """Write the call's line."""
+        # Written out field by field, for both formats: this happens for every call.
         if self._json:
             self._add(
-                "call",
-                "",
-                method=record.method,
-                peer=record.peer,
-                upstream=record.upstream,
-                status=record.status.name,
-                origin=record.origin,
-                detail=record.detail,
-                request_bytes=record.request_bytes,
-                request_messages=record.request_messages,
-                response_bytes=record.response_bytes,
-                response_messages=record.response_messages,
-                duration_ms=round(record.duration_s * 1e3, 3),
+                f'{{"time": {time.time():.3f}, "event": "call", "method": {_quoted(record.method)}, '
+                f'"peer": {_quoted(record.peer)}, '
+                f'"upstream": {"null" if record.upstream is None else _quoted(record.upstream)}, '
+                f'"status": "{record.status.name}", "origin": {_quoted(record.origin)}, '
+                f'"detail": {_quoted(record.detail)}, '
+                f'"request_bytes": {record.request_bytes}, "request_messages": {record.request_messages}, '
+                f'"response_bytes": {record.response_bytes}, "response_messages": {record.response_messages}, '
+                f'"duration_ms": {record.duration_s * 1e3:.3f}}}\n'
             )
             return
         detail = f" {record.detail!r}" if record.detail else ""
         self._add(
-            "call",
-            f"{word(record.method)} {record.peer} -> {record.upstream or '-'} "
+            f"{self._time()} {word(record.method)} {record.peer} -> {record.upstream or '-'} "
             f"{record.status.name} ({record.origin}){detail} "
             f"in {record.request_messages} msg/{record.request_bytes} B "
-            f"out {record.response_messages} msg/{record.response_bytes} B {record.duration_s * 1e3:.1f} ms",
+            f"out {record.response_messages} msg/{record.response_bytes} B {record.duration_s * 1e3:.1f} ms\n"
         )
 
     def call_failed(self, record: CallRecord, error: BaseException) -> None:
         """Write what the caller was not told, with its traceback."""
         cause = "".join(traceback.format_exception(error))
         if self._json:
-            self._add("handler_error", "", method=record.method, peer=record.peer, traceback=cause)
+            self._event("handler_error", "", method=record.method, peer=record.peer, traceback=cause)
         else:
-            self._add(
+            self._event(
                 "handler_error",
                 "\n    ".join(
                     [
@@ -129,7 +126,7 @@ class CallLog:
 
     def stream_refused(self, peer: str, reset: StreamReset) -> None:
         """Write why a request never became a call."""
-        self._add(
+        self._event(
             "refused",
             f"- {peer} stream {reset.stream_id} refused: {printable(reset.reason)}",
             peer=peer,
@@ -140,7 +137,7 @@ class CallLog:
 
     def connection_failed(self, peer: str, error: ConnectionFailed) -> None:
         """Write why a connection was ended."""
-        self._add(
+        self._event(
             "connection_error",
             f"- {peer} connection closed: {printable(str(error))}",
             peer=peer,
@@ -155,31 +152,37 @@ class CallLog:
             return
         self._accept_logged_at = now
         reason = "the limit on connections is reached" if error is None else f"cannot accept: {error}"
-        self._add("accept_error", f"- {reason}", reason=reason)
+        self._event("accept_error", f"- {reason}", reason=reason)
 
     def notice(self, event: str, text: str, **facts: object) -> None:
         """Write something that is no call's: `text` for people, `event` and `facts` for machines."""
-        self._add(event, f"- {printable(text)}", **facts)
+        self._event(event, f"- {printable(text)}", **facts)
 
     # ------------------------------------------------------------------ lines
 
-    def _add(self, event: str, text: str, **facts: object) -> None:
+    def _event(self, event: str, text: str, **facts: object) -> None:
+        self._add(self._format(event, text, **facts))
+
+    def _add(self, line: str) -> None:
         if len(self._lines) >= _MAX_WAITING_LINES:
             self._dropped += 1
             return
-        self._lines.append(self._format(event, text, **facts))
+        self._lines.append(line)
         if not self._collecting:
             self.flush()
 
     def _format(self, event: str, text: str, **facts: object) -> str:
-        now = time.time()
         if self._json:
-            return json.dumps({"time": round(now, 3), "event": event, **facts}) + "\n"
+            return json.dumps({"time": round(time.time(), 3), "event": event, **facts}) + "\n"
+        return f"{self._time()} {text}\n"
+
+    def _time(self) -> str:
+        now = time.time()
         second = int(now)
         if second != self._second:
             self._second = second
             self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._stamp}.{int((now - second) * 1000):03d}Z {text}\n"
+        return f"{self._stamp}.{int((now - second) * 1000):03d}Z"
 
 
 def word(text: str) -> str:

@@ -1,0 +1,337 @@
+"""Dialling: every way to get a link, and every way not to get one, with its cause and nothing left open."""
+
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from rawgrpc_proxy.codes import Status
+from rawgrpc_proxy.errors import UpstreamUnavailable
+from rawgrpc_proxy.net.address import Address
+from rawgrpc_proxy.net.dial import dial
+from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
+from tests.pool_backend import deaf_port, run
+
+PATIENCE_S = 10.0
+
+
+async def dialled(address: str | Address, tls: ssl.SSLContext | None = None) -> Transport:
+    where = Address.parse(address) if isinstance(address, str) else address
+    return await dial(where, ssl_context=tls, timeout_s=PATIENCE_S)
+
+
+@asynccontextmanager
+async def listener(
+    serve: Callable[[trio.SocketStream], Awaitable[None]], host: str = "127.0.0.1"
+) -> AsyncIterator[int]:
+    """The port of something that listens."""
+
+    async def serve_one(stream: trio.SocketStream) -> None:
+        async with stream:
+            await serve(stream)
+
+    async with trio.open_nursery() as nursery:
+        listeners: list[trio.SocketListener] = await nursery.start(
+            partial(trio.serve_tcp, serve_one, 0, host=host)
+        )
+        yield listeners[0].socket.getsockname()[1]
+        nursery.cancel_scope.cancel()
+
+
+async def echo(stream: trio.abc.Stream) -> None:
+    await stream.send_all(await stream.receive_some())
+
+
+async def close_at_once(stream: trio.abc.Stream) -> None:
+    pass
+
+
+class Names(trio.abc.HostnameResolver):
+    """Resolves every name to these addresses, or fails like this."""
+
+    def __init__(self, *answers: str, error: Exception | None = None) -> None:
+        self._answers, self._error = answers, error
+
+    async def getaddrinfo(self, host: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._error is not None:
+            raise self._error
+        if not self._answers:
+            await trio.sleep_forever()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (answer, int(port))) for answer in self._answers]
+
+    async def getnameinfo(self, *args: Any) -> Any:
+        raise NotImplementedError
+
+
+async def check_echo(transport: Transport) -> None:
+    await transport.send_all([b"hello"])
+    assert await transport.receive() == b"hello"
+    await transport.aclose()
+
+
+# -------------------------------------------------------------------------------------------------------- success
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_tcp_is_a_plain_socket(host: str) -> None:
+    async def test() -> None:
+        async with listener(echo, host) as port:
+            address = Address(host=host, port=port)
+            transport = await dialled(address)
+            assert isinstance(transport, SocketTransport)
+            assert transport.peer == str(address)
+            await check_echo(transport)
+
+    if host == "::1" and not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    run(test)
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def test_a_unix_socket_is_a_plain_socket(tmp_path: Path) -> None:
+    async def test() -> None:
+        path = str(tmp_path / "upstream")
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path)
+            server.listen()
+            transport = await dialled(f"unix:{path}")
+            assert isinstance(transport, SocketTransport)
+            assert transport.peer == f"unix:{path}"
+            accepted, _ = server.accept()
+            with accepted:
+                await transport.send_all([b"hello"])
+                assert accepted.recv(100) == b"hello"
+            await transport.aclose()
+
+    run(test)
+
+
+def test_if_one_address_of_a_name_does_not_answer_another_one_is_taken() -> None:
+    async def test() -> None:
+        trio.socket.set_custom_hostname_resolver(Names("127.0.0.2", "127.0.0.1"))
+        async with listener(echo) as port:
+            await check_echo(await dialled(f"backend:{port}"))
+
+    run(test)
+
+
+# -------------------------------------------------------------------------------------------------------- failure
+
+
+def test_a_port_on_which_nobody_listens_refuses() -> None:
+    async def test() -> None:
+        with deaf_port() as address:
+            with pytest.raises(UpstreamUnavailable) as error:
+                await dialled(address)
+            assert error.value.message == f"cannot connect to {address}: Connection refused"
+            assert error.value.status is Status.UNAVAILABLE
+
+    run(test)
+
+
+def test_where_every_address_of_a_name_fails_the_first_cause_is_told() -> None:
+    async def test() -> None:
+        trio.socket.set_custom_hostname_resolver(Names("127.0.0.1", "127.0.0.2", "127.0.0.3"))
+        with deaf_port() as address:
+            port = address.rpartition(":")[2]
+            with pytest.raises(
+                UpstreamUnavailable, match=f"cannot connect to backend:{port}: Connection refused"
+            ):
+                await dialled(f"backend:{port}")
+
+    run(test)
+
+
+def test_a_name_that_nobody_knows_is_told_as_such() -> None:
+    async def test() -> None:
+        trio.socket.set_custom_hostname_resolver(
+            Names(error=socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
+        )
+        with pytest.raises(UpstreamUnavailable, match=r"cannot be resolved \(Name or service not known\)"):
+            await dialled("backend:80")
+
+    run(test)
+
+
+@pytest.mark.parametrize("name", ["a..b", "x" * 64 + ".example", "\u2100" * 64 + "\x80"])
+def test_a_name_that_cannot_be_one_is_told_as_such(name: str) -> None:
+    async def test() -> None:
+        with pytest.raises(UpstreamUnavailable, match="no host can have this name"):
+            await dialled(Address(host=name, port=80))
+
+    run(test)
+
+
+def test_a_unix_socket_that_is_not_there_is_told_as_such(tmp_path: Path) -> None:
+    async def test() -> None:
+        with pytest.raises(UpstreamUnavailable, match="No such file or directory"):
+            await dialled(f"unix:{tmp_path}/nobody")
+        with pytest.raises(UpstreamUnavailable, match="AF_UNIX path too long"):
+            await dialled("unix:" + "x" * 200)
+
+    run(test)
+
+
+def test_whoever_does_not_answer_is_given_up_in_time() -> None:
+    async def test() -> None:
+        trio.socket.set_custom_hostname_resolver(Names())
+        with pytest.raises(UpstreamUnavailable, match="backend:80 did not answer within 3 s"):
+            await dial(Address.parse("backend:80"), ssl_context=None, timeout_s=3)
+        assert trio.current_time() - started == 3
+
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    started = clock.current_time()
+    trio.run(test, clock=clock)
+
+
+# ------------------------------------------------------------------------------------------------------------ TLS
+
+
+class Certificates:
+    """A certificate for 127.0.0.1, and both sides' configuration."""
+
+    def __init__(self, *, client: list[str] | None = None, server: list[str] | None = None) -> None:
+        trustme = pytest.importorskip("trustme")
+        self._authority = trustme.CA()
+        self.server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self._authority.issue_cert("127.0.0.1").configure_cert(self.server)
+        self.client = ssl.create_default_context()
+        self._authority.configure_trust(self.client)
+        if client is not None:
+            self.client.set_alpn_protocols(client)
+        if server is not None:
+            self.server.set_alpn_protocols(server)
+
+    async def echo(self, stream: trio.SocketStream) -> None:
+        """Echo over TLS, or give up as the peer does."""
+        try:
+            async with trio.SSLStream(stream, self.server, server_side=True, https_compatible=True) as tls:
+                await echo(tls)
+        except trio.BrokenResourceError:
+            pass
+
+
+@pytest.mark.parametrize("protocols", [["h2"], None])
+def test_tls_is_done_before_the_link_is_handed_over(protocols: list[str] | None) -> None:
+    async def test() -> None:
+        certificates = Certificates(client=["h2"], server=protocols)
+        async with listener(certificates.echo) as port:
+            transport = await dialled(f"127.0.0.1:{port}", certificates.client)
+            assert isinstance(transport, StreamTransport)
+            assert transport.tls_peer is not None
+            assert transport.tls_peer["subjectAltName"] == (("IP Address", "127.0.0.1"),)
+            await check_echo(transport)
+
+    run(test)
+
+
+def test_a_peer_that_settles_for_another_protocol_is_no_upstream() -> None:
+    async def test() -> None:
+        certificates = Certificates(client=["h2", "http/1.1"], server=["http/1.1"])
+        async with listener(certificates.echo) as port:
+            with pytest.raises(UpstreamUnavailable, match=r"the peer chose ALPN 'http/1\.1', not 'h2'"):
+                await dialled(f"127.0.0.1:{port}", certificates.client)
+
+    run(test)
+
+
+def test_a_certificate_of_an_unknown_authority_is_told_as_such() -> None:
+    async def test() -> None:
+        certificates = Certificates()
+        async with listener(certificates.echo) as port:
+            with pytest.raises(
+                UpstreamUnavailable, match=r"no TLS with 127\.0\.0\.1.*certificate verify failed"
+            ):
+                await dialled(f"127.0.0.1:{port}", ssl.create_default_context())
+
+    run(test)
+
+
+@pytest.mark.parametrize("serve", [echo, close_at_once])
+def test_a_peer_that_speaks_no_tls_is_told_as_such(
+    serve: Callable[[trio.SocketStream], Awaitable[None]],
+) -> None:
+    async def test() -> None:
+        async with listener(serve) as port:
+            with pytest.raises(UpstreamUnavailable, match="no TLS with"):
+                await dialled(f"127.0.0.1:{port}", ssl.create_default_context())
+
+    run(test)
+
+
+def test_tls_on_a_unix_socket_has_no_name_to_check_and_must_say_so(tmp_path: Path) -> None:
+    async def test() -> None:
+        certificates = Certificates()
+        async with trio.open_nursery() as nursery:
+            path = str(tmp_path / "upstream")
+            sock = trio.socket.socket(socket.AF_UNIX)
+            await sock.bind(path)
+            sock.listen()
+            nursery.start_soon(trio.serve_listeners, certificates.echo, [trio.SocketListener(sock)])
+            with pytest.raises(UpstreamUnavailable, match="no name to check; set check_hostname = False"):
+                await dialled(f"unix:{path}", certificates.client)
+            certificates.client.check_hostname = False
+            await check_echo(await dialled(f"unix:{path}", certificates.client))
+            nursery.cancel_scope.cancel()
+
+    run(test)
+
+
+def test_a_name_that_tls_cannot_check_is_refused_and_leaves_nothing_open() -> None:
+    async def test() -> None:
+        trio.socket.set_custom_hostname_resolver(Names("127.0.0.1"))
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            with pytest.raises(UpstreamUnavailable, match="cannot connect to .backend"):
+                await dialled(f".backend:{server.getsockname()[1]}", ssl.create_default_context())
+            accepted, _ = server.accept()
+            with accepted:
+                assert accepted.recv(1) == b""
+
+    run(test)
+
+
+def test_tls_configured_for_the_other_side_is_refused_and_leaves_nothing_open() -> None:
+    async def test() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            with pytest.raises(UpstreamUnavailable, match=r"no TLS with .*PROTOCOL_TLS_SERVER"):
+                await dialled(f"127.0.0.1:{port}", ssl.create_default_context(ssl.Purpose.CLIENT_AUTH))
+            accepted, _ = server.accept()
+            with accepted:
+                assert accepted.recv(1) == b""
+
+    run(test)
+
+
+def test_cancelled_in_the_middle_of_tls_it_leaves_nothing_open() -> None:
+    async def test() -> None:
+        hello, gone = trio.Event(), trio.Event()
+
+        async def serve(stream: trio.SocketStream) -> None:
+            while await stream.receive_some():
+                hello.set()
+            gone.set()
+
+        async with listener(serve) as port, trio.open_nursery() as nursery:
+            nursery.start_soon(dialled, f"127.0.0.1:{port}", ssl.create_default_context())
+            await hello.wait()
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await gone.wait()
+
+    run(test)

@@ -1,0 +1,280 @@
+"""Transports: bytes in, bytes out, whatever the link makes of them."""
+
+import errno
+import random
+import socket
+import ssl
+import struct
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from rawgrpc_proxy.http2.frames import Data
+from rawgrpc_proxy.net.transport import READ_BYTES, SocketTransport, StreamTransport
+from tests.pool_backend import run
+
+
+@contextmanager
+def linked(send_buffer: int | None = None) -> Iterator[tuple[SocketTransport, socket.socket]]:
+    """A transport and the plain socket at its other end, which nobody reads."""
+    ours, theirs = socket.socketpair()
+    if send_buffer is not None:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+    theirs.settimeout(0)
+    with ours, theirs:
+        yield SocketTransport(ours, "peer"), theirs
+
+
+@contextmanager
+def linked_by_tcp() -> Iterator[tuple[SocketTransport, socket.socket]]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+        with ours, theirs:
+            yield SocketTransport(ours, "peer"), theirs
+
+
+def drain(sock: socket.socket) -> bytes:
+    """All that is there to be read now."""
+    parts: list[bytes] = []
+    while True:
+        try:
+            data = sock.recv(1 << 20)
+        except BlockingIOError:
+            return b"".join(parts)
+        if not data:
+            return b"".join(parts)
+        parts.append(data)
+
+
+def length(chunks: list[Data]) -> int:
+    return sum(len(chunk) for chunk in chunks)
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000, 40_000])
+def test_what_the_socket_does_not_take_is_answered_and_nothing_is_lost_or_doubled(size: int) -> None:
+    whole = random.Random(size).randbytes(min(20_000 * size, 1_000_000))
+    with linked(send_buffer=4096) as (transport, peer):
+        chunks: list[Data] = [whole[start : start + size] for start in range(0, len(whole), size)]
+        received = b""
+        rest = transport.send_now(chunks)
+        assert length(rest) > 0
+        while rest:
+            received += drain(peer)
+            assert len(received) + length(rest) == len(whole)
+            rest = transport.send_now(rest)
+        assert received + drain(peer) == whole
+
+
+def test_more_chunks_than_one_system_call_takes_go_out_all_the_same() -> None:
+    chunks: list[Data] = [bytes([number % 256]) for number in range(5000)]
+    with linked() as (transport, peer):
+        assert transport.send_now(chunks) == []
+        assert drain(peer) == b"".join(chunks)
+
+
+@pytest.mark.parametrize("chunks", [[], [b""], [b"", b""], [b"", b"a", b"", b"b", b""]])
+def test_empty_chunks_are_nothing(chunks: list[Data]) -> None:
+    with linked() as (transport, peer):
+        assert transport.send_now(chunks) == []
+        assert drain(peer) == b"".join(chunks)
+
+
+def test_views_are_chunks_too() -> None:
+    with linked() as (transport, peer):
+        assert transport.send_now([memoryview(b"one"), memoryview(b"..two")[2:]]) == []
+        assert drain(peer) == b"onetwo"
+
+
+def test_sending_all_waits_for_the_peer_to_read() -> None:
+    async def test() -> None:
+        whole = bytes(500_000)
+        with linked(send_buffer=4096) as (transport, peer):
+            received = 0
+            async with trio.open_nursery() as nursery:
+                sent = trio.Event()
+
+                async def send() -> None:
+                    await transport.send_all([whole[:200_000], whole[200_000:]])
+                    sent.set()
+
+                nursery.start_soon(send)
+                await trio.testing.wait_all_tasks_blocked()
+                assert not sent.is_set()
+                while not sent.is_set():
+                    received += len(drain(peer))
+                    await trio.lowlevel.checkpoint()
+            assert received + len(drain(peer)) == len(whole)
+
+    run(test)
+
+
+def test_reading_gives_what_has_come_and_then_the_end() -> None:
+    async def test() -> None:
+        with linked() as (transport, peer):
+            peer.send(b"hello")
+            assert await transport.receive() == b"hello"
+            peer.sendall(bytes(READ_BYTES))
+            assert 0 < len(await transport.receive()) <= READ_BYTES
+            drain(transport._sock)
+            peer.shutdown(socket.SHUT_WR)
+            assert await transport.receive() == b""
+
+    run(test)
+
+
+def test_a_reader_that_was_woken_for_nothing_waits_on() -> None:
+    async def test() -> None:
+        with linked() as (transport, peer), transport._sock.dup() as second:
+            other = SocketTransport(second, "peer")
+            received: list[bytes] = []
+
+            async def read(link: SocketTransport) -> None:
+                received.append(await link.receive())
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read, transport)
+                nursery.start_soon(read, other)
+                await trio.testing.wait_all_tasks_blocked()
+                peer.send(b"for one of them")
+                while not received:
+                    await trio.lowlevel.checkpoint()
+                await trio.testing.wait_all_tasks_blocked()
+                assert received == [b"for one of them"]
+                peer.send(b"for the other")
+
+    run(test)
+
+
+def test_a_reset_is_an_os_error() -> None:
+    async def test() -> None:
+        with linked_by_tcp() as (transport, peer):
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.close()
+            with pytest.raises(ConnectionResetError):
+                await transport.receive()
+            with pytest.raises(OSError):  # noqa: PT012  # the kernel may take the first one
+                while True:
+                    transport.send_now([b"anybody there?"])
+
+    run(test)
+
+
+def test_tcp_does_not_hold_small_frames_back() -> None:
+    with linked_by_tcp() as (transport, _):
+        assert transport._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_a_closed_transport_fails_with_os_errors_and_may_be_closed_again() -> None:
+    async def test() -> None:
+        with linked() as (transport, _):
+            await transport.aclose()
+            await transport.aclose()
+            attempts: list[Callable[[], Awaitable[object]]] = [
+                transport.receive,
+                lambda: transport.send_all([b"x"]),
+            ]
+            for attempt in attempts:
+                with pytest.raises(OSError) as error:
+                    await attempt()
+                assert error.value.errno == errno.EBADF
+
+    run(test)
+
+
+def test_closing_wakes_whoever_reads_or_writes() -> None:
+    async def test() -> None:
+        with linked(send_buffer=4096) as (transport, _):
+            failed = []
+
+            async def fails(attempt: Callable[[], Awaitable[object]]) -> None:
+                with pytest.raises(OSError, match="closed"):
+                    await attempt()
+                failed.append(attempt)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fails, transport.receive)
+                nursery.start_soon(fails, lambda: transport.send_all([bytes(1_000_000)]))
+                await trio.testing.wait_all_tasks_blocked()
+                await transport.aclose()
+            assert len(failed) == 2
+
+    run(test)
+
+
+# ------------------------------------------------------------------------------------------------- any trio stream
+
+
+def test_any_stream_carries_bytes_both_ways_and_ends() -> None:
+    async def test() -> None:
+        ours, theirs = trio.testing.memory_stream_pair()
+        transport = StreamTransport(ours, "peer")
+        assert (transport.peer, transport.tls_peer) == ("peer", None)
+        chunks: list[Data] = [b"one", memoryview(b"two"), b"three"]
+        assert transport.send_now(chunks) == chunks  # it cannot write without waiting
+        await transport.send_all(chunks)
+        assert await theirs.receive_some() == b"onetwothree"
+        await theirs.send_all(b"four")
+        assert await transport.receive() == b"four"
+        await theirs.send_eof()
+        assert await transport.receive() == b""
+
+    run(test)
+
+
+def test_a_stream_that_breaks_or_is_closed_fails_with_os_errors() -> None:
+    async def test() -> None:
+        ours, theirs = trio.testing.memory_stream_pair()
+        transport = StreamTransport(ours, "peer")
+        await theirs.aclose()
+        with pytest.raises(OSError):
+            await transport.send_all([b"x"])
+        await transport.aclose()
+        await transport.aclose()
+        with pytest.raises(OSError):
+            await transport.send_all([b"x"])
+        with pytest.raises(OSError):
+            await transport.receive()
+
+    run(test)
+
+
+def test_the_cause_of_a_broken_stream_is_the_error_itself() -> None:
+    async def test() -> None:
+        with linked_by_tcp() as (link, peer):
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(link._sock))
+            transport = StreamTransport(stream, "peer")
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.close()
+            with pytest.raises(ConnectionResetError):
+                await transport.receive()
+
+    run(test)
+
+
+def test_bytes_that_are_no_tls_are_an_os_error() -> None:
+    trustme = pytest.importorskip("trustme")
+
+    async def test() -> None:
+        authority = trustme.CA()
+        server_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert("backend").configure_cert(server_context)
+        client_context = ssl.create_default_context()
+        authority.configure_trust(client_context)
+        ours, theirs = trio.testing.memory_stream_pair()
+        server = trio.SSLStream(theirs, server_context, server_side=True)
+        client = trio.SSLStream(ours, client_context, server_hostname="backend")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.do_handshake)
+            await client.do_handshake()
+        transport = StreamTransport(client, "peer")
+        assert transport.tls_peer is not None
+        assert transport.tls_peer["subjectAltName"] == (("DNS", "backend"),)
+        await theirs.send_all(b"this is no TLS record")
+        with pytest.raises(OSError):
+            await transport.receive()
+
+    run(test)

@@ -1,0 +1,262 @@
+"""A side that does not read stops the side that writes, and nobody else."""
+
+import hashlib
+import random
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import trio_test
+
+from rawgrpc_proxy import Status
+from rawgrpc_proxy.config import Engine
+from tests.proxy.house import House, a_proxy, on_every_engine
+from tests.proxy.raw_peers import (
+    INITIAL_WINDOW,
+    INITIAL_WINDOW_SIZE,
+    OK,
+    RESPONSE,
+    Answer,
+    PeerStream,
+    RawPeer,
+    message,
+    request_fields,
+)
+
+pytestmark = on_every_engine
+
+MIB = 2**20
+STREAM_WINDOW = 64 * 1024
+OUTPUT = 32 * 1024
+SMALL: dict[str, Any] = {"stream_window_bytes": STREAM_WINDOW, "max_output_bytes": OUTPUT}
+CREDIT_STEP = STREAM_WINDOW // 2
+SOCKETS = 12 * MIB  # what the kernel may hold between two peers on loopback, generously
+
+
+async def settled(*peers: RawPeer) -> None:
+    """All that the peers have sent has been dealt with, and all that came of it."""
+    for _ in range(2):
+        for peer in peers:
+            await peer.ping()
+
+
+@trio_test
+async def test_a_caller_who_gives_no_credit_stops_the_backend(engine: Engine) -> None:
+    async with a_proxy(engine, **SMALL) as house, trio.open_nursery() as writers:
+        client = await house.client()
+        client.credits = False
+        call = await client.request()
+        served = await house.backend.request()
+        await served.headers(RESPONSE)
+        writers.start_soon(served.body, bytes(10 * MIB))
+        await call.expect_headers()
+        await call.read(INITIAL_WINDOW)
+        await served.blocked.wait()
+        await settled(client, served.peer)
+        assert served.blocked.is_set()
+        # What the caller has got, and one stream window beyond it: no more than that is held.
+        assert served.sent_bytes <= INITIAL_WINDOW + STREAM_WINDOW
+        assert served.sent_bytes >= STREAM_WINDOW
+        await _siblings_go_on(house, client)
+        await call.reset()
+        writers.cancel_scope.cancel()
+
+
+@trio_test
+async def test_a_caller_who_reads_on_gets_everything(engine: Engine) -> None:
+    body = random.Random(1).randbytes(2 * MIB)
+    async with a_proxy(engine, **SMALL) as house, trio.open_nursery() as writers:
+        client = await house.client()
+        client.credits = False
+        call = await client.request()
+        served = await house.backend.request()
+        await served.headers(RESPONSE)
+        writers.start_soon(served.body, body)
+        await call.expect_headers()
+        got = await call.read(INITIAL_WINDOW)
+        await served.blocked.wait()
+        await client.credit_everything()
+        got += await call.read(len(body) - len(got))
+        assert got == body
+        await served.headers(OK, end=True)
+        assert (await call.answer()).status == Status.OK
+
+
+@trio_test
+async def test_an_upstream_that_gives_no_credit_stops_the_caller(engine: Engine) -> None:
+    async with a_proxy(engine, **SMALL) as house, trio.open_nursery() as writers:
+        house.backend.prepare = lambda peer: setattr(peer, "credits", False)
+        client = await house.client()
+        call = await client.open(request_fields())
+        served = await house.backend.request()
+        # The response has begun, so that nothing is kept for a retry.
+        await served.headers(RESPONSE)
+        await call.expect_headers()
+        writers.start_soon(call.body, bytes(10 * MIB))
+        await served.read(INITIAL_WINDOW)
+        await call.blocked.wait()
+        await settled(served.peer, client)
+        assert call.blocked.is_set()
+        assert STREAM_WINDOW <= call.sent_bytes <= INITIAL_WINDOW + STREAM_WINDOW
+        await call.reset()
+        assert await served.expect_reset() == 8
+        writers.cancel_scope.cancel()
+
+
+@trio_test
+async def test_what_is_kept_for_a_retry_is_bounded_too(engine: Engine) -> None:
+    async with a_proxy(engine, **SMALL) as house, trio.open_nursery() as writers:
+        house.backend.prepare = lambda peer: setattr(peer, "credits", False)
+        client = await house.client()
+        call = await client.open(request_fields())
+        served = await house.backend.request()
+        writers.start_soon(call.body, bytes(10 * MIB))
+        await served.read(INITIAL_WINDOW)
+        await call.blocked.wait()
+        await settled(served.peer, client)
+        assert call.sent_bytes <= INITIAL_WINDOW + 2 * STREAM_WINDOW
+        await call.reset()
+        writers.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("side", ["caller", "upstream"])
+@trio_test
+async def test_a_side_that_does_not_read_its_socket_stops_the_other(engine: Engine, side: str) -> None:
+    # Its windows are wide open; only the kernel's buffers and the windows on the other side hold anything back.
+    wide = {INITIAL_WINDOW_SIZE: 2**30}
+    size = SOCKETS + 16 * MIB
+    async with a_proxy(engine, **SMALL, backend=wide) as house, trio.open_nursery() as writers:
+        client = await house.client(wide)
+        other = await house.client()
+        await client.credit(None, 2**30)
+        call = await client.open(request_fields())
+        served = await house.backend.request()
+        await served.peer.credit(None, 2**30)
+        await served.headers(RESPONSE)
+        await call.expect_headers()
+        reader, writer = (call, served) if side == "caller" else (served, call)
+        reader.peer.stop_reading()
+        writers.start_soon(writer.body, bytes(size))
+        await writer.blocked.wait()
+        assert writer.sent_bytes < size
+        if side == "caller":
+            await _siblings_go_on(house, other)
+        reader.peer.go_on_reading()
+        await reader.read(size)
+        await call.reset()
+        writers.cancel_scope.cancel()
+
+
+async def _siblings_go_on(house: House, client: RawPeer) -> None:
+    """Calls without bodies to speak of pass, on the same connections, while a stream is stuck."""
+    for _ in range(3):
+        sibling = await client.request("/a.B/Sibling", body=None)
+        served = await house.backend.request()
+        assert served.request.get(b":path") == b"/a.B/Sibling"
+        await served.headers([*RESPONSE, *OK], end=True)
+        assert (await sibling.answer()).status == Status.OK
+
+
+@trio_test
+async def test_a_caller_who_never_reads_one_response_can_make_other_calls(engine: Engine) -> None:
+    async with a_proxy(engine, **SMALL) as house, trio.open_nursery() as writers:
+        client = await house.client()
+        # The connection is wide; the one stream is not read.
+        await client.credit(None, 16 * MIB)
+        client.credits = False
+        stuck = await client.request("/a.B/Stuck")
+        served = await house.backend.request()
+        await served.headers(RESPONSE)
+        writers.start_soon(served.body, bytes(MIB))
+        await stuck.expect_headers()
+        await stuck.read(INITIAL_WINDOW)
+        await served.blocked.wait()
+        for _ in range(3):
+            call = await client.request("/a.B/Fine")
+            fine = await house.backend.request()
+            await fine.respond(bytes(30_000))
+            assert (await call.answer()).body == message(bytes(30_000))
+        await stuck.reset()
+        assert await served.expect_reset() == 8
+        writers.cancel_scope.cancel()
+
+
+@trio_test
+async def test_sixteen_mebibytes_pass_intact_each_way_at_once(engine: Engine) -> None:
+    up, down = random.Random(2).randbytes(16 * MIB), random.Random(3).randbytes(16 * MIB)
+    digests: dict[str, str] = {}
+
+    async def collect(name: str, stream: PeerStream) -> None:
+        digest, size = hashlib.sha256(), 0
+        while size < 16 * MIB:
+            data = (await stream.expect_data()).data
+            digest.update(data)
+            size += len(data)
+        digests[name] = digest.hexdigest()
+
+    wide = {INITIAL_WINDOW_SIZE: MIB}
+    async with a_proxy(engine, backend=wide) as house:
+        client = await house.client(wide)
+        call = await client.open(request_fields())
+        served = await house.backend.request()
+        await client.credit(None, MIB)
+        await served.peer.credit(None, MIB)
+        await served.headers(RESPONSE)
+        await call.expect_headers()
+        async with trio.open_nursery() as transfers:
+            transfers.start_soon(collect, "up", served)
+            transfers.start_soon(collect, "down", call)
+            transfers.start_soon(call.body, up)
+            transfers.start_soon(served.body, down)
+        assert digests == {"up": hashlib.sha256(up).hexdigest(), "down": hashlib.sha256(down).hexdigest()}
+        await call.data(b"", end=True)
+        assert (await served.expect_data()).end_stream
+        await served.headers(OK, end=True)
+        assert (await call.answer()).status == Status.OK
+        record = await house.record()
+        assert (record.request_bytes, record.response_bytes) == (16 * MIB, 16 * MIB)
+
+
+@trio_test
+async def test_windows_that_open_byte_by_byte_lose_nothing(engine: Engine) -> None:
+    body = bytes(n % 256 for n in range(300))
+    async with a_proxy(engine) as house:
+        client = await house.client({INITIAL_WINDOW_SIZE: 0})
+        client.credits = False
+        call = await client.request()
+        served = await house.backend.request()
+        await served.headers(RESPONSE)
+        await served.body(body)
+        await served.headers(OK, end=True)
+        await call.expect_headers()
+        got = b""
+        for size in (1, 2, 3, 5, 50, 0x7FFF, 1):
+            await client.credit(call, size)
+            await client.ping()
+        answer: Answer = await call.answer()
+        got += answer.body
+        assert got == body
+        assert answer.status == Status.OK
+
+
+@trio_test
+async def test_a_window_that_shrinks_below_zero_only_pauses(engine: Engine) -> None:
+    body = bytes(100_000)
+    async with a_proxy(engine) as house, trio.open_nursery() as writers:
+        client = await house.client()
+        client.credits = False
+        call = await client.request()
+        served = await house.backend.request()
+        await served.headers(RESPONSE)
+        writers.start_soon(served.body, body)
+        await call.expect_headers()
+        await call.read(INITIAL_WINDOW)
+        await client.change_settings({INITIAL_WINDOW_SIZE: 0})
+        await client.ping()
+        await client.credit(None, 2 * INITIAL_WINDOW)
+        await client.credit(call, INITIAL_WINDOW)
+        await client.ping()
+        await client.change_settings({INITIAL_WINDOW_SIZE: INITIAL_WINDOW})
+        await call.read(len(body) - INITIAL_WINDOW)
+        await served.headers(OK, end=True)
+        assert (await call.answer()).status == Status.OK
