@@ -24,6 +24,11 @@ class Program:
         self._changed = trio.Event()
         self._reading = 2
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     async def line(self, pattern: str, stream: Literal["stdout", "stderr"] = "stderr") -> re.Match[str]:
         """Wait until a line of the stream matches."""
         lines = self.stdout if stream == "stdout" else self.stderr

@@ -34,6 +34,8 @@ WARM_SHARE = 8
 MIB = 1024 * 1024
 PERCENTILES = (50, 99)
 LONGEST_SECONDS = 120.0
+#: What to think of when a proxy was slow.
+PATIENCE = "; the backend waits 60 s for the next frame of a request"
 
 FINISHED = re.compile(r"finished in ([\d.]+)(us|ms|s), ([\d.]+) req/s")
 SUCCEEDED = re.compile(r"(\d+) succeeded, (\d+) failed")
@@ -170,8 +172,13 @@ class Holder:
 
     def open(self, count: int) -> None:
         """Open calls more, of which only the headers are sent."""
-        if lost := self._ask("open", count)["lost"]:
-            raise Trouble(f"{lost} of the calls held open ended by themselves")
+        self._ask("open", count)
+        self.check()
+
+    def check(self) -> None:
+        """Raise unless all calls are still open."""
+        if lost := self._ask("open", 0)["lost"]:
+            raise Trouble(f"{lost} of the calls held open ended by themselves{PATIENCE}")
 
     def finish(self) -> None:
         """End the requests of all calls held, and wait for their answers."""
@@ -179,6 +186,7 @@ class Holder:
         if lost := answer["lost"]:
             raise Trouble(
                 f"of {lost + answer['answered']} calls held open {lost} ended by themselves or were answered wrong"
+                f"{PATIENCE}"
             )
 
     def _ask(self, verb: str, count: int) -> dict[str, int]:

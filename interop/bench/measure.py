@@ -264,10 +264,11 @@ def measure_open_calls(bench: Bench, peer: Peer) -> Record:
                 holder.open(count)
                 grown = _settled_kib(target) - before
                 cost = _cost(target, CONNECTIONS, IN_FLIGHT // CONNECTIONS)
-                holder.finish()
+                holder.check()
                 record.values[f"open_calls/{count}"] = cost
                 if count == bench.sizes.open_calls[-1]:
                     record.values["call_kib"] = grown / count
+                holder.finish()
     return record
 
 

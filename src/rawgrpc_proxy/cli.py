@@ -9,7 +9,9 @@ import argparse
 import contextlib
 import inspect
 import math
+import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from importlib import metadata
@@ -29,6 +31,7 @@ from rawgrpc_proxy.observe.call_log import CallLog, printable
 from rawgrpc_proxy.pool import Pool
 from rawgrpc_proxy.routes import RouteTable
 from rawgrpc_proxy.server import Server
+from rawgrpc_proxy.workers import run_workers
 
 _DISTRIBUTION = "rawgrpc-proxy"
 _USAGE_ERROR = 2
@@ -150,6 +153,14 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         "(default: no limit, calls beyond it get connections of their own)",
     )
     add(
+        "--workers",
+        type=_workers,
+        default=1,
+        metavar="N",
+        help="processes that share the listening socket, each with connections of its own to the upstreams; 'auto' is "
+        "one for each core (default: %(default)s)",
+    )
+    add(
         "--grace",
         type=_seconds,
         default=_GRACE_S,
@@ -215,6 +226,10 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _workers(text: str) -> int:
+    return len(os.sched_getaffinity(0)) if text == "auto" else _positive(text)
+
+
 def _seconds(text: str) -> float:
     with contextlib.suppress(ValueError):
         seconds = float(text)
@@ -237,22 +252,31 @@ def _demo(options: argparse.Namespace) -> int:
 # ------------------------------------------------------------------------- serve
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class _Service:
-    """What `serve` runs, checked; nothing is open yet."""
+    """What one process of `serve` runs, checked; nothing is open yet."""
 
     server: Server
     pool: Pool
     listen: Address
     grace_s: float
     log: CallLog | None
+    listener: socket.socket | None = None
+    """Inherited from the parent of the workers; `listen` is the parent's business then."""
+    orphaned: int | None = None
+    """A worker's file descriptor that can be read once its parent is gone."""
+    worker: int | None = None
 
     def say(self, event: str, text: str, **facts: object) -> None:
         """Tell the operator, in the format of the log."""
-        if self.log is None:
-            print(f"rawgrpc-proxy: {text}", file=sys.stderr, flush=True)
-        else:
+        if self.log is not None:
             self.log.notice(event, text, **facts)
+        else:
+            _say(text if self.worker is None else f"worker {self.worker}: {text}")
+
+
+def _say(text: str) -> None:
+    print(f"rawgrpc-proxy: {text}", file=sys.stderr, flush=True)
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -260,6 +284,29 @@ def _serve(options: argparse.Namespace) -> int:
         raise ConfigError(
             "serve needs to know where calls go: give --upstream HOST:PORT or --route '/pkg.Service/*=HOST:PORT'"
         )
+    service = _service(options)
+    if options.workers == 1:
+        return _run_process(service)
+    # From here on signals wait for the parent to ask for them: one that comes while it starts must not be lost.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    listener = open_listener(service.listen)
+    address = bound_address(listener)
+    print(f"listening on {address}", flush=True)
+
+    def work(number: int, orphaned: int) -> int:
+        return _run_process(
+            attrs.evolve(_service(options, worker=number), listener=listener, orphaned=orphaned)
+        )
+
+    try:
+        return run_workers(options.workers, work, _say)
+    finally:
+        listener.close()
+        if address.path is not None:
+            _remove(address.path)
+
+
+def _service(options: argparse.Namespace, *, worker: int | None = None) -> _Service:
     listen = Address.parse(options.listen, may_choose_port=True)
     routes = RouteTable.parse(options.route, default=options.upstream)
     settings = Http2Settings(engine=options.engine)
@@ -271,28 +318,35 @@ def _serve(options: argparse.Namespace) -> int:
         max_waiting=options.max_waiting,
         settings=settings,
     )
-    log = None if options.log_format == "none" else CallLog(options.log_format)
+    log = None if options.log_format == "none" else CallLog(options.log_format, worker=worker)
     server = Server(
         unknown_service_handler=transparent_handler(routes.director(pool)), settings=settings, observer=log
     )
+    return _Service(server=server, pool=pool, listen=listen, grace_s=options.grace, log=log, worker=worker)
+
+
+def _run_process(service: _Service) -> int:
     try:
-        trio.run(_run, _Service(server, pool, listen, options.grace, log))
+        trio.run(_run, service)
     finally:
         # Here, where a signal ends the process again: whoever reads the log may have stopped reading.
-        if log is not None:
-            log.flush()
+        if service.log is not None:
+            service.log.flush()
     return 0
 
 
 async def _run(service: _Service) -> None:
     # Signals first: one that comes while we start must not be lost, nor end us with a traceback.
     with (
-        trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals,
+        # SIGINT goes to every process of a terminal; the parent of the workers turns it into SIGTERM for them.
+        trio.open_signal_receiver(
+            signal.SIGTERM, *([signal.SIGINT] if service.worker is None else [])
+        ) as signals,
         contextlib.ExitStack() as listening,
     ):
-        listener = open_listener(service.listen)
+        listener = service.listener or open_listener(service.listen)
         address = bound_address(listener)
-        if address.path is not None:
+        if address.path is not None and service.listener is None:
             listening.callback(_remove, address.path)
         async with service.pool, trio.open_nursery() as nursery:
             if service.log is not None:
@@ -303,7 +357,10 @@ async def _run(service: _Service) -> None:
                 nursery.cancel_scope.cancel()
 
             await nursery.start(serve)
-            print(f"listening on {address}", flush=True)
+            if service.listener is None:
+                print(f"listening on {address}", flush=True)
+            if service.orphaned is not None:
+                nursery.start_soon(_stop_if_orphaned, service, service.orphaned)
             await _stop_on_signal(service, signals, listening)
             nursery.cancel_scope.cancel()
         service.say("stopped", "stopped")
@@ -331,6 +388,12 @@ async def _stop_on_signal(
     service.say(
         "aborting", f"{name} again: ending at once, {_calls(calls)} cut off", signal=name, calls=calls
     )
+
+
+async def _stop_if_orphaned(service: _Service, orphaned: int) -> None:
+    await trio.lowlevel.wait_readable(orphaned)
+    service.say("orphaned", "the parent of the workers is gone: draining")
+    service.server.stop(grace_s=service.grace_s)
 
 
 def _calls(number: int) -> str:

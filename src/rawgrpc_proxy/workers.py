@@ -23,7 +23,6 @@ _RESTART_MAX_S = 5.0
 _STEADY_AFTER_S = 1.0
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
 
-Mask = set[int | signal.Signals]
 Serve = Callable[[int, int], int]
 """What a worker does, given its number (from 1) and the `orphaned` descriptor; answers the process's exit code."""
 
@@ -50,21 +49,21 @@ class _Supervisor:
         self._orphaned, self._alive = os.pipe()
 
     def run(self, count: int) -> int:
-        before: Mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             for number in range(1, count + 1):
-                self._start(number, before)
+                self._start(number)
             while self._running or (self._restarts and not self._stopping):
                 self._handle(self._next_signal())
                 self._reap()
-                self._restart_due(before)
+                self._restart_due()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             os.close(self._orphaned)
             os.close(self._alive)
         return 1 if self._failed else 0
 
-    def _start(self, number: int, mask: Mask) -> None:
+    def _start(self, number: int) -> None:
         pid = os.fork()
         if pid:
             self._running[pid] = number, time.monotonic()
@@ -73,7 +72,7 @@ class _Supervisor:
         try:
             # A terminal sends SIGINT to all of us. The parent hears it for the workers.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             os.close(self._alive)
             code = self._serve(number, self._orphaned)
         finally:
@@ -102,7 +101,8 @@ class _Supervisor:
             number, started = self._running.pop(pid)
             code = os.waitstatus_to_exitcode(status)
             if self._stopping:
-                self._failed = self._failed or code != 0
+                # One that had no time to listen for SIGTERM yet has nothing to finish either.
+                self._failed = self._failed or code not in {0, -signal.SIGTERM}
                 continue
             steady = time.monotonic() - started >= _STEADY_AFTER_S
             pause = (
@@ -117,9 +117,9 @@ class _Supervisor:
             )
             self._say(f"worker {number} (pid {pid}) {how}; it is replaced in {pause:.1f} s")
 
-    def _restart_due(self, mask: Mask) -> None:
+    def _restart_due(self) -> None:
         now = time.monotonic()
         for number, due in list(self._restarts.items()):
             if due <= now and not self._stopping:
                 del self._restarts[number]
-                self._start(number, mask)
+                self._start(number)

@@ -12,6 +12,7 @@ acknowledge SETTINGS and PING and give back flow-control credit, and each of the
 """
 
 import itertools
+import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
@@ -38,6 +39,7 @@ Field = tuple[bytes, bytes]
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 FRAME_HEADER_BYTES = 9
 FRAME_BYTES = 16_384
+SOCKET_BUFFER_BYTES = 256 * 1024
 PATIENCE_S = 3.0
 INITIAL_WINDOW = 65_535
 MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_HEADER_LIST_SIZE = 0x3, 0x4, 0x6
@@ -177,11 +179,13 @@ class PeerStream:
 
     async def read(self, size: int) -> bytes:
         """Exactly this much of the body, in whatever frames it comes."""
-        read = b""
-        while len(read) < size:
-            read += (await self.expect_data()).data
-        assert len(read) == size, f"{len(read)} bytes came, not {size}"
-        return read
+        pieces, left = [], size
+        while left > 0:
+            piece = (await self.expect_data()).data
+            pieces.append(piece)
+            left -= len(piece)
+        assert left == 0, f"{-left} bytes more than {size} came"
+        return b"".join(pieces)
 
     async def answer(self) -> Answer:
         """All that comes until the end of the stream: END_STREAM, RST_STREAM or the end of the connection."""
@@ -210,16 +214,15 @@ class PeerStream:
 
     async def request_body(self) -> bytes:
         """The rest of the request's body; the request must end by END_STREAM."""
-        rest = b""
-        if self.request.end_stream:
-            return rest
-        while True:
+        pieces: list[bytes] = []
+        ended = self.request.end_stream
+        while not ended:
             event = await self.next()
             assert not isinstance(event, Reset | Lost), event
             if isinstance(event, Data):
-                rest += event.data
-            if event.end_stream:
-                return rest
+                pieces.append(event.data)
+            ended = event.end_stream
+        return b"".join(pieces)
 
     # what goes
 
@@ -244,7 +247,8 @@ class PeerStream:
                 changed = self.peer.windows_changed
                 self.blocked.set()
                 await changed.wait()
-            self.blocked = trio.Event()
+            if self.blocked.is_set():
+                self.blocked = trio.Event()
             piece, view = bytes(view[:room]), view[room:]
             await self.data(piece, end=end and not view)
         if end and not data:
@@ -574,6 +578,7 @@ class Backend:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         async with stream:
+            _limit_buffers(stream)
             if self.raw_script is not None:
                 await self.raw_script(stream)
                 return
@@ -612,6 +617,7 @@ async def connect(address: str, nursery: trio.Nursery, *, settings: dict[int, in
     """A client's connection to `address`, its SETTINGS sent and the other side's seen."""
     host, _, port = address.rpartition(":")
     stream = await trio.open_tcp_stream(host, int(port))
+    _limit_buffers(stream)
     return await start_client(stream, nursery, settings=settings)
 
 
@@ -623,6 +629,12 @@ async def start_client(
     with trio.fail_after(PATIENCE_S):
         await peer.settings_came.wait()
     return peer
+
+
+def _limit_buffers(stream: trio.SocketStream) -> None:
+    """Keep the kernel from hiding for long that nobody reads."""
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
 
 
 def frame_name(frame: Frame) -> str:

@@ -35,12 +35,17 @@ _ACCEPT_LOG_INTERVAL_S = 1.0
 class CallLog:
     """A `ServerObserver` that writes lines to `file` (standard error unless told otherwise).
 
-    Start `run` in a nursery that outlives the server, and call `flush` when all is over. Trouble with the file never
+    Each line says which `worker` it is from, if there are several. Start `run` in a nursery that outlives the server, and call `flush` when all is over. Trouble with the file never
     reaches the server: lines that cannot be written are dropped.
     """
 
-    def __init__(self, log_format: LogFormat = "text", file: IO[str] | None = None) -> None:
+    def __init__(
+        self, log_format: LogFormat = "text", file: IO[str] | None = None, *, worker: int | None = None
+    ) -> None:
         self._json = log_format == "json"
+        self._worker = worker
+        self._worker_text = "" if worker is None else f" w{worker}"
+        self._worker_json = "" if worker is None else f'"worker": {worker}, '
         self._file = file if file is not None else sys.stderr
         self._lines: list[str] = []
         self._dropped = 0
@@ -90,7 +95,7 @@ class CallLog:
         # Written out field by field, for both formats: this happens for every call.
         if self._json:
             self._add(
-                f'{{"time": {time.time():.3f}, "event": "call", "method": {_quoted(record.method)}, '
+                f'{{"time": {time.time():.3f}, "event": "call", {self._worker_json}"method": {_quoted(record.method)}, '
                 f'"peer": {_quoted(record.peer)}, '
                 f'"upstream": {"null" if record.upstream is None else _quoted(record.upstream)}, '
                 f'"status": "{record.status.name}", "origin": {_quoted(record.origin)}, '
@@ -173,6 +178,8 @@ class CallLog:
 
     def _format(self, event: str, text: str, **facts: object) -> str:
         if self._json:
+            if self._worker is not None:
+                facts = {"worker": self._worker, **facts}
             return json.dumps({"time": round(time.time(), 3), "event": event, **facts}) + "\n"
         return f"{self._time()} {text}\n"
 
@@ -182,7 +189,7 @@ class CallLog:
         if second != self._second:
             self._second = second
             self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._stamp}.{int((now - second) * 1000):03d}Z"
+        return f"{self._stamp}.{int((now - second) * 1000):03d}Z{self._worker_text}"
 
 
 def word(text: str) -> str:
