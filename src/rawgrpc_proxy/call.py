@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import attrs
-import trio
 
 from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.errors import RpcError, Side
@@ -62,12 +61,11 @@ class CallRecord:
 class Call:
     """One call: its context, its downstream stream, its record."""
 
-    __slots__ = ("_ended", "_headers_sent", "context", "record", "response_counter", "started_at", "stream")
+    __slots__ = ("_ended", "_headers_sent", "context", "record", "response_counter", "stream")
 
     def __init__(self, stream: Stream, context: CallContext) -> None:
         self.stream = stream
         self.context = context
-        self.started_at = trio.current_time()
         self.record = CallRecord(method=context.method, peer=context.peer)
         self._headers_sent = False
         self._ended = False

@@ -13,15 +13,12 @@ from rawgrpc_proxy.call import Call, CallContext, Handler
 from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.director import StreamDirector, ask
 from rawgrpc_proxy.errors import DeadlineExceeded, RpcError, StreamReset
-from rawgrpc_proxy.grpc.metadata import Headers, strip_hop_by_hop
+from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status, status_from_http
 from rawgrpc_proxy.grpc.timeout import format_timeout
-from rawgrpc_proxy.http2.fields import trimmed
 from rawgrpc_proxy.net.splice import Splice
 from rawgrpc_proxy.pool import PoolConn
 
-_TE = (b"te", b"trailers")
-_FIELD_OVERHEAD = 32  # RFC 9113 §6.5.2
 _FRESH_CONNECTIONS = 3
 
 
@@ -109,7 +106,7 @@ async def _open(call: Call, context: CallContext, lease: _Lease, splice: Splice)
         # The caller gave up in the moment in which the connection was there.
         raise call.stream.inbox.error
     headers = _upstream_headers(context)
-    size = sum(len(name) + len(value) + _FIELD_OVERHEAD for name, value in headers)
+    size = context.metadata.next_hop_size
     conn = lease.conn
     if conn.has_room and size > conn.peer_max_header_list_bytes:
         raise RpcError(
@@ -117,7 +114,12 @@ async def _open(call: Call, context: CallContext, lease: _Lease, splice: Splice)
             f"the request headers have {size} bytes; {conn.address} takes {conn.peer_max_header_list_bytes}",
             origin="proxy",
         )
-    splice.join(conn.open_stream(headers, end_stream=splice.request_is_empty))
+    turn = call.stream.connection.turn
+    turn.collecting = True
+    try:
+        splice.join(conn.open_stream(headers, end_stream=splice.request_is_empty))
+    finally:
+        turn.flush_if_last()
 
 
 def _may_try_again(splice: Splice) -> bool:
@@ -144,17 +146,15 @@ def _settled(error: RpcError, deadline: float | None) -> RpcError:
 
 
 def _upstream_headers(context: CallContext) -> Headers:
-    """The call's headers for the upstream: hop-by-hop fields out, `te: trailers` in, the time that is left."""
-    headers = trimmed(strip_hop_by_hop(context.metadata.raw))
-    first_regular = next((i for i, (name, _) in enumerate(headers) if name[:1] != b":"), len(headers))
-    upstream = [*headers[:first_regular], _TE, *headers[first_regular:]]
+    """The call's headers for the upstream, with the time that is left."""
+    headers = context.metadata.next_hop
     if context.deadline is None:
-        return upstream
+        return headers
     left = context.deadline - trio.current_time()
     if left <= 0:
         raise DeadlineExceeded("Deadline Exceeded")
     timeout = (b"grpc-timeout", format_timeout(left))
-    return [timeout if name == b"grpc-timeout" else (name, value) for name, value in upstream]
+    return [timeout if header[0] == b"grpc-timeout" else header for header in headers]
 
 
 def _record(call: Call, splice: Splice) -> None:

@@ -158,7 +158,7 @@ class PoolRecord(Generic[C]):
         """
         if connection.streams < 1:
             raise ValueError(f"{connection!r} was given back more often than it was taken")
-        if not connection.pooled and self.may_grow and connection.phase is Phase.READY and not failed:
+        if not connection.pooled and self.may_grow and connection.phase is Phase.READY:
             self.add(connection)
         was_full = connection.streams >= self.limit_of(connection)
         connection.streams -= 1

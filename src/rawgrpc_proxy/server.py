@@ -5,27 +5,31 @@ The invariants: a connection's trouble never leaves its task, a call's never lea
 becomes a response here and nowhere else; every call ends in exactly one record.
 """
 
-import contextlib
+import math
 import re
 import resource
 import socket
 import ssl
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import trio
 
 from rawgrpc_proxy.call import Call, CallContext, CallRecord, Handler
+from rawgrpc_proxy.call_runners import CallRunners
 from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ConfigError, ConnectionFailed, DeadlineExceeded, NoRoute, RpcError
 from rawgrpc_proxy.grpc.codec import Codec, codec_with_parent, identity_codec
 from rawgrpc_proxy.grpc.codec import codec as protobuf_codec
-from rawgrpc_proxy.grpc.metadata import Metadata
+from rawgrpc_proxy.grpc.metadata import Headers, Metadata
 from rawgrpc_proxy.grpc.timeout import parse_timeout
 from rawgrpc_proxy.http2.events import StreamReset
+from rawgrpc_proxy.http2.header_blocks import HeaderList
 from rawgrpc_proxy.net.address import Address
-from rawgrpc_proxy.net.connection import Connection
+from rawgrpc_proxy.net.connection import Connection, current_turn
 from rawgrpc_proxy.net.listen import accept_forever, bound_address, open_listener
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
@@ -179,16 +183,14 @@ class Server:
 
     async def _run_connection(self, transport: Transport, peer: str) -> None:
         async with trio.open_nursery() as calls:
-
-            def on_request(stream: Stream, oversized: bool) -> None:
-                calls.start_soon(self._run_call, stream, oversized)
+            runners = CallRunners(calls, self._run_call, current_turn())
 
             def on_refused(reset: StreamReset) -> None:
                 if self._observer is not None:
                     self._observer.stream_refused(peer, reset)
 
             connection = Connection(
-                transport, self._settings, client_side=False, on_request=on_request, on_refused=on_refused
+                transport, self._settings, client_side=False, on_request=runners.start, on_refused=on_refused
             )
             self._connections.add(connection)
             if self._stop.is_set():
@@ -198,6 +200,7 @@ class Server:
                 await connection.run()
             finally:
                 self._connections.discard(connection)
+                runners.close()
             error = connection.error
             if error is not None and error.error_code != ErrorCode.NO_ERROR:
                 self._connection_failed(peer, error)
@@ -246,29 +249,45 @@ class Server:
 
     # ------------------------------------------------------------------ calls
 
-    async def _run_call(self, stream: Stream, oversized: bool) -> None:
-        """Answer one call. Every error becomes a response here."""
-        call = _new_call(stream)
+    async def _run_call(self, stream: Stream, oversized: bool, scope: trio.CancelScope) -> None:
+        """Answer one call, in `scope`. Every error becomes a response here."""
+        headers = stream.headers
+        assert isinstance(headers, HeaderList)
+        asked: _Asked | None = headers.asked
+        if asked is None:
+            asked = headers.asked = _Asked(headers)
+        call = _new_call(stream, asked)
         started = time.perf_counter()
         try:
-            if not self._refused(call, oversized):
-                await self._answer(call)
+            if not self._refused(call, asked, oversized):
+                await self._answer(call, scope)
         except trio.Cancelled:
-            call.fail(RpcError(Status.UNAVAILABLE, "the proxy is shutting down", origin="proxy"))
+            self._cancelled(call, scope)
             raise
         except Exception as error:  # noqa: BLE001  # user code may raise anything; one call must not end the others
             self._fail(call, error)
         except BaseExceptionGroup as group:
-            # The call was cancelled, and the handler's own tasks made an error of that.
+            # The call was cancelled while tasks of the handler's own ran.
             cancelled, errors = group.split(trio.Cancelled)
-            if cancelled is None or not isinstance(errors, ExceptionGroup):
+            if cancelled is None or not (errors is None or isinstance(errors, Exception)):
                 raise
-            self._fail(call, errors)
+            if errors is None:
+                self._cancelled(call, scope)
+            else:
+                self._fail(call, errors)
             raise cancelled from None
         finally:
             call.record.duration_s = time.perf_counter() - started
             if self._observer is not None:
                 self._observer.call_ended(call.record)
+
+    def _cancelled(self, call: Call, scope: trio.CancelScope) -> None:
+        """End a call whose handler was cancelled: in its own scope, or with all else when the proxy stops."""
+        if not scope.cancel_called:
+            call.fail(RpcError(Status.UNAVAILABLE, "the proxy is shutting down", origin="proxy"))
+        else:
+            # grpcio's own words for a deadline, so that it makes no difference whose clock was first.
+            call.fail(call.stream.inbox.error or DeadlineExceeded("Deadline Exceeded"))
 
     def _fail(self, call: Call, error: Exception) -> None:
         """End the call with the error's status, or with INTERNAL and no word of the cause."""
@@ -285,69 +304,83 @@ class Server:
         if self._observer is not None:
             self._observer.call_failed(call.record, error)
 
-    async def _answer(self, call: Call) -> None:
-        """Let the call's handler answer, until it is done, the caller has gone, or the deadline has passed."""
+    async def _answer(self, call: Call, scope: trio.CancelScope) -> None:
+        """Let the handler answer, until it is done, or cancelled: the caller has gone, or the deadline passed."""
         handler = self._handlers.get(call.context.method, self._unknown_service_handler)
         if handler is None:
             raise NoRoute(f"unknown method {call.context.method}")
         inbox = call.stream.inbox
-        with trio.CancelScope() as scope:
-            if call.context.deadline is not None:
-                scope.deadline = call.context.deadline
-            inbox.on_failed = scope
-            if inbox.error is not None:
-                raise inbox.error
+        if inbox.error is not None:
+            raise inbox.error
+        deadline = call.context.deadline
+        if deadline is not None:
+            scope.deadline = deadline
+        inbox.on_failed = scope
+        try:
             await handler(call)
-        if scope.cancelled_caught:
-            if inbox.error is not None:
-                raise inbox.error
-            # grpcio's own words, so that it makes no difference whose clock was first.
-            raise DeadlineExceeded("Deadline Exceeded")
+        finally:
+            inbox.on_failed = None
+            if deadline is not None and not scope.cancel_called:
+                scope.deadline = math.inf
 
-    def _refused(self, call: Call, oversized: bool) -> bool:
+    def _refused(self, call: Call, asked: "_Asked", oversized: bool) -> bool:
         """Answer what is no gRPC call, and say whether it was one of those."""
         if oversized:
             limit = self._settings.max_header_list_bytes
             call.refuse(431, Status.RESOURCE_EXHAUSTED, f"the request headers are longer than {limit} bytes")
-            return True
-        headers = dict(call.stream.headers)
-        if headers[b":method"] != b"POST":
-            call.refuse(405, Status.INTERNAL, "a gRPC call is a POST request")
-        elif not _CONTENT_TYPE.match(headers.get(b"content-type", b"")):
-            call.refuse(415, Status.INTERNAL, "the content-type of a gRPC call is application/grpc")
-        elif headers[b":scheme"] not in {b"http", b"https"} or b"@" in headers.get(b":authority", b""):
-            call.refuse(400, Status.INTERNAL, "the :scheme or the :authority of the request is invalid")
-        elif (problem := _path_problem(headers[b":path"])) is not None:
-            raise NoRoute(problem)
+        elif asked.refusal is not None:
+            call.refuse(asked.refusal[0], Status.INTERNAL, asked.refusal[1])
+        elif asked.error is not None:
+            raise asked.error()
         else:
-            _check_timeout(headers.get(b"grpc-timeout"))
             return False
         return True
 
 
-def _new_call(stream: Stream) -> Call:
-    headers = dict(stream.headers)
-    deadline = None
-    timeout = headers.get(b"grpc-timeout")
-    if timeout is not None:
-        with contextlib.suppress(ValueError):
-            deadline = trio.current_time() + parse_timeout(timeout)
+class _Asked:
+    """What request headers ask for. Worked out once for each header list, which clients repeat."""
+
+    __slots__ = ("error", "metadata", "method", "refusal", "timeout_s")
+
+    def __init__(self, headers: Headers) -> None:
+        fields = dict(headers)
+        path = fields[b":path"]
+        self.method = path.decode("latin-1")
+        self.metadata = Metadata(headers)
+        self.refusal = _refusal(fields)
+        """The HTTP status and the reason for what is no gRPC call."""
+        self.error: Callable[[], RpcError] | None = None
+        """Makes the error of a call that cannot be."""
+        self.timeout_s: float | None = None
+        if (problem := _path_problem(path)) is not None:
+            self.error = partial(NoRoute, problem)
+        try:
+            timeout = fields.get(b"grpc-timeout")
+            self.timeout_s = None if timeout is None else parse_timeout(timeout)
+        except ValueError as error:
+            self.error = partial(RpcError, Status.INTERNAL, str(error), origin="proxy")
+
+
+def _refusal(fields: dict[bytes, bytes]) -> tuple[int, str] | None:
+    if fields[b":method"] != b"POST":
+        return 405, "a gRPC call is a POST request"
+    if not _CONTENT_TYPE.match(fields.get(b"content-type", b"")):
+        return 415, "the content-type of a gRPC call is application/grpc"
+    if fields[b":scheme"] not in {b"http", b"https"} or b"@" in fields.get(b":authority", b""):
+        return 400, "the :scheme or the :authority of the request is invalid"
+    return None
+
+
+def _new_call(stream: Stream, asked: _Asked) -> Call:
+    connection = stream.connection
     context = CallContext(
-        method=headers[b":path"].decode("latin-1"),
-        metadata=Metadata(stream.headers),
-        peer=stream.connection.peer,
-        deadline=deadline,
-        tls_peer=stream.connection.tls_peer,
+        method=asked.method,
+        metadata=asked.metadata,
+        peer=connection.peer,
+        deadline=None if asked.timeout_s is None else trio.current_time() + asked.timeout_s,
+        tls_peer=connection.tls_peer,
     )
     return Call(stream, context)
-
-
-def _check_timeout(timeout: bytes | None) -> None:
-    if timeout is not None:
-        try:
-            parse_timeout(timeout)
-        except ValueError as error:
-            raise RpcError(Status.INTERNAL, str(error), origin="proxy") from error
 
 
 def _path_problem(path: bytes) -> str | None:

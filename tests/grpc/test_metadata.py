@@ -2,11 +2,12 @@
 
 import base64
 
+import hpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rawgrpc_proxy.grpc.metadata import Headers, Metadata, RawHeader, Value, strip_hop_by_hop
+from rawgrpc_proxy.grpc.metadata import Headers, Metadata, RawHeader, Value, for_next_hop, strip_hop_by_hop
 
 REQUEST: Headers = [
     (b":method", b"POST"),
@@ -255,3 +256,46 @@ def test_headers_that_a_connection_header_names_are_stripped_too() -> None:
 
 def test_a_connection_header_cannot_strip_a_pseudo_header() -> None:
     assert strip_hop_by_hop([*REQUEST, (b"connection", b":path,:method")]) == REQUEST
+
+
+def test_the_next_hop_gets_values_without_blanks_at_their_edges() -> None:
+    headers = [
+        (b":path", b"/p.S/M"),
+        (b"x-a", b" one "),
+        (b"x-b", b"two\t"),
+        (b"x-c", b"t h r e e"),
+        (b"x-d", b""),
+    ]
+    assert for_next_hop(headers) == [
+        (b":path", b"/p.S/M"),
+        (b"x-a", b"one"),
+        (b"x-b", b"two"),
+        (b"x-c", b"t h r e e"),
+        (b"x-d", b""),
+    ]
+
+
+def test_a_field_that_must_never_be_indexed_stays_one_when_it_is_trimmed() -> None:
+    secret = hpack.NeverIndexedHeaderTuple(b"authorization", b" secret ")
+    assert for_next_hop([secret]) == [(b"authorization", b"secret")]
+    assert isinstance(for_next_hop([secret])[0], hpack.NeverIndexedHeaderTuple)
+
+
+def test_the_next_hop_gets_the_same_list_where_there_is_nothing_to_change() -> None:
+    assert for_next_hop(REQUEST) is REQUEST
+
+
+def test_an_upstream_is_always_told_that_trailers_are_understood_right_behind_the_pseudo_headers() -> None:
+    metadata = Metadata([(b":method", b"POST"), (b":path", b"/p.S/M"), (b"te", b"trailers"), (b"x-a", b"1")])
+    assert metadata.next_hop == [
+        (b":method", b"POST"),
+        (b":path", b"/p.S/M"),
+        (b"te", b"trailers"),
+        (b"x-a", b"1"),
+    ]
+    assert Metadata([(b":path", b"/p.S/M")]).next_hop == [(b":path", b"/p.S/M"), (b"te", b"trailers")]
+
+
+def test_the_size_for_the_next_hop_counts_32_bytes_for_each_field() -> None:
+    metadata = Metadata([(b":path", b"/p"), (b"x", b"12345")])
+    assert metadata.next_hop_size == (5 + 2) + (2 + 8) + (1 + 5) + 3 * 32

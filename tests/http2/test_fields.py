@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rawgrpc_proxy.http2 import fields
-from tests.http2.peer import REQUEST, RESPONSE, TRAILERS, TRAILERS_ONLY, Header
+from tests.http2.peer import REQUEST, RESPONSE, TRAILERS, Header
 
 PSEUDO = REQUEST[:4]
 
@@ -231,7 +231,7 @@ def test_a_content_length_is_digits_and_the_same_each_time(values: list[bytes], 
     assert fields.content_length([*REQUEST, *((b"content-length", value) for value in values)]) == length
 
 
-# --- Size and blanks ---
+# --- All together ---
 
 
 def test_the_size_of_a_list_is_its_names_and_values() -> None:
@@ -239,12 +239,12 @@ def test_the_size_of_a_list_is_its_names_and_values() -> None:
     assert fields.list_size([(b"ab", b"c"), (b"d", b"")]) == 4
 
 
-def test_blanks_at_the_edges_of_values_come_off() -> None:
-    headers = [(b"a", b" x y\t"), (b"b", b"z"), (b"c", b" \t "), (b"d", b"")]
+@pytest.mark.parametrize("rule", [fields.request_problem, fields.response_problem, fields.trailers_problem])
+@pytest.mark.parametrize("headers", [REQUEST, RESPONSE, TRAILERS, [*TRAILERS, (b"content-length", b"5")]])
+def test_a_check_is_what_the_rules_say_one_by_one(rule: fields.Rule, headers: list[Header]) -> None:
+    checked = fields.check(headers, rule)
 
-    assert fields.trimmed(headers) == [(b"a", b"x y"), (b"b", b"z"), (b"c", b""), (b"d", b"")]
-    assert headers[0] == (b"a", b" x y\t")
-
-
-def test_a_list_without_blanks_is_not_copied() -> None:
-    assert fields.trimmed(TRAILERS_ONLY) is TRAILERS_ONLY
+    assert checked.rule is rule
+    assert checked.problem == rule(headers)
+    assert checked.size == fields.list_size(headers)
+    assert checked.content_length == fields.content_length(headers)

@@ -14,6 +14,7 @@ from rawgrpc_proxy.http2.events import (
     StreamReset,
     TrailersReceived,
 )
+from rawgrpc_proxy.http2.header_blocks import HeaderList
 from tests.http2 import peer as wire
 from tests.http2.peer import (
     REQUEST,
@@ -65,9 +66,11 @@ def test_a_request_is_told_as_it_came(server: Peer) -> None:
         (b"cookie", b"b=2"),
     ]
 
-    assert server.tell(wire.headers(1, headers)) == [RequestReceived(1, headers, end_stream=False)]
+    assert server.tell(wire.headers(1, headers)) == [
+        RequestReceived(1, HeaderList(headers), end_stream=False)
+    ]
     assert server.tell(wire.headers(3, headers, end_stream=True)) == [
-        RequestReceived(3, headers, end_stream=True)
+        RequestReceived(3, HeaderList(headers), end_stream=True)
     ]
 
 
@@ -92,9 +95,13 @@ def test_a_call_from_end_to_end_on_a_client(client: Peer) -> None:
     assert client.hear() == ["HEADERS 1", "DATA 1 [3] END_STREAM"]
     assert client.lists[1] == [REQUEST]
 
-    assert client.tell(wire.headers(1, RESPONSE)) == [ResponseReceived(1, RESPONSE, end_stream=False)]
+    assert client.tell(wire.headers(1, RESPONSE)) == [
+        ResponseReceived(1, HeaderList(RESPONSE), end_stream=False)
+    ]
     assert client.tell(wire.data(1, b"answer")) == [DataReceived(1, b"answer", 6, end_stream=False)]
-    assert client.tell(wire.headers(1, TRAILERS, end_stream=True)) == [TrailersReceived(1, TRAILERS)]
+    assert client.tell(wire.headers(1, TRAILERS, end_stream=True)) == [
+        TrailersReceived(1, HeaderList(TRAILERS))
+    ]
 
     assert client.session.take_closed() == [1]
     assert client.session.open_stream(REQUEST, end_stream=True) == 3
@@ -110,14 +117,14 @@ def test_a_trailers_only_response_is_one_frame_each_way(engine: Engine) -> None:
     events = client.tell(wire.headers(1, TRAILERS_ONLY, end_stream=True))
 
     assert server.hear() == ["HEADERS 1 END_STREAM"]
-    assert events == [ResponseReceived(1, TRAILERS_ONLY, end_stream=True)]
+    assert events == [ResponseReceived(1, HeaderList(TRAILERS_ONLY), end_stream=True)]
     assert server.session.take_closed() == client.session.take_closed() == [1]
 
 
 def test_requests_may_have_trailers(server: Peer) -> None:
     events = server.tell(wire.headers(1), wire.data(1, b"x"), wire.headers(1, TRAILERS, end_stream=True))
 
-    assert events[2:] == [TrailersReceived(1, TRAILERS)]
+    assert events[2:] == [TrailersReceived(1, HeaderList(TRAILERS))]
 
 
 def test_empty_trailers_are_legal(client: Peer) -> None:
@@ -125,7 +132,10 @@ def test_empty_trailers_are_legal(client: Peer) -> None:
 
     events = client.tell(wire.headers(1, RESPONSE), wire.headers(1, [], end_stream=True))
 
-    assert events == [ResponseReceived(1, RESPONSE, end_stream=False), TrailersReceived(1, [])]
+    assert events == [
+        ResponseReceived(1, HeaderList(RESPONSE), end_stream=False),
+        TrailersReceived(1, HeaderList([])),
+    ]
     assert client.session.take_closed() == [1]
 
 
@@ -338,7 +348,9 @@ def test_headers_that_end_the_stream_promise_no_body(engine: Engine, length: byt
 def test_the_declared_length_is_passed_on(server: Peer) -> None:
     headers = [*REQUEST, (b"content-length", b"5")]
 
-    assert server.tell(wire.headers(1, headers)) == [RequestReceived(1, headers, end_stream=False)]
+    assert server.tell(wire.headers(1, headers)) == [
+        RequestReceived(1, HeaderList(headers), end_stream=False)
+    ]
 
 
 # --- CONTINUATION (section 6.10) ---
@@ -349,7 +361,9 @@ def test_a_block_may_be_cut_anywhere(server: Peer) -> None:
 
     for stream_id, cut in enumerate(range(len(encoded) + 1)):
         block = cut_block(1 + 2 * stream_id, [encoded[:cut], encoded[cut:]], end_stream=True)
-        assert server.tell(block) == [RequestReceived(1 + 2 * stream_id, REQUEST, end_stream=True)]
+        assert server.tell(block) == [
+            RequestReceived(1 + 2 * stream_id, HeaderList(REQUEST), end_stream=True)
+        ]
 
 
 def test_trailers_may_be_cut_too(client: Peer) -> None:
@@ -358,7 +372,7 @@ def test_trailers_may_be_cut_too(client: Peer) -> None:
     encoded = wire.block(TRAILERS)
 
     assert client.tell(cut_block(1, [encoded[:3], b"", encoded[3:]], end_stream=True)) == [
-        TrailersReceived(1, TRAILERS)
+        TrailersReceived(1, HeaderList(TRAILERS))
     ]
 
 
@@ -451,7 +465,9 @@ def test_blocks_of_streams_that_are_turned_down_still_change_the_table(
     reference = encoder.encode(headers)
 
     assert len(reference) < 10
-    assert server.tell(wire.headers(5, encoded=reference)) == [RequestReceived(5, headers, end_stream=False)]
+    assert server.tell(wire.headers(5, encoded=reference)) == [
+        RequestReceived(5, HeaderList(headers), end_stream=False)
+    ]
 
 
 def test_lists_that_repeat_are_read_and_written_right(engine: Engine) -> None:
@@ -464,9 +480,35 @@ def test_lists_that_repeat_are_read_and_written_right(engine: Engine) -> None:
         server.session.send_headers(stream_id, [*RESPONSE, unique])
         server.session.send_headers(stream_id, TRAILERS, end_stream=True)
 
-        assert events == [RequestReceived(stream_id, headers, end_stream=True)]
+        assert events == [RequestReceived(stream_id, HeaderList(headers), end_stream=True)]
         server.hear()
         assert server.lists[stream_id] == [[*RESPONSE, unique], TRAILERS]
+
+
+def test_a_list_that_repeats_is_judged_anew_where_it_stands(engine: Engine) -> None:
+    """What was found out about a block is kept with it: a request is still no trailers, nor trailers a request."""
+    server, client = wire.server(engine), wire.client(engine)
+    for stream_id in range(1, 9, 4):
+        assert kinds(server.tell(wire.headers(stream_id))) == ["RequestReceived"]
+        assert resets(server.tell(wire.headers(stream_id, end_stream=True))) == [(stream_id, PROTOCOL, False)]
+        assert resets(server.tell(wire.headers(stream_id + 2, TRAILERS))) == [
+            (stream_id + 2, PROTOCOL, False)
+        ]
+        assert server.tell(wire.headers(stream_id + 2, TRAILERS)) == []
+    for stream_id in (1, 3):
+        client.session.open_stream(REQUEST)
+        assert kinds(client.tell(wire.headers(stream_id, RESPONSE))) == ["ResponseReceived"]
+        events = client.tell(wire.headers(stream_id, RESPONSE, end_stream=True))
+        assert resets(events) == [(stream_id, PROTOCOL, False)]
+
+
+def test_a_promise_that_repeats_is_kept_each_time(server: Peer) -> None:
+    """Content-length, in the same block for each call."""
+    promise = [*REQUEST, (b"content-length", b"5")]
+    for stream_id, body in ((1, b"hello"), (3, b"hell"), (5, b"hello"), (7, b"hello!")):
+        server.tell(wire.headers(stream_id, promise))
+        events = server.tell(wire.data(stream_id, body, end_stream=True))
+        assert kinds(events) == ["DataReceived" if body == b"hello" else "StreamReset"]
 
 
 def test_sensitive_fields_stay_sensitive(engine: Engine) -> None:
@@ -586,7 +628,7 @@ def test_an_oversized_request_is_told_with_its_pseudo_fields(
     events = server.tell(wire.headers(1, headers), wire.headers(3))
 
     told = REQUEST[:4] if oversized else headers
-    assert events[0] == RequestReceived(1, told, end_stream=False, oversized=oversized)
+    assert events[0] == RequestReceived(1, HeaderList(told), end_stream=False, oversized=oversized)
     assert kinds(events) == ["RequestReceived", "RequestReceived"]
     server.session.send_headers(1, TRAILERS_ONLY, end_stream=True)
     assert server.hear() == ["HEADERS 1 END_STREAM"]

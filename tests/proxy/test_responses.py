@@ -420,3 +420,22 @@ async def test_a_header_list_from_the_upstream_that_is_too_long_ends_that_call_a
         await sibling.data(b"", end=True)
         await sibling_served.respond(b"fine")
         assert (await sibling.answer()).body == message(b"fine")
+
+
+@trio_test
+async def test_a_whole_response_that_nobody_reads_is_taken_back_when_the_deadline_passes(
+    engine: Engine,
+) -> None:
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        client.credits = False
+        call = await client.request("/a.B/C", (b"grpc-timeout", b"300m"))
+        served = await house.backend.request()
+        await served.headers(RESPONSE)
+        await served.body(bytes(100_000))
+        await served.headers(OK, end=True)
+        answer = await call.answer()
+        assert answer.reset == CANCEL
+        assert len(answer.body) < 100_000
+        record = await house.record()
+        assert (record.status, record.response_bytes) == (Status.DEADLINE_EXCEEDED, 100_000)

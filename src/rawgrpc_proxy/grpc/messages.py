@@ -115,18 +115,22 @@ class MessageCounter:
     def _walk(self, data: bytes | bytearray | memoryview, size: int) -> None:
         """Go from prefix to prefix; entered with no more payload outstanding than `data` holds."""
         position = self._payload_left
-        if position:
-            self.count += 1
+        count = self.count + (position > 0)
         seen, length = self._prefix_seen, self._length
+        last_whole_prefix = size - _PREFIX_BYTES
         while position < size:
+            if not seen and position <= last_whole_prefix:
+                position += _PREFIX_BYTES + _length_of(data, position)[0]
+                count += position <= size
+                continue
             if seen:  # the flag came first and is of no interest here
                 length = length << 8 | data[position]
             seen += 1
             position += 1
             if seen == _PREFIX_BYTES:
                 position += length
-                if position <= size:
-                    self.count += 1
+                count += position <= size
                 seen = length = 0
+        self.count = count
         self._payload_left = position - size
         self._prefix_seen, self._length = seen, length

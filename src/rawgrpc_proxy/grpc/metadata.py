@@ -10,7 +10,11 @@ Owns: "Custom-Metadata" of the gRPC over HTTP/2 specification, RFC 9113 §8.2.2.
 import binascii
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final, TypeVar, overload
+from typing import Any, Final, TypeVar, overload
+
+_FIELD_OVERHEAD = 32  # RFC 9113 §6.5.2
+_TE_TRAILERS = (b"te", b"trailers")
+_BLANKS = (b" ", b"\t")
 
 RawHeader = tuple[bytes, bytes]
 Headers = list[RawHeader]
@@ -44,11 +48,13 @@ class Metadata:
     `with_value`, `with_added` and `without` answer a new `Metadata` and leave this one alone.
     """
 
-    __slots__ = ("_raw",)
+    __slots__ = ("_next_hop", "_next_hop_size", "_raw")
 
     def __init__(self, raw: Iterable[RawHeader] = ()) -> None:
         """Take headers as they are on the wire: lower-case names, `-bin` values in base64; unchecked."""
         self._raw = tuple(raw)
+        self._next_hop: Headers | None = None
+        self._next_hop_size = 0
 
     @classmethod
     def from_pairs(cls, pairs: Mapping[str, Value] | Iterable[tuple[str, Value]]) -> "Metadata":
@@ -61,6 +67,27 @@ class Metadata:
     def raw(self) -> Headers:
         """The headers for the wire, in a list of the caller's own."""
         return list(self._raw)
+
+    @property
+    def next_hop(self) -> Headers:
+        """The headers as they go on to an upstream: see `for_next_hop`, with `te: trailers` behind the pseudo-headers.
+
+        Worked out once, and not to be changed.
+        """
+        if self._next_hop is None:
+            headers = for_next_hop(list(self._raw))
+            first_regular = next((i for i, (name, _) in enumerate(headers) if name[:1] != b":"), len(headers))
+            self._next_hop = [*headers[:first_regular], _TE_TRAILERS, *headers[first_regular:]]
+            self._next_hop_size = sum(
+                len(name) + len(value) + _FIELD_OVERHEAD for name, value in self._next_hop
+            )
+        return self._next_hop
+
+    @property
+    def next_hop_size(self) -> int:
+        """The size of `next_hop` as SETTINGS_MAX_HEADER_LIST_SIZE counts it (RFC 9113 §6.5.2)."""
+        _ = self.next_hop
+        return self._next_hop_size
 
     def __getitem__(self, key: str) -> Value:
         for value in self._values(key):
@@ -169,6 +196,30 @@ def strip_hop_by_hop(headers: Headers) -> Headers:
         unwanted = {token.strip() for tokens in named for token in tokens if b":" not in token}
         kept = [header for header in kept if header[0] not in unwanted]
     return kept
+
+
+def for_next_hop(headers: Headers) -> Headers:
+    """The list without hop-by-hop fields, and without leading and trailing blanks in its values.
+
+    grpcio sends such blanks as they are, though RFC 9113 §8.2.1 calls them malformed, and peers that keep to the
+    letter answer with the end of the whole connection. gRPC allows to strip them. Answers the very list it was given if
+    there is nothing to change.
+    """
+    headers = strip_hop_by_hop(headers)
+    for _, value in headers:
+        if value[:1] in _BLANKS or value[-1:] in _BLANKS:
+            return [_trimmed(header) for header in headers]
+    return headers
+
+
+def _trimmed(header: RawHeader) -> RawHeader:
+    name, value = header
+    if value[:1] in _BLANKS or value[-1:] in _BLANKS:
+        # hpack marks a field that must never be indexed by its type, and so it stays (RFC 7541 §7.1.3).
+        kind: Any = type(header)
+        trimmed = value.strip(b" \t")
+        return (name, trimmed) if kind is tuple else kind(name, trimmed)
+    return header
 
 
 def _wire_name(key: str) -> bytes:

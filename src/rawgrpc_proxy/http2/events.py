@@ -7,16 +7,16 @@ not, and nobody changes them.
 from dataclasses import dataclass
 
 from rawgrpc_proxy.errors import ConnectionFailed
-from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.http2.frames import Data
+from rawgrpc_proxy.http2.header_blocks import HeaderList
 
 
 @dataclass(slots=True)
 class RequestReceived:
-    """A peer opened `stream_id`. `oversized` says that the list passed our limit and only its pseudo-fields are here."""
+    """A peer opened `stream_id`. `oversized`: its list passed our limit, and only the pseudo-fields are here."""
 
     stream_id: int
-    headers: Headers
+    headers: HeaderList
     end_stream: bool
     oversized: bool = False
 
@@ -26,14 +26,17 @@ class ResponseReceived:
     """The final response headers of `stream_id`; 1xx never come up."""
 
     stream_id: int
-    headers: Headers
+    headers: HeaderList
     end_stream: bool
 
 
 @dataclass(slots=True)
 class DataReceived:
-    """DATA of `stream_id`. `credit` is what flow control counted for it, padding included: give it back with
-    `Session.credit` once the bytes have gone where they belong."""
+    """DATA of `stream_id`.
+
+    `credit` is what flow control counted for it, padding included: give it back with `Session.credit` once the bytes
+    have gone where they belong.
+    """
 
     stream_id: int
     data: Data
@@ -46,7 +49,7 @@ class TrailersReceived:
     """The trailers of `stream_id`, which end its body."""
 
     stream_id: int
-    headers: Headers
+    headers: HeaderList
 
 
 @dataclass(slots=True)
@@ -87,14 +90,7 @@ class ConnectionEnded:
     error: ConnectionFailed
 
 
-Event = (
-    RequestReceived
-    | ResponseReceived
-    | DataReceived
-    | TrailersReceived
-    | StreamReset
-    | SettingsReceived
-    | PingAcknowledged
-    | GoAwayReceived
-    | ConnectionEnded
+RareEvent = (
+    RequestReceived | StreamReset | SettingsReceived | PingAcknowledged | GoAwayReceived | ConnectionEnded
 )
+Event = DataReceived | ResponseReceived | TrailersReceived | RareEvent

@@ -7,6 +7,8 @@ answer instead of a reset.
 """
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from rawgrpc_proxy.grpc.metadata import Headers
 
@@ -20,6 +22,24 @@ _CONNECTION_SPECIFIC = frozenset(
 _REQUEST_PSEUDO = frozenset({b":method", b":scheme", b":path", b":authority"})
 _known_names: set[bytes] = set()
 _MAX_KNOWN_NAMES = 1024
+
+
+Rule = Callable[[Headers], str | None]
+
+
+@dataclass(slots=True)
+class CheckedFields:
+    """A header list held against one `rule`: what is wrong with it, how long it is, the body it declares."""
+
+    rule: Rule
+    problem: str | None
+    size: int
+    content_length: int | None
+
+
+def check(headers: Headers, rule: Rule) -> CheckedFields:
+    """Hold the list against `request_problem`, `response_problem` or `trailers_problem`."""
+    return CheckedFields(rule, rule(headers), list_size(headers), content_length(headers))
 
 
 def request_problem(headers: Headers) -> str | None:
@@ -83,27 +103,6 @@ def content_length(headers: Headers) -> int | None:
 def list_size(headers: Headers) -> int:
     """Names and values together, in bytes."""
     return sum(len(name) + len(value) for name, value in headers)
-
-
-def trimmed(headers: Headers) -> Headers:
-    """The list with leading and trailing blanks taken off the values.
-
-    grpcio sends such blanks as they are, though RFC 9113 §8.2.1 calls them malformed, and peers that keep to the
-    letter answer with the end of the whole connection. gRPC allows to strip them.
-    """
-    for name, value in headers:
-        if value[:1] in _BLANKS or value[-1:] in _BLANKS:
-            break
-    else:
-        return headers
-    return [
-        (name, value.strip(b" \t")) if value[:1] in _BLANKS or value[-1:] in _BLANKS else field
-        for field in headers
-        for name, value in (field,)
-    ]
-
-
-_BLANKS = (b" ", b"\t")
 
 
 def _field_problem(name: bytes, value: bytes) -> str | None:

@@ -22,7 +22,6 @@ import h2.exceptions
 import h2.settings
 import hpack
 
-from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ProtocolViolation
 from rawgrpc_proxy.grpc.metadata import Headers

@@ -5,15 +5,36 @@ them. hpack does the work; what is kept here is its answers, and only as long as
 holds for one state of the dynamic table, and the first block that changes the table throws all answers away.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import hpack
 
-from rawgrpc_proxy.grpc.metadata import Headers
+from rawgrpc_proxy.grpc.metadata import Headers, RawHeader
+from rawgrpc_proxy.http2.fields import CheckedFields
 
 _MAX_ANSWERS = 256
 _MAX_ANSWER_BYTES = 2048
 _MAX_ANSWER_FIELDS = 64
 """One byte of a block can be a field, which takes a hundred bytes here."""
 _TABLE_SIZE_UPDATES = frozenset(bytes([first]) for first in range(0x20, 0x40))  # RFC 7541 §6.3
+
+
+class HeaderList(list[RawHeader]):
+    """A decoded list. Nobody may change it.
+
+    The same object is answered each time its block comes again, so those who work something out from it leave the
+    result here: `checked` is the session's, `passed_on` a splice's, `asked` the server's. What a client repeats for
+    every call is looked at once.
+    """
+
+    __slots__ = ("asked", "checked", "passed_on")
+
+    def __init__(self, fields: Iterable[RawHeader] = ()) -> None:
+        super().__init__(fields)
+        self.checked: CheckedFields | None = None
+        self.passed_on: Headers | None = None
+        self.asked: Any = None
 
 
 class HeaderDecoder:
@@ -23,16 +44,16 @@ class HeaderDecoder:
 
     def __init__(self, max_list_bytes: int) -> None:
         self._hpack = hpack.Decoder(max_header_list_size=max_list_bytes)
-        self._answers: dict[bytes, Headers] = {}
+        self._answers: dict[bytes, HeaderList] = {}
 
-    def decode(self, block: bytes) -> Headers:
-        """The list in `block`. Nobody may change it. Raises `hpack.HPACKError`; the connection is lost then."""
+    def decode(self, block: bytes) -> HeaderList:
+        """The list in `block`. Raises `hpack.HPACKError`; the connection is lost then."""
         answer = self._answers.get(block)
         if answer is not None:
             return answer
         entries = self._hpack.header_table.dynamic_entries
         before = len(entries), entries[0] if entries else None
-        headers: Headers = list(self._hpack.decode(block, raw=True))
+        headers = HeaderList(self._hpack.decode(block, raw=True))
         # An insertion puts a new entry in front, and a smaller table drops some at the end: nothing else can happen.
         changed = before[0] != len(entries) or (entries and before[1] is not entries[0])
         if changed or block[:1] in _TABLE_SIZE_UPDATES:

@@ -35,8 +35,8 @@ from rawgrpc_proxy.http2.events import (
     TrailersReceived,
 )
 from rawgrpc_proxy.http2.frames import Data, FrameSplitter, Setting
-from rawgrpc_proxy.http2.header_blocks import HeaderDecoder
 from rawgrpc_proxy.http2.guard import MAX_SETTINGS_ENTRIES, Guard
+from rawgrpc_proxy.http2.header_blocks import HeaderDecoder, HeaderList
 from rawgrpc_proxy.http2.stream_state import CreditSource, Receiving, Sending, StreamState
 
 UNLIMITED = 2**31 - 1
@@ -298,7 +298,7 @@ class Session(ABC):
         else:
             self._receive_response(state, headers, end_stream)
 
-    def _receive_headers_of_unknown(self, stream_id: int, headers: Headers, end_stream: bool) -> None:
+    def _receive_headers_of_unknown(self, stream_id: int, headers: HeaderList, end_stream: bool) -> None:
         if self.client_side or stream_id % 2 == 0:
             if self._is_idle(stream_id):
                 raise ProtocolViolation(
@@ -319,15 +319,15 @@ class Session(ABC):
         if len(self.streams) >= self._settings.max_concurrent_streams:
             self._refuse(stream_id, ErrorCode.REFUSED_STREAM, "too many streams are open")
             return
-        problem = fields.request_problem(headers)
-        if problem is not None:
-            self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR, problem)
+        checked = self._check(headers, fields.request_problem)
+        if checked.problem is not None:
+            self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR, checked.problem)
             return
-        oversized = self._oversized(headers)
+        oversized = self._oversized(headers, checked)
         if oversized:
-            headers = [field for field in headers if field[0][:1] == b":"]
+            headers = HeaderList(field for field in headers if field[0][:1] == b":")
         state = self._new_state(stream_id)
-        if not self._expect_body(state, headers, end_stream):
+        if not self._expect_body(state, checked, end_stream):
             self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR, "content-length makes no sense")
             return
         self._accept_headers(state, headers, end_stream)
@@ -337,18 +337,18 @@ class Session(ABC):
         if end_stream:
             self._peer_ended(state)
 
-    def _receive_response(self, state: StreamState, headers: Headers, end_stream: bool) -> None:
-        problem = fields.response_problem(headers)
-        if problem is not None:
-            self._stream_error(state, ErrorCode.PROTOCOL_ERROR, problem)
+    def _receive_response(self, state: StreamState, headers: HeaderList, end_stream: bool) -> None:
+        checked = self._check(headers, fields.response_problem)
+        if checked.problem is not None:
+            self._stream_error(state, ErrorCode.PROTOCOL_ERROR, checked.problem)
         elif headers[0][1][:1] == b"1":
             if end_stream:
                 self._stream_error(state, ErrorCode.PROTOCOL_ERROR, "a 1xx response ends the stream")
-        elif self._oversized(headers):
+        elif self._oversized(headers, checked):
             self._stream_error(
                 state, ErrorCode.ENHANCE_YOUR_CALM, "the response headers are longer than our limit"
             )
-        elif not self._expect_body(state, headers, end_stream):
+        elif not self._expect_body(state, checked, end_stream):
             self._stream_error(state, ErrorCode.PROTOCOL_ERROR, "content-length makes no sense")
         else:
             self._accept_headers(state, headers, end_stream)
@@ -357,15 +357,16 @@ class Session(ABC):
             if end_stream:
                 self._peer_ended(state)
 
-    def _receive_trailers(self, state: StreamState, headers: Headers, end_stream: bool) -> None:
-        problem = fields.trailers_problem(headers)
+    def _receive_trailers(self, state: StreamState, headers: HeaderList, end_stream: bool) -> None:
+        checked = self._check(headers, fields.trailers_problem)
+        problem = checked.problem
         if not end_stream:
             problem = "HEADERS in mid-stream without END_STREAM"
         elif state.body_left:
             problem = "the body is shorter than its content-length"
         if problem is not None:
             self._stream_error(state, ErrorCode.PROTOCOL_ERROR, problem)
-        elif self._oversized(headers):
+        elif self._oversized(headers, checked):
             self._stream_error(state, ErrorCode.ENHANCE_YOUR_CALM, "the trailers are longer than our limit")
         else:
             self._accept_headers(state, headers, end_stream=True)
@@ -485,15 +486,18 @@ class Session(ABC):
                     state, ErrorCode.FRAME_SIZE_ERROR, f"PRIORITY has {len(payload)} bytes, not 5"
                 )
 
-    def _oversized(self, headers: Headers) -> bool:
-        return (
-            len(headers) > self._settings.max_header_fields
-            or fields.list_size(headers) > self._settings.max_header_list_bytes
-        )
+    def _check(self, headers: HeaderList, rule: fields.Rule) -> fields.CheckedFields:
+        checked = headers.checked
+        if checked is None or checked.rule is not rule:
+            checked = headers.checked = fields.check(headers, rule)
+        return checked
 
-    def _expect_body(self, state: StreamState, headers: Headers, end_stream: bool) -> bool:
-        length = fields.content_length(headers)
-        state.body_left = length
+    def _oversized(self, headers: HeaderList, checked: fields.CheckedFields) -> bool:
+        settings = self._settings
+        return len(headers) > settings.max_header_fields or checked.size > settings.max_header_list_bytes
+
+    def _expect_body(self, state: StreamState, checked: fields.CheckedFields, end_stream: bool) -> bool:
+        length = state.body_left = checked.content_length
         # A trailers-only response may repeat the length that a body would have had (HEAD, 304); gRPC has neither.
         return length is None or (length >= 0 and not (end_stream and length))
 
@@ -551,8 +555,11 @@ class Session(ABC):
         source: CreditSource | None = None,
         credit: int = 0,
     ) -> None:
-        """Send DATA of any length as the windows allow. When its last byte has been taken out with `take_output`,
-        `(source, credit)` is among the receipts. A stream that is closed or closing takes nothing."""
+        """Send DATA of any length, as the windows allow.
+
+        When its last byte has been taken out with `take_output`, `(source, credit)` is among the receipts. A stream
+        that is closed or closing takes nothing.
+        """
         state = self.streams.get(stream_id)
         if state is None or state.sending is not Sending.OPEN:
             return
@@ -652,7 +659,7 @@ class Session(ABC):
 
     @property
     def wants_output(self) -> bool:
-        """Is anything to be written that may be written now?"""
+        """True if there is output that may be written now."""
         return bool(self._output) or bool(self._ready and self._connection_window() > 0)
 
     def take_output(self) -> tuple[list[Data], list[Receipt]]:
@@ -773,7 +780,7 @@ class Session(ABC):
 
     # --------------------------------------------------- what an engine does
 
-    def _start(self) -> None:
+    def _start(self) -> None:  # noqa: B027  # an engine may have nothing to do
         """Called once the first SETTINGS are queued."""
 
     @abstractmethod

@@ -25,9 +25,9 @@ from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.http2.events import (
     ConnectionEnded,
     DataReceived,
-    Event,
     GoAwayReceived,
     PingAcknowledged,
+    RareEvent,
     RequestReceived,
     ResponseReceived,
     SettingsReceived,
@@ -68,29 +68,45 @@ def make_session(settings: Http2Settings, *, client_side: bool) -> Session:
 
 
 class Turn:
-    """The connections that have something to write when a reader's turn ends. One for each trio run."""
+    """The connections that have something to write when a turn ends. One for each trio run.
 
-    __slots__ = ("dirty", "reading")
+    A turn is what one reader does with one read, or a call's first steps. While `collecting`, connections that are
+    touched are only noted; at the end all are flushed. Outside a turn a touched connection wakes its writer.
+    """
+
+    __slots__ = ("collecting", "dirty", "starting")
 
     def __init__(self) -> None:
         self.dirty: list[Connection] = []
-        self.reading = False
+        self.collecting = False
+        self.starting = 0
+        """Calls whose task has yet to run. The last of a bunch flushes for all, so that they share their writes."""
+
+    def flush_if_last(self) -> None:
+        """End a call's first steps: flush, or leave it to the calls that are about to start."""
+        if self.starting:
+            self.collecting = False
+            for connection in self.dirty:
+                connection.wake_writer()
+        else:
+            self.flush()
 
     def flush(self) -> None:
         """Write on every dirty connection what its socket takes; credit that comes of it makes others dirty."""
         dirty = self.dirty
-        self.reading = True
+        self.collecting = True
         try:
             while dirty:
                 dirty.pop().flush()
         finally:
-            self.reading = False
+            self.collecting = False
 
 
 _turn_of_run: trio.lowlevel.RunVar[Turn] = trio.lowlevel.RunVar("rawgrpc_proxy.turn")
 
 
-def _current_turn() -> Turn:
+def current_turn() -> Turn:
+    """The turn of this trio run."""
     try:
         return _turn_of_run.get()
     except LookupError:
@@ -133,7 +149,7 @@ class Connection:
         self._on_request = on_request
         self._on_refused = on_refused
         self._on_change = on_change
-        self._turn = _current_turn()
+        self.turn = current_turn()
         self._scope = trio.CancelScope()
         self._dirty = False
         self._writing = False
@@ -169,10 +185,10 @@ class Connection:
         if self._dirty:
             return
         self._dirty = True
-        turn = self._turn
+        turn = self.turn
         turn.dirty.append(self)
-        if not turn.reading:
-            self._wake_writer()
+        if not turn.collecting:
+            self.wake_writer()
 
     def close(self, error: ConnectionFailed | None = None) -> None:
         """End the connection now. Its streams fail with `error`; what is queued gets one last try."""
@@ -205,7 +221,7 @@ class Connection:
                 while (self._writing or self.session.wants_output) and not self._over:
                     # A closed stream's last bytes may still wait for the socket.
                     self._written = trio.Event()
-                    self._wake_writer()
+                    self.wake_writer()
                     await self._written.wait()
                 if had_streams and not self.session.client_side:
                     # They may wait in the kernel still, which drops them if the peer says anything once the socket
@@ -260,7 +276,7 @@ class Connection:
         return ConnectionGone(f"no HTTP/2 SETTINGS within {self._settings.handshake_timeout_s:g} s")
 
     async def _read_until(self, handshake: trio.CancelScope) -> ConnectionFailed:
-        receive, session, turn = self._transport.receive, self.session, self._turn
+        receive, session, turn, streams = self._transport.receive, self.session, self.turn, self.streams
         while True:
             try:
                 data = await receive()
@@ -270,11 +286,19 @@ class Connection:
             if not data:
                 self._peer_is_gone = True
                 return ConnectionGone("the peer closed the connection")
-            turn.reading = True
+            turn.collecting = True
             failure: ConnectionFailed | None = None
             try:
                 for event in session.receive(data, trio.current_time()):
-                    failure = self._dispatch(event)
+                    # The three of every call come first, and not in the match: it looks at their fields one by one.
+                    if isinstance(event, DataReceived):
+                        streams[event.stream_id].sink.data(event.data, event.credit, event.end_stream)
+                    elif isinstance(event, ResponseReceived):
+                        streams[event.stream_id].sink.response(event.headers, event.end_stream)
+                    elif isinstance(event, TrailersReceived):
+                        streams[event.stream_id].sink.trailers(event.headers)
+                    else:
+                        failure = self._dispatch(event)
                 if session.wants_output:
                     self.touch()
                 self._report_closed()
@@ -286,14 +310,8 @@ class Connection:
                 handshake.deadline = float("inf")
                 self.ready.set()
 
-    def _dispatch(self, event: Event) -> ConnectionFailed | None:
+    def _dispatch(self, event: RareEvent) -> ConnectionFailed | None:
         match event:
-            case DataReceived(stream_id, data, credit, end_stream):
-                self.streams[stream_id].sink.data(data, credit, end_stream)
-            case ResponseReceived(stream_id, headers, end_stream):
-                self.streams[stream_id].sink.response(headers, end_stream)
-            case TrailersReceived(stream_id, headers):
-                self.streams[stream_id].sink.trailers(headers)
             case RequestReceived(stream_id, headers, end_stream, oversized):
                 stream = Stream(self, stream_id, headers)
                 stream.inbox.ended = end_stream
@@ -357,8 +375,9 @@ class Connection:
             event.set()
         self._empty.set()
         self._written.set()
-        streams, self.streams = self.streams, {}
-        for stream in streams.values():
+        streams = list(self.streams.values())
+        self.streams.clear()
+        for stream in streams:
             if self._peer_is_gone and self.session.client_side and stream.id > self._taken_id:
                 # Its headers are here still, and nobody will get them.
                 stream.sink.failed(
@@ -403,13 +422,13 @@ class Connection:
             if rest:
                 self._unsent, self._unhonoured = rest, receipts
                 self._writing = True
-                self._wake_writer()
+                self.wake_writer()
                 break
             for source, size in receipts:
                 source.credit(size)
         else:
             if session.wants_output:
-                self._wake_writer()
+                self.wake_writer()
         self._report_closed()
 
     async def _write_loop(self) -> None:
@@ -433,7 +452,7 @@ class Connection:
                 for source, size in receipts:
                     source.credit(size)
                 self._report_closed()
-                self._turn.flush()
+                self.turn.flush()
                 await trio.lowlevel.checkpoint()
         except OSError as error:
             self.close(ConnectionGone(_describe(error)))
@@ -449,7 +468,8 @@ class Connection:
         self._writer = None
         return trio.lowlevel.Abort.SUCCEEDED
 
-    def _wake_writer(self) -> None:
+    def wake_writer(self) -> None:
+        """Have the writer look for output."""
         writer, self._writer = self._writer, None
         if writer is None:
             self._wake_pending = True

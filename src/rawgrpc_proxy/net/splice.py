@@ -17,9 +17,9 @@ import trio.lowlevel
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.messages import MessageCounter
-from rawgrpc_proxy.grpc.metadata import Headers, strip_hop_by_hop
-from rawgrpc_proxy.http2.fields import trimmed
+from rawgrpc_proxy.grpc.metadata import Headers, for_next_hop
 from rawgrpc_proxy.http2.frames import Data
+from rawgrpc_proxy.http2.header_blocks import HeaderList
 from rawgrpc_proxy.net.stream import Stream
 
 REPLAY_BYTES = 64 * 1024
@@ -98,7 +98,7 @@ class Splice:
             pipe.failed(inbox.error)
             return
         if inbox.trailers_received is not None:
-            self.request_trailers = trimmed(inbox.trailers_received)
+            self.request_trailers = for_next_hop(inbox.trailers_received)
         self._request_ended = self._request_ended or inbox.ended
         ends_with_data = self._request_ended and self.request_trailers is None
         sent_before, held = tuple(self.replay or ()), inbox.take_all()
@@ -165,7 +165,7 @@ class _RequestPipe:
     def __init__(self, splice: Splice) -> None:
         self._splice = splice
 
-    def response(self, headers: Headers, end_stream: bool) -> None:
+    def response(self, headers: HeaderList, end_stream: bool) -> None:
         raise AssertionError("a downstream peer sends no response")
 
     def data(self, data: Data, credit: int, end_stream: bool) -> None:
@@ -187,10 +187,10 @@ class _RequestPipe:
             splice.replay = None
         upstream.send_data(data, end_stream=end_stream, source=splice.downstream, credit=credit)
 
-    def trailers(self, headers: Headers) -> None:
+    def trailers(self, headers: HeaderList) -> None:
         splice = self._splice
         splice._request_ended = True
-        splice.request_trailers = trimmed(headers)
+        splice.request_trailers = for_next_hop(headers)
         assert splice.upstream is not None
         splice.upstream.send_headers(splice.request_trailers, end_stream=True)
 
@@ -215,12 +215,12 @@ class _ResponsePipe:
         self._splice = splice
         self._upstream = upstream
 
-    def response(self, headers: Headers, end_stream: bool) -> None:
+    def response(self, headers: HeaderList, end_stream: bool) -> None:
         splice = self._splice
         splice.replay = None
-        headers = trimmed(strip_hop_by_hop(headers))
-        splice.response_headers = headers
-        splice.downstream.send_headers(headers, end_stream=end_stream)
+        passed_on = _passed_on(headers)
+        splice.response_headers = passed_on
+        splice.downstream.send_headers(passed_on, end_stream=end_stream)
         if end_stream:
             splice._response_complete()
 
@@ -232,11 +232,11 @@ class _ResponsePipe:
         if end_stream:
             splice._response_complete()
 
-    def trailers(self, headers: Headers) -> None:
+    def trailers(self, headers: HeaderList) -> None:
         splice = self._splice
-        headers = trimmed(headers)
-        splice.response_trailers = headers
-        splice.downstream.send_headers(headers, end_stream=True)
+        passed_on = _passed_on(headers)
+        splice.response_trailers = passed_on
+        splice.downstream.send_headers(passed_on, end_stream=True)
         splice._response_complete()
 
     def failed(self, error: RpcError) -> None:
@@ -254,3 +254,11 @@ class _ResponsePipe:
         if splice.upstream is self._upstream:
             splice._upstream_closed = True
             splice._wake()
+
+
+def _passed_on(headers: HeaderList) -> Headers:
+    """The list as it goes on to the other side, worked out once for each list."""
+    passed_on = headers.passed_on
+    if passed_on is None:
+        passed_on = headers.passed_on = for_next_hop(headers)
+    return passed_on

@@ -14,6 +14,7 @@ from rawgrpc_proxy.errors import ConnectionFailed, RpcError, Side, StreamReset, 
 from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.grpc.status import status_from_reset
 from rawgrpc_proxy.http2.frames import Data
+from rawgrpc_proxy.http2.header_blocks import HeaderList
 from rawgrpc_proxy.http2.stream_state import CreditSource
 
 if TYPE_CHECKING:
@@ -26,13 +27,13 @@ _SMALL_BYTES = 1024
 class Sink(Protocol):
     """Takes what a stream's peer sends. Called from the connection's reader: must not wait, must not raise."""
 
-    def response(self, headers: Headers, end_stream: bool) -> None:
+    def response(self, headers: HeaderList, end_stream: bool) -> None:
         """Response headers (upstream streams only)."""
 
     def data(self, data: Data, credit: int, end_stream: bool) -> None:
         """DATA; `credit` is owed to the stream once the bytes are delivered. `data` may be a view: copy to keep."""
 
-    def trailers(self, headers: Headers) -> None:
+    def trailers(self, headers: HeaderList) -> None:
         """Trailers, the end of the peer's half."""
 
     def failed(self, error: RpcError) -> None:
@@ -117,7 +118,7 @@ class Inbox:
         self.sender: LocalSender | None = None
         """Waits for room on this stream, and has to hear when there will be none."""
 
-    def response(self, headers: Headers, end_stream: bool) -> None:
+    def response(self, headers: HeaderList, end_stream: bool) -> None:
         self.response_headers = headers
         if end_stream:
             # Trailers-Only: the one list is both.
@@ -137,7 +138,7 @@ class Inbox:
         self.ended = self.ended or end_stream
         self._wake()
 
-    def trailers(self, headers: Headers) -> None:
+    def trailers(self, headers: HeaderList) -> None:
         self.trailers_received = headers
         self.ended = True
         self._wake()

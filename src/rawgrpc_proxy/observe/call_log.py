@@ -35,8 +35,9 @@ _ACCEPT_LOG_INTERVAL_S = 1.0
 class CallLog:
     """A `ServerObserver` that writes lines to `file` (standard error unless told otherwise).
 
-    Each line says which `worker` it is from, if there are several. Start `run` in a nursery that outlives the server, and call `flush` when all is over. Trouble with the file never
-    reaches the server: lines that cannot be written are dropped.
+    Each line says which `worker` it is from, if there are several. Start `run` in a nursery that outlives the server,
+    and call `flush` when all is over. Trouble with the file never reaches the server: lines that cannot be written are
+    dropped.
     """
 
     def __init__(
