@@ -32,7 +32,7 @@ from rawgrpc_proxy.errors import ConnectionFailed
 from rawgrpc_proxy.http2.events import StreamReset
 from tests.proxy.raw_peers import PATIENCE_S, Backend, RawPeer, connect
 
-A_TEST_S = 20.0
+A_TEST_S = 60.0
 
 on_every_engine = pytest.mark.parametrize("engine", ENGINES)
 

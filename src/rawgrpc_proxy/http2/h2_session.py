@@ -36,7 +36,7 @@ class H2Session(Session):
 
     def __init__(self, settings: Http2Settings, *, client_side: bool) -> None:
         super().__init__(settings, client_side=client_side)
-        self._h2 = h2.connection.H2Connection(
+        self._h2 = _Connection(
             h2.config.H2Configuration(
                 client_side=client_side,
                 header_encoding=None,
@@ -96,6 +96,9 @@ class H2Session(Session):
         self._feed(frames.RST_STREAM, 0, state.id, error_code.to_bytes(4, "big"))
 
     def _accept_settings(self, values: dict[Setting, int]) -> None:
+        # A new initial window moves every stream h2 still has, closed ones too, and one of those at the maximum would
+        # end the connection. Asking how many are open makes it drop the others.
+        _ = self._h2.open_inbound_streams, self._h2.open_outbound_streams
         frame = frames.settings(values)
         self._feed(frames.SETTINGS, 0, 0, frame[frames.HEADER_BYTES :])
         self._flush()
@@ -140,6 +143,11 @@ class H2Session(Session):
     def _write_window_update(self, state: StreamState | None, increment: int) -> None:
         self._h2.increment_flow_control_window(increment, None if state is None else state.id)
         self._flush()
+
+
+class _Connection(h2.connection.H2Connection):
+    # Session keeps frames of closed streams away, so there is no need to remember 65,536 of them, 7 MB.
+    MAX_CLOSED_STREAMS = 0
 
 
 class _ReadyHeaders(hpack.Decoder):
