@@ -566,15 +566,15 @@ def test_one_who_gives_up_does_not_take_the_dial_from_the_others() -> None:
     run(test)
 
 
-def test_one_who_has_left_a_dial_takes_no_place_on_the_connection() -> None:
+def test_one_who_has_left_a_dial_takes_and_gives_back_no_place_on_the_connection() -> None:
     async def test() -> None:
         async with pool_and_upstream(1, silent=True) as (pool, upstream), trio.open_nursery() as nursery:
-            first, second = await waiters(nursery, pool, upstream.address, 2)
+            stays, leaves = await waiters(nursery, pool, upstream.address, 2)
             await upstream.until(lambda: len(upstream.connections) == 1)
-            first.scope.cancel()
-            await first.done.wait()
+            leaves.scope.cancel()
+            await leaves.done.wait()
             await upstream.connections[0].greet()
-            conn = await second.result()
+            conn = await stays.result()
             assert (conn.streams, len(upstream.connections)) == (1, 1)
             assert pool.stats()[upstream.address].waiting == 0
 

@@ -147,7 +147,10 @@ class Load:
             raise Trouble(f"of {calls} calls {succeeded[1]} succeeded, {statuses[1]} with a status 2xx")
         wanted = calls * self.files.size(answer)
         if int(data[1]) != wanted:
-            raise Trouble(f"{calls} answers came to {data[1]} bytes instead of {wanted}")
+            raise Trouble(
+                f"{calls} answers came to {data[1]} bytes instead of {wanted}: "
+                f"{calls - int(data[1]) / self.files.size(answer):g} of them are missing, as if those calls had failed"
+            )
         seconds = float(finished[1]) * UNITS[finished[2]]
         return Outcome(calls, seconds, calls / max(seconds, 1e-6))
 

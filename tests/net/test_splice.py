@@ -12,6 +12,7 @@ from trio.testing import trio_test
 
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine
+from rawgrpc_proxy.http2.header_blocks import HeaderList
 from rawgrpc_proxy.net.splice import Splice
 from tests.net.test_connection import Link, a_link
 from tests.proxy.house import on_every_engine
@@ -142,4 +143,4 @@ async def test_a_downstream_peer_sends_no_response(engine: Engine) -> None:
         _, splice = await a_call(downstream)
         await joined(splice, upstream)
         with pytest.raises(AssertionError, match="sends no response"):
-            splice.downstream.sink.response(RESPONSE, end_stream=False)
+            splice.downstream.sink.response(HeaderList(RESPONSE), end_stream=False)
