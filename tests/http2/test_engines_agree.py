@@ -35,15 +35,11 @@ commands: st.SearchStrategy[Command] = st.one_of(
         sizes,
         st.booleans(),
     ),
+    # Only such as end the stream: response headers are sent once, and it is the call that keeps to that.
     st.builds(
-        lambda stream, fields, end: (
-            lambda session, _owed: session.send_headers(
-                stream, fields, end_stream=end or fields is not RESPONSE
-            )
-        ),
+        lambda stream, fields: lambda session, _owed: session.send_headers(stream, fields, end_stream=True),
         own_ids,
         st.sampled_from([RESPONSE, TRAILERS, []]),
-        st.booleans(),
     ),
     st.builds(
         lambda stream, code: lambda session, _owed: session.reset(stream, code),

@@ -209,6 +209,24 @@ def test_settings_that_take_a_stream_window_past_its_maximum_end_the_connection(
     assert_connection_error(server, events, FLOW)
 
 
+@pytest.mark.parametrize("how", ["reset by the peer", "reset by us", "ended"])
+def test_settings_do_not_move_the_windows_of_closed_streams(engine: Engine, how: str) -> None:
+    """A window at its maximum cannot grow, but that of a closed stream is nobody's concern any more."""
+    server = responding(engine, 1)
+    server.tell(wire.window_update(1, LARGEST_WINDOW - DEFAULT_WINDOW))
+    match how:
+        case "reset by the peer":
+            server.tell(wire.rst_stream(1))
+        case "reset by us":
+            server.session.reset(1, ErrorCode.CANCEL)
+        case _:
+            server.session.send_headers(1, TRAILERS, end_stream=True)
+
+    assert server.tell(wire.settings({wire.INITIAL_WINDOW_SIZE: DEFAULT_WINDOW + 1})) == [SettingsReceived()]
+
+    assert_alive(server)
+
+
 def test_a_window_update_of_nothing_ends_its_stream(engine: Engine) -> None:
     server = responding(engine, 1, 3)
 
