@@ -8,6 +8,9 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 PYTEST_ARGS ?=
 INTEROP_ARGS ?=
+BOUNDS_ARGS ?=
+BENCH_ARGS ?=
+PROFILE_ARGS ?=
 
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
@@ -27,7 +30,7 @@ export CHECK_PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check format interop clean
+.PHONY: help venv demo test check format interop bounds bench profile clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -69,6 +72,17 @@ format: $(DEV) ## format the code, and mend what the linter can mend
 interop: $(DEV) ## run against real gRPC peers (INTEROP_ARGS=...)
 	sh interop/setup.sh $(BIN)/python
 	$(BIN)/python interop/run.py $(INTEROP_ARGS)
+
+bounds: $(DEV) ## measure what the README promises: memory with slow readers, streams per connection (BOUNDS_ARGS=...)
+	$(BIN)/python interop/bounds.py $(BOUNDS_ARGS)
+
+bench: ## measure the proxy beside others in one run (BENCH_ARGS=...)
+	sh interop/bench/setup.sh
+	.venv-bench/bin/python interop/bench/run.py $(BENCH_ARGS)
+
+profile: ## run the proxy under load and see where the time goes (PROFILE_ARGS=...)
+	sh interop/bench/setup.sh
+	.venv-bench/bin/python interop/bench/profile.py $(PROFILE_ARGS)
 
 clean: ## remove all that the other targets made
 	rm -rf $(VENV) .venv-pypy .coverage .coverage.* htmlcov build dist .hypothesis .import_linter_cache \

@@ -201,7 +201,7 @@ async def streams(address: str, backend: Backend) -> tuple[str, bool]:
         while len(client.ended) < CALLS:
             await client.read_some(credit=True)
     connections = len(backend.held)
-    text = f"{len(client.ended)} calls, {connections} upstream connections, at most {backend.most_on_one} streams on one"
+    text = f"{len(client.ended)} calls, {connections} upstream connections, up to {backend.most_on_one} streams on one"
     return text, (len(client.ended), connections, backend.most_on_one) == (CALLS, CALLS // MS, MS)
 
 

@@ -569,14 +569,16 @@ def test_one_who_gives_up_does_not_take_the_dial_from_the_others() -> None:
 def test_one_who_has_left_a_dial_takes_and_gives_back_no_place_on_the_connection() -> None:
     async def test() -> None:
         async with pool_and_upstream(1, silent=True) as (pool, upstream), trio.open_nursery() as nursery:
-            stays, leaves = await waiters(nursery, pool, upstream.address, 2)
+            first, second, leaves = await waiters(nursery, pool, upstream.address, 3)
             await upstream.until(lambda: len(upstream.connections) == 1)
             leaves.scope.cancel()
             await leaves.done.wait()
+            upstream.silent = False
             await upstream.connections[0].greet()
-            conn = await stays.result()
-            assert (conn.streams, len(upstream.connections)) == (1, 1)
-            assert pool.stats()[upstream.address].waiting == 0
+            conns = [await first.result(), await second.result()]
+            assert [conn.streams for conn in conns] == [1, 1]
+            assert conns[0] is not conns[1]
+            assert len(upstream.connections) == 2
 
     run(test)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import trio
 
@@ -18,8 +19,7 @@ WORKERS = ("serve", "--listen", "127.0.0.1:0", "--upstream", "127.0.0.1:1", "--w
 def children(running: Program) -> set[int]:
     """Process ids of the workers."""
     pid = running.pid
-    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-        return set(map(int, file.read().split()))
+    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()))
 
 
 async def status_of_a_call(address: str) -> str:
@@ -65,8 +65,8 @@ def test_a_worker_that_dies_is_replaced_and_calls_go_on() -> None:
             assert await status_of_a_call(address) == "UNAVAILABLE"
             await running.line(rf"worker \d \(pid {victim}\) was killed by SIGKILL; it is replaced")
             with trio.fail_after(30):
-                while len(children(running)) < 2:
-                    await trio.sleep(0.02)  # /proc tells nobody when it changes
+                while len(children(running)) < 2:  # noqa: ASYNC110  # /proc tells nobody when it changes
+                    await trio.sleep(0.02)
             assert victim not in children(running)
             running.signal(signal.SIGTERM)
             assert await running.exit_code() == 0

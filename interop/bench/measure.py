@@ -25,6 +25,8 @@ WORKERS_CONNECTIONS = 20
 """The system deals connections out to the workers, and of a few one worker may get most."""
 HELD_ON = 100
 """Connections that the calls held open are spread over: many proxies allow no more than 100 on each."""
+NEGLIGIBLE = 100
+"""With so many calls on each connection, what it costs to make the connection does not count."""
 PATIENCE = 3
 """How much longer than planned a warm-up may take."""
 AGAIN = 0.25
@@ -318,16 +320,17 @@ def _settled_kib(target: Target) -> int:
 
 
 def _cost(target: Target, connections: int, streams: int) -> float:
-    """CPU time of a call, in µs, under this load.
-
-    It is what a longer load costs more than a shorter one, so that the cost of making the connections drops out.
-    """
+    """CPU time of a call, in µs, under this load."""
     in_flight = connections * streams
     fewer = 2 * in_flight
-    outcome, shorter_s = target.run(fewer, connections, streams)
-    more = max(count_for(outcome.rate, target.bench.sizes.level_s), 4 * in_flight)
-    _, longer_s = target.run(fewer + more, connections, streams)
-    return max(longer_s - shorter_s, 0.0) / more * 1e6
+    outcome, _ = target.run(fewer, connections, streams)
+    calls = max(count_for(outcome.rate, target.bench.sizes.level_s), 4 * in_flight)
+    if calls >= NEGLIGIBLE * connections:
+        return target.run(calls, connections, streams)[1] / calls * 1e6
+    # What a longer load costs more than a shorter one: so the cost of making the connections drops out.
+    _, shorter_s = target.run(fewer, connections, streams)
+    _, longer_s = target.run(fewer + calls, connections, streams)
+    return max(longer_s - shorter_s, 0.0) / calls * 1e6
 
 
 @dataclass(frozen=True)

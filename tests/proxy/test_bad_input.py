@@ -67,6 +67,13 @@ async def test_a_client_that_speaks_http_1_is_told_so_in_its_own_words(engine: E
         assert [int(error.error_code) for error in house.observer.connections_failed] == [0xD, 0xD]
 
 
+@trio_test
+async def test_the_answer_in_http_1_reaches_a_client_that_is_still_sending_its_body(engine: Engine) -> None:
+    async with a_proxy(engine) as house:
+        got = await raw_exchange(house, b"POST /a.B/C HTTP/1.1\r\nHost: x\r\n\r\n" + bytes(1 << 20))
+        assert got.startswith(b"HTTP/1.1 505 "), got
+
+
 @pytest.mark.parametrize(
     "garbage",
     [

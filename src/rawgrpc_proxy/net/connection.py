@@ -398,6 +398,8 @@ class Connection:
                     self.session.fail(self.error)
                 with contextlib.suppress(OSError):
                     await self._transport.send_all(self._unsent + self.session.take_output()[0])
+                    if self.error is not None and self.error.error_code:
+                        await self._transport.linger()
         with trio.CancelScope(shield=True):
             await self._transport.aclose()
 

@@ -8,6 +8,7 @@ The invariant: a write that was cut short by cancellation is never followed by a
 much of it went out; the connection closes the transport then.
 """
 
+import contextlib
 import errno
 import socket
 import ssl
@@ -40,6 +41,12 @@ class Transport(Protocol):
 
     async def send_all(self, chunks: list[Data]) -> None:
         """Write everything, waiting as needed."""
+
+    async def linger(self) -> None:
+        """Say that no more comes, and throw away what the peer still sends until it is done or gone.
+
+        A socket that is closed with bytes unread is reset, and the peer may lose what was written to it last.
+        """
 
     async def aclose(self) -> None:
         """Close without ceremony and without waiting for the peer. May be called twice, and when cancelled."""
@@ -92,6 +99,12 @@ class SocketTransport:
         except trio.ClosedResourceError as error:
             raise OSError(errno.EBADF, "the connection is closed") from error
 
+    async def linger(self) -> None:
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+            while await self.receive():
+                pass
+
     async def aclose(self) -> None:
         if self._sock.fileno() >= 0:
             trio.lowlevel.notify_closing(self._sock)
@@ -122,6 +135,9 @@ class StreamTransport:
             await self._stream.send_all(b"".join(chunks))
         except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError) as error:
             raise _as_os_error(error) from error
+
+    async def linger(self) -> None:
+        """Nothing to do that all streams could: TLS ends with a close_notify, in-memory ones lose nothing."""
 
     async def aclose(self) -> None:
         # Forcefully: no TLS farewell, for which a dead peer would have to be waited for.
