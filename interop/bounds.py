@@ -231,11 +231,8 @@ def main() -> int:
     parser.add_argument("--engine", action="append", choices=["h2", "relay"], help="default: both")
     parser.add_argument("--gib", type=float, default=4.0, help="length of the slow stream (default: 4)")
     arguments = parser.parse_args()
-    return (
-        0
-        if all([trio.run(measure, engine, arguments.gib) for engine in arguments.engine or ["h2", "relay"]])
-        else 1
-    )
+    held = [trio.run(measure, engine, arguments.gib) for engine in arguments.engine or ["h2", "relay"]]
+    return 0 if all(held) else 1
 
 
 if __name__ == "__main__":
