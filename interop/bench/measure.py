@@ -65,7 +65,7 @@ class Sizes:
 
 QUICK = Sizes(
     warm_s=0.3, warm_compiler_s=1.5, unary_s=0.5, latency_s=0.3, single_s=0.4, bulk_s=0.3, bulk_mib=32, level_s=0.3,
-    idle_connections=200, connections=(1, 10, 100), open_calls=(1, 10, 100, 1000),
+    idle_connections=200, connections=(1, 100), open_calls=(1, 100, 1000),
 )  # fmt: skip
 
 

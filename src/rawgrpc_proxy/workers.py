@@ -21,7 +21,7 @@ from collections.abc import Callable
 _RESTART_FIRST_S = 0.1
 _RESTART_MAX_S = 5.0
 _STEADY_AFTER_S = 1.0
-_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM}
 
 Serve = Callable[[int, int], int]
 """What a worker does, given its number (from 1) and the `orphaned` descriptor; answers the process's exit code."""
@@ -81,12 +81,17 @@ class _Supervisor:
     def _next_signal(self) -> int:
         if not self._restarts or self._stopping:
             return signal.sigwait(_SIGNALS)
-        pause = max(0.0, min(self._restarts.values()) - time.monotonic())
-        received = signal.sigtimedwait(_SIGNALS, pause)
-        return received.si_signo if received is not None else signal.SIGCHLD
+        pause = min(self._restarts.values()) - time.monotonic()
+        if pause <= 0:
+            return signal.SIGALRM
+        # An alarm, for want of sigtimedwait on PyPy.
+        signal.setitimer(signal.ITIMER_REAL, pause)
+        received = signal.sigwait(_SIGNALS)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        return received
 
     def _handle(self, signal_number: int) -> None:
-        if signal_number == signal.SIGCHLD:
+        if signal_number in {signal.SIGCHLD, signal.SIGALRM}:
             return
         self._stopping = True
         for pid in self._running:

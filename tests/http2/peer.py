@@ -182,7 +182,7 @@ def show(frame: Frame) -> str:
         case SettingsFrame():
             line = "SETTINGS"
         case PingFrame():
-            line = f"PING {frame.opaque_data.decode()}"
+            line = f"PING {frame.opaque_data.decode('latin-1')}"
         case _:
             raise AssertionError(f"a session has no business to send {frame!r}")
     flags = [flag for flag in ("ACK", "END_STREAM") if flag in frame.flags]

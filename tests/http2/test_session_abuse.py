@@ -228,6 +228,7 @@ def test_data_that_is_dropped_does_not_fill_our_output(server: Peer, closed_by: 
     assert not server.session.ended
 
 
+@pytest.mark.skipif(sys.implementation.name == "pypy", reason="PyPy does not tell the size of objects")
 def test_refusals_and_errors_leave_no_state_behind(engine: Engine) -> None:
     server = wire.server(engine, max_concurrent_streams=1)
     server.tell(wire.headers(1))

@@ -205,6 +205,24 @@ def test_closing_wakes_whoever_reads_or_writes() -> None:
     run(test)
 
 
+def test_lingering_says_that_no_more_comes_and_throws_away_what_the_peer_still_sends() -> None:
+    async def test() -> None:
+        with linked() as (transport, peer), linked() as (reset, gone):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(transport.linger)
+                for _ in range(3):
+                    peer.send(b"still talking")
+                    await trio.testing.wait_all_tasks_blocked()
+                assert peer.recv(1) == b""
+                peer.shutdown(socket.SHUT_WR)
+            gone.close()
+            await reset.linger()  # nobody is there any more: that is no error
+            await reset.aclose()
+            await reset.linger()
+
+    run(test)
+
+
 # ------------------------------------------------------------------------------------------------- any trio stream
 
 

@@ -70,9 +70,11 @@ class SocketTransport:
             # Waiting first makes every read a point where other connections get their turn.
             await self._wait(trio.lowlevel.wait_readable)
             try:
-                return self._sock.recv(READ_BYTES)
+                data = self._sock.recv(self._read_bytes)
             except BlockingIOError:
                 continue
+            self._read_bytes = _BULK_READ_BYTES if len(data) >= READ_BYTES else READ_BYTES
+            return data
 
     def send_now(self, chunks: list[Data]) -> list[Data]:
         sock = self._sock
