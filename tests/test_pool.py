@@ -1352,3 +1352,16 @@ def test_the_pool_explains_why_each_connection_would_be_passed_over() -> None:
             nursery.cancel_scope.cancel()
 
     run_with_clock(test)
+
+
+def test_an_error_in_the_block_of_a_pool_leaves_it_as_it_is() -> None:
+    async def main() -> None:
+        with pytest.raises(LookupError, match="mine"):
+            async with Pool():
+                raise LookupError("mine")
+        with trio.move_on_after(0) as scope:
+            async with Pool():
+                await trio.sleep_forever()
+        assert scope.cancelled_caught
+
+    trio.run(main)

@@ -260,7 +260,7 @@ class Pool:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
+    ) -> None:
         assert self._nursery is not None
         assert self._nursery_manager is not None
         nursery, self._nursery = self._nursery, None
@@ -268,7 +268,8 @@ class Pool:
             _fail_line(target, "the pool is closed")
         nursery.cancel_scope.cancel()
         try:
-            return await self._nursery_manager.__aexit__(kind, error, trace)
+            # Without the block's own error: it goes on as it is, and not in a group for the sake of our tasks.
+            await self._nursery_manager.__aexit__(None, None, None)
         finally:
             self._nursery_manager = None
 
