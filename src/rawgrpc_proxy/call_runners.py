@@ -7,7 +7,6 @@ waits. A kept task starts each call with the context variables of the connection
 import contextvars
 from collections.abc import Awaitable, Callable
 
-import outcome
 import trio
 import trio.lowlevel
 
@@ -19,6 +18,16 @@ _KEPT = 64
 
 RunCall = Callable[[Stream, bool, trio.CancelScope], Awaitable[None]]
 _Work = tuple[Stream, bool]
+
+
+class _Idle:
+    """A task that waits for its next call."""
+
+    __slots__ = ("task", "work")
+
+    def __init__(self, task: trio.lowlevel.Task) -> None:
+        self.task = task
+        self.work: _Work | None = None
 
 
 class CallRunners:
@@ -35,14 +44,16 @@ class CallRunners:
         self._run_call = run_call
         self._turn = turn
         self._context = contextvars.copy_context()
-        self._idle: list[trio.lowlevel.Task] = []
+        self._idle: list[_Idle] = []
         self._closed = False
 
     def start(self, stream: Stream, oversized: bool) -> None:
         """Run the call of `stream`, soon."""
         self._turn.starting += 1
         if self._idle:
-            trio.lowlevel.reschedule(self._idle.pop(), outcome.Value((stream, oversized)))
+            idle = self._idle.pop()
+            idle.work = stream, oversized
+            trio.lowlevel.reschedule(idle.task)
         else:
             self._nursery.start_soon(self._run, stream, oversized)
 
@@ -50,7 +61,7 @@ class CallRunners:
         """Let the idle tasks end, and the others when their call is over."""
         self._closed = True
         while self._idle:
-            trio.lowlevel.reschedule(self._idle.pop(), outcome.Value(None))
+            trio.lowlevel.reschedule(self._idle.pop().task)
 
     async def _run(self, stream: Stream, oversized: bool) -> None:
         work: _Work | None = stream, oversized
@@ -63,13 +74,13 @@ class CallRunners:
                 work = await self._next()
 
     async def _next(self) -> _Work | None:
-        task = trio.lowlevel.current_task()
+        idle = _Idle(trio.lowlevel.current_task())
 
         def give_up(_raise_cancel: object) -> trio.lowlevel.Abort:
-            self._idle.remove(task)
+            self._idle.remove(idle)
             return trio.lowlevel.Abort.SUCCEEDED
 
-        task.context = self._context.copy()
-        self._idle.append(task)
-        work: _Work | None = await trio.lowlevel.wait_task_rescheduled(give_up)
-        return work
+        idle.task.context = self._context.copy()
+        self._idle.append(idle)
+        await trio.lowlevel.wait_task_rescheduled(give_up)
+        return idle.work
