@@ -35,7 +35,7 @@ class Http2Settings:
     """
 
     engine: Engine = attrs.field(default="h2")
-    """Which implementation of HTTP/2 runs the connection."""
+    """Which implementation of HTTP/2 runs the connection: "h2", the reference, or "relay", several times faster."""
 
     stream_window_bytes: int = attrs.field(default=256 * 1024, validator=_between(DEFAULT_WINDOW, MAX_WINDOW))
     """Our receive window per stream, and so what one stalled call can hold in memory in each direction.

@@ -118,9 +118,9 @@ def current_turn() -> Turn:
 class Connection:
     """A connection to a peer. Make it, then `run` it in a task of its own.
 
-    `on_request` (server side) is called with each stream the peer opens; `on_oversized` with one whose header list
-    passed the limit; `on_refused` with id and reason of one that was malformed or too many. `on_change` is called
-    when the room for streams may have changed: SETTINGS, GOAWAY, a closed stream, the end.
+    `on_request` (server side) is called with each stream the peer opens, and whether its header list passed the limit;
+    `on_refused` with id and reason of one that was malformed or too many. `on_change` is called when the room for
+    streams may have changed: SETTINGS, GOAWAY, a closed stream, the end.
     None of them may wait or raise.
     """
 
