@@ -11,7 +11,6 @@ import attrs
 
 from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.errors import RpcError, Side
-from rawgrpc_proxy.grpc.messages import MessageCounter
 from rawgrpc_proxy.grpc.metadata import Headers, Metadata
 from rawgrpc_proxy.grpc.status import encode_grpc_message
 from rawgrpc_proxy.net.stream import Stream
@@ -61,7 +60,7 @@ class CallRecord:
 class Call:
     """One call: its context, its downstream stream, its record."""
 
-    __slots__ = ("_ended", "_headers_sent", "context", "record", "response_counter", "stream")
+    __slots__ = ("_ended", "_headers_sent", "context", "record", "stream")
 
     def __init__(self, stream: Stream, context: CallContext) -> None:
         self.stream = stream
@@ -69,7 +68,6 @@ class Call:
         self.record = CallRecord(method=context.method, peer=context.peer)
         self._headers_sent = False
         self._ended = False
-        self.response_counter = MessageCounter()
 
     @property
     def ended(self) -> bool:
