@@ -113,11 +113,6 @@ class H2Session(Session):
         self._feed(frames.WINDOW_UPDATE, 0, stream_id, increment.to_bytes(4, "big"))
         return True
 
-    def _credit_unseen(self, size: int) -> None:
-        # h2 has not counted this DATA, so the credit must not pass through it.
-        if size:
-            self._write(frames.window_update(0, size))
-
     def _window(self, state: StreamState) -> int:
         return self._h2.local_flow_control_window(state.id)
 

@@ -67,10 +67,6 @@ class RelaySession(Session):
         state.send_window += increment
         return state.send_window <= UNLIMITED
 
-    def _credit_unseen(self, size: int) -> None:
-        if size:
-            self._write(frames.window_update(0, size))
-
     def _window(self, state: StreamState) -> int:
         return min(self._send_window, state.send_window)
 

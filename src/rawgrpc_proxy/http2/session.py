@@ -40,9 +40,8 @@ from rawgrpc_proxy.http2.header_blocks import HeaderDecoder, HeaderList
 from rawgrpc_proxy.http2.stream_state import CreditSource, Receiving, Sending, StreamState
 
 UNLIMITED = 2**31 - 1
-_HEADER_TABLE_BYTES = (
-    4096  # RFC 9113 §6.5.2's initial value, and the most we let a peer ask our encoder to search
-)
+# RFC 9113 §6.5.2's initial value, and the most we let a peer ask our encoder to search.
+_HEADER_TABLE_BYTES = 4096
 _REMEMBERED_STREAMS = 1024
 _FIELD_OVERHEAD = 32  # RFC 9113 §6.5.2, RFC 7541 §4.1
 _HARD_LIMIT_FACTOR = 2
@@ -242,7 +241,8 @@ class Session(ABC):
         """
         self._dropped += size
         if self._dropped >= self._connection_credit_step:
-            self._credit_unseen(self._dropped)
+            # Straight into the output: no engine has counted this DATA, so none may count its credit.
+            self._write(frames.window_update(0, self._dropped))
             self._dropped = 0
 
     def _receive_headers(self, flags: int, stream_id: int, payload: memoryview) -> None:
@@ -802,10 +802,6 @@ class Session(ABC):
     @abstractmethod
     def _accept_window_update(self, state: StreamState | None, increment: int) -> bool:
         """Open a send window (None: the connection's). False if a stream's would pass 2^31-1."""
-
-    @abstractmethod
-    def _credit_unseen(self, size: int) -> None:
-        """Give back connection credit for DATA that was dropped before `_accept_data`."""
 
     @abstractmethod
     def _window(self, state: StreamState) -> int:
