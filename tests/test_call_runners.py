@@ -1,16 +1,15 @@
-"""The tasks that run calls, and what one call must not leave to the next in the same task."""
+"""The tasks that run calls' jobs, and what one job must not leave to the next in the same task."""
 
 import contextvars
-from typing import Any, cast
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import trio
 import trio.testing
 
 from rawgrpc_proxy.call_runners import CallRunners
 from rawgrpc_proxy.net.connection import Turn
-from rawgrpc_proxy.net.stream import Stream
 
-CALL = cast("Stream", None)  # the runners only hand it on
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
 
@@ -19,55 +18,109 @@ async def settled() -> None:
     await trio.testing.wait_all_tasks_blocked()
 
 
-def test_a_call_that_comes_after_another_runs_in_its_task() -> None:
-    async def main() -> None:
-        tasks = []
+def run(main: Callable[[CallRunners, trio.Nursery], Awaitable[None]]) -> None:
+    """Run `main` with runners, and see that they leave no task behind when they are closed."""
 
-        async def run_call(_stream: Stream, _oversized: bool, _scope: trio.CancelScope) -> None:
-            tasks.append(trio.lowlevel.current_task())
+    async def with_runners() -> None:
+        with trio.fail_after(10):
+            variable.set("the connection's")
+            async with trio.open_nursery() as nursery:
+                runners = CallRunners(nursery, Turn())
+                await main(runners, nursery)
+                runners.close()
 
-        async with trio.open_nursery() as nursery:
-            turn = Turn()
-            runners = CallRunners(nursery, run_call, turn)
-            runners.start(CALL, False)
-            runners.start(CALL, False)
-            assert turn.starting == 2
-            await settled()
-            runners.start(CALL, False)
-            await settled()
-            assert turn.starting == 0
-            assert tasks[0] is not tasks[1]
-            assert tasks[2] in tasks[:2]
-            runners.close()
-
-    trio.run(main)
+    trio.run(with_runners)
 
 
-def test_context_variables_of_a_call_do_not_reach_the_next_one() -> None:
-    async def main() -> None:
-        seen: list[str] = []
+def test_jobs_of_one_moment_run_in_one_task_in_their_order_and_later_ones_in_kept_tasks() -> None:
+    async def main(runners: CallRunners, nursery: trio.Nursery) -> None:
+        ran = []
 
-        async def run_call(_stream: Stream, _oversized: bool, _scope: trio.CancelScope) -> None:
+        async def job(subject: int, _scope: trio.CancelScope) -> None:
+            ran.append((subject, trio.lowlevel.current_task()))
+
+        for number in range(5):
+            runners.start(job, number)
+        await settled()
+        assert [subject for subject, _ in ran] == list(range(5))
+        assert len({task for _, task in ran}) == 1
+        tasks = set(nursery.child_tasks)
+        runners.start(job, 5)
+        await settled()
+        assert ran[5][1] in tasks
+        assert set(nursery.child_tasks) == tasks
+
+    run(main)
+
+
+def test_a_job_that_waits_holds_up_none_of_the_others() -> None:
+    async def main(runners: CallRunners, _nursery: trio.Nursery) -> None:
+        go_on, done = trio.Event(), list[int]()
+
+        async def job(subject: int, _scope: trio.CancelScope) -> None:
+            if subject % 2 == 0:
+                await go_on.wait()
+            done.append(subject)
+
+        for number in range(100):
+            runners.start(job, number)
+        await settled()
+        assert done == list(range(1, 100, 2))
+        go_on.set()
+        await settled()
+        assert len(done) == 100
+
+    run(main)
+
+
+def test_many_jobs_of_one_moment_let_other_tasks_in_between() -> None:
+    async def main(runners: CallRunners, nursery: trio.Nursery) -> None:
+        done, seen = list[int](), list[int]()
+
+        async def job(subject: int, _scope: trio.CancelScope) -> None:
+            done.append(subject)
+
+        async def bystander() -> None:
+            while len(done) < 1000:
+                seen.append(len(done))
+                await trio.lowlevel.checkpoint()
+
+        for number in range(1000):
+            runners.start(job, number)
+        nursery.start_soon(bystander)
+        await settled()
+        assert done == list(range(1000))
+        assert len(seen) > 10
+
+    run(main)
+
+
+def test_context_variables_of_a_job_do_not_reach_another_one() -> None:
+    async def main(runners: CallRunners, _nursery: trio.Nursery) -> None:
+        seen = list[str]()
+
+        async def job(_subject: int, _scope: trio.CancelScope) -> None:
             seen.append(variable.get())
             variable.set("left over")
+            await trio.lowlevel.checkpoint()
+            assert variable.get() == "left over"
 
-        variable.set("the connection's")
-        async with trio.open_nursery() as nursery:
-            runners = CallRunners(nursery, run_call, Turn())
-            for _ in range(3):
-                runners.start(CALL, False)
-                await settled()
-            runners.close()
-        assert seen == ["the connection's"] * 3
+        for number in range(3):
+            runners.start(job, number)
+        await settled()
+        for number in range(3):
+            runners.start(job, number)
+            await settled()
+        assert seen == ["the connection's"] * 6
 
-    trio.run(main)
+    run(main)
 
 
-def test_a_call_after_a_cancelled_one_is_not_cancelled() -> None:
-    async def main() -> None:
-        ends: list[Any] = []
+def test_a_job_after_a_cancelled_one_is_not_cancelled() -> None:
+    async def main(runners: CallRunners, _nursery: trio.Nursery) -> None:
+        ends = list[Any]()
 
-        async def run_call(_stream: Stream, cancel: bool, scope: trio.CancelScope) -> None:
+        async def job(cancel: bool, scope: trio.CancelScope) -> None:
             if cancel:
                 scope.cancel()
             try:
@@ -75,74 +128,82 @@ def test_a_call_after_a_cancelled_one_is_not_cancelled() -> None:
             finally:
                 ends.append(scope.cancel_called)
 
-        async with trio.open_nursery() as nursery:
-            runners = CallRunners(nursery, run_call, Turn())
-            for cancel in (False, True, False):
-                runners.start(CALL, cancel)
-                await settled()
-            runners.close()
+        for cancel in (False, True, False):
+            runners.start(job, cancel)
+            await settled()
         assert ends == [False, True, False]
+        for cancel in (True, False):
+            runners.start(job, cancel)
+        await settled()
+        assert sorted(ends[3:]) == [False, True]
 
-    trio.run(main)
+    run(main)
 
 
-def test_a_call_whose_deadline_passed_after_its_end_does_not_harm_the_next_one() -> None:
-    async def main() -> None:
-        runs = []
+def test_a_job_that_was_cancelled_and_has_not_noticed_does_not_harm_the_next_one() -> None:
+    async def main(runners: CallRunners, _nursery: trio.Nursery) -> None:
+        runs = list[bool]()
 
-        async def run_call(_stream: Stream, late: bool, scope: trio.CancelScope) -> None:
+        async def job(late: bool, scope: trio.CancelScope) -> None:
             runs.append(late)
             if late:
                 scope.deadline = trio.current_time()
             else:
                 await trio.lowlevel.checkpoint()
+                runs.append(late)
 
-        async with trio.open_nursery() as nursery:
-            runners = CallRunners(nursery, run_call, Turn())
-            for late in (True, False):
-                runners.start(CALL, late)
-                await settled()
-            runners.close()
-        assert runs == [True, False]
+        for late in (True, False):
+            runners.start(job, late)
+        await settled()
+        assert runs == [True, False, False]
 
-    trio.run(main)
+    run(main)
 
 
-def test_closing_ends_the_idle_tasks_and_lets_a_running_call_finish() -> None:
-    async def main() -> None:
-        go_on, done = trio.Event(), []
+def test_closing_ends_the_idle_tasks_and_lets_a_running_job_finish() -> None:
+    async def main(runners: CallRunners, nursery: trio.Nursery) -> None:
+        go_on, done = trio.Event(), list[bool]()
 
-        async def run_call(_stream: Stream, waits: bool, _scope: trio.CancelScope) -> None:
+        async def job(waits: bool, _scope: trio.CancelScope) -> None:
             if waits:
                 await go_on.wait()
             done.append(waits)
 
-        with trio.fail_after(10):
-            async with trio.open_nursery() as nursery:
-                runners = CallRunners(nursery, run_call, Turn())
-                runners.start(CALL, False)
-                runners.start(CALL, True)
-                await settled()
-                runners.close()
-                await settled()
-                assert len(nursery.child_tasks) == 1
-                go_on.set()
+        runners.start(job, True)
+        runners.start(job, False)
+        await settled()
+        runners.close()
+        await settled()
+        assert len(nursery.child_tasks) == 1
+        go_on.set()
+        await settled()
         assert done == [False, True]
 
-    trio.run(main)
+    run(main)
+
+
+def test_a_job_that_is_added_as_the_runners_close_is_run() -> None:
+    async def main(runners: CallRunners, _nursery: trio.Nursery) -> None:
+        done = list[str]()
+
+        async def job(subject: str, _scope: trio.CancelScope) -> None:
+            done.append(subject)
+
+        runners.start(job, "before")
+        runners.close()
+        await settled()
+        assert done == ["before"]
+
+    run(main)
 
 
 def test_cancelling_the_nursery_ends_idle_tasks() -> None:
-    async def main() -> None:
-        async def run_call(_stream: Stream, _oversized: bool, _scope: trio.CancelScope) -> None:
+    async def main(runners: CallRunners, nursery: trio.Nursery) -> None:
+        async def job(_subject: int, _scope: trio.CancelScope) -> None:
             pass
 
-        with trio.fail_after(10):
-            async with trio.open_nursery() as nursery:
-                runners = CallRunners(nursery, run_call, Turn())
-                runners.start(CALL, False)
-                await settled()
-                nursery.cancel_scope.cancel()
-        runners.close()
+        runners.start(job, 1)
+        await settled()
+        nursery.cancel_scope.cancel()
 
-    trio.run(main)
+    run(main)

@@ -459,7 +459,7 @@ def test_the_help_of_serve_tells_the_default_of_each_option(capsys: pytest.Captu
         ("--max-waiting N", "(default: no limit"),
         ("--grace SECONDS", "in seconds (default: 30)"),
         ("--log-format {text,json,none}", "(default: text)"),
-        ("--engine {", "(default: h2)"),
+        ("--engine {", "(default: relay)"),
     ):
         described = text[text.rindex(option) + len(option) :].split(" --")[0]
         assert default in described, option

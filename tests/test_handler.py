@@ -1,13 +1,28 @@
 """What happens between the director's choice and the upstream stream, and to the lease on every way out."""
 
+import gc
+import sys
+
+import pytest
 import trio
 from trio.testing import trio_test
 
-from rawgrpc_proxy import CallContext, PoolConn, Status
+from rawgrpc_proxy import (
+    Call,
+    CallContext,
+    PoolConn,
+    RpcError,
+    Server,
+    Status,
+    StreamDirector,
+    transparent_handler,
+)
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.errors import Side, StreamReset
-from rawgrpc_proxy.handler import _settled
+from rawgrpc_proxy.forwarding import _settled
+from rawgrpc_proxy.net.splice import Splice
+from rawgrpc_proxy.net.stream import Stream
 from tests.proxy.house import House, a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import MAX_CONCURRENT_STREAMS, MAX_HEADER_LIST_SIZE, PeerStream, message
 
@@ -136,3 +151,141 @@ async def test_only_a_cancel_after_the_deadline_counts_as_the_deadline(engine: E
     assert _settled(cancel, now + 10) is cancel
     assert _settled(cancel, None) is cancel
     assert _settled(refused, now) is refused
+
+
+class Wrapped:
+    """A handler of a user's own around the proxy's: it hears how each call went, when it is over."""
+
+    def __init__(self) -> None:
+        self.ends: list[object] = []
+
+    def configure(self, server: Server, director: StreamDirector) -> None:
+        """Answer /a.B/C with this."""
+        self._forward = transparent_handler(director)
+        server.add_handler("/a.B/C", self)
+
+    async def __call__(self, call: Call) -> None:
+        try:
+            await self._forward(call)
+        except BaseException as error:
+            self.ends.append(error)
+            raise
+        self.ends.append("well")
+
+
+@trio_test
+async def test_a_handler_around_the_proxys_goes_on_when_the_call_is_over(engine: Engine) -> None:
+    wrapped = Wrapped()
+    async with a_proxy(engine, configure=wrapped.configure, unknown=False) as house:
+        client = await house.client()
+        call = await client.request(body=b"x")
+        served = await house.backend.request()
+        await served.request_body()
+        assert not wrapped.ends
+        await served.respond(b"y")
+        assert (await call.answer()).body == message(b"y")
+        assert (await house.record()).status == Status.OK
+        assert wrapped.ends == ["well"]
+
+
+@trio_test
+async def test_a_handler_around_the_proxys_hears_why_a_call_failed(engine: Engine) -> None:
+    wrapped = Wrapped()
+    async with a_proxy(engine, configure=wrapped.configure, unknown=False) as house:
+        client = await house.client()
+        call = await client.request()
+        await (await house.backend.request()).reset(ErrorCode.INTERNAL_ERROR)
+        assert (await call.answer()).status == Status.INTERNAL
+        (error,) = wrapped.ends
+        assert isinstance(error, RpcError)
+        assert (error.status, error.side) == (Status.INTERNAL, Side.UPSTREAM)
+        assert (await house.record()).status == Status.INTERNAL
+
+
+@trio_test
+async def test_a_handler_around_the_proxys_does_not_notice_a_second_try(engine: Engine) -> None:
+    wrapped = Wrapped()
+    async with a_proxy(engine, configure=wrapped.configure, unknown=False) as house:
+        client = await house.client()
+        call = await client.request(body=b"x")
+        await (await house.backend.request()).reset(ErrorCode.REFUSED_STREAM)
+        served = await house.backend.request()
+        assert await served.request_body() == message(b"x")
+        await served.respond()
+        assert (await call.answer()).status == Status.OK
+        assert (await house.record()).status == Status.OK
+        assert wrapped.ends == ["well"]
+
+
+@pytest.mark.parametrize("when", ["the caller gives up", "the deadline passes"])
+@trio_test
+async def test_a_handler_around_the_proxys_is_told_and_the_upstream_too_when(
+    engine: Engine, when: str
+) -> None:
+    wrapped = Wrapped()
+    async with a_proxy(engine, configure=wrapped.configure, unknown=False) as house:
+        client = await house.client()
+        fields = ((b"grpc-timeout", b"30m"),) if when == "the deadline passes" else ()
+        call = await client.request("/a.B/C", *fields)
+        served = await house.backend.request()
+        await served.request_body()
+        if not fields:
+            await call.reset()
+        assert await served.expect_reset() == ErrorCode.CANCEL
+        record = await house.record()
+        assert record.status == (Status.DEADLINE_EXCEEDED if fields else Status.CANCELLED)
+        assert isinstance(wrapped.ends[0], trio.Cancelled if fields else RpcError)
+
+
+@trio_test
+async def test_a_deadline_is_kept_whichever_upstream_has_the_call(engine: Engine) -> None:
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        call = await client.request("/a.B/C", (b"grpc-timeout", b"300m"))
+        await (await house.backend.request()).reset(ErrorCode.REFUSED_STREAM)
+        served = await house.backend.request()
+        await served.request_body()
+        assert await served.expect_reset() == ErrorCode.CANCEL
+        assert (await call.answer()).status == Status.DEADLINE_EXCEEDED
+        assert (await house.record()).status == Status.DEADLINE_EXCEEDED
+
+
+@trio_test
+async def test_a_call_that_ends_in_time_hears_no_more_of_its_deadline(engine: Engine) -> None:
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        for _ in range(2):
+            call = await client.request("/a.B/C", (b"grpc-timeout", b"50m"))
+            await (await house.backend.request()).respond()
+            assert (await call.answer()).status == Status.OK
+        assert (await house.record()).status == Status.OK
+        assert (await house.record()).status == Status.OK
+        await trio.sleep(0.06)  # past both deadlines, which nothing can tell of
+        assert house.observer.unread == 0
+
+
+@pytest.mark.skipif(sys.implementation.name == "pypy", reason="PyPy counts no references")
+@trio_test
+async def test_calls_that_are_over_leave_nothing_to_the_garbage_collector(engine: Engine) -> None:
+    """It would have to look at every open call to find them, again and again."""
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        gc.disable()
+        try:
+            call = await client.request(body=b"x")
+            await (await house.backend.request()).respond(b"y")
+            assert (await call.answer()).status == Status.OK
+            call = await client.request(body=b"x")
+            await (await house.backend.request()).reset(ErrorCode.REFUSED_STREAM)
+            await (await house.backend.request()).reset(ErrorCode.INTERNAL_ERROR)
+            assert (await call.answer()).status == Status.INTERNAL
+            call = await client.request("/a.B/C", (b"grpc-timeout", b"1H"))
+            await house.backend.request()
+            await call.reset()
+            for _ in range(3):
+                await house.record()
+            await until(
+                lambda: not [thing for thing in gc.get_objects() if isinstance(thing, Stream | Splice | Call)]
+            )
+        finally:
+            gc.enable()

@@ -120,7 +120,7 @@ async def test_serve_returns_when_the_last_call_has_ended(engine: Engine) -> Non
     returned = trio.Event()
 
     async with a_proxy(engine) as house:
-        server = Server(unknown_service_handler=house.server._unknown_service_handler)
+        server = Server(unknown_service_handler=house.server._service.unknown_service_handler)
 
         async def serve(task_status: trio.TaskStatus[str]) -> None:
             await server.serve("127.0.0.1:0", task_status=task_status)
@@ -149,9 +149,10 @@ async def test_the_grace_period_ends_calls_that_go_on(engine: Engine) -> None:
         served = await house.backend.request()
         house.server.stop(grace_s=0.1)
         assert await served.expect_reset() == 8
-        assert (await call.answer()).lost
+        answer = await call.answer()
+        assert (answer.status, answer.message) == (Status.UNAVAILABLE, b"the proxy is shutting down")
         record = await house.record()
-        assert (record.status, record.origin) == (Status.UNAVAILABLE, "downstream")
+        assert (record.status, record.origin) == (Status.UNAVAILABLE, "proxy")
 
 
 @trio_test
@@ -162,7 +163,7 @@ async def test_a_stop_without_grace_closes_at_once_and_says_so(engine: Engine) -
         served = await house.backend.request()
         house.server.stop()
         assert await served.expect_reset() == 8
-        assert (await call.answer()).lost
+        assert (await call.answer()).status == Status.UNAVAILABLE
         assert (await client.expect_goaway()).last_stream_id == call.id
         await idle.closed()
 
@@ -202,7 +203,7 @@ async def test_cancelling_serve_closes_everything(engine: Engine) -> None:
     async with a_proxy(engine) as house:
         async with trio.open_nursery() as nursery:
             server = Server(
-                unknown_service_handler=house.server._unknown_service_handler, observer=house.observer
+                unknown_service_handler=house.server._service.unknown_service_handler, observer=house.observer
             )
             address = await nursery.start(server.serve, "127.0.0.1:0")
             client = await connect(address, house.nursery)

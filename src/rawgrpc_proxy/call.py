@@ -4,6 +4,7 @@ What it does not do: reach an upstream, decode messages, or decide anything.
 The invariant: whatever happens, the peer gets one end: trailers, or a reset where trailers cannot be sent any more.
 """
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -60,11 +61,12 @@ class CallRecord:
 class Call:
     """One call: its context, its downstream stream, its record."""
 
-    __slots__ = ("_ended", "_headers_sent", "context", "record", "stream")
+    __slots__ = ("_ended", "_headers_sent", "context", "record", "started", "stream")
 
     def __init__(self, stream: Stream, context: CallContext) -> None:
         self.stream = stream
         self.context = context
+        self.started = time.perf_counter()
         self.record = CallRecord(method=context.method, peer=context.peer)
         self._headers_sent = False
         self._ended = False

@@ -12,7 +12,8 @@
     └── ConnectionFailed           a whole connection ends, and every stream on it
         ├── ProtocolViolation      the peer broke a rule of HTTP/2
         ├── PeerAbuse              the peer kept the rules and wore us out
-        └── ConnectionGone         the link went away
+        ├── ConnectionGone         the link went away
+        └── ProxyStopping          the proxy ends it, because it stops
 
 Errors do not become responses here, and no number of the wire is mapped to another: a status arrives
 ready-made. The invariant: an `RpcError` never carries `Status.OK`, so whoever catches one has a failed call
@@ -171,6 +172,13 @@ class ConnectionGone(ConnectionFailed):
     def __str__(self) -> str:
         # A link that just closed has no code worth showing; NO_ERROR in front of a failure would mislead.
         return super().__str__() if self.error_code else self.message
+
+
+class ProxyStopping(ConnectionFailed):
+    """The proxy ends the connection, because it stops."""
+
+    def __init__(self) -> None:
+        super().__init__("the proxy is shutting down", error_code=ErrorCode.NO_ERROR)
 
 
 def _name_of(error_code: int) -> str:

@@ -157,13 +157,13 @@ def test_empty_data_goes_no_further(server: Peer) -> None:
 
     events = [
         event
-        for _ in range(600)
+        for _ in range(2100)
         for event in server.tell(wire.data(1, b"", padding=255), wire.data(1), wire.data(1, b"x"))
     ]
 
-    assert kinds(events) == ["DataReceived"] * 600
-    assert b"".join(map(bytes, views(events))) == b"x" * 600
-    assert server.hear() == [f"WINDOW_UPDATE 1 +{256 * 512}"]
+    assert kinds(events) == ["DataReceived"] * 2100
+    assert b"".join(map(bytes, views(events))) == b"x" * 2100
+    assert server.hear() == [f"WINDOW_UPDATE 1 +{256 * 2048}"]
 
 
 def test_an_empty_end_is_no_flood(server: Peer) -> None:

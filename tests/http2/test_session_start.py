@@ -28,7 +28,7 @@ def test_a_client_begins_with_the_preface_settings_and_the_connection_window(eng
     assert output.startswith(PREFACE)
     settings, growth = wire.parse(output[len(PREFACE) :])
     assert dict(settings.settings) == {
-        wire.INITIAL_WINDOW_SIZE: 256 * 1024,
+        wire.INITIAL_WINDOW_SIZE: 1024 * 1024,
         wire.MAX_FRAME_SIZE: 16_384,
         wire.MAX_HEADER_LIST_SIZE: 64 * 1024 + 32 * 100,
         wire.ENABLE_PUSH: 0,
@@ -52,7 +52,7 @@ def test_a_server_answers_settings_with_its_own_settings_first(engine: Engine) -
 
     settings, growth, ack = peer.frames()
     assert dict(settings.settings) == {
-        wire.INITIAL_WINDOW_SIZE: 256 * 1024,
+        wire.INITIAL_WINDOW_SIZE: 1024 * 1024,
         wire.MAX_FRAME_SIZE: 16_384,
         wire.MAX_HEADER_LIST_SIZE: 64 * 1024 + 32 * 100,
         wire.MAX_CONCURRENT_STREAMS: 1024,

@@ -6,13 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rawgrpc_proxy.http2.stream_state import Receiving, Sending, StreamState
+from rawgrpc_proxy.http2.stream_state import PendingData, Receiving, Sending, StreamState
 from tests.http2.peer import Owed
+
+
+def waiting(state: StreamState) -> list[PendingData]:
+    return list(state.pending or ())
 
 
 def pieces(state: StreamState) -> list[tuple[int, int]]:
     """Length and credit of what waits."""
-    return [(len(piece.data), piece.credit) for piece in state.pending]
+    return [(len(piece.data), piece.credit) for piece in waiting(state)]
 
 
 def test_a_new_stream_waits_for_headers_and_may_send() -> None:
@@ -100,7 +104,7 @@ def test_the_bytes_are_copied() -> None:
     state.hold(memoryview(chunk), None, 0)
     chunk[:] = b"-----"
 
-    assert state.pending[0].data == b"hello"
+    assert waiting(state)[0].data == b"hello"
 
 
 @pytest.mark.skipif(sys.implementation.name == "pypy", reason="PyPy does not tell the size of objects")
@@ -113,7 +117,7 @@ def test_a_peer_that_sends_single_bytes_costs_little_more_than_the_bytes() -> No
 
     held = sum(
         sys.getsizeof(part)
-        for piece in state.pending
+        for piece in waiting(state)
         for part in (piece, piece.data, piece.source, piece.credit)
     )
     assert sum(length for length, _ in pieces(state)) == size
@@ -132,6 +136,6 @@ def test_no_byte_and_no_credit_is_lost_or_reordered(held: list[tuple[int, int, i
         owed[who] = owed.get(who, 0) + credit
         state.hold(piece, sources[who], credit)
 
-    assert b"".join(piece.data for piece in state.pending) == wanted
+    assert b"".join(piece.data for piece in waiting(state)) == wanted
     for who, credit in owed.items():
-        assert sum(piece.credit for piece in state.pending if piece.source is sources[who]) == credit
+        assert sum(piece.credit for piece in waiting(state) if piece.source is sources[who]) == credit

@@ -52,7 +52,7 @@ async def a_link(engine: Engine, *, client_side: bool = False, silent: bool = Fa
         StreamTransport(near, "in memory"),
         Http2Settings(engine=engine),
         client_side=client_side,
-        on_request=lambda stream, oversized: requests.append(stream),
+        on_request=requests.append,
         on_refused=refused.append,
     )
     with trio.fail_after(60):

@@ -682,6 +682,7 @@ class Session(ABC):
         ready, limit = self._ready, self._settings.max_output_bytes
         while ready and self.output_bytes < limit:
             state = ready[0]
+            assert state.pending  # it would not be ready otherwise
             piece = state.pending[0]
             size = min(len(piece.data), self.peer_max_frame_bytes, max(0, self._window(state)))
             if size == 0 and piece.data and self._connection_window() <= 0:
@@ -695,6 +696,7 @@ class Session(ABC):
             # else: the stream waits until the peer opens its window
 
     def _send_piece(self, state: StreamState, size: int) -> None:
+        assert state.pending
         piece = state.pending[0]
         if size == len(piece.data):
             data: Data = piece.data  # type: ignore[assignment]  # a bytearray nobody changes any more
@@ -754,7 +756,7 @@ class Session(ABC):
         del self.streams[state.id]
         if state.queued:
             self._ready.remove(state)
-        state.pending.clear()
+        state.pending = None
         self._remember(state.id, by_our_reset=by_our_reset)
         self._closed_unreported.append(state.id)
 

@@ -66,7 +66,8 @@ class StreamState:
         self.body_left: int | None = None
         """What content-length still promises, where there is one."""
         self.uncredited = 0
-        self.pending: deque[PendingData] = deque()
+        self.pending: deque[PendingData] | None = None
+        """Made when it is needed first: an empty one takes half a kilobyte."""
         self.trailers: Headers | None = None
         """Trailers that end our half once `pending` is out."""
         self.reset_after_end: int | None = None
@@ -89,6 +90,8 @@ class StreamState:
                 last.data += data
                 last.credit += credit
                 return
+        elif self.pending is None:
+            self.pending = deque()
         self.pending.append(PendingData(bytearray(data), source, credit))
 
 

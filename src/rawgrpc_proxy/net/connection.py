@@ -20,7 +20,7 @@ import trio
 import trio.lowlevel
 
 from rawgrpc_proxy.config import Http2Settings
-from rawgrpc_proxy.errors import ConnectionFailed, ConnectionGone, Side, StreamRefused
+from rawgrpc_proxy.errors import ConnectionFailed, ConnectionGone, ProxyStopping, Side, StreamRefused
 from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.http2.events import (
     ConnectionEnded,
@@ -74,22 +74,11 @@ class Turn:
     touched are only noted; at the end all are flushed. Outside a turn a touched connection wakes its writer.
     """
 
-    __slots__ = ("collecting", "dirty", "starting")
+    __slots__ = ("collecting", "dirty")
 
     def __init__(self) -> None:
         self.dirty: list[Connection] = []
         self.collecting = False
-        self.starting = 0
-        """Calls whose task has yet to run. The last of a bunch flushes for all, so that they share their writes."""
-
-    def flush_if_last(self) -> None:
-        """End a call's first steps: flush, or leave it to the calls that are about to start."""
-        if self.starting:
-            self.collecting = False
-            for connection in self.dirty:
-                connection.wake_writer()
-        else:
-            self.flush()
 
     def flush(self) -> None:
         """Write on every dirty connection what its socket takes; credit that comes of it makes others dirty."""
@@ -118,7 +107,7 @@ def current_turn() -> Turn:
 class Connection:
     """A connection to a peer. Make it, then `run` it in a task of its own.
 
-    `on_request` (server side) is called with each stream the peer opens, and whether its header list passed the limit;
+    `on_request` (server side) is called with each stream the peer opens;
     `on_refused` with id and reason of one that was malformed or too many. `on_change` is called when the room for
     streams may have changed: SETTINGS, GOAWAY, a closed stream, the end.
     None of them may wait or raise.
@@ -130,7 +119,7 @@ class Connection:
         settings: Http2Settings,
         *,
         client_side: bool,
-        on_request: Callable[[Stream, bool], None] | None = None,
+        on_request: Callable[[Stream], None] | None = None,
         on_refused: Callable[[StreamReset], None] | None = None,
         on_change: Callable[[], None] | None = None,
     ) -> None:
@@ -179,6 +168,13 @@ class Connection:
     def has_room(self) -> bool:
         """Whether a stream may be opened here now."""
         return self.state is ConnectionState.OPEN and self.session.room
+
+    def credit(self, stream_id: int, size: int) -> None:
+        """Let the peer send `size` bytes more on this stream."""
+        session = self.session
+        session.credit(stream_id, size)
+        if session.wants_output:
+            self.touch()
 
     def touch(self) -> None:
         """There is output: see that it is written at the end of this turn."""
@@ -230,7 +226,7 @@ class Connection:
                     self.touch()
                     await self._acknowledged[_LAST_PING].wait()
         finally:
-            self.close(ConnectionGone("the proxy is shutting down"))
+            self.close(ProxyStopping())
 
     @property
     def _over(self) -> bool:
@@ -263,7 +259,7 @@ class Connection:
                     failure = await self._read_loop()
                     self._scope.cancel()
         finally:
-            self.error = self.error or failure or ConnectionGone("cancelled")
+            self.error = self.error or failure or ProxyStopping()
             self.error.side = self.side
             self._end_streams(self.error)
             await self._farewell()
@@ -313,11 +309,11 @@ class Connection:
     def _dispatch(self, event: RareEvent) -> ConnectionFailed | None:
         match event:
             case RequestReceived(stream_id, headers, end_stream, oversized):
-                stream = Stream(self, stream_id, headers)
+                stream = Stream(self, stream_id, headers, oversized=oversized)
                 stream.inbox.ended = end_stream
                 self.streams[stream_id] = stream
                 if self._on_request is not None:
-                    self._on_request(stream, oversized)
+                    self._on_request(stream)
             case StreamReset():
                 self._stream_reset(event)
             case SettingsReceived():

@@ -4,15 +4,14 @@
     downstream ◄──────────── _ResponsePipe ◄──(response)── upstream
 
 DATA is handed from the reader of one connection to the output of the other, and credited back to its sender when it
-has gone out there. Headers and trailers pass through as they are, less what belongs to one connection only. The
-call's task waits for the end and settles it if it is not a plain one; a splice never makes up a status itself.
+has gone out there. Headers and trailers pass through as they are, less what belongs to one connection only. Whoever
+made the splice hears of each change and settles the end; a splice never makes up a status itself, and needs no task.
 
 Invariants: END_STREAM is passed on, never invented; a response that is complete reaches the peer whole, whatever
 happens upstream after it; each call ends exactly once.
 """
 
-import trio
-import trio.lowlevel
+from collections.abc import Callable
 
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.errors import RpcError
@@ -27,15 +26,18 @@ REPLAY_BYTES = 64 * 1024
 
 
 class Splice:
-    """The two streams of one call, and how far the call is."""
+    """The two streams of one call, and how far the call is.
+
+    `on_change` is called whenever one of the streams has closed or failed, from the middle of a reader's work: it may
+    give commands to both streams, and must neither wait nor raise.
+    """
 
     __slots__ = (
         "_abandoned",
-        "_downstream_closed",
-        "_task",
-        "_upstream_closed",
+        "_on_change",
         "_request_ended",
         "downstream",
+        "downstream_closed",
         "downstream_error",
         "replay",
         "request_bytes",
@@ -47,11 +49,13 @@ class Splice:
         "response_messages",
         "response_trailers",
         "upstream",
+        "upstream_closed",
         "upstream_error",
     )
 
-    def __init__(self, downstream: Stream) -> None:
+    def __init__(self, downstream: Stream, on_change: Callable[[], None]) -> None:
         self.downstream = downstream
+        self._on_change: Callable[[], None] | None = on_change
         self.upstream: Stream | None = None
         self.request_bytes = 0
         self.response_bytes = 0
@@ -67,11 +71,11 @@ class Splice:
         """Why the upstream stream ended without a complete response, if it did."""
         self.replay: list[bytes] | None = []
         """The request so far, until the call is committed to its upstream; None from then on."""
+        self.downstream_closed = False
+        """All of the response is out, or the peer has given up."""
+        self.upstream_closed = False
         self._request_ended = False
-        self._downstream_closed = False
-        self._upstream_closed = False
         self._abandoned = False
-        self._task: trio.lowlevel.Task | None = None
 
     @property
     def request_is_empty(self) -> bool:
@@ -91,7 +95,7 @@ class Splice:
         inbox = self.downstream.inbox
         self.upstream = upstream
         self.upstream_error = None
-        self._upstream_closed = False
+        self.upstream_closed = False
         upstream.sink = _ResponsePipe(self, upstream)
         self.downstream.sink = pipe = _RequestPipe(self)
         if inbox.error is not None:
@@ -112,37 +116,20 @@ class Splice:
         if self.request_trailers is not None:
             upstream.send_headers(self.request_trailers, end_stream=True)
 
-    async def wait_for_response(self) -> None:
-        """Wait until the upstream stream is closed, or either side has failed.
-
-        Cancellation leaves both streams as they are.
-        """
-        while not (self._upstream_closed or self.upstream_error or self.downstream_error):
-            await self._park()
-
-    async def wait_for_delivery(self) -> None:
-        """Wait until the downstream stream is closed: all of the response is out, or the peer has given up."""
-        while not (self._downstream_closed or self.downstream_error):
-            await self._park()
-
-    async def _park(self) -> None:
-        self._task = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(self._abort)
+    def end(self) -> None:
+        """Tell of no more changes. The upstream stream, if it is still open, is reset."""
+        self._on_change = None
+        self.abandon(ErrorCode.CANCEL)
 
     def abandon(self, error_code: int) -> None:
         """Reset the upstream stream, if it is still open, and hear nothing more from it."""
         self._abandoned = True
-        if self.upstream is not None and not self._upstream_closed:
+        if self.upstream is not None and not self.upstream_closed:
             self.upstream.reset(error_code)
 
-    def _abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
-        self._task = None
-        return trio.lowlevel.Abort.SUCCEEDED
-
-    def _wake(self) -> None:
-        task, self._task = self._task, None
-        if task is not None:
-            trio.lowlevel.reschedule(task)
+    def _changed(self) -> None:
+        if self._on_change is not None:
+            self._on_change()
 
     def _response_complete(self) -> None:
         """The upstream has ended its half: the call is decided, and what is left of the request is not wanted."""
@@ -198,12 +185,13 @@ class _RequestPipe:
         splice = self._splice
         splice.downstream_error = error
         splice.abandon(ErrorCode.CANCEL)
-        splice._wake()
+        splice._changed()
 
     def closed(self) -> None:
         splice = self._splice
-        splice._downstream_closed = True
-        splice._wake()
+        splice.downstream_closed = True
+        splice.downstream.sink = splice.downstream.inbox  # opens the circle that the two streams are in
+        splice._changed()
 
 
 class _ResponsePipe:
@@ -247,13 +235,14 @@ class _ResponsePipe:
                 # Until there is another upstream, the request waits where it waited for this one. If the caller gives
                 # up meanwhile, the inbox cancels whatever the call is doing.
                 splice.downstream.sink = splice.downstream.inbox
-            splice._wake()
+            splice._changed()
 
     def closed(self) -> None:
         splice = self._splice
+        self._upstream.sink = self._upstream.inbox
         if splice.upstream is self._upstream:
-            splice._upstream_closed = True
-            splice._wake()
+            splice.upstream_closed = True
+            splice._changed()
 
 
 def _passed_on(headers: HeaderList) -> Headers:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from rawgrpc_proxy.errors import ConnectionFailed, RpcError, Side, StreamReset, UpstreamUnavailable
+from rawgrpc_proxy.codes import Status
+from rawgrpc_proxy.errors import (
+    ConnectionFailed,
+    ProxyStopping,
+    RpcError,
+    Side,
+    StreamReset,
+    UpstreamUnavailable,
+)
 from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.grpc.status import status_from_reset
 from rawgrpc_proxy.http2.frames import Data
@@ -22,6 +30,10 @@ if TYPE_CHECKING:
 
 _LOCAL_SEND_AHEAD_BYTES = 64 * 1024
 _SMALL_BYTES = 1024
+
+
+_Chunk = tuple[bytes | bytearray, int]
+"""DATA, and the credit that is owed for it."""
 
 
 class Sink(Protocol):
@@ -46,13 +58,17 @@ class Sink(Protocol):
 class Stream:
     """A stream of `connection`. It is its own credit source: DATA that came from it is credited back to it."""
 
-    __slots__ = ("connection", "headers", "id", "inbox", "sink")
+    __slots__ = ("connection", "headers", "id", "inbox", "oversized", "sink")
 
-    def __init__(self, connection: "Connection", stream_id: int, headers: Headers) -> None:
+    def __init__(
+        self, connection: "Connection", stream_id: int, headers: Headers, *, oversized: bool = False
+    ) -> None:
         self.connection = connection
         self.id = stream_id
         self.headers = headers
         """The request headers."""
+        self.oversized = oversized
+        """They were longer than our limit: only the pseudo-fields are here."""
         self.inbox = Inbox(self)
         self.sink: Sink = self.inbox
 
@@ -81,22 +97,21 @@ class Stream:
 
     def credit(self, size: int) -> None:
         """Let the peer send `size` bytes more."""
-        connection = self.connection
-        connection.session.credit(self.id, size)
-        if connection.session.wants_output:
-            connection.touch()
+        self.connection.credit(self.id, size)
 
 
 class Inbox:
     """Holds what a stream receives until somebody takes it. Bounded by the stream's receive window.
 
     One task at a time may wait. `trailers_received` is None until the peer has ended its half with trailers.
+    It does not hold its stream: the two would keep each other alive until the garbage collector looks.
     """
 
     __slots__ = (
         "_chunks",
+        "_connection",
         "_event",
-        "_stream",
+        "_stream_id",
         "ended",
         "error",
         "on_failed",
@@ -106,8 +121,9 @@ class Inbox:
     )
 
     def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-        self._chunks: deque[tuple[bytearray, list[int]]] = deque()
+        self._connection = stream.connection
+        self._stream_id = stream.id
+        self._chunks: deque[_Chunk] | None = None
         self._event: trio.Event | None = None
         self.response_headers: Headers | None = None
         self.trailers_received: Headers | None = None
@@ -128,13 +144,17 @@ class Inbox:
 
     def data(self, data: Data, credit: int, end_stream: bool) -> None:
         chunks = self._chunks
+        if chunks is None:
+            chunks = self._chunks = deque()
         if chunks and len(data) < _SMALL_BYTES:
             # Joined, so that single bytes do not cost a hundred each while they wait.
-            buffer, owed = chunks[-1]
-            buffer += data
-            owed[0] += credit
+            before, owed = chunks[-1]
+            if not isinstance(before, bytearray):
+                before = bytearray(before)
+            before += data
+            chunks[-1] = before, owed + credit
         elif data or credit:
-            chunks.append((bytearray(data), [credit]))
+            chunks.append((bytes(data), credit))
         self.ended = self.ended or end_stream
         self._wake()
 
@@ -152,6 +172,7 @@ class Inbox:
         self._wake()
 
     def closed(self) -> None:
+        self.sender = None
         self._wake()
 
     @property
@@ -161,9 +182,8 @@ class Inbox:
 
     def take_all(self) -> list[tuple[bytes, int]]:
         """What is held now, with the credit owed for each piece."""
-        taken = [(bytes(buffer), owed[0]) for buffer, owed in self._chunks]
-        self._chunks.clear()
-        return taken
+        chunks, self._chunks = self._chunks, None
+        return [(bytes(data), owed) for data, owed in chunks or ()]
 
     async def receive(self) -> bytes | None:
         """Wait for DATA; None when the peer has ended its half. The bytes count as delivered once they are returned.
@@ -173,9 +193,9 @@ class Inbox:
         while True:
             if self._chunks:
                 await trio.lowlevel.checkpoint()
-                buffer, owed = self._chunks.popleft()
-                self._stream.credit(owed[0])
-                return bytes(buffer)
+                data, owed = self._chunks.popleft()
+                self._connection.credit(self._stream_id, owed)
+                return bytes(data)
             if self.ended:
                 return None
             if self.error is not None:
@@ -249,4 +269,6 @@ def reset_error(error_code: int, side: Side, reason: str) -> StreamReset:
 
 def lost_error(error: ConnectionFailed, connection: "Connection") -> RpcError:
     """The error of a call whose connection is lost."""
+    if isinstance(error, ProxyStopping):
+        return RpcError(Status.UNAVAILABLE, error.message, origin="proxy")
     return UpstreamUnavailable(f"the connection to {connection.peer} is lost: {error}", side=connection.side)

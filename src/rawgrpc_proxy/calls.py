@@ -1,0 +1,275 @@
+"""The calls of one downstream connection, each from its request to its one end.
+
+What it does not do: speak HTTP/2 (the connection does), or forward (a handler does).
+The invariants: a call's trouble never leaves it; every error of a call becomes a response here and nowhere else; every
+call ends in exactly one record.
+"""
+
+import math
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+
+import attrs
+import trio
+
+from rawgrpc_proxy.call import Call, CallContext, Handler
+from rawgrpc_proxy.call_runners import CallRunners
+from rawgrpc_proxy.codes import Status
+from rawgrpc_proxy.deadlines import Deadlines, Timer
+from rawgrpc_proxy.errors import DeadlineExceeded, NoRoute, RpcError
+from rawgrpc_proxy.forwarding import Forwarding
+from rawgrpc_proxy.grpc.metadata import Headers, Metadata
+from rawgrpc_proxy.grpc.timeout import parse_timeout
+from rawgrpc_proxy.handler import TransparentHandler
+from rawgrpc_proxy.http2.header_blocks import HeaderList
+from rawgrpc_proxy.net.connection import current_turn
+from rawgrpc_proxy.net.stream import Stream
+from rawgrpc_proxy.observe.observer import ServerObserver
+
+# One service segment, one method segment, nothing that a router further on could read differently.
+_PATH = re.compile(rb"/(?!\.{1,2}/)[!-~]+/(?!\.{1,2}\Z)[!-~]+\Z")
+_NOT_IN_SEGMENT = re.compile(rb"[/?#\\%]")
+_CONTENT_TYPE = re.compile(rb"application/grpc(?:\Z|[+;])")
+
+
+@attrs.frozen(kw_only=True)
+class Service:
+    """What answers the calls of a server: the handlers by method, and the one for all other methods."""
+
+    handlers: Mapping[str, Handler]
+    unknown_service_handler: Handler | None
+    max_header_list_bytes: int
+    observer: ServerObserver | None
+
+
+class Calls:
+    """Answers the calls of one connection, in tasks of `nursery` where they need one."""
+
+    __slots__ = ("_deadlines", "_observer", "_runners", "_service", "_timers")
+
+    def __init__(self, nursery: trio.Nursery, service: Service) -> None:
+        self._service = service
+        self._observer = service.observer
+        self._runners = CallRunners(nursery, current_turn())
+        self._deadlines = Deadlines(nursery)
+        self._timers: dict[Forwarding, Timer] = {}
+
+    def start(self, stream: Stream) -> None:
+        """Answer the call that the peer has opened `stream` for. Never waits."""
+        self._runners.start(self._begin, stream)
+
+    def close(self) -> None:
+        """The connection has ended, and every stream of it has failed."""
+        self._runners.close()
+        self._deadlines.close()
+
+    # ------------------------------------------------------ steps, each in a task
+
+    async def _begin(self, stream: Stream, scope: trio.CancelScope) -> None:
+        headers = stream.headers
+        assert isinstance(headers, HeaderList)
+        asked: _Asked | None = headers.asked
+        if asked is None:
+            asked = headers.asked = _Asked(headers)
+        call = _new_call(stream, asked)
+        if not self._refused(call, asked):
+            await self._step(call, scope, self._answer(call, asked, scope))
+
+    async def _begin_again(self, forwarding: Forwarding, scope: trio.CancelScope) -> None:
+        call = forwarding.call
+        await self._step(call, scope, self._forward_again(call, forwarding, scope))
+
+    async def _step(self, call: Call, scope: trio.CancelScope, step: Awaitable[bool]) -> None:
+        """Await a step of a call, which runs in `scope` and answers whether the call is over with it.
+
+        Every error becomes a response here.
+        """
+        over = True
+        try:
+            over = await step
+        except trio.Cancelled:
+            self._cancelled(call, scope)
+            raise
+        except Exception as error:  # noqa: BLE001  # user code may raise anything; one call must not end the others
+            self._fail(call, error)
+        except BaseExceptionGroup as group:
+            # The call was cancelled while tasks of the handler's own ran.
+            cancelled, errors = group.split(trio.Cancelled)
+            if cancelled is None or not (errors is None or isinstance(errors, Exception)):
+                raise
+            if errors is None:
+                self._cancelled(call, scope)
+            else:
+                self._fail(call, errors)
+            raise cancelled from None
+        finally:
+            if over:
+                self._over(call)
+
+    async def _answer(self, call: Call, asked: "_Asked", scope: trio.CancelScope) -> bool:
+        """Let the handler answer, or at least begin. Cancelled if the caller goes, or when its deadline passes."""
+        if asked.error is not None:
+            raise asked.error()
+        if call.stream.inbox.error is not None:
+            raise call.stream.inbox.error
+        service, method = self._service, asked.method
+        handler = service.handlers.get(method, service.unknown_service_handler)
+        if handler is None:
+            raise NoRoute(f"unknown method {method}")
+        forwarding: Forwarding | None = None
+        self._enter(call, scope)
+        try:
+            if isinstance(handler, TransparentHandler):
+                forwarding = await handler.begin(call, self)
+            else:
+                await handler(call)
+        finally:
+            self._leave(call, scope)
+        if forwarding is None:
+            return True
+        self._watch(forwarding)
+        return False
+
+    async def _forward_again(self, call: Call, forwarding: Forwarding, scope: trio.CancelScope) -> bool:
+        self._enter(call, scope)
+        try:
+            await forwarding.open_again()
+        finally:
+            self._leave(call, scope)
+        self._watch(forwarding)
+        return False
+
+    def _enter(self, call: Call, scope: trio.CancelScope) -> None:
+        """Have the scope cancelled when the call's deadline passes, or its caller goes."""
+        call.stream.inbox.on_failed = scope
+        if call.context.deadline is not None:
+            scope.deadline = call.context.deadline
+
+    def _leave(self, call: Call, scope: trio.CancelScope) -> None:
+        call.stream.inbox.on_failed = None
+        if call.context.deadline is not None and not scope.cancel_called:
+            scope.deadline = math.inf
+
+    # ------------------------------------------------- calls on their way, without a task
+
+    def _watch(self, forwarding: Forwarding) -> None:
+        """Nobody waits for the call any more: mind its deadline."""
+        deadline = forwarding.call.context.deadline
+        if deadline is not None and not forwarding.over:
+            self._timers[forwarding] = self._deadlines.add(deadline, forwarding.expire)
+
+    def _unwatch(self, forwarding: Forwarding) -> None:
+        if self._timers:
+            timer = self._timers.pop(forwarding, None)
+            if timer is not None:
+                timer.cancel()
+
+    def forwarding_over(self, forwarding: Forwarding, error: RpcError | None) -> None:
+        """The call has ended, well or not."""
+        self._unwatch(forwarding)
+        call = forwarding.call
+        if error is not None:
+            self._fail(call, error)
+        self._over(call)
+
+    def forwarding_refused(self, forwarding: Forwarding) -> None:
+        """The upstream has not processed the call."""
+        self._unwatch(forwarding)
+        self._runners.start(self._begin_again, forwarding)
+
+    # --------------------------------------------------------------------- ends
+
+    def _refused(self, call: Call, asked: "_Asked") -> bool:
+        """Answer what is no gRPC call, and say whether it was one of those."""
+        if call.stream.oversized:
+            limit = self._service.max_header_list_bytes
+            call.refuse(431, Status.RESOURCE_EXHAUSTED, f"the request headers are longer than {limit} bytes")
+        elif asked.refusal is not None:
+            call.refuse(asked.refusal[0], Status.INTERNAL, asked.refusal[1])
+        else:
+            return False
+        self._over(call)
+        return True
+
+    def _cancelled(self, call: Call, scope: trio.CancelScope) -> None:
+        """End a call whose step was cancelled: in its own scope, or with all else when the proxy stops."""
+        if not scope.cancel_called:
+            call.fail(RpcError(Status.UNAVAILABLE, "the proxy is shutting down", origin="proxy"))
+        else:
+            # grpcio's own words for a deadline, so that it makes no difference whose clock was first.
+            call.fail(call.stream.inbox.error or DeadlineExceeded("Deadline Exceeded"))
+
+    def _fail(self, call: Call, error: Exception) -> None:
+        """End the call with the error's status, or with INTERNAL and no word of the cause."""
+        if isinstance(error, RpcError):
+            try:
+                call.fail(error)
+            except (TypeError, ValueError) as bad_metadata:
+                bad_metadata.add_note(f"in the trailing metadata of {error!r}")
+                error = bad_metadata
+            else:
+                return
+        call.fail(RpcError(Status.INTERNAL, "internal error in the proxy", origin="proxy"))
+        call.record.detail = f"{type(error).__name__}: {error}"
+        if self._observer is not None:
+            self._observer.call_failed(call.record, error)
+
+    def _over(self, call: Call) -> None:
+        call.record.duration_s = time.perf_counter() - call.started
+        if self._observer is not None:
+            self._observer.call_ended(call.record)
+
+
+class _Asked:
+    """What request headers ask for. Worked out once for each header list, which clients repeat."""
+
+    __slots__ = ("error", "metadata", "method", "refusal", "timeout_s")
+
+    def __init__(self, headers: Headers) -> None:
+        fields = dict(headers)
+        path = fields[b":path"]
+        self.method = path.decode("latin-1")
+        self.metadata = Metadata(headers)
+        self.refusal = _refusal(fields)
+        """The HTTP status and the reason for what is no gRPC call."""
+        self.error: Callable[[], RpcError] | None = None
+        """Makes the error of a call that cannot be."""
+        self.timeout_s: float | None = None
+        if (problem := path_problem(path)) is not None:
+            self.error = partial(NoRoute, problem)
+        try:
+            timeout = fields.get(b"grpc-timeout")
+            self.timeout_s = None if timeout is None else parse_timeout(timeout)
+        except ValueError as error:
+            self.error = partial(RpcError, Status.INTERNAL, str(error), origin="proxy")
+
+
+def _refusal(fields: dict[bytes, bytes]) -> tuple[int, str] | None:
+    if fields[b":method"] != b"POST":
+        return 405, "a gRPC call is a POST request"
+    if not _CONTENT_TYPE.match(fields.get(b"content-type", b"")):
+        return 415, "the content-type of a gRPC call is application/grpc"
+    if fields[b":scheme"] not in {b"http", b"https"} or b"@" in fields.get(b":authority", b""):
+        return 400, "the :scheme or the :authority of the request is invalid"
+    return None
+
+
+def _new_call(stream: Stream, asked: _Asked) -> Call:
+    connection = stream.connection
+    context = CallContext(
+        method=asked.method,
+        metadata=asked.metadata,
+        peer=connection.peer,
+        deadline=None if asked.timeout_s is None else trio.current_time() + asked.timeout_s,
+        tls_peer=connection.tls_peer,
+    )
+    return Call(stream, context)
+
+
+def path_problem(path: bytes) -> str | None:
+    """What keeps this :path from being `/service/method`."""
+    if _PATH.match(path) and path.count(b"/") == 2 and not _NOT_IN_SEGMENT.search(path.replace(b"/", b"")):  # noqa: PLR2004
+        return None
+    return f"malformed method name: {path[:128].decode('latin-1')!r}"

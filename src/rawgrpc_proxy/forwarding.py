@@ -1,0 +1,204 @@
+"""A call on its way to an upstream: from the director's choice to the end of both streams.
+
+It needs a task to begin (a connection may have to be waited for), and a second time if the call is sent once more.
+In between and to the end the readers of the two connections move it on, through the splice: an open call costs no task,
+and its end wakes none. What it does not do: choose an upstream, or answer the caller; it tells its owner how the call
+went.
+
+The invariants: the lease is given back exactly once; the owner hears of the end exactly once, unless a step that ran
+in a task has raised.
+"""
+
+from typing import Protocol
+
+import trio
+
+from rawgrpc_proxy.call import Call, CallContext
+from rawgrpc_proxy.codes import ErrorCode, Status
+from rawgrpc_proxy.errors import DeadlineExceeded, RpcError, StreamReset
+from rawgrpc_proxy.grpc.metadata import Headers
+from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status, status_from_http
+from rawgrpc_proxy.grpc.timeout import format_timeout
+from rawgrpc_proxy.net.splice import Splice
+from rawgrpc_proxy.pool import PoolConn
+
+_FRESH_CONNECTIONS = 3
+
+
+class Owner(Protocol):
+    """Who made a forwarding, and hears of it from the middle of a reader's work: must neither wait nor raise."""
+
+    def forwarding_over(self, forwarding: "Forwarding", error: RpcError | None) -> None:
+        """The call has ended as the upstream wished (None), or with an error that the caller has to be told."""
+
+    def forwarding_refused(self, forwarding: "Forwarding") -> None:
+        """The upstream did not process the call. Run `open_again` in a task."""
+
+
+class Forwarding:
+    """One call between its downstream stream and the upstream's."""
+
+    __slots__ = ("_conn", "_context", "_is_second", "_needs_task", "_owner", "_splice", "call", "over")
+
+    def __init__(self, call: Call, context: CallContext, conn: PoolConn, owner: Owner) -> None:
+        """`context` is what the upstream is told. The lease `conn` is ours from here on."""
+        self.call = call
+        self.over = False
+        self._context = context
+        self._conn: PoolConn | None = conn
+        self._owner = owner
+        self._is_second = False
+        self._needs_task = False
+        self._splice = Splice(call.stream, self._advance)
+        call.record.upstream = conn.address
+
+    async def open(self) -> None:
+        """Open the upstream stream, and join the two.
+
+        Waits if the connection has been lost since the director chose it. When this raises, or is cancelled, the
+        lease is back, and the owner is told nothing. What is written has to be flushed by the caller.
+        """
+        try:
+            await self._open()
+        except BaseException:
+            self.stop()
+            raise
+
+    async def open_again(self) -> None:
+        """Send the call once more, on another connection. As `open`."""
+        try:
+            self._check_caller()
+            await self._trade_lease()
+            await self._open()
+        except BaseException:
+            self.stop()
+            raise
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        self._end(DeadlineExceeded("Deadline Exceeded"))
+
+    def stop(self) -> None:
+        """Leave the upstream, without a word to the owner. Nothing happens if the call is over."""
+        if self.over:
+            return
+        self.over = True
+        self._splice.end()
+        self._give_back()
+        _record(self.call, self._splice)
+
+    def _end(self, error: RpcError | None) -> None:
+        if not self.over:
+            self.stop()
+            self._owner.forwarding_over(self, error)
+
+    def _advance(self) -> None:
+        """One of the streams has closed, or failed."""
+        splice = self._splice
+        if self._needs_task:
+            return  # what is left of the stream that failed
+        if splice.downstream_error is not None:
+            self._end(splice.downstream_error)
+        elif splice.upstream_error is not None:
+            if self._may_open_again(splice.upstream_error):
+                self._is_second = self._needs_task = True
+                self._owner.forwarding_refused(self)
+            else:
+                self._end(_settled(splice.upstream_error, self.call.context.deadline))
+        elif splice.upstream_closed:
+            self._give_back()
+            if splice.downstream_closed:
+                self._end(None)
+
+    def _may_open_again(self, error: RpcError) -> bool:
+        """Whether the upstream provably did not process the call, its request is still here, and it was the first."""
+        return error.retry_safe and self._splice.replay is not None and not self._is_second
+
+    # ------------------------------------------------------------------- lease
+
+    def _give_back(self) -> None:
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            conn.close()
+
+    async def _trade_lease(self) -> PoolConn:
+        """Take another connection to the same address instead. If there is none, this one is kept."""
+        assert self._conn is not None
+        fresh = await self._conn.again()
+        self._conn.close()
+        self._conn = fresh
+        return fresh
+
+    def _check_caller(self) -> None:
+        """Raise if the caller gave up while we waited, or were about to."""
+        if self.call.stream.inbox.error is not None:
+            raise self.call.stream.inbox.error
+
+    async def _open(self) -> None:
+        conn = self._conn
+        assert conn is not None
+        for _ in range(_FRESH_CONNECTIONS):
+            if conn.has_room:
+                break
+            # It went away since the director chose it; nothing has left the proxy, so another one is as good.
+            conn = await self._trade_lease()
+        self._check_caller()
+        call, context, splice = self.call, self._context, self._splice
+        headers = _upstream_headers(context)
+        size = context.metadata.next_hop_size
+        if size > conn.peer_max_header_list_bytes and conn.has_room:
+            raise RpcError(
+                Status.RESOURCE_EXHAUSTED,
+                f"the request headers have {size} bytes; {conn.address} takes {conn.peer_max_header_list_bytes}",
+                origin="proxy",
+            )
+        turn = call.stream.connection.turn
+        turn.collecting = True
+        try:
+            self._needs_task = False
+            splice.join(conn.open_stream(headers, end_stream=splice.request_is_empty))
+        finally:
+            turn.collecting = False
+
+
+def _settled(error: RpcError, deadline: float | None) -> RpcError:
+    """The caller's error for an upstream's. An upstream that watches the deadline too cancels the stream then."""
+    if (
+        isinstance(error, StreamReset)
+        and error.error_code == ErrorCode.CANCEL
+        and deadline is not None
+        and trio.current_time() >= deadline
+    ):
+        return DeadlineExceeded("Deadline Exceeded")
+    return error
+
+
+def _upstream_headers(context: CallContext) -> Headers:
+    """The call's headers for the upstream, with the time that is left."""
+    headers = context.metadata.next_hop
+    if context.deadline is None:
+        return headers
+    left = context.deadline - trio.current_time()
+    if left <= 0:
+        raise DeadlineExceeded("Deadline Exceeded")
+    timeout = (b"grpc-timeout", format_timeout(left))
+    return [timeout if header[0] == b"grpc-timeout" else header for header in headers]
+
+
+def _record(call: Call, splice: Splice) -> None:
+    """Note what passed, and the status the upstream gave."""
+    call.response_passed_on(headers=splice.response_headers is not None, ended=splice.response_ended)
+    record = call.record
+    record.request_bytes, record.request_messages = splice.request_bytes, splice.request_messages.count
+    record.response_bytes, record.response_messages = splice.response_bytes, splice.response_messages.count
+    if not splice.response_ended or splice.response_headers is None:
+        return
+    last = dict(splice.response_trailers or splice.response_headers)
+    status = parse_status(last.get(b"grpc-status"))
+    if status is not None:
+        record.status, record.origin = status, "upstream"
+        record.detail = decode_grpc_message(last.get(b"grpc-message", b""))
+        return
+    http_status = int(splice.response_headers[0][1])
+    record.status, record.origin = status_from_http(http_status), f"HTTP {http_status}"
+    record.detail = "the upstream sent no grpc-status"

@@ -1,0 +1,26 @@
+"""`ServerObserver`: what a server tells of its calls and connections."""
+
+from typing import Protocol
+
+from rawgrpc_proxy.call import CallRecord
+from rawgrpc_proxy.errors import ConnectionFailed
+from rawgrpc_proxy.http2.events import StreamReset
+
+
+class ServerObserver(Protocol):
+    """Hears of what a server does. Called from its hot path: must not wait, must not raise."""
+
+    def call_ended(self, record: CallRecord) -> None:
+        """A call is over."""
+
+    def call_failed(self, record: CallRecord, error: BaseException) -> None:
+        """A handler raised something that is no `RpcError`; the caller was only told INTERNAL."""
+
+    def stream_refused(self, peer: str, reset: StreamReset) -> None:
+        """A request was malformed, or one too many, and never became a call."""
+
+    def connection_failed(self, peer: str, error: ConnectionFailed) -> None:
+        """A downstream connection ended by a fault of its peer."""
+
+    def accept_failed(self, error: OSError | None) -> None:
+        """No connection could be accepted: the process, or the server (None), is at its limit."""
