@@ -19,6 +19,7 @@ from rawgrpc_proxy.errors import DeadlineExceeded, RpcError, StreamReset
 from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status, status_from_http
 from rawgrpc_proxy.grpc.timeout import format_timeout
+from rawgrpc_proxy.http2.header_blocks import HeaderList
 from rawgrpc_proxy.net.splice import Splice
 from rawgrpc_proxy.pool import PoolConn
 
@@ -193,12 +194,20 @@ def _record(call: Call, splice: Splice) -> None:
     record.response_bytes, record.response_messages = splice.response_bytes, splice.response_messages.count
     if not splice.response_ended or splice.response_headers is None:
         return
-    last = dict(splice.response_trailers or splice.response_headers)
-    status = parse_status(last.get(b"grpc-status"))
+    status, record.detail = _told(splice.response_trailers or splice.response_headers)
     if status is not None:
         record.status, record.origin = status, "upstream"
-        record.detail = decode_grpc_message(last.get(b"grpc-message", b""))
         return
     http_status = int(splice.response_headers[0][1])
     record.status, record.origin = status_from_http(http_status), f"HTTP {http_status}"
-    record.detail = "the upstream sent no grpc-status"
+
+
+def _told(last: HeaderList) -> tuple[Status | None, str]:
+    """The status in a list that ends a response, and its message, or why there is none."""
+    told: tuple[Status | None, str] | None = last.told
+    if told is None:
+        fields = dict(last)
+        status = parse_status(fields.get(b"grpc-status"))
+        message = decode_grpc_message(fields.get(b"grpc-message", b""))
+        told = last.told = (status, "the upstream sent no grpc-status" if status is None else message)
+    return told

@@ -123,6 +123,12 @@ class PoolRecord(Generic[C]):
 
     def pick(self, now: float) -> Pick[C]:
         """Find a connection for one more stream, and tidy up on the way."""
+        if self.with_room:
+            newest = self.with_room[-1]
+            if self.objection(newest, now) is None:
+                # As the loop below would decide: mostly this is all there is to it.
+                newest.streams += 1
+                return Pick(newest, [], [])
         answer: Pick[C] = Pick(None, [], [])
         connecting: C | None = None
         for connection in reversed(self.with_room):  # from its end, so that what is met may leave the list

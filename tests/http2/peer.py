@@ -29,7 +29,8 @@ from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine, Http2Settings
 from rawgrpc_proxy.http2.events import ConnectionEnded, Event, StreamReset
 from rawgrpc_proxy.http2.frames import Data
-from rawgrpc_proxy.http2.session import Receipt, Session
+from rawgrpc_proxy.http2.session import Session
+from rawgrpc_proxy.http2.stream_state import CreditSource
 from rawgrpc_proxy.net.connection import make_session
 
 Header = tuple[bytes, bytes]
@@ -199,7 +200,7 @@ class Peer:
         self.session = session
         self.bodies: dict[int, bytes] = {}
         self.lists: dict[int, list[list[Header]]] = {}
-        self.receipts: list[Receipt] = []
+        self.receipts: list[tuple[CreditSource, int]] = []
         self.decoder = hpack.Decoder()
         self.now = 0.0
         self._blocks: dict[int, bytes] = {}
@@ -219,7 +220,7 @@ class Peer:
     def take(self) -> bytes:
         """The session's output, and its receipts into `receipts`."""
         chunks, receipts = self.session.take_output()
-        self.receipts += receipts
+        self.receipts += [(source, credit) for source, credit in receipts]
         return b"".join(chunks)
 
     def frames(self) -> list[Any]:

@@ -78,17 +78,17 @@ def test_answers_that_were_written_are_not_owed_any_more() -> None:
 def test_a_hundred_empty_data_frames_in_a_row_pass() -> None:
     guard = Guard()
 
-    allowed(guard.empty_data, 100)
+    allowed(guard.one_more_empty_data, 100)
 
 
 def test_data_with_payload_ends_a_row_of_empty_ones() -> None:
     guard = Guard()
     for _ in range(100):
-        guard.empty_data()
+        guard.one_more_empty_data()
 
-    guard.some_data()
+    guard.empty_data = 0
 
-    allowed(guard.empty_data, 100)
+    allowed(guard.one_more_empty_data, 100)
 
 
 @pytest.mark.parametrize(("streams", "limit"), [(0, 100), (1, 200), (7, 800)])
@@ -111,7 +111,7 @@ def test_window_updates_are_allowed_in_proportion_to_streams_and_data(
 
 def test_the_budgets_are_apart() -> None:
     guard = Guard()
-    allowed(guard.empty_data, 100)
+    allowed(guard.one_more_empty_data, 100)
 
     allowed(guard.answer_owed, 1000)
     allowed(lambda: guard.priority(0), 100)

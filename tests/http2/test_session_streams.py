@@ -216,7 +216,7 @@ def test_nobody_may_use_even_streams(engine: Engine, client_side: bool, frame: b
 
 
 def test_a_stream_that_closed_long_ago_is_forgotten_but_not_idle(server: Peer) -> None:
-    for stream_id in range(1, 2 * 1200, 2):
+    for stream_id in range(1, 2 * 2100, 2):
         server.tell(wire.headers(stream_id, end_stream=True))
         server.session.send_headers(stream_id, TRAILERS_ONLY, end_stream=True)
     server.hear()
@@ -224,6 +224,15 @@ def test_a_stream_that_closed_long_ago_is_forgotten_but_not_idle(server: Peer) -
     assert server.tell(wire.data(1, b"x"), wire.rst_stream(1), wire.window_update(1, 1)) == []
     assert server.hear() == ["RST_STREAM 1 STREAM_CLOSED"]
     assert_connection_error(server, server.tell(wire.headers(1, end_stream=True)), PROTOCOL)
+
+
+def test_a_thousand_streams_that_closed_last_are_known_whenever_they_closed(server: Peer) -> None:
+    for stream_id in range(1, 2 * 2100, 2):
+        server.tell(wire.headers(stream_id, end_stream=True))
+        server.session.reset(stream_id, ErrorCode.CANCEL)
+        server.hear()
+        oldest = max(1, stream_id - 2 * 1000)
+        assert server.tell(wire.headers(oldest, TRAILERS_ONLY, end_stream=True)) == []
 
 
 # --- Ids (section 5.1.1) ---

@@ -29,17 +29,18 @@ Rule = Callable[[Headers], str | None]
 
 @dataclass(slots=True)
 class CheckedFields:
-    """A header list held against one `rule`: what is wrong with it, how long it is, the body it declares."""
+    """A header list held against one `rule`: what is wrong with it, whether it is too long, the body it declares."""
 
     rule: Rule
     problem: str | None
-    size: int
+    oversized: bool
     content_length: int | None
 
 
-def check(headers: Headers, rule: Rule) -> CheckedFields:
-    """Hold the list against `request_problem`, `response_problem` or `trailers_problem`."""
-    return CheckedFields(rule, rule(headers), list_size(headers), content_length(headers))
+def check(headers: Headers, rule: Rule, *, max_fields: int, max_bytes: int) -> CheckedFields:
+    """Hold the list against `request_problem`, `response_problem` or `trailers_problem`, and against the limits."""
+    oversized = len(headers) > max_fields or list_size(headers) > max_bytes
+    return CheckedFields(rule, rule(headers), oversized, content_length(headers))
 
 
 def request_problem(headers: Headers) -> str | None:

@@ -39,7 +39,8 @@ PRIORITY_FLAG = 0x20
 _HTTP1_REQUEST = re.compile(rb"(?!PRI )[A-Z]{3,10} [/*h]")
 _HTTP1_REQUEST_PREFIX = re.compile(rb"[A-Z]{1,10}\Z|[A-Z]{3,10} \Z")
 _HTTP1_RESPONSE = b"HTTP/"
-_HEADER = struct.Struct(">HBBBL")
+HEADER = struct.Struct(">HBBBL")
+"""Length (two bytes and one), type, flags, stream id."""
 _LONG = struct.Struct(">L")
 _SETTING = struct.Struct(">HL")
 _STREAM_ID_MASK = 0x7FFFFFFF
@@ -89,7 +90,7 @@ class FrameSplitter:
             if frame is not None:
                 yield frame
         offset, end = 0, len(view)
-        unpack, maximum = _HEADER.unpack_from, self._max_frame_bytes
+        unpack, maximum = HEADER.unpack_from, self._max_frame_bytes
         while end - offset >= HEADER_BYTES:
             high, low, frame_type, flags, stream_id = unpack(view, offset)
             length = high << 8 | low
@@ -139,7 +140,7 @@ class FrameSplitter:
             view = view[missing:]
             if len(partial) < HEADER_BYTES:
                 return view, None
-        high, low, frame_type, flags, stream_id = _HEADER.unpack_from(partial)
+        high, low, frame_type, flags, stream_id = HEADER.unpack_from(partial)
         length = high << 8 | low
         if length > self._max_frame_bytes:
             raise _oversized(frame_type, length, self._max_frame_bytes)
@@ -177,7 +178,7 @@ def without_padding(flags: int, payload: memoryview) -> memoryview:
 
 def frame_header(frame_type: int, flags: int, stream_id: int, length: int) -> bytes:
     """The nine bytes in front of a payload of `length` bytes."""
-    return _HEADER.pack(length >> 8, length & 0xFF, frame_type, flags, stream_id)
+    return HEADER.pack(length >> 8, length & 0xFF, frame_type, flags, stream_id)
 
 
 def rst_stream(stream_id: int, error_code: int) -> bytes:

@@ -20,19 +20,20 @@ class Guard:
     """Counts, for one connection. Each method raises `PeerAbuse` at one more than its limit."""
 
     __slots__ = (
-        "_empty_data",
         "_pending_acks",
         "_priorities",
         "_reset_tokens",
         "_resets_at",
         "_window_updates",
+        "empty_data",
     )
 
     def __init__(self) -> None:
         self._reset_tokens = float(_RESET_BURST)
         self._resets_at = 0.0
         self._pending_acks = 0
-        self._empty_data = 0
+        self.empty_data = 0
+        """DATA frames without payload, in a row. One with payload sets it back (here a call for each would cost)."""
         self._priorities = 0
         self._window_updates = 0
 
@@ -62,15 +63,11 @@ class Guard:
         """The output was taken: nothing is owed any more."""
         self._pending_acks = 0
 
-    def empty_data(self) -> None:
+    def one_more_empty_data(self) -> None:
         """DATA without payload and without END_STREAM."""
-        self._empty_data += 1
-        if self._empty_data > _EMPTY_DATA:
+        self.empty_data += 1
+        if self.empty_data > _EMPTY_DATA:
             raise PeerAbuse(f"more than {_EMPTY_DATA} DATA frames in a row are empty")
-
-    def some_data(self) -> None:
-        """DATA with payload."""
-        self._empty_data = 0
 
     def priority(self, streams_opened: int) -> None:
         """PRIORITY, which RFC 9113 has us ignore."""

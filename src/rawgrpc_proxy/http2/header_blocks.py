@@ -24,17 +24,18 @@ class HeaderList(list[RawHeader]):
     """A decoded list. Nobody may change it.
 
     The same object is answered each time its block comes again, so those who work something out from it leave the
-    result here: `checked` is the session's, `passed_on` a splice's, `asked` the server's. What a client repeats for
-    every call is looked at once.
+    result here: `checked` is the session's, `passed_on` a splice's, `asked` the server's, `told` a forwarding's. What a
+    peer repeats for every call is looked at once.
     """
 
-    __slots__ = ("asked", "checked", "passed_on")
+    __slots__ = ("asked", "checked", "passed_on", "told")
 
     def __init__(self, fields: Iterable[RawHeader] = ()) -> None:
         super().__init__(fields)
         self.checked: CheckedFields | None = None
         self.passed_on: Headers | None = None
         self.asked: Any = None
+        self.told: Any = None
 
 
 class HeaderDecoder:

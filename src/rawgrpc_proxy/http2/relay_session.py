@@ -20,6 +20,9 @@ _COPY_BELOW = 4096
 view would keep the chunk it was read in (64 KiB) alive for a few bytes."""
 
 
+_pack_header = frames.HEADER.pack  # as `frame_header` does, for a quarter of a microsecond less
+
+
 class RelaySession(Session):
     """`Session` with windows and frames of its own."""
 
@@ -68,7 +71,8 @@ class RelaySession(Session):
         return state.send_window <= UNLIMITED
 
     def _window(self, state: StreamState) -> int:
-        return min(self._send_window, state.send_window)
+        of_connection, of_stream = self._send_window, state.send_window
+        return min(of_connection, of_stream)
 
     def _connection_window(self) -> int:
         return self._send_window
@@ -78,9 +82,9 @@ class RelaySession(Session):
         flags = frames.END_STREAM if end_stream else 0
         size, limit = len(block), self.peer_max_frame_bytes
         if size <= limit:
-            self._write(
-                frames.frame_header(frames.HEADERS, flags | frames.END_HEADERS, state.id, size) + block
-            )
+            flags |= frames.END_HEADERS
+            self._output.append(_pack_header(size >> 8, size & 0xFF, frames.HEADERS, flags, state.id) + block)
+            self.output_bytes += frames.HEADER_BYTES + size
             return
         self._write(frames.frame_header(frames.HEADERS, flags, state.id, limit) + block[:limit])
         for start in range(limit, size, limit):
@@ -92,7 +96,8 @@ class RelaySession(Session):
         size = len(data)
         self._send_window -= size
         state.send_window -= size
-        header = frames.frame_header(frames.DATA, frames.END_STREAM if end_stream else 0, state.id, size)
+        flags = frames.END_STREAM if end_stream else 0
+        header = _pack_header(size >> 8, size & 0xFF, frames.DATA, flags, state.id)
         if size < _COPY_BELOW:
             self._output.append(b"".join((header, data)))
         else:

@@ -14,6 +14,7 @@ Owns RFC 9113 §3.4, §4.3, §5.1.1, §5.1.2, §5.4, §6.8 and §8.1.
 
 from abc import ABC, abstractmethod
 from collections import deque
+from typing import Any
 
 import hpack
 
@@ -51,7 +52,8 @@ _HTTP1_ANSWER = (
     b"connection: close\r\n\r\nThis port speaks gRPC: HTTP/2 with prior knowledge, no HTTP/1.1.\n"
 )
 
-Receipt = tuple[CreditSource, int]
+Receipt = list[Any]
+"""[source, credit]: a `CreditSource`, and what it is owed. A list, because the next frame of the source adds to it."""
 
 
 class Session(ABC):
@@ -71,6 +73,7 @@ class Session(ABC):
         self.goaway_sent_id: int | None = None
         self.output_bytes = 0
         self._settings = settings
+        self._max_output_bytes = settings.max_output_bytes
         self._splitter = FrameSplitter(settings.max_frame_bytes, expect_preface=not client_side)
         self._guard = Guard()
         self._now = 0.0
@@ -88,6 +91,8 @@ class Session(ABC):
         self._data_frames_sent = 0
         self._closed: dict[int, bool] = {}
         """Streams closed lately; True: by a RST_STREAM of ours, so that the peer may not know yet."""
+        self._closed_before: dict[int, bool] = {}
+        """Those closed before these. Dropping them together costs less than dropping them one by one."""
         self._closed_unreported: list[int] = []
         self._uncredited = 0
         self._dropped = 0
@@ -138,24 +143,23 @@ class Session(ABC):
         events: list[Event] = []
         self._events = events
         try:
-            for frame in self._splitter.split(data):
-                self._receive_frame(*frame)
+            for frame_type, flags, stream_id, payload in self._splitter.split(data):
+                if self._block is not None:
+                    self._receive_continuation(frame_type, flags, stream_id, payload)
+                elif not self.peer_settings_seen:
+                    self._receive_other(frame_type, flags, stream_id, payload)
+                elif frame_type == frames.DATA:
+                    self._receive_data(flags, stream_id, payload)
+                elif frame_type == frames.HEADERS:
+                    self._receive_headers(flags, stream_id, payload)
+                elif frame_type == frames.WINDOW_UPDATE:
+                    self._receive_window_update(stream_id, payload)
+                else:
+                    self._receive_other(frame_type, flags, stream_id, payload)
         except ConnectionFailed as error:
             self.fail(error)
             events.append(ConnectionEnded(error))
         return events
-
-    def _receive_frame(self, frame_type: int, flags: int, stream_id: int, payload: memoryview) -> None:
-        if self._block is not None:
-            self._receive_continuation(frame_type, flags, stream_id, payload)
-        elif frame_type == frames.DATA and self.peer_settings_seen:
-            self._receive_data(flags, stream_id, payload)
-        elif frame_type == frames.HEADERS and self.peer_settings_seen:
-            self._receive_headers(flags, stream_id, payload)
-        elif frame_type == frames.WINDOW_UPDATE and self.peer_settings_seen:
-            self._receive_window_update(stream_id, payload)
-        else:
-            self._receive_other(frame_type, flags, stream_id, payload)
 
     def _receive_other(self, frame_type: int, flags: int, stream_id: int, payload: memoryview) -> None:
         if frame_type == frames.SETTINGS:
@@ -189,9 +193,9 @@ class Session(ABC):
         if flags & frames.PADDED:
             payload = frames.without_padding(flags, payload)
         if payload:
-            self._guard.some_data()
+            self._guard.empty_data = 0
         elif not end_stream:
-            self._guard.empty_data()
+            self._guard.one_more_empty_data()
         state = self.streams.get(stream_id)
         if state is None:
             self._receive_data_on_closed(stream_id, size)
@@ -230,7 +234,7 @@ class Session(ABC):
                 ErrorCode.PROTOCOL_ERROR, f"DATA on stream {stream_id}, which nobody opened"
             )
         self._drop_data(size)
-        if not self._closed.get(stream_id):
+        if not self._how_closed(stream_id):
             self._guard.stream_reset(self._now)
             self._write(frames.rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
 
@@ -307,9 +311,10 @@ class Session(ABC):
                 )
             return  # a response to a call that we have given up
         if stream_id <= self._highest_peer_id:
-            if self._closed.get(stream_id):
+            by_our_reset = self._how_closed(stream_id)
+            if by_our_reset:
                 return  # trailers that crossed our RST_STREAM
-            code = ErrorCode.STREAM_CLOSED if stream_id in self._closed else ErrorCode.PROTOCOL_ERROR
+            code = ErrorCode.PROTOCOL_ERROR if by_our_reset is None else ErrorCode.STREAM_CLOSED
             raise ProtocolViolation(code, f"HEADERS on stream {stream_id}, which is closed (RFC 9113 §5.1.1)")
         self._highest_peer_id = stream_id
         self._streams_opened += 1
@@ -323,8 +328,7 @@ class Session(ABC):
         if checked.problem is not None:
             self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR, checked.problem)
             return
-        oversized = self._oversized(headers, checked)
-        if oversized:
+        if checked.oversized:
             headers = HeaderList(field for field in headers if field[0][:1] == b":")
         state = self._new_state(stream_id)
         if not self._expect_body(state, checked, end_stream):
@@ -333,7 +337,7 @@ class Session(ABC):
         self._accept_headers(state, headers, end_stream)
         self.streams[stream_id] = state
         state.receiving = Receiving.BODY
-        self._events.append(RequestReceived(stream_id, headers, end_stream, oversized))
+        self._events.append(RequestReceived(stream_id, headers, end_stream, checked.oversized))
         if end_stream:
             self._peer_ended(state)
 
@@ -344,7 +348,7 @@ class Session(ABC):
         elif headers[0][1][:1] == b"1":
             if end_stream:
                 self._stream_error(state, ErrorCode.PROTOCOL_ERROR, "a 1xx response ends the stream")
-        elif self._oversized(headers, checked):
+        elif checked.oversized:
             self._stream_error(
                 state, ErrorCode.ENHANCE_YOUR_CALM, "the response headers are longer than our limit"
             )
@@ -366,7 +370,7 @@ class Session(ABC):
             problem = "the body is shorter than its content-length"
         if problem is not None:
             self._stream_error(state, ErrorCode.PROTOCOL_ERROR, problem)
-        elif self._oversized(headers, checked):
+        elif checked.oversized:
             self._stream_error(state, ErrorCode.ENHANCE_YOUR_CALM, "the trailers are longer than our limit")
         else:
             self._accept_headers(state, headers, end_stream=True)
@@ -489,12 +493,11 @@ class Session(ABC):
     def _check(self, headers: HeaderList, rule: fields.Rule) -> fields.CheckedFields:
         checked = headers.checked
         if checked is None or checked.rule is not rule:
-            checked = headers.checked = fields.check(headers, rule)
+            settings = self._settings
+            checked = headers.checked = fields.check(
+                headers, rule, max_fields=settings.max_header_fields, max_bytes=settings.max_header_list_bytes
+            )
         return checked
-
-    def _oversized(self, headers: HeaderList, checked: fields.CheckedFields) -> bool:
-        settings = self._settings
-        return len(headers) > settings.max_header_fields or checked.size > settings.max_header_list_bytes
 
     def _expect_body(self, state: StreamState, checked: fields.CheckedFields, end_stream: bool) -> bool:
         length = state.body_left = checked.content_length
@@ -566,7 +569,7 @@ class Session(ABC):
         if not state.pending and (
             not data  # needs no window: END_STREAM never waits by itself
             or (
-                self.output_bytes < self._settings.max_output_bytes
+                self.output_bytes < self._max_output_bytes
                 and len(data) <= self.peer_max_frame_bytes
                 and len(data) <= self._window(state)
             )
@@ -574,7 +577,7 @@ class Session(ABC):
             self._write_data(state, data, end_stream)
             self._data_frames_sent += 1
             if source is not None:
-                self._receipts.append((source, credit))
+                self._owe(source, credit)
             if end_stream:
                 self._we_ended(state)
             return
@@ -679,7 +682,7 @@ class Session(ABC):
 
     def _fill_output(self) -> None:
         """Let the streams with waiting DATA take turns, one frame each, until the output is full."""
-        ready, limit = self._ready, self._settings.max_output_bytes
+        ready, limit = self._ready, self._max_output_bytes
         while ready and self.output_bytes < limit:
             state = ready[0]
             assert state.pending  # it would not be ready otherwise
@@ -702,7 +705,7 @@ class Session(ABC):
             data: Data = piece.data  # type: ignore[assignment]  # a bytearray nobody changes any more
             state.pending.popleft()
             if piece.source is not None:
-                self._receipts.append((piece.source, piece.credit))
+                self._owe(piece.source, piece.credit)
         else:
             data = bytes(memoryview(piece.data)[:size])
             del piece.data[:size]
@@ -728,6 +731,13 @@ class Session(ABC):
         return StreamState(
             stream_id, send_window=self._peer_stream_window, receive_window=self._settings.stream_window_bytes
         )
+
+    def _owe(self, source: CreditSource, credit: int) -> None:
+        receipts = self._receipts
+        if receipts and receipts[-1][0] is source:
+            receipts[-1][1] += credit
+        else:
+            receipts.append([source, credit])
 
     def _queue(self, state: StreamState) -> None:
         if not state.queued:
@@ -763,8 +773,13 @@ class Session(ABC):
     def _remember(self, stream_id: int, *, by_our_reset: bool) -> None:
         closed = self._closed
         closed[stream_id] = by_our_reset
-        if len(closed) > _REMEMBERED_STREAMS:
-            del closed[next(iter(closed))]
+        if len(closed) >= _REMEMBERED_STREAMS:
+            self._closed_before, self._closed = closed, {}
+
+    def _how_closed(self, stream_id: int) -> bool | None:
+        """Whether the stream was closed by a RST_STREAM of ours; None if that is long ago, or it is not closed."""
+        by_our_reset = self._closed.get(stream_id)
+        return self._closed_before.get(stream_id) if by_our_reset is None else by_our_reset
 
     def _refuse(self, stream_id: int, error_code: ErrorCode, reason: str) -> None:
         """Turn down a stream that the peer tries to open, before it has any state."""

@@ -62,8 +62,8 @@ class Splice:
         self.request_messages = MessageCounter()
         self.response_messages = MessageCounter()
         self.request_trailers: Headers | None = None
-        self.response_headers: Headers | None = None
-        self.response_trailers: Headers | None = None
+        self.response_headers: HeaderList | None = None
+        self.response_trailers: HeaderList | None = None
         self.response_ended = False
         self.downstream_error: RpcError | None = None
         """Why the downstream peer is gone, if it is."""
@@ -206,9 +206,8 @@ class _ResponsePipe:
     def response(self, headers: HeaderList, end_stream: bool) -> None:
         splice = self._splice
         splice.replay = None
-        passed_on = _passed_on(headers)
-        splice.response_headers = passed_on
-        splice.downstream.send_headers(passed_on, end_stream=end_stream)
+        splice.response_headers = headers
+        splice.downstream.send_headers(_passed_on(headers), end_stream=end_stream)
         if end_stream:
             splice._response_complete()
 
@@ -222,9 +221,8 @@ class _ResponsePipe:
 
     def trailers(self, headers: HeaderList) -> None:
         splice = self._splice
-        passed_on = _passed_on(headers)
-        splice.response_trailers = passed_on
-        splice.downstream.send_headers(passed_on, end_stream=True)
+        splice.response_trailers = headers
+        splice.downstream.send_headers(_passed_on(headers), end_stream=True)
         splice._response_complete()
 
     def failed(self, error: RpcError) -> None:

@@ -23,6 +23,8 @@ READ_BYTES = 64 * 1024
 _BULK_READ_BYTES = 256 * 1024
 """A read that fills its buffer is followed by larger ones: bulk costs a third less. Buffers of this size for every read
 would cost the small ones page faults."""
+_JOIN_UP_TO_BYTES = 16 * 1024
+"""One copy of so little costs less than the system call's look at each piece."""
 _IOV_MAX = 1024  # chunks for one sendmsg: the limit of Linux, macOS and the BSDs
 
 
@@ -78,13 +80,22 @@ class SocketTransport:
 
     def send_now(self, chunks: list[Data]) -> list[Data]:
         sock = self._sock
-        while chunks:
+        size = sum(map(len, chunks))
+        while size:
             try:
-                sent = sock.send(chunks[0]) if len(chunks) == 1 else sock.sendmsg(chunks[:_IOV_MAX])
+                if len(chunks) == 1:
+                    sent = sock.send(chunks[0])
+                elif size <= _JOIN_UP_TO_BYTES:
+                    sent = sock.send(b"".join(chunks))
+                else:
+                    sent = sock.sendmsg(chunks[:_IOV_MAX])
             except BlockingIOError:
+                return chunks
+            if sent == size:
                 break
+            size -= sent
             chunks = _after(chunks, sent)
-        return chunks
+        return []
 
     async def send_all(self, chunks: list[Data]) -> None:
         chunks = self.send_now(chunks)
