@@ -16,9 +16,9 @@ import trio.lowlevel
 from rawgrpc_proxy.net.connection import Turn
 
 _KEPT = 64
-"""Idle tasks kept for each connection, at about 3 KB each."""
+"""Idle tasks kept, at about 3 KB each."""
 _JOBS_A_STEP = 32
-"""Then the other connections get their turn."""
+"""Then everything else gets its turn."""
 
 Job = Callable[[Any, trio.CancelScope], Awaitable[None]]
 
@@ -28,7 +28,7 @@ class CallRunners:
 
     A job gets its subject and a cancel scope that it runs in, for it to use: to cancel it, and to set its deadline.
     Entering a scope costs as much as all else a task needs, so one serves a task's jobs until one of them was
-    cancelled. Each job starts with the context variables of the connection, as in a new task.
+    cancelled. Each job starts with the context variables that there were when this was made, as in a new task.
     """
 
     __slots__ = ("_closed", "_context", "_idle", "_nursery", "_turn", "_waiting", "_woken")

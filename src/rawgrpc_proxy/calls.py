@@ -1,4 +1,4 @@
-"""The calls of one downstream connection, each from its request to its one end.
+"""The calls of a server, each from its request to its one end.
 
 What it does not do: speak HTTP/2 (the connection does), or forward (a handler does).
 The invariants: a call's trouble never leaves it; every error of a call becomes a response here and nowhere else; every
@@ -45,7 +45,7 @@ class Service:
 
 
 class Calls:
-    """Answers the calls of one connection, in tasks of `nursery` where they need one."""
+    """Answers the calls of any number of connections, in tasks of `nursery` where they need one."""
 
     __slots__ = ("_deadlines", "_observer", "_runners", "_service", "_timers")
 
@@ -61,7 +61,7 @@ class Calls:
         self._runners.start(self._begin, stream)
 
     def close(self) -> None:
-        """The connection has ended, and every stream of it has failed."""
+        """All connections have ended. The tasks end with their calls, the idle ones now."""
         self._runners.close()
         self._deadlines.close()
 

@@ -107,23 +107,26 @@ class Server:
             scope.cancel()
         self._accepting.add(scope)
         try:
-            async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as tasks_of_calls:
+                calls = Calls(tasks_of_calls, self._service)
+                async with trio.open_nursery() as nursery:
 
-                def on_accept(sock: socket.socket, peer: str) -> None:
-                    if self._accepted >= self._max_connections:
-                        sock.close()
-                        self._accept_failed(None)
-                    else:
-                        self._accepted += 1
-                        nursery.start_soon(self._serve_connection, sock, peer, ssl_context)
+                    def on_accept(sock: socket.socket, peer: str) -> None:
+                        if self._accepted >= self._max_connections:
+                            sock.close()
+                            self._accept_failed(None)
+                        else:
+                            self._accepted += 1
+                            nursery.start_soon(self._serve_connection, sock, peer, ssl_context, calls)
 
-                task_status.started(str(bound_address(listener)))
-                with scope:
-                    await accept_forever(listener, on_accept, self._accept_failed)
-                _close_listener(listener)
-                await self._stop.wait()
-                for connection in list(self._connections):
-                    nursery.start_soon(connection.drain, self._grace_s)
+                    task_status.started(str(bound_address(listener)))
+                    with scope:
+                        await accept_forever(listener, on_accept, self._accept_failed)
+                    _close_listener(listener)
+                    await self._stop.wait()
+                    for connection in list(self._connections):
+                        nursery.start_soon(connection.drain, self._grace_s)
+                calls.close()
         finally:
             self._accepting.discard(scope)
             _close_listener(listener)
@@ -140,12 +143,12 @@ class Server:
     # ------------------------------------------------------------ connections
 
     async def _serve_connection(
-        self, sock: socket.socket, peer: str, ssl_context: ssl.SSLContext | None
+        self, sock: socket.socket, peer: str, ssl_context: ssl.SSLContext | None, calls: Calls
     ) -> None:
         try:
             transport = await self._transport(sock, peer, ssl_context)
             if transport is not None:
-                await self._run_connection(transport, peer)
+                await self._run_connection(transport, peer, calls)
         except Exception as error:  # noqa: BLE001  # a fault of ours in one connection must not end the others
             self._connection_failed(
                 peer, ConnectionFailed(f"fault in the proxy: {error!r}", error_code=ErrorCode.INTERNAL_ERROR)
@@ -153,9 +156,8 @@ class Server:
         finally:
             self._accepted -= 1
 
-    async def _run_connection(self, transport: Transport, peer: str) -> None:
+    async def _run_connection(self, transport: Transport, peer: str, calls: Calls) -> None:
         async with trio.open_nursery() as nursery:
-            calls = Calls(nursery, self._service)
 
             def on_refused(reset: StreamReset) -> None:
                 if self._observer is not None:
@@ -172,7 +174,6 @@ class Server:
                 await connection.run()
             finally:
                 self._connections.discard(connection)
-                calls.close()
             error = connection.error
             if error is not None and error.error_code != ErrorCode.NO_ERROR:
                 self._connection_failed(peer, error)

@@ -53,7 +53,11 @@ async def _connect(address: Address, ssl_context: ssl.SSLContext | None) -> Tran
 def _detached(sock: trio.socket.SocketType) -> socket.socket:
     """The plain socket of a trio one: what `SocketTransport` writes to without a task switch."""
     family, kind, proto = sock.family, sock.type, sock.proto
-    return socket.socket(family, kind, proto, fileno=sock.detach())
+    plain = socket.socket(family, kind, proto, fileno=sock.detach())
+    if hasattr(socket, "TCP_NOTSENT_LOWAT") and family in {socket.AF_INET, socket.AF_INET6}:
+        # trio has set 16 KiB, which cuts bulk into pieces and costs a fifth more CPU; 0 is what the system has chosen.
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
+    return plain
 
 
 def _cause(error: OSError | ValueError) -> str:

@@ -12,7 +12,7 @@ import contextlib
 import errno
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import trio
@@ -70,7 +70,10 @@ class SocketTransport:
     async def receive(self) -> bytes:
         while True:
             # Waiting first makes every read a point where other connections get their turn.
-            await self._wait(trio.lowlevel.wait_readable)
+            try:
+                await trio.lowlevel.wait_readable(self._open_fd())
+            except trio.ClosedResourceError as error:
+                raise _closed() from error
             try:
                 data = self._sock.recv(self._read_bytes)
             except BlockingIOError:
@@ -100,17 +103,18 @@ class SocketTransport:
     async def send_all(self, chunks: list[Data]) -> None:
         chunks = self.send_now(chunks)
         while chunks:
-            await self._wait(trio.lowlevel.wait_writable)
+            try:
+                await trio.lowlevel.wait_writable(self._open_fd())
+            except trio.ClosedResourceError as error:
+                raise _closed() from error
             chunks = self.send_now(chunks)
 
-    async def _wait(self, until_possible: Callable[[socket.socket], Awaitable[None]]) -> None:
-        sock = self._sock
-        if sock.fileno() < 0:
-            raise OSError(errno.EBADF, "the connection is closed")
-        try:
-            await until_possible(sock)
-        except trio.ClosedResourceError as error:
-            raise OSError(errno.EBADF, "the connection is closed") from error
+    def _open_fd(self) -> int:
+        """The number, not the socket: trio would ask for it, each time."""
+        fd = self._sock.fileno()
+        if fd < 0:
+            raise _closed()
+        return fd
 
     async def linger(self) -> None:
         with contextlib.suppress(OSError):
@@ -167,6 +171,10 @@ def _after(chunks: list[Data], sent: int) -> list[Data]:
             return rest
         sent -= len(chunk)
     return []
+
+
+def _closed() -> OSError:
+    return OSError(errno.EBADF, "the connection is closed")
 
 
 def _as_os_error(error: Exception) -> OSError:
