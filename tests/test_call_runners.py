@@ -116,6 +116,39 @@ def test_context_variables_of_a_job_do_not_reach_another_one() -> None:
     run(main)
 
 
+class Odd:
+    """What arrays do: neither equal nor unequal."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("the truth value is ambiguous")
+
+
+odd: contextvars.ContextVar[object] = contextvars.ContextVar("odd", default=None)
+
+
+def test_values_of_context_variables_are_not_compared() -> None:
+    async def main(_runners: CallRunners, nursery: trio.Nursery) -> None:
+        seen = list[object]()
+        first, second = Odd(), Odd()
+        odd.set(first)
+        runners = CallRunners(nursery, Turn())
+
+        async def job(_subject: int, _scope: trio.CancelScope) -> None:
+            seen.append(odd.get())
+            odd.set(second)
+
+        for number in range(3):
+            runners.start(job, number)
+        await settled()
+        assert len(seen) == 3
+        assert all(value is first for value in seen)
+        runners.close()
+
+    run(main)
+
+
 def test_a_job_after_a_cancelled_one_is_not_cancelled() -> None:
     async def main(runners: CallRunners, _nursery: trio.Nursery) -> None:
         ends = list[Any]()

@@ -5,11 +5,13 @@ import sys
 
 import pytest
 import trio
+from hyperframe.frame import RstStreamFrame
 from trio.testing import trio_test
 
 from rawgrpc_proxy import (
     Call,
     CallContext,
+    CallRecord,
     PoolConn,
     RpcError,
     Server,
@@ -19,12 +21,19 @@ from rawgrpc_proxy import (
 )
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine
-from rawgrpc_proxy.errors import Side, StreamReset
+from rawgrpc_proxy.errors import ConnectionFailed, Side, StreamReset
 from rawgrpc_proxy.forwarding import _settled
+from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.net.splice import Splice
 from rawgrpc_proxy.net.stream import Stream
 from tests.proxy.house import House, a_proxy, on_every_engine, until
-from tests.proxy.raw_peers import MAX_CONCURRENT_STREAMS, MAX_HEADER_LIST_SIZE, PeerStream, message
+from tests.proxy.raw_peers import (
+    MAX_CONCURRENT_STREAMS,
+    MAX_HEADER_LIST_SIZE,
+    PeerStream,
+    message,
+    request_fields,
+)
 
 pytestmark = on_every_engine
 
@@ -264,28 +273,227 @@ async def test_a_call_that_ends_in_time_hears_no_more_of_its_deadline(engine: En
         assert house.observer.unread == 0
 
 
+def _of_calls() -> list[object]:
+    return [thing for thing in gc.get_objects() if isinstance(thing, Stream | Splice | Call)]
+
+
 @pytest.mark.skipif(sys.implementation.name == "pypy", reason="PyPy counts no references")
+@pytest.mark.parametrize(
+    "end",
+    [
+        "OK",
+        "refused twice",
+        "lost",
+        "reset",
+        "reset at once",
+        "no director",
+        "wrapped and failed",
+        "deadline",
+    ],
+)
 @trio_test
-async def test_calls_that_are_over_leave_nothing_to_the_garbage_collector(engine: Engine) -> None:
+async def test_a_call_that_is_over_leaves_nothing_to_the_garbage_collector(engine: Engine, end: str) -> None:
     """It would have to look at every open call to find them, again and again."""
-    async with a_proxy(engine) as house:
+
+    async def director(context: CallContext, method: str) -> tuple[CallContext, PoolConn]:
+        if end == "no director":
+            raise RpcError(Status.NOT_FOUND)
+        return context, await house.pool.get_conn(house.backend.address)
+
+    def configure(server: Server, to_backend: StreamDirector) -> None:
+        if end == "wrapped and failed":
+            Wrapped().configure(server, to_backend)
+
+    async with a_proxy(engine, director=director, configure=configure) as house:
         client = await house.client()
+        await client.ping()
+        gc.collect()
         gc.disable()
         try:
-            call = await client.request(body=b"x")
-            await (await house.backend.request()).respond(b"y")
-            assert (await call.answer()).status == Status.OK
-            call = await client.request(body=b"x")
-            await (await house.backend.request()).reset(ErrorCode.REFUSED_STREAM)
-            await (await house.backend.request()).reset(ErrorCode.INTERNAL_ERROR)
-            assert (await call.answer()).status == Status.INTERNAL
-            call = await client.request("/a.B/C", (b"grpc-timeout", b"1H"))
-            await house.backend.request()
-            await call.reset()
-            for _ in range(3):
-                await house.record()
-            await until(
-                lambda: not [thing for thing in gc.get_objects() if isinstance(thing, Stream | Splice | Call)]
-            )
+            if end == "reset at once":
+                call = client.new_stream()
+                reset = RstStreamFrame(call.id, error_code=ErrorCode.CANCEL)
+                await client.send_bytes(client.header_frames(call.id, request_fields()) + reset.serialize())
+            else:
+                fields = ((b"grpc-timeout", b"30m"),) if end == "deadline" else ()
+                call = await client.request("/a.B/C", *fields, body=b"x")
+            if end == "OK":
+                await (await house.backend.request()).respond(b"y")
+            elif end == "refused twice":
+                await (await house.backend.request()).reset(ErrorCode.REFUSED_STREAM)
+                await (await house.backend.request()).reset(ErrorCode.REFUSED_STREAM)
+            elif end == "lost":
+                await (await house.backend.request()).peer.aclose()
+            elif end == "reset":
+                await house.backend.request()
+                await call.reset()
+            elif end == "wrapped and failed":
+                await (await house.backend.request()).reset(ErrorCode.INTERNAL_ERROR)
+            await house.record()
+            await until(lambda: not _of_calls())
         finally:
             gc.enable()
+
+
+@pytest.mark.parametrize("waiting", [1, 2, 3])
+@trio_test
+async def test_a_call_goes_out_while_those_that_came_with_it_wait(engine: Engine, waiting: int) -> None:
+    go_on = trio.Event()
+
+    async def director(context: CallContext, method: str) -> tuple[CallContext, PoolConn]:
+        if method == "/a.B/Slow":
+            await go_on.wait()
+        return context, await house.pool.get_conn(house.backend.address)
+
+    async with a_proxy(engine, director=director) as house:
+        client = await house.client()
+        first = await client.request("/a.B/Fast")  # so that there is a connection to the backend
+        await (await house.backend.request()).respond()
+        assert (await first.answer()).status == Status.OK
+        calls, frames = [], b""
+        for path in ("/a.B/Fast", *["/a.B/Slow"] * waiting):
+            calls.append(client.new_stream())
+            frames += client.header_frames(calls[-1].id, request_fields(path), end=True)
+        await client.send_bytes(frames)
+        await (await house.backend.request()).respond()
+        assert (await calls[0].answer()).status == Status.OK
+        go_on.set()
+        for _ in calls[1:]:
+            await (await house.backend.request()).respond()
+        for call in calls[1:]:
+            assert (await call.answer()).status == Status.OK
+
+
+@trio_test
+async def test_a_director_that_has_given_back_its_connection_fails_its_own_call_alone(engine: Engine) -> None:
+    async def director(context: CallContext, method: str) -> tuple[CallContext, PoolConn]:
+        conn = await house.pool.get_conn(house.backend.address)
+        if method == "/a.B/Bad":
+            conn.close()
+        return context, conn
+
+    async with a_proxy(engine, director=director) as house:
+        client = await house.client()
+        answer = await (await client.request("/a.B/Bad")).answer()
+        assert answer.status == Status.INTERNAL
+        assert "given back already" in (await house.record()).detail
+        call = await client.request("/a.B/Good")
+        await (await house.backend.request()).respond()
+        assert (await call.answer()).status == Status.OK
+
+
+@pytest.mark.parametrize("path", ["/a.B/C", "/a.B/Other"])
+@trio_test
+async def test_a_connection_given_back_twice_is_reported_and_nobody_elses_trouble(
+    engine: Engine, path: str
+) -> None:
+    leases = []
+
+    async def director(context: CallContext, method: str) -> tuple[CallContext, PoolConn]:
+        leases.append(await house.pool.get_conn(house.backend.address))
+        return context, leases[-1]
+
+    def configure(server: Server, _director: StreamDirector) -> None:
+        Wrapped().configure(server, director)
+
+    async with a_proxy(engine, director=director, configure=configure) as house:
+        client = await house.client()
+        call = await client.request(path)
+        served = await house.backend.request()
+        leases[0].close()
+        await served.respond()
+        assert (await call.answer()).status == Status.OK
+        await until(lambda: len(house.observer.failed) == 1)
+        assert isinstance(house.observer.failed[0], ValueError)
+        await house.record()
+        call = await client.request(path)
+        await (await house.backend.request()).respond()
+        assert (await call.answer()).status == Status.OK
+
+
+@trio_test
+async def test_an_observer_that_raises_is_reported_and_nobody_elses_trouble(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported = list[object]()
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: reported.append(what.exc_value))
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        full = OSError("the disk is full")
+        hear = house.observer.call_ended
+
+        def raising(record: CallRecord) -> None:
+            hear(record)
+            raise full
+
+        monkeypatch.setattr(house.observer, "call_ended", raising)
+        for _ in range(2):
+            call = await client.request()
+            await (await house.backend.request()).respond()
+            assert (await call.answer()).status == Status.OK
+            await house.record()
+        assert reported == [full, full]
+
+
+@trio_test
+async def test_a_handler_that_goes_on_after_its_call_failed_hears_that_the_caller_has_gone(
+    engine: Engine,
+) -> None:
+    ends = list[str]()
+
+    def configure(server: Server, director: StreamDirector) -> None:
+        forward = transparent_handler(director)
+
+        async def handler(call: Call) -> None:
+            try:
+                await forward(call)
+            except RpcError:
+                ends.append("failed")
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    ends.append("over")
+
+        server.add_handler("/a.B/C", handler)
+
+    async with a_proxy(engine, configure=configure, unknown=False) as house:
+        client = await house.client()
+        call = await client.request()
+        await (await house.backend.request()).reset(ErrorCode.INTERNAL_ERROR)
+        await until(lambda: ends == ["failed"])
+        await call.reset()
+        assert (await house.record()).status == Status.CANCELLED
+        assert ends == ["failed", "over"]
+
+
+@trio_test
+async def test_a_call_that_comes_as_its_connection_ends_goes_to_another_one(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting, at_its_end = trio.Event(), trio.Event()
+    read_loop = Connection._read_loop
+
+    async def then_tell(connection: Connection) -> ConnectionFailed:
+        end = await read_loop(connection)
+        if connection.side is Side.UPSTREAM:
+            at_its_end.set()
+        return end
+
+    async def director(context: CallContext, method: str) -> tuple[CallContext, PoolConn]:
+        if method == "/a.B/Second":
+            waiting.set()
+            await at_its_end.wait()
+        return context, await house.pool.get_conn(house.backend.address)
+
+    monkeypatch.setattr(Connection, "_read_loop", then_tell)
+    async with a_proxy(engine, director=director) as house:
+        client = await house.client()
+        call = await client.request("/a.B/First")
+        served = await house.backend.request()
+        await served.respond()
+        assert (await call.answer()).status == Status.OK
+        call = await client.request("/a.B/Second")
+        await waiting.wait()
+        await served.peer.aclose()
+        await (await house.backend.request()).respond()
+        assert (await call.answer()).status == Status.OK

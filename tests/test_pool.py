@@ -144,6 +144,25 @@ def test_a_place_on_an_established_connection_is_had_without_waiting() -> None:
     run(test)
 
 
+def test_nowait_answers_the_newest_connection_if_it_has_room_and_never_dials() -> None:
+    async def test() -> None:
+        async with pool_and_upstream(size=1, ms=2, max_waiting=2) as (pool, upstream):
+            assert pool.get_conn_nowait(upstream.address) is None
+            assert not pool.stats()
+            conn = await pool.get_conn(upstream.address)
+            assert pool.get_conn_nowait(upstream.address) is conn
+            assert conn.streams == 2
+            assert pool.get_conn_nowait(upstream.address) is None
+            conn.close()
+            conn.close()
+            assert pool.get_conn_nowait(upstream.address) is conn
+            await (await upstream.connected(1))[0].close()
+            assert pool.get_conn_nowait(upstream.address) is None
+        assert pool.get_conn_nowait(upstream.address) is None
+
+    run(test)
+
+
 def test_a_call_beyond_the_size_gets_a_connection_of_its_own_which_goes_with_it() -> None:
     async def test() -> None:
         async with pool_and_upstream(size=1, ms=1) as (pool, upstream):

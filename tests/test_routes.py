@@ -3,6 +3,7 @@ import trio
 
 from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.codes import Status
+from rawgrpc_proxy.director import ask
 from rawgrpc_proxy.errors import ConfigError, NoRoute
 from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.pool import Pool
@@ -101,6 +102,9 @@ def test_the_director_answers_the_context_as_it_was_and_a_connection_to_the_addr
             answered, conn = await answer
             assert answered is asked
             assert conn.address == address
+            # Now that there is a connection it does not have to wait.
+            assert director(asked, asked.method) == (asked, conn)
+            conn.close()
             conn.close()
             nursery.cancel_scope.cancel()
 
@@ -110,10 +114,9 @@ def test_the_director_answers_the_context_as_it_was_and_a_connection_to_the_addr
 def test_the_director_refuses_what_has_no_route_with_unimplemented() -> None:
     async def main() -> None:
         async with Pool() as pool:
-            answer = RouteTable([("/p.A/*", A)]).director(pool)(context("/p.B/Get"), "/p.B/Get")
-            assert not isinstance(answer, tuple)
+            director = RouteTable([("/p.A/*", A)]).director(pool)
             with pytest.raises(NoRoute, match=r"no route for /p\.B/Get") as refused:
-                await answer
+                await ask(director, context("/p.B/Get"))
             assert refused.value.status is Status.UNIMPLEMENTED
 
     trio.run(main)

@@ -156,6 +156,25 @@ async def test_the_grace_period_ends_calls_that_go_on(engine: Engine) -> None:
 
 
 @trio_test
+async def test_the_grace_period_ends_calls_that_wait_for_their_director(engine: Engine) -> None:
+    asked = trio.Event()
+
+    async def director(_context: CallContext, _method: str) -> tuple[CallContext, PoolConn]:
+        asked.set()
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with a_proxy(engine, director=director) as house:
+        client = await house.client()
+        call = await client.request()
+        await asked.wait()
+        house.server.stop(grace_s=0.01)
+        answer = await call.answer()
+        assert (answer.status, answer.message) == (Status.UNAVAILABLE, b"the proxy is shutting down")
+        assert (await house.record()).status == Status.UNAVAILABLE
+
+
+@trio_test
 async def test_a_stop_without_grace_closes_at_once_and_says_so(engine: Engine) -> None:
     async with a_proxy(engine) as house:
         client, idle = await house.client(), await house.client()

@@ -67,6 +67,8 @@ class CallRunners:
         with trio.CancelScope() as scope:
             while True:
                 self._woken = False
+                # What another task's jobs have said, if it waits in a later one by now.
+                self._turn.flush()
                 try:
                     await self._run_waiting(scope)
                 finally:
@@ -91,7 +93,7 @@ class CallRunners:
             if scope.cancel_called:
                 # Ends the task at its next wait.
                 return
-            if contextvars.copy_context() != self._context:
+            if not _same(contextvars.copy_context(), self._context):
                 return
 
     async def _rest(self) -> None:
@@ -104,3 +106,8 @@ class CallRunners:
         task.context = self._context.copy()
         self._idle.append(task)
         await trio.lowlevel.wait_task_rescheduled(give_up)
+
+
+def _same(now: contextvars.Context, before: contextvars.Context) -> bool:
+    """Whether no variable was set. Values are not compared by `==`, which is their owners' code."""
+    return len(now) == len(before) and all(before.get(variable, now) is now[variable] for variable in now)

@@ -8,7 +8,7 @@ call ends in exactly one record.
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import attrs
@@ -26,7 +26,7 @@ from rawgrpc_proxy.handler import TransparentHandler
 from rawgrpc_proxy.http2.header_blocks import HeaderList
 from rawgrpc_proxy.net.connection import current_turn
 from rawgrpc_proxy.net.stream import Stream
-from rawgrpc_proxy.observe.observer import ServerObserver
+from rawgrpc_proxy.observe.observer import ServerObserver, tell
 
 # One service segment, one method segment, nothing that a router further on could read differently.
 _PATH = re.compile(rb"/(?!\.{1,2}/)[!-~]+/(?!\.{1,2}\Z)[!-~]+\Z")
@@ -75,20 +75,36 @@ class Calls:
             asked = headers.asked = _Asked(headers)
         call = _new_call(stream, asked)
         if not self._refused(call, asked):
-            await self._step(call, scope, self._answer(call, asked, scope))
+            await self._step(call, scope, asked, None)
 
     async def _begin_again(self, forwarding: Forwarding, scope: trio.CancelScope) -> None:
-        call = forwarding.call
-        await self._step(call, scope, self._forward_again(call, forwarding, scope))
+        await self._step(forwarding.call, scope, None, forwarding)
 
-    async def _step(self, call: Call, scope: trio.CancelScope, step: Awaitable[bool]) -> None:
-        """Await a step of a call, which runs in `scope` and answers whether the call is over with it.
+    async def _step(
+        self, call: Call, scope: trio.CancelScope, asked: "_Asked | None", forwarding: Forwarding | None
+    ) -> None:
+        """Let a handler answer what was asked, or at least begin to; or open the forwarding again.
 
-        Every error becomes a response here.
+        Cancelled in `scope` if the caller goes, or when the deadline passes. Every error becomes a response here.
         """
         over = True
         try:
-            over = await step
+            self._enter(call, scope)
+            try:
+                if asked is None:
+                    assert forwarding is not None
+                    await forwarding.open_again()
+                else:
+                    handler = self._find_handler(call, asked)
+                    if isinstance(handler, TransparentHandler):
+                        forwarding = await handler.begin(call, self)
+                    else:
+                        await handler(call)
+            finally:
+                self._leave(call, scope)
+            if forwarding is not None:
+                over = False
+                self._watch(forwarding)
         except trio.Cancelled:
             self._cancelled(call, scope)
             raise
@@ -108,38 +124,16 @@ class Calls:
             if over:
                 self._over(call)
 
-    async def _answer(self, call: Call, asked: "_Asked", scope: trio.CancelScope) -> bool:
-        """Let the handler answer, or at least begin. Cancelled if the caller goes, or when its deadline passes."""
+    def _find_handler(self, call: Call, asked: "_Asked") -> Handler:
         if asked.error is not None:
             raise asked.error()
         if call.stream.inbox.error is not None:
             raise call.stream.inbox.error
-        service, method = self._service, asked.method
-        handler = service.handlers.get(method, service.unknown_service_handler)
+        service = self._service
+        handler = service.handlers.get(asked.method, service.unknown_service_handler)
         if handler is None:
-            raise NoRoute(f"unknown method {method}")
-        forwarding: Forwarding | None = None
-        self._enter(call, scope)
-        try:
-            if isinstance(handler, TransparentHandler):
-                forwarding = await handler.begin(call, self)
-            else:
-                await handler(call)
-        finally:
-            self._leave(call, scope)
-        if forwarding is None:
-            return True
-        self._watch(forwarding)
-        return False
-
-    async def _forward_again(self, call: Call, forwarding: Forwarding, scope: trio.CancelScope) -> bool:
-        self._enter(call, scope)
-        try:
-            await forwarding.open_again()
-        finally:
-            self._leave(call, scope)
-        self._watch(forwarding)
-        return False
+            raise NoRoute(f"unknown method {asked.method}")
+        return handler
 
     def _enter(self, call: Call, scope: trio.CancelScope) -> None:
         """Have the scope cancelled when the call's deadline passes, or its caller goes."""
@@ -174,6 +168,11 @@ class Calls:
             self._fail(call, error)
         self._over(call)
 
+    def forwarding_misled(self, forwarding: Forwarding, error: ValueError) -> None:
+        """Somebody has given back the call's lease before us."""
+        if self._observer is not None:
+            tell(self._observer.call_failed, forwarding.call.record, error)
+
     def forwarding_refused(self, forwarding: Forwarding) -> None:
         """The upstream has not processed the call."""
         self._unwatch(forwarding)
@@ -206,6 +205,8 @@ class Calls:
         if isinstance(error, RpcError):
             try:
                 call.fail(error)
+                # Where it was raised leads to the call, and the call's stream to the error: a circle.
+                error.__traceback__ = None
             except (TypeError, ValueError) as bad_metadata:
                 bad_metadata.add_note(f"in the trailing metadata of {error!r}")
                 error = bad_metadata
@@ -214,12 +215,12 @@ class Calls:
         call.fail(RpcError(Status.INTERNAL, "internal error in the proxy", origin="proxy"))
         call.record.detail = f"{type(error).__name__}: {error}"
         if self._observer is not None:
-            self._observer.call_failed(call.record, error)
+            tell(self._observer.call_failed, call.record, error)
 
     def _over(self, call: Call) -> None:
         call.record.duration_s = time.perf_counter() - call.started
         if self._observer is not None:
-            self._observer.call_ended(call.record)
+            tell(self._observer.call_ended, call.record)
 
 
 class _Asked:

@@ -19,11 +19,16 @@ Plain or async. An async director is cancelled when the caller gives up or its d
 async def ask(director: StreamDirector, context: CallContext) -> Direction:
     """Call the director and check its answer. Raises `ConfigError` for one that is no direction."""
     answer: object = director(context, context.method)
-    if inspect.isawaitable(answer):
+    if not isinstance(answer, tuple) and inspect.isawaitable(answer):
         answer = await answer
     if isinstance(answer, tuple) and len(answer) == 2:  # noqa: PLR2004  # `match` takes three times as long
         outgoing, conn = answer
         if isinstance(outgoing, CallContext) and isinstance(conn, PoolConn):
+            if conn.streams < 1:
+                raise ConfigError(
+                    f"the director answered a connection for {context.method} that it has given back already; "
+                    "the proxy closes it when the call ends"
+                )
             return outgoing, conn
     for part in answer if isinstance(answer, tuple | list) else (answer,):
         # A connection that was leased for this call would never come back otherwise.

@@ -32,6 +32,9 @@ class Owner(Protocol):
     def forwarding_over(self, forwarding: "Forwarding", error: RpcError | None) -> None:
         """The call has ended as the upstream wished (None), or with an error that the caller has to be told."""
 
+    def forwarding_misled(self, forwarding: "Forwarding", error: ValueError) -> None:
+        """The lease had been given back already, by the director that gave it to us or on another call's behalf."""
+
     def forwarding_refused(self, forwarding: "Forwarding") -> None:
         """The upstream did not process the call. Run `open_again` in a task."""
 
@@ -60,7 +63,9 @@ class Forwarding:
         lease is back, and the owner is told nothing. What is written has to be flushed by the caller.
         """
         try:
-            await self._open()
+            if self._conn is not None and not self._conn.has_room:
+                await self._find_room()
+            self._open()
         except BaseException:
             self.stop()
             raise
@@ -70,7 +75,8 @@ class Forwarding:
         try:
             self._check_caller()
             await self._trade_lease()
-            await self._open()
+            await self._find_room()
+            self._open()
         except BaseException:
             self.stop()
             raise
@@ -120,31 +126,38 @@ class Forwarding:
     def _give_back(self) -> None:
         conn, self._conn = self._conn, None
         if conn is not None:
-            conn.close()
+            try:
+                conn.close()
+            except ValueError as error:
+                # Into a reader it must not go: that would end other people's calls.
+                self._owner.forwarding_misled(self, error)
 
-    async def _trade_lease(self) -> PoolConn:
+    async def _trade_lease(self) -> None:
         """Take another connection to the same address instead. If there is none, this one is kept."""
         assert self._conn is not None
         fresh = await self._conn.again()
         self._conn.close()
         self._conn = fresh
-        return fresh
 
     def _check_caller(self) -> None:
         """Raise if the caller gave up while we waited, or were about to."""
         if self.call.stream.inbox.error is not None:
             raise self.call.stream.inbox.error
 
-    async def _open(self) -> None:
-        conn = self._conn
-        assert conn is not None
+    async def _find_room(self) -> None:
         for _ in range(_FRESH_CONNECTIONS):
-            if conn.has_room:
+            assert self._conn is not None
+            if self._conn.has_room:
                 break
             # It went away since the director chose it; nothing has left the proxy, so another one is as good.
-            conn = await self._trade_lease()
+            await self._trade_lease()
+
+    # ----------------------------------------------------------------- opening
+
+    def _open(self) -> None:
+        conn, call, context, splice = self._conn, self.call, self._context, self._splice
+        assert conn is not None
         self._check_caller()
-        call, context, splice = self.call, self._context, self._splice
         headers = _upstream_headers(context)
         size = context.metadata.next_hop_size
         if size > conn.peer_max_header_list_bytes and conn.has_room:

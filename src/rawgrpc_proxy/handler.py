@@ -50,6 +50,8 @@ class TransparentHandler:
             forwarding.stop()
         if waiter.error is not None:
             raise waiter.error
+        if waiter.misled is not None:
+            raise waiter.misled
 
 
 class _Waiter:
@@ -58,10 +60,14 @@ class _Waiter:
     def __init__(self) -> None:
         self.news = trio.Event()
         self.error: RpcError | None = None
+        self.misled: ValueError | None = None
 
     def forwarding_over(self, _forwarding: Forwarding, error: RpcError | None) -> None:
         self.error = error
         self.news.set()
+
+    def forwarding_misled(self, _forwarding: Forwarding, error: ValueError) -> None:
+        self.misled = error
 
     def forwarding_refused(self, _forwarding: Forwarding) -> None:
         self.news.set()
@@ -74,8 +80,8 @@ def transparent_handler(director: StreamDirector) -> Handler:
     are forwarded unless the director changes them. A call that provably was not processed (REFUSED_STREAM, GOAWAY) is
     sent once more while nothing of its response has arrived and its request fits into 64 KiB.
 
-    A handler of your own may await it: it returns when the call is over, and raises `RpcError` unless the upstream has
-    ended the call.
+    A handler of your own may await it, once for each call: it returns when the call is over, and raises `RpcError`
+    unless the upstream has ended the call.
     """
     return TransparentHandler(director)
 

@@ -282,6 +282,9 @@ class Pool:
         back. Raises `UpstreamUnavailable` if the upstream cannot be reached, `PoolExhausted` if the line is full,
         `ConfigError` if `address` is none or the pool is not open. `ssl_context` should offer `h2` by ALPN.
         """
+        conn = self.get_conn_nowait(address, ssl_context=ssl_context)
+        if conn is not None:
+            return conn
         if self._nursery is None:
             raise ConfigError("the pool is not open: use it inside `async with Pool(...) as pool:`")
         key = (address, ssl_context)
@@ -304,6 +307,16 @@ class Pool:
         if caller.conn is None:
             raise UpstreamUnavailable(caller.problem)
         return caller.conn
+
+    def get_conn_nowait(self, address: str, *, ssl_context: ssl.SSLContext | None = None) -> PoolConn | None:
+        """What `get_conn` mostly comes to: the newest connection, if it has room. None: `await get_conn(...)`.
+
+        For directors that are no coroutines, and so cost less: answer at once where this answers, else an awaitable.
+        """
+        target = self._targets.get((address, ssl_context))
+        if target is None or target.line or self._nursery is None:
+            return None
+        return target.record.pick_newest(trio.current_time())
 
     def release(self, address: str, conn: PoolConn, err: BaseException | None) -> None:
         """Take `conn` back from one call. With an error, it takes no new calls and is closed once it has none.

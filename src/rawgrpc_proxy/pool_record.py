@@ -121,14 +121,17 @@ class PoolRecord(Generic[C]):
             return Objection.FULL
         return None
 
-    def pick(self, now: float) -> Pick[C]:
-        """Find a connection for one more stream, and tidy up on the way."""
+    def pick_newest(self, now: float) -> C | None:
+        """The newest connection for one more stream, if it takes one: what `pick` mostly comes to, for less."""
         if self.with_room:
             newest = self.with_room[-1]
             if self.objection(newest, now) is None:
-                # As the loop below would decide: mostly this is all there is to it.
                 newest.streams += 1
-                return Pick(newest, [], [])
+                return newest
+        return None
+
+    def pick(self, now: float) -> Pick[C]:
+        """Find a connection for one more stream, and tidy up on the way."""
         answer: Pick[C] = Pick(None, [], [])
         connecting: C | None = None
         for connection in reversed(self.with_room):  # from its end, so that what is met may leave the list

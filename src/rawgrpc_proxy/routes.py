@@ -6,14 +6,14 @@ The invariant: the first pattern in order that matches decides; a method that no
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from typing import Self
 
 from rawgrpc_proxy.call import CallContext
-from rawgrpc_proxy.director import StreamDirector
+from rawgrpc_proxy.director import Direction, StreamDirector
 from rawgrpc_proxy.errors import ConfigError, NoRoute
 from rawgrpc_proxy.net.address import Address
-from rawgrpc_proxy.pool import Pool, PoolConn
+from rawgrpc_proxy.pool import Pool
 
 _CATCH_ALL = "/*"
 _PATTERN = re.compile(r"/\*|/[\w.-]+/(?:\*|[\w.-]+)", re.ASCII)
@@ -65,10 +65,14 @@ class RouteTable:
     def director(self, pool: Pool) -> StreamDirector:
         """A director that takes its connections from `pool`, and refuses with UNIMPLEMENTED what has no route."""
 
-        async def direct(context: CallContext, method: str) -> tuple[CallContext, PoolConn]:
+        def direct(context: CallContext, method: str) -> Direction | Awaitable[Direction]:
             address = self.find(method)
             if address is None:
                 raise NoRoute(f"no route for {method}")
+            conn = pool.get_conn_nowait(address)
+            return wait(context, address) if conn is None else (context, conn)
+
+        async def wait(context: CallContext, address: str) -> Direction:
             return context, await pool.get_conn(address)
 
         return direct

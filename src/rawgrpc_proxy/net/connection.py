@@ -19,6 +19,7 @@ from typing import assert_never
 import trio
 import trio.lowlevel
 
+from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ConnectionFailed, ConnectionGone, ProxyStopping, Side, StreamRefused
 from rawgrpc_proxy.grpc.metadata import Headers
@@ -257,12 +258,29 @@ class Connection:
                         self.session.start()
                         self.touch()
                     failure = await self._read_loop()
+                    # Until the writer has ended too, nobody may open a stream that could only fail.
+                    self.state = ConnectionState.DRAINING
                     self._scope.cancel()
+        except BaseException as fault:
+            failure = failure or self._failure_of(fault)
+            raise
         finally:
-            self.error = self.error or failure or ProxyStopping()
+            self.error = self.error or failure or ConnectionGone("closed by the proxy")
             self.error.side = self.side
             self._end_streams(self.error)
+            if isinstance(self.error, ProxyStopping):
+                with trio.CancelScope(shield=True):
+                    # Calls that are in a task are cancelled by now, and say goodbye to their callers.
+                    for _ in range(2):
+                        await trio.lowlevel.checkpoint()
             await self._farewell()
+
+    def _failure_of(self, fault: BaseException) -> ConnectionFailed:
+        """Why the connection ends, when something is raised through it: cancellation, or a fault of ours."""
+        others = fault.split(trio.Cancelled)[1] if isinstance(fault, BaseExceptionGroup) else fault
+        if others is not None and not isinstance(others, trio.Cancelled):
+            return ConnectionFailed(f"fault in the proxy: {others!r}", error_code=ErrorCode.INTERNAL_ERROR)
+        return ConnectionGone("closed by the proxy") if self.session.client_side else ProxyStopping()
 
     async def _read_loop(self) -> ConnectionFailed:
         """Read until the connection ends, and answer why."""

@@ -184,6 +184,11 @@ class _RequestPipe:
     def failed(self, error: RpcError) -> None:
         splice = self._splice
         splice.downstream_error = error
+        inbox = splice.downstream.inbox
+        inbox.error = error
+        if splice._on_change is None:
+            # The call goes on without us, in a handler that may have something to say yet.
+            inbox.failed(error)
         splice.abandon(ErrorCode.CANCEL)
         splice._changed()
 

@@ -1,14 +1,34 @@
 """`ServerObserver`: what a server tells of its calls and connections."""
 
-from typing import Protocol
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import ParamSpec, Protocol, cast
 
 from rawgrpc_proxy.call import CallRecord
 from rawgrpc_proxy.errors import ConnectionFailed
 from rawgrpc_proxy.http2.events import StreamReset
 
+Told = ParamSpec("Told")
+
+
+def tell(hear: Callable[Told, None], *what: Told.args, **more: Told.kwargs) -> None:
+    """Call a method of an observer. What it raises goes to `sys.unraisablehook`, and nobody's call suffers from it."""
+    try:
+        hear(*what, **more)
+    except Exception as error:  # noqa: BLE001  # any code of a user's
+        unraisable = SimpleNamespace(
+            exc_type=type(error),
+            exc_value=error,
+            exc_traceback=error.__traceback__,
+            err_msg="Exception ignored in an observer of the proxy",
+            object=hear,
+        )
+        sys.unraisablehook(cast("sys.UnraisableHookArgs", unraisable))
+
 
 class ServerObserver(Protocol):
-    """Hears of what a server does. Called from its hot path: must not wait, must not raise."""
+    """Hears of what a server does. Called from its hot path: must not wait. What it raises is reported, and ignored."""
 
     def call_ended(self, record: CallRecord) -> None:
         """A call is over."""
