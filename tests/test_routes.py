@@ -3,7 +3,6 @@ import trio
 
 from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.codes import Status
-from rawgrpc_proxy.director import ask
 from rawgrpc_proxy.errors import ConfigError, NoRoute
 from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.pool import Pool
@@ -116,7 +115,7 @@ def test_the_director_refuses_what_has_no_route_with_unimplemented() -> None:
         async with Pool() as pool:
             director = RouteTable([("/p.A/*", A)]).director(pool)
             with pytest.raises(NoRoute, match=r"no route for /p\.B/Get") as refused:
-                await ask(director, context("/p.B/Get"))
+                director(context("/p.B/Get"), "/p.B/Get")
             assert refused.value.status is Status.UNIMPLEMENTED
 
     trio.run(main)

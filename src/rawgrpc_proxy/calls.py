@@ -5,10 +5,11 @@ The invariants: a call's trouble never leaves it; every error of a call becomes 
 call ends in exactly one record.
 """
 
+import contextvars
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 import attrs
@@ -32,6 +33,11 @@ from rawgrpc_proxy.observe.observer import ServerObserver, tell
 _PATH = re.compile(rb"/(?!\.{1,2}/)[!-~]+/(?!\.{1,2}\Z)[!-~]+\Z")
 _NOT_IN_SEGMENT = re.compile(rb"[/?#\\%]")
 _CONTENT_TYPE = re.compile(rb"application/grpc(?:\Z|[+;])")
+_BEGUN_A_READ = 32
+"""More calls than this in one read, and the others get their turn before the rest begins."""
+
+Step = Callable[[], Awaitable[Forwarding | None]]
+"""What may have to wait. Answers the forwarding that goes on without a task; None when the call is over."""
 
 
 @attrs.frozen(kw_only=True)
@@ -47,59 +53,93 @@ class Service:
 class Calls:
     """Answers the calls of any number of connections, in tasks of `nursery` where they need one."""
 
-    __slots__ = ("_deadlines", "_observer", "_runners", "_service", "_timers")
+    __slots__ = ("_context", "_deadlines", "_fresh", "_observer", "_runners", "_service", "_timers")
 
     def __init__(self, nursery: trio.Nursery, service: Service) -> None:
         self._service = service
         self._observer = service.observer
         self._runners = CallRunners(nursery, current_turn())
         self._deadlines = Deadlines(nursery)
+        self._context = contextvars.copy_context()
+        self._fresh: list[Stream] = []
         self._timers: dict[Forwarding, Timer] = {}
 
-    def start(self, stream: Stream) -> None:
-        """Answer the call that the peer has opened `stream` for. Never waits."""
-        self._runners.start(self._begin, stream)
+    def take(self, stream: Stream) -> None:
+        """The peer has opened `stream` for a call."""
+        self._fresh.append(stream)
+
+    def begin(self) -> None:
+        """Begin the calls that were taken. Never waits.
+
+        Called when all of a read has been heard: a call that came and went in one read then leaves no trace upstream.
+        """
+        if not self._fresh:
+            return
+        fresh, self._fresh = self._fresh, []
+        for stream in fresh[:_BEGUN_A_READ]:
+            self._begin(stream)
+        for stream in fresh[_BEGUN_A_READ:]:
+            self._runners.start(self._begin_later, stream)
 
     def close(self) -> None:
         """All connections have ended. The tasks end with their calls, the idle ones now."""
         self._runners.close()
         self._deadlines.close()
 
-    # ------------------------------------------------------ steps, each in a task
+    # ----------------------------------------------------------- without a task
 
-    async def _begin(self, stream: Stream, scope: trio.CancelScope) -> None:
+    def _begin(self, stream: Stream) -> None:
         headers = stream.headers
         assert isinstance(headers, HeaderList)
         asked: _Asked | None = headers.asked
         if asked is None:
             asked = headers.asked = _Asked(headers)
         call = _new_call(stream, asked)
-        if not self._refused(call, asked):
-            await self._step(call, scope, asked, None)
+        if self._refused(call, asked):
+            self._over(call)
+            return
+        try:
+            begun = self._begun(call, asked)
+        except Exception as error:  # noqa: BLE001  # user code may raise anything; one call must not end the others
+            self._fail(call, error)
+            self._over(call)
+            return
+        if isinstance(begun, Forwarding):
+            self._watch(begun)
+        else:
+            self._runners.start(self._step, (call, begun))
 
-    async def _begin_again(self, forwarding: Forwarding, scope: trio.CancelScope) -> None:
-        await self._step(forwarding.call, scope, None, forwarding)
+    def _begun(self, call: Call, asked: "_Asked") -> "Forwarding | Step":
+        """The call on its way, or what has to be awaited in a task."""
+        if asked.error is not None:
+            raise asked.error()
+        if call.stream.inbox.error is not None:
+            raise call.stream.inbox.error
+        service = self._service
+        handler = service.handlers.get(asked.method, service.unknown_service_handler)
+        if handler is None:
+            raise NoRoute(f"unknown method {asked.method}")
+        if isinstance(handler, TransparentHandler):
+            # A plain director's context variables are its own, as an async one's are.
+            return self._context.copy().run(handler.begin_now, call, self)
+        return partial(_answered_by, handler, call)
 
-    async def _step(
-        self, call: Call, scope: trio.CancelScope, asked: "_Asked | None", forwarding: Forwarding | None
-    ) -> None:
-        """Let a handler answer what was asked, or at least begin to; or open the forwarding again.
+    # --------------------------------------------------------------- in a task
 
-        Cancelled in `scope` if the caller goes, or when the deadline passes. Every error becomes a response here.
+    async def _begin_later(self, stream: Stream, _scope: trio.CancelScope) -> None:
+        self._begin(stream)
+
+    async def _step(self, work: "tuple[Call, Step]", scope: trio.CancelScope) -> None:
+        """Await a step of a call. Cancelled in `scope` if the caller goes, or when the deadline passes.
+
+        Every error becomes a response here.
         """
+        call, step = work
         over = True
         try:
             self._enter(call, scope)
             try:
-                if asked is None:
-                    assert forwarding is not None
-                    await forwarding.open_again()
-                else:
-                    handler = self._find_handler(call, asked)
-                    if isinstance(handler, TransparentHandler):
-                        forwarding = await handler.begin(call, self)
-                    else:
-                        await handler(call)
+                forwarding = await step()
             finally:
                 self._leave(call, scope)
             if forwarding is not None:
@@ -124,20 +164,12 @@ class Calls:
             if over:
                 self._over(call)
 
-    def _find_handler(self, call: Call, asked: "_Asked") -> Handler:
-        if asked.error is not None:
-            raise asked.error()
-        if call.stream.inbox.error is not None:
-            raise call.stream.inbox.error
-        service = self._service
-        handler = service.handlers.get(asked.method, service.unknown_service_handler)
-        if handler is None:
-            raise NoRoute(f"unknown method {asked.method}")
-        return handler
-
     def _enter(self, call: Call, scope: trio.CancelScope) -> None:
         """Have the scope cancelled when the call's deadline passes, or its caller goes."""
-        call.stream.inbox.on_failed = scope
+        inbox = call.stream.inbox
+        inbox.on_failed = scope
+        if inbox.error is not None:
+            scope.cancel()  # it went while the call waited for a task
         if call.context.deadline is not None:
             scope.deadline = call.context.deadline
 
@@ -176,7 +208,7 @@ class Calls:
     def forwarding_refused(self, forwarding: Forwarding) -> None:
         """The upstream has not processed the call."""
         self._unwatch(forwarding)
-        self._runners.start(self._begin_again, forwarding)
+        self._runners.start(self._step, (forwarding.call, forwarding.open_again))
 
     # --------------------------------------------------------------------- ends
 
@@ -189,7 +221,6 @@ class Calls:
             call.refuse(asked.refusal[0], Status.INTERNAL, asked.refusal[1])
         else:
             return False
-        self._over(call)
         return True
 
     def _cancelled(self, call: Call, scope: trio.CancelScope) -> None:
@@ -221,6 +252,12 @@ class Calls:
         call.record.duration_s = time.perf_counter() - call.started
         if self._observer is not None:
             tell(self._observer.call_ended, call.record)
+
+
+async def _answered_by(handler: Handler, call: Call) -> None:
+    if call.stream.inbox.error is not None:
+        raise call.stream.inbox.error
+    await handler(call)
 
 
 class _Asked:

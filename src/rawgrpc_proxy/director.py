@@ -1,6 +1,5 @@
 """`StreamDirector`: the user's code that says where a call goes."""
 
-import inspect
 from collections.abc import Awaitable, Callable
 
 from rawgrpc_proxy.call import CallContext
@@ -13,14 +12,12 @@ StreamDirector = Callable[[CallContext, str], Direction | Awaitable[Direction]]
 """Called once for each call, with its context and its full method name (`/package.Service/Method`), before anything
 is sent upstream. Answers the outgoing context (the one it was given, unless it changes the metadata) and a pooled
 connection, which the proxy closes when the call ends; or raises `RpcError`, which the caller gets as it was raised.
-Plain or async. An async director is cancelled when the caller gives up or its deadline passes."""
+Plain or async. An async director is cancelled when the caller gives up or its deadline passes. A plain one costs less:
+it is asked where the call was read, so it must not block; if it has to wait after all, it may answer an awaitable."""
 
 
-async def ask(director: StreamDirector, context: CallContext) -> Direction:
-    """Call the director and check its answer. Raises `ConfigError` for one that is no direction."""
-    answer: object = director(context, context.method)
-    if not isinstance(answer, tuple) and inspect.isawaitable(answer):
-        answer = await answer
+def checked(answer: object, context: CallContext) -> Direction:
+    """What a director has answered, if it is a direction. Raises `ConfigError` for anything else."""
     if isinstance(answer, tuple) and len(answer) == 2:  # noqa: PLR2004  # `match` takes three times as long
         outgoing, conn = answer
         if isinstance(outgoing, CallContext) and isinstance(conn, PoolConn):

@@ -56,21 +56,35 @@ class Forwarding:
         self._splice = Splice(call.stream, self._advance)
         call.record.upstream = conn.address
 
-    async def open(self) -> None:
-        """Open the upstream stream, and join the two.
+    def open_now(self) -> bool:
+        """Open the upstream stream, and join the two; False, and nothing done, if a connection has to be waited for.
 
-        Waits if the connection has been lost since the director chose it. When this raises, or is cancelled, the
-        lease is back, and the owner is told nothing. What is written has to be flushed by the caller.
+        When this raises the lease is back, and the owner is told nothing. What is written the caller has to flush.
         """
+        assert self._conn is not None
+        if not self._conn.has_room:
+            return False
         try:
-            if self._conn is not None and not self._conn.has_room:
-                await self._find_room()
             self._open()
         except BaseException:
             self.stop()
             raise
+        return True
 
-    async def open_again(self) -> None:
+    async def open(self) -> "Forwarding":
+        """As `open_now`, but wait if the connection has been lost since the director chose it. Answers itself.
+
+        When this is cancelled it leaves no trace, as when it raises.
+        """
+        try:
+            await self._find_room()
+            self._open()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    async def open_again(self) -> "Forwarding":
         """Send the call once more, on another connection. As `open`."""
         try:
             self._check_caller()
@@ -80,6 +94,7 @@ class Forwarding:
         except BaseException:
             self.stop()
             raise
+        return self
 
     def expire(self) -> None:
         """The deadline has passed."""
@@ -167,12 +182,12 @@ class Forwarding:
                 origin="proxy",
             )
         turn = call.stream.connection.turn
-        turn.collecting = True
+        in_turn, turn.collecting = turn.collecting, True
         try:
             self._needs_task = False
             splice.join(conn.open_stream(headers, end_stream=splice.request_is_empty))
         finally:
-            turn.collecting = False
+            turn.collecting = in_turn
 
 
 def _settled(error: RpcError, deadline: float | None) -> RpcError:

@@ -3,12 +3,15 @@
 What it does not do: make up answers. A handler raises `RpcError`, and the server turns that into a response.
 """
 
+import inspect
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Protocol
 
 import trio
 
 from rawgrpc_proxy.call import Call, Handler
-from rawgrpc_proxy.director import StreamDirector, ask
+from rawgrpc_proxy.director import StreamDirector, checked
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.forwarding import Forwarding, Owner
 
@@ -16,12 +19,28 @@ from rawgrpc_proxy.forwarding import Forwarding, Owner
 class TransparentHandler:
     """Passes calls on to where its director says.
 
-    Called like any handler it returns when the call is over. A server does better: it lets the call `begin`, and needs
-    no task for it from then on.
+    Called like any handler it returns when the call is over. A server does better: it lets the call begin, and needs
+    no task for it from then on; and none at all if the director is no coroutine function, and need not wait.
     """
 
     def __init__(self, director: StreamDirector) -> None:
         self._director = director
+        self._may_wait = inspect.iscoroutinefunction(director) or inspect.iscoroutinefunction(
+            getattr(director, "__call__", None)  # noqa: B004  # an object with `async def __call__`
+        )
+
+    def begin_now(self, call: Call, owner: Owner) -> Forwarding | Callable[[], Awaitable[Forwarding]]:
+        """Ask the director, open the upstream stream and join it to the call's, all at once; or answer what to await.
+
+        Raises as `begin` does. What is written has to be flushed by the caller.
+        """
+        if self._may_wait:
+            return partial(self.begin, call, owner)
+        answer = self._director(call.context, call.context.method)
+        if not isinstance(answer, tuple):
+            return partial(self._begin_with, answer, call, owner)
+        forwarding = Forwarding(call, *checked(answer, call.context), owner)
+        return forwarding if forwarding.open_now() else forwarding.open
 
     async def begin(self, call: Call, owner: Owner) -> Forwarding:
         """Ask the director, open the upstream stream and join it to the call's.
@@ -29,10 +48,14 @@ class TransparentHandler:
         Raises what the director raises, and `RpcError` if no stream can be opened; then, and when it is cancelled, the
         call has left no trace upstream, and `owner` hears nothing. What is written has to be flushed by the caller.
         """
-        context, conn = await ask(self._director, call.context)
-        forwarding = Forwarding(call, context, conn, owner)
-        await forwarding.open()
-        return forwarding
+        if call.stream.inbox.error is not None:
+            raise call.stream.inbox.error
+        return await self._begin_with(self._director(call.context, call.context.method), call, owner)
+
+    async def _begin_with(self, answer: object, call: Call, owner: Owner) -> Forwarding:
+        if not isinstance(answer, tuple) and inspect.isawaitable(answer):
+            answer = await answer
+        return await Forwarding(call, *checked(answer, call.context), owner).open()
 
     async def __call__(self, call: Call) -> None:
         """Pass the call on, and wait until it is over. Raises `RpcError` unless the upstream has ended it."""

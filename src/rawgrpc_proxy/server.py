@@ -164,7 +164,12 @@ class Server:
                     tell(self._observer.stream_refused, peer, reset)
 
             connection = Connection(
-                transport, self._settings, client_side=False, on_request=calls.start, on_refused=on_refused
+                transport,
+                self._settings,
+                client_side=False,
+                on_request=calls.take,
+                on_read=calls.begin,
+                on_refused=on_refused,
             )
             self._connections.add(connection)
             if self._stop.is_set():

@@ -108,7 +108,7 @@ def current_turn() -> Turn:
 class Connection:
     """A connection to a peer. Make it, then `run` it in a task of its own.
 
-    `on_request` (server side) is called with each stream the peer opens;
+    `on_request` (server side) is called with each stream the peer opens, and `on_read` at the end of each read;
     `on_refused` with id and reason of one that was malformed or too many. `on_change` is called when the room for
     streams may have changed: SETTINGS, GOAWAY, a closed stream, the end.
     None of them may wait or raise.
@@ -121,6 +121,7 @@ class Connection:
         *,
         client_side: bool,
         on_request: Callable[[Stream], None] | None = None,
+        on_read: Callable[[], None] | None = None,
         on_refused: Callable[[StreamReset], None] | None = None,
         on_change: Callable[[], None] | None = None,
     ) -> None:
@@ -137,6 +138,7 @@ class Connection:
         self._transport = transport
         self._settings = settings
         self._on_request = on_request
+        self._on_read = on_read
         self._on_refused = on_refused
         self._on_change = on_change
         self.turn = current_turn()
@@ -313,6 +315,8 @@ class Connection:
                         streams[event.stream_id].sink.trailers(event.headers)
                     else:
                         failure = self._dispatch(event)
+                if self._on_read is not None:
+                    self._on_read()
                 if session.wants_output:
                     self.touch()
                 self._report_closed()
