@@ -1,7 +1,10 @@
 """What happens between the director's choice and the upstream stream, and to the lease on every way out."""
 
+import contextvars
 import gc
 import sys
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
@@ -21,6 +24,7 @@ from rawgrpc_proxy import (
 )
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine
+from rawgrpc_proxy.director import Direction
 from rawgrpc_proxy.errors import ConnectionFailed, Side, StreamReset
 from rawgrpc_proxy.forwarding import _settled
 from rawgrpc_proxy.net.connection import Connection
@@ -497,3 +501,149 @@ async def test_a_call_that_comes_as_its_connection_ends_goes_to_another_one(
         await served.peer.aclose()
         await (await house.backend.request()).respond()
         assert (await call.answer()).status == Status.OK
+
+
+# --- Plain directors: asked where the call was read, without a task ---
+
+
+class PlainDirector:
+    """A director that is no coroutine function. The methods say what it does."""
+
+    def __init__(self) -> None:
+        self.house: House | None = None
+        self.asked: list[str] = []
+        self.lost: PoolConn | None = None
+
+    def __call__(self, context: CallContext, method: str) -> Direction | Awaitable[Direction]:
+        assert self.house is not None
+        self.asked.append(method)
+        pool, address = self.house.pool, self.house.backend.address
+        if method == "/a.B/Refused":
+            raise RpcError(Status.PERMISSION_DENIED, "not you")
+        if method == "/a.B/Fault":
+            raise KeyError("fault")
+        if method == "/a.B/Nonsense":
+            return None  # type: ignore[return-value]
+        seen = variable.get()
+        variable.set("left over")
+        assert seen == "unset"
+        conn = pool.get_conn_nowait(address) or self.lost
+        if conn is None:
+            return self._wait(context)
+        return context, conn
+
+    async def _wait(self, context: CallContext) -> Direction:
+        assert self.house is not None
+        return context, await self.house.pool.get_conn(self.house.backend.address)
+
+
+variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+
+
+@asynccontextmanager
+async def a_proxy_with_plain_director(engine: Engine) -> AsyncIterator[tuple[House, PlainDirector]]:
+    director = PlainDirector()
+    async with a_proxy(engine, director=director) as house:
+        director.house = house
+        yield house, director
+
+
+@trio_test
+async def test_a_plain_director_may_wait_for_the_first_connection_and_need_not_for_the_next(
+    engine: Engine,
+) -> None:
+    async with a_proxy_with_plain_director(engine) as (house, _):
+        client = await house.client()
+        for number in range(3):
+            call = await client.request(body=b"x" * number)
+            served = await house.backend.request()
+            assert await served.request_body() == message(b"x" * number)
+            await served.respond(b"y")
+            assert (await call.answer()).body == message(b"y")
+            assert (await house.record()).status == Status.OK
+        assert len(house.backend.peers) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "status"),
+    [("Refused", Status.PERMISSION_DENIED), ("Fault", Status.INTERNAL), ("Nonsense", Status.INTERNAL)],
+)
+@trio_test
+async def test_what_a_plain_director_raises_is_its_own_calls_end(
+    engine: Engine, method: str, status: Status
+) -> None:
+    async with a_proxy_with_plain_director(engine) as (house, _):
+        client = await house.client()
+        frames, calls = b"", []
+        for name in (method, "C"):
+            calls.append(client.new_stream())
+            frames += client.header_frames(calls[-1].id, request_fields(f"/a.B/{name}"), end=True)
+        await client.send_bytes(frames)
+        assert (await calls[0].answer()).status == status
+        await (await house.backend.request()).respond()
+        assert (await calls[1].answer()).status == Status.OK
+        assert {(await house.record()).status for _ in calls} == {status, Status.OK}
+        assert len(house.observer.failed) == (status == Status.INTERNAL)
+
+
+@trio_test
+async def test_a_call_that_comes_and_goes_in_one_read_is_not_asked_about(engine: Engine) -> None:
+    async with a_proxy_with_plain_director(engine) as (house, director):
+        client = await house.client()
+        call = await client.request("/a.B/First")
+        await (await house.backend.request()).respond()
+        assert (await call.answer()).status == Status.OK
+        gone = client.new_stream()
+        reset = RstStreamFrame(gone.id, error_code=ErrorCode.CANCEL)
+        await client.send_bytes(client.header_frames(gone.id, request_fields()) + reset.serialize())
+        assert {(await house.record()).status for _ in range(2)} == {Status.OK, Status.CANCELLED}
+        assert director.asked == ["/a.B/First"]
+        assert house.backend.no_request_came()
+
+
+@trio_test
+async def test_more_calls_than_begin_in_one_turn_begin_in_the_next_ones(engine: Engine) -> None:
+    async with a_proxy_with_plain_director(engine) as (house, director):
+        client = await house.client()
+        first = await client.request("/a.B/First")
+        await (await house.backend.request()).respond()
+        assert (await first.answer()).status == Status.OK
+        frames, calls = b"", []
+        for number in range(100):
+            calls.append(client.new_stream())
+            frames += client.header_frames(calls[-1].id, request_fields(f"/a.B/{number}"), end=True)
+        await client.send_bytes(frames)
+        for _ in calls:
+            await (await house.backend.request()).respond()
+        for call in calls:
+            assert (await call.answer()).status == Status.OK
+        assert len(director.asked) == 101
+
+
+@trio_test
+async def test_a_connection_that_a_plain_director_keeps_too_long_is_replaced(engine: Engine) -> None:
+    async with a_proxy_with_plain_director(engine) as (house, director):
+        conn = director.lost = await house.pool.get_conn(house.backend.address)
+        await (await house.backend.connection()).goaway(0)
+        await until(lambda: not conn.has_room)
+        client = await house.client()
+        call = await client.request()
+        await (await house.backend.request()).respond()
+        assert (await call.answer()).status == Status.OK
+        assert len(house.backend.peers) == 2
+
+
+@trio_test
+async def test_a_request_too_long_for_the_upstream_is_refused_and_the_lease_comes_back(
+    engine: Engine,
+) -> None:
+    director = PlainDirector()
+    async with a_proxy(engine, director=director, backend={MAX_HEADER_LIST_SIZE: 500}) as house:
+        director.house = house
+        client = await house.client()
+        for fields, status in (((), Status.OK), (((b"x-long", b"x" * 500),), Status.RESOURCE_EXHAUSTED)):
+            call = await client.request("/a.B/C", *fields)
+            if status == Status.OK:
+                await (await house.backend.request()).respond()
+            assert (await call.answer()).status == status
+            assert (await house.record()).status == status
