@@ -59,6 +59,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--rounds", type=int, default=None, metavar="N", help="default: 3, and 1 with --quick"
     )
+    parser.add_argument(
+        "--all-rounds",
+        action="store_true",
+        help="make in every round what else is made once: many connections, open calls",
+    )
     parser.add_argument("--quick", action="store_true", help="little of everything, to see that it works")
     parser.add_argument(
         "--out", type=Path, default=HERE / "results", metavar="DIR", help="default: %(default)s"
@@ -97,7 +102,7 @@ def _measured(peers: list[Peer], options: argparse.Namespace) -> tuple[Results, 
     }
     disturbance, start, interrupted = machine.Disturbance(), time.monotonic(), False
     with one_bench(sizes) as bench, _Progress() as progress:
-        steps = _steps(able, options.rounds)
+        steps = _steps(able, options.rounds, all_rounds=options.all_rounds)
         try:
             for number, (story, turn, peer) in enumerate(steps):
                 progress.show(number, len(steps), f"{peer.name}: {story.name}, round {turn}")
@@ -126,12 +131,12 @@ def _able(peers: list[Peer], results: Results) -> list[Peer]:
     return able
 
 
-def _steps(peers: list[Peer], rounds: int) -> list[Step]:
+def _steps(peers: list[Peer], rounds: int, *, all_rounds: bool) -> list[Step]:
     """In turns, so that what disturbs the machine for a while disturbs all alike; each round begins with another."""
     steps = []
     for story in STORIES:
         able = story.peers(peers)
-        for turn in range(rounds if story.every_round else 1):
+        for turn in range(rounds if story.every_round or all_rounds else 1):
             first = turn * len(able) // rounds
             steps += [(story, turn + 1, peer) for peer in able[first:] + able[:first]]
     return steps

@@ -110,6 +110,24 @@ async def test_a_connection_may_be_idle_once_the_settings_are_there(
         await link.peer.ping()
 
 
+# --- output between the turns ---------------------------------------------------------------------------------------
+
+
+@trio_test
+async def test_what_is_said_after_a_command_that_came_to_nothing_is_written(engine: Engine) -> None:
+    async with a_link(engine) as link:
+        stream = await link.peer.open(request_fields())
+        await stream.reset()
+        await link.peer.ping()
+        await trio.testing.wait_all_tasks_blocked()
+        link.requests[0].send_data(b"too late")
+        await trio.testing.wait_all_tasks_blocked()
+        link.peer.answers_pings = False
+        link.connection.session.ping(b"anything")
+        link.connection.touch()
+        assert await link.peer.expect_ping() == b"anything"
+
+
 # --- drain ---------------------------------------------------------------------------------------------------------
 
 

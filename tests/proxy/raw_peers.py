@@ -561,6 +561,7 @@ class Backend:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         (self._listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        _limit_buffers(self._listener.socket)
         host, port = self._listener.socket.getsockname()[:2]
         self.address = f"{host}:{port}"
         async with self._listener, trio.open_nursery() as nursery:
@@ -578,7 +579,6 @@ class Backend:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         async with stream:
-            _limit_buffers(stream)
             if self.raw_script is not None:
                 await self.raw_script(stream)
                 return
@@ -616,9 +616,10 @@ class Backend:
 async def connect(address: str, nursery: trio.Nursery, *, settings: dict[int, int] | None = None) -> RawPeer:
     """A client's connection to `address`, its SETTINGS sent and the other side's seen."""
     host, _, port = address.rpartition(":")
-    stream = await trio.open_tcp_stream(host, int(port))
-    _limit_buffers(stream)
-    return await start_client(stream, nursery, settings=settings)
+    sock = trio.socket.socket()
+    _limit_buffers(sock)
+    await sock.connect((host, int(port)))
+    return await start_client(trio.SocketStream(sock), nursery, settings=settings)
 
 
 async def start_client(
@@ -631,10 +632,14 @@ async def start_client(
     return peer
 
 
-def _limit_buffers(stream: trio.SocketStream) -> None:
-    """Keep the kernel from hiding for long that nobody reads."""
-    stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
-    stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+def _limit_buffers(sock: trio.socket.SocketType) -> None:
+    """Keep the kernel from hiding for long that nobody reads.
+
+    For a socket that is not connected yet, or listens: a receive buffer that shrinks later makes the kernel throw away
+    what it has promised to take, and wait for seconds until it is sent again.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
 
 
 def frame_name(frame: Frame) -> str:

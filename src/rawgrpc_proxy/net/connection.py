@@ -464,6 +464,7 @@ class Connection:
                     self._taken_id = self._opened_id
                     self._writing = True
                 else:
+                    self._dirty = False  # so that the next touch wakes us
                     self._written.set()
                     await self._wait_for_work()
                     continue
