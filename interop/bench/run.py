@@ -35,11 +35,11 @@ Step = tuple[Story, int, Peer]
 def main() -> int:
     options = _options()
     os.environ["PATH"] = SYSTEM_PATH
-    peers = [peer for peer in all_peers(options.pypy) if fnmatch.fnmatch(peer.name, options.only)]
+    peers = [peer for peer in all_peers(options.pypy) if any(fnmatch.fnmatch(peer.name, glob) for glob in options.only)]
     if options.list:
         return _list(peers)
     if not peers:
-        print(f"no peer is called {options.only}; --list tells their names", file=sys.stderr)
+        print(f"no peer is called {' or '.join(options.only)}; --list tells their names", file=sys.stderr)
         return 2
     if reason := machine.missing_program():
         print(f"nothing can be measured: {reason}", file=sys.stderr)
@@ -55,7 +55,9 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--only", default="*", metavar="GLOB", help="measure the peers of these names alone")
+    parser.add_argument(
+        "--only", action="append", metavar="GLOB", help="measure the peers of these names alone; may be given again"
+    )
     parser.add_argument(
         "--rounds", type=int, default=None, metavar="N", help="default: 3, and 1 with --quick"
     )
@@ -74,6 +76,7 @@ def _options() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="tell the peers and whether they can run here")
     options = parser.parse_args()
+    options.only = options.only or ["*"]
     if options.rounds is None:
         options.rounds = 1 if options.quick else 3
     return options
