@@ -35,7 +35,11 @@ Step = tuple[Story, int, Peer]
 def main() -> int:
     options = _options()
     os.environ["PATH"] = SYSTEM_PATH
-    peers = [peer for peer in all_peers(options.pypy) if any(fnmatch.fnmatch(peer.name, glob) for glob in options.only)]
+    peers = [
+        peer
+        for peer in all_peers(options.pypy)
+        if any(fnmatch.fnmatch(peer.name, glob) for glob in options.only)
+    ]
     if options.list:
         return _list(peers)
     if not peers:
@@ -56,7 +60,10 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "--only", action="append", metavar="GLOB", help="measure the peers of these names alone; may be given again"
+        "--only",
+        action="append",
+        metavar="GLOB",
+        help="measure the peers of these names alone; may be given again",
     )
     parser.add_argument(
         "--rounds", type=int, default=None, metavar="N", help="default: 3, and 1 with --quick"
