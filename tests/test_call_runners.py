@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from rawgrpc_proxy.call_runners import CallRunners
-from rawgrpc_proxy.net.connection import Turn
+from rawgrpc_proxy.net.turn import Turn
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 

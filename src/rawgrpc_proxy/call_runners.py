@@ -13,7 +13,7 @@ from typing import Any
 import trio
 import trio.lowlevel
 
-from rawgrpc_proxy.net.connection import Turn
+from rawgrpc_proxy.net.turn import Turn
 
 _KEPT = 64
 """Idle tasks kept, at about 3 KB each."""

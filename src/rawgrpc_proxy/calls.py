@@ -25,8 +25,8 @@ from rawgrpc_proxy.grpc.metadata import Headers, Metadata
 from rawgrpc_proxy.grpc.timeout import parse_timeout
 from rawgrpc_proxy.handler import TransparentHandler
 from rawgrpc_proxy.http2.header_blocks import HeaderList
-from rawgrpc_proxy.net.connection import current_turn
 from rawgrpc_proxy.net.stream import Stream
+from rawgrpc_proxy.net.turn import current_turn
 from rawgrpc_proxy.observe.observer import ServerObserver, tell
 
 # One service segment, one method segment, nothing that a router further on could read differently.

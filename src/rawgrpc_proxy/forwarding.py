@@ -1,6 +1,6 @@
 """A call on its way to an upstream: from the director's choice to the end of both streams.
 
-It needs a task to begin (a connection may have to be waited for), and a second time if the call is sent once more.
+It may need a task to begin (a director or a connection has to be waited for), and one if the call is sent once more.
 In between and to the end the readers of the two connections move it on, through the splice: an open call costs no task,
 and its end wakes none. What it does not do: choose an upstream, or answer the caller; it tells its owner how the call
 went.

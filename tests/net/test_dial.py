@@ -17,6 +17,7 @@ from rawgrpc_proxy.errors import UpstreamUnavailable
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.dial import dial
 from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
+from tests.net.links import one_read
 from tests.pool_backend import deaf_port, run
 
 PATIENCE_S = 10.0
@@ -72,7 +73,7 @@ class Names(trio.abc.HostnameResolver):
 
 async def check_echo(transport: Transport) -> None:
     await transport.send_all([b"hello"])
-    assert await transport.receive() == b"hello"
+    assert await one_read(transport) == b"hello"
     await transport.aclose()
 
 

@@ -14,6 +14,7 @@ import trio.testing
 
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.net.transport import READ_BYTES, SocketTransport, StreamTransport
+from tests.net.links import one_read
 from tests.pool_backend import run
 
 
@@ -116,12 +117,12 @@ def test_reading_gives_what_has_come_and_then_the_end() -> None:
     async def test() -> None:
         with linked() as (transport, peer):
             peer.send(b"hello")
-            assert await transport.receive() == b"hello"
+            assert await one_read(transport) == b"hello"
             peer.sendall(bytes(READ_BYTES))
-            assert 0 < len(await transport.receive()) <= READ_BYTES
+            assert 0 < len(await one_read(transport)) <= READ_BYTES
             drain(transport._sock)
             peer.shutdown(socket.SHUT_WR)
-            assert await transport.receive() == b""
+            assert await one_read(transport) == b""
 
     run(test)
 
@@ -133,7 +134,7 @@ def test_a_reader_that_was_woken_for_nothing_waits_on() -> None:
             received: list[bytes] = []
 
             async def read(link: SocketTransport) -> None:
-                received.append(await link.receive())
+                received.append(await one_read(link))
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(read, transport)
@@ -155,7 +156,7 @@ def test_a_reset_is_an_os_error() -> None:
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             peer.close()
             with pytest.raises(ConnectionResetError):
-                await transport.receive()
+                await one_read(transport)
             with pytest.raises(OSError):  # noqa: PT012  # the kernel may take the first one
                 while True:
                     transport.send_now([b"anybody there?"])
@@ -174,7 +175,7 @@ def test_a_closed_transport_fails_with_os_errors_and_may_be_closed_again() -> No
             await transport.aclose()
             await transport.aclose()
             attempts: list[Callable[[], Awaitable[object]]] = [
-                transport.receive,
+                lambda: one_read(transport),
                 lambda: transport.send_all([b"x"]),
             ]
             for attempt in attempts:
@@ -196,7 +197,7 @@ def test_closing_wakes_whoever_reads_or_writes() -> None:
                 failed.append(attempt)
 
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(fails, transport.receive)
+                nursery.start_soon(fails, lambda: one_read(transport))
                 nursery.start_soon(fails, lambda: transport.send_all([bytes(1_000_000)]))
                 await trio.testing.wait_all_tasks_blocked()
                 await transport.aclose()
@@ -236,9 +237,9 @@ def test_any_stream_carries_bytes_both_ways_and_ends() -> None:
         await transport.send_all(chunks)
         assert await theirs.receive_some() == b"onetwothree"
         await theirs.send_all(b"four")
-        assert await transport.receive() == b"four"
+        assert await one_read(transport) == b"four"
         await theirs.send_eof()
-        assert await transport.receive() == b""
+        assert await one_read(transport) == b""
 
     run(test)
 
@@ -255,7 +256,7 @@ def test_a_stream_that_breaks_or_is_closed_fails_with_os_errors() -> None:
         with pytest.raises(OSError):
             await transport.send_all([b"x"])
         with pytest.raises(OSError):
-            await transport.receive()
+            await one_read(transport)
 
     run(test)
 
@@ -268,7 +269,7 @@ def test_the_cause_of_a_broken_stream_is_the_error_itself() -> None:
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             peer.close()
             with pytest.raises(ConnectionResetError):
-                await transport.receive()
+                await one_read(transport)
 
     run(test)
 
@@ -293,6 +294,6 @@ def test_bytes_that_are_no_tls_are_an_os_error() -> None:
         assert transport.tls_peer["subjectAltName"] == (("DNS", "backend"),)
         await theirs.send_all(b"this is no TLS record")
         with pytest.raises(OSError):
-            await transport.receive()
+            await one_read(transport)
 
     run(test)

@@ -30,6 +30,7 @@ from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import ENGINES, Engine
 from rawgrpc_proxy.errors import ConnectionFailed
 from rawgrpc_proxy.http2.events import StreamReset
+from rawgrpc_proxy.net.poller import current_poller
 from tests.proxy.raw_peers import PATIENCE_S, Backend, RawPeer, connect
 
 A_TEST_S = 60.0
@@ -150,6 +151,7 @@ class Baseline:
 
     def __init__(self) -> None:
         gc.collect()  # what a failed test before this one has left
+        current_poller()  # has a task and a file for as long as the run
         self.tasks = trio.lowlevel.current_statistics().tasks_living
         self.files = _open_files()
 

@@ -1,11 +1,14 @@
 """What the upstream gets of a request."""
 
+import types
+
 import pytest
 from trio.testing import trio_test
 
 from rawgrpc_proxy import Status
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.grpc.timeout import parse_timeout
+from rawgrpc_proxy.net import poller
 from tests.proxy.house import a_proxy, on_every_engine
 from tests.proxy.raw_peers import (
     MAX_HEADER_LIST_SIZE,
@@ -40,6 +43,21 @@ async def test_a_message_larger_than_the_windows_arrives_whole(engine: Engine) -
     async with a_proxy(engine) as house:
         client = await house.client()
         call = await client.request(body=body)
+        served = await house.backend.request()
+        assert await served.request_body() == message(body)
+        await served.respond(body)
+        assert (await call.answer()).body == message(body)
+
+
+@trio_test
+async def test_a_system_without_epoll_is_served_as_well(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(poller, "select", types.SimpleNamespace())
+    body = bytes(range(256)) * 4096
+    async with a_proxy(engine) as house:
+        assert isinstance(poller.current_poller(), poller.TaskPoller)
+        call = await (await house.client()).request(body=body)
         served = await house.backend.request()
         assert await served.request_body() == message(body)
         await served.respond(body)

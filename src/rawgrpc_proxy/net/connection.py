@@ -1,9 +1,9 @@
-"""One HTTP/2 connection on trio: a session, a transport, one reader and one writer.
+"""One HTTP/2 connection on trio: a session, a transport that is read when there is something, and a writer.
 
-    reader: transport ──► session.receive ──► events ──► streams' sinks      (waits for nothing but the transport)
+    reads:  transport ──► session.receive ──► events ──► streams' sinks      (wait for nothing but the transport)
     writer: session.take_output ──► transport ──► credit to the sources      (never cancelled but to kill the link)
 
-Most writes need no writer: at the end of a reader's turn everything it has caused, on whichever connection, is
+Most writes need no writer: at the end of a turn everything its reads have caused, on whichever connection, is
 written right away as far as the sockets take it (`Turn`). The writer finishes what a socket did not take, and writes
 what tasks have queued between the turns.
 
@@ -13,6 +13,7 @@ socket; when the connection ends, every stream on it hears of it exactly once, a
 
 import contextlib
 import enum
+import math
 from collections.abc import Callable
 from typing import assert_never
 
@@ -41,6 +42,7 @@ from rawgrpc_proxy.http2.relay_session import RelaySession
 from rawgrpc_proxy.http2.session import Receipt, Session
 from rawgrpc_proxy.net.stream import Stream, lost_error, reset_error
 from rawgrpc_proxy.net.transport import Transport
+from rawgrpc_proxy.net.turn import current_turn
 
 _WRITES_A_TURN = 4
 _DRAIN_PING = b"draining"
@@ -66,43 +68,6 @@ def make_session(settings: Http2Settings, *, client_side: bool) -> Session:
             return RelaySession(settings, client_side=client_side)
         case _:
             assert_never(settings.engine)
-
-
-class Turn:
-    """The connections that have something to write when a turn ends. One for each trio run.
-
-    A turn is what one reader does with one read, or a call's first steps. While `collecting`, connections that are
-    touched are only noted; at the end all are flushed. Outside a turn a touched connection wakes its writer.
-    """
-
-    __slots__ = ("collecting", "dirty")
-
-    def __init__(self) -> None:
-        self.dirty: list[Connection] = []
-        self.collecting = False
-
-    def flush(self) -> None:
-        """Write on every dirty connection what its socket takes; credit that comes of it makes others dirty."""
-        dirty = self.dirty
-        self.collecting = True
-        try:
-            while dirty:
-                dirty.pop().flush()
-        finally:
-            self.collecting = False
-
-
-_turn_of_run: trio.lowlevel.RunVar[Turn] = trio.lowlevel.RunVar("rawgrpc_proxy.turn")
-
-
-def current_turn() -> Turn:
-    """The turn of this trio run."""
-    try:
-        return _turn_of_run.get()
-    except LookupError:
-        turn = Turn()
-        _turn_of_run.set(turn)
-        return turn
 
 
 class Connection:
@@ -143,6 +108,9 @@ class Connection:
         self._on_change = on_change
         self.turn = current_turn()
         self._scope = trio.CancelScope()
+        self._handshake = trio.CancelScope()
+        self._failure: ConnectionFailed | None = None
+        """How the peer has broken the connection's rules, or let us know that it is over."""
         self._dirty = False
         self._writing = False
         self._unsent: list[Data] = []
@@ -286,49 +254,45 @@ class Connection:
 
     async def _read_loop(self) -> ConnectionFailed:
         """Read until the connection ends, and answer why."""
-        deadline = trio.current_time() + self._settings.handshake_timeout_s
-        with trio.move_on_at(deadline) as handshake:
-            return await self._read_until(handshake)
-        return ConnectionGone(f"no HTTP/2 SETTINGS within {self._settings.handshake_timeout_s:g} s")
-
-    async def _read_until(self, handshake: trio.CancelScope) -> ConnectionFailed:
-        receive, session, turn, streams = self._transport.receive, self.session, self.turn, self.streams
-        while True:
+        self._handshake.deadline = trio.current_time() + self._settings.handshake_timeout_s
+        with self._handshake:
             try:
-                data = await receive()
+                await self._transport.receive_each(self._heard)
             except OSError as error:
                 self._peer_is_gone = True
                 return ConnectionGone(_describe(error))
-            if not data:
+            if self._failure is None:
                 self._peer_is_gone = True
                 return ConnectionGone("the peer closed the connection")
-            turn.collecting = True
-            failure: ConnectionFailed | None = None
-            try:
-                for event in session.receive(data, trio.current_time()):
-                    # The three of every call come first, and not in the match: it looks at their fields one by one.
-                    if isinstance(event, DataReceived):
-                        streams[event.stream_id].sink.data(event.data, event.credit, event.end_stream)
-                    elif isinstance(event, ResponseReceived):
-                        streams[event.stream_id].sink.response(event.headers, event.end_stream)
-                    elif isinstance(event, TrailersReceived):
-                        streams[event.stream_id].sink.trailers(event.headers)
-                    else:
-                        failure = self._dispatch(event)
-                if self._on_read is not None:
-                    self._on_read()
-                if session.wants_output:
-                    self.touch()
-                self._report_closed()
-            finally:
-                turn.flush()
-            if failure is not None:
-                return failure
-            if session.peer_settings_seen and not self.ready.is_set():
-                handshake.deadline = float("inf")
-                self.ready.set()
+            return self._failure
+        return ConnectionGone(f"no HTTP/2 SETTINGS within {self._settings.handshake_timeout_s:g} s")
 
-    def _dispatch(self, event: RareEvent) -> ConnectionFailed | None:
+    def _heard(self, data: bytes) -> bool:
+        """Act on what the peer has sent, within a turn, and say whether to go on reading."""
+        session, streams = self.session, self.streams
+        for event in session.receive(data, trio.current_time()):
+            # The three of every call come first, and not in the match: it looks at their fields one by one.
+            if isinstance(event, DataReceived):
+                streams[event.stream_id].sink.data(event.data, event.credit, event.end_stream)
+            elif isinstance(event, ResponseReceived):
+                streams[event.stream_id].sink.response(event.headers, event.end_stream)
+            elif isinstance(event, TrailersReceived):
+                streams[event.stream_id].sink.trailers(event.headers)
+            else:
+                self._dispatch(event)
+        if self._on_read is not None:
+            self._on_read()
+        if session.wants_output:
+            self.touch()
+        self._report_closed()
+        if self._failure is not None:
+            return False
+        if session.peer_settings_seen and not self.ready.is_set():
+            self._handshake.deadline = math.inf
+            self.ready.set()
+        return True
+
+    def _dispatch(self, event: RareEvent) -> None:
         match event:
             case RequestReceived(stream_id, headers, end_stream, oversized):
                 stream = Stream(self, stream_id, headers, oversized=oversized)
@@ -345,10 +309,9 @@ class Connection:
             case GoAwayReceived(_, code, debug):
                 self._peer_goes_away(code, debug)
             case ConnectionEnded(error):
-                return error
+                self._failure = error
             case _:
                 assert_never(event)
-        return None
 
     def _stream_reset(self, event: StreamReset) -> None:
         stream = self.streams.get(event.stream_id)

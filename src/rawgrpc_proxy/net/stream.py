@@ -86,9 +86,11 @@ class Stream:
         connection.touch()
 
     def reset(self, error_code: int) -> None:
-        """End the stream with RST_STREAM, now."""
-        self.connection.session.reset(self.id, error_code)
-        self.connection.touch()
+        """End the stream with RST_STREAM, now. Nothing happens if it has ended."""
+        session = self.connection.session
+        session.reset(self.id, error_code)
+        if session.wants_output:
+            self.connection.touch()
 
     def reset_after_end(self, error_code: int) -> None:
         """End the stream with RST_STREAM as soon as our END_STREAM is out, if the peer has not ended by then."""

@@ -9,15 +9,16 @@ much of it went out; the connection closes the transport then.
 """
 
 import contextlib
-import errno
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import trio
 
 from rawgrpc_proxy.http2.frames import Data
+from rawgrpc_proxy.net.poller import Poller, closed_error, current_poller
+from rawgrpc_proxy.net.turn import current_turn
 
 READ_BYTES = 64 * 1024
 _BULK_READ_BYTES = 256 * 1024
@@ -35,8 +36,11 @@ class Transport(Protocol):
     tls_peer: Mapping[str, Any] | None
     """The peer's certificate, where it has shown one."""
 
-    async def receive(self) -> bytes:
-        """Wait for bytes; empty at the end of the file."""
+    async def receive_each(self, take: Callable[[bytes], bool]) -> None:
+        """Call `take` with what comes, read by read, until it answers False or the file ends.
+
+        What it writes is flushed soon after. It must not wait; what it raises is raised here.
+        """
 
     def send_now(self, chunks: list[Data]) -> list[Data]:
         """Write what can be written without waiting and answer the rest."""
@@ -61,25 +65,35 @@ class SocketTransport:
         self._sock = sock
         self.peer = peer
         self.tls_peer: Mapping[str, Any] | None = None
-        self._read_bytes = READ_BYTES
+        self._poller: Poller | None = None
         sock.settimeout(0)
         if sock.family in {socket.AF_INET, socket.AF_INET6}:
             # Frames are written when they are complete; waiting for more (Nagle) only adds latency.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    async def receive(self) -> bytes:
-        while True:
-            # Waiting first makes every read a point where other connections get their turn.
+    async def receive_each(self, take: Callable[[bytes], bool]) -> None:
+        sock, turn = self._sock, current_turn()
+        read_bytes = READ_BYTES
+
+        def read() -> bool:
+            nonlocal read_bytes
             try:
-                await trio.lowlevel.wait_readable(self._open_fd())
-            except trio.ClosedResourceError as error:
-                raise _closed() from error
-            try:
-                data = self._sock.recv(self._read_bytes)
+                data = sock.recv(read_bytes)
             except BlockingIOError:
-                continue
-            self._read_bytes = _BULK_READ_BYTES if len(data) >= READ_BYTES else READ_BYTES
-            return data
+                return True
+            if not data:
+                return False
+            more = take(data)
+            if len(data) >= READ_BYTES:
+                read_bytes = _BULK_READ_BYTES
+                # Much of it: nothing is gained by keeping it until others have been read.
+                turn.flush()
+            else:
+                read_bytes = READ_BYTES
+            return more
+
+        self._poller = current_poller()
+        await self._poller.watch(self._open_fd(), read)
 
     def send_now(self, chunks: list[Data]) -> list[Data]:
         sock = self._sock
@@ -106,25 +120,26 @@ class SocketTransport:
             try:
                 await trio.lowlevel.wait_writable(self._open_fd())
             except trio.ClosedResourceError as error:
-                raise _closed() from error
+                raise closed_error() from error
             chunks = self.send_now(chunks)
 
     def _open_fd(self) -> int:
         """The number, not the socket: trio would ask for it, each time."""
         fd = self._sock.fileno()
         if fd < 0:
-            raise _closed()
+            raise closed_error()
         return fd
 
     async def linger(self) -> None:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
-            while await self.receive():
-                pass
+            await self.receive_each(lambda _data: True)
 
     async def aclose(self) -> None:
         if self._sock.fileno() >= 0:
             trio.lowlevel.notify_closing(self._sock)
+            if self._poller is not None:
+                self._poller.closing(self._sock.fileno())
             self._sock.close()
 
 
@@ -138,11 +153,22 @@ class StreamTransport:
             stream.getpeercert() if isinstance(stream, trio.SSLStream) else None
         )
 
-    async def receive(self) -> bytes:
-        try:
-            return bytes(await self._stream.receive_some(READ_BYTES))
-        except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError) as error:
-            raise _as_os_error(error) from error
+    async def receive_each(self, take: Callable[[bytes], bool]) -> None:
+        turn = current_turn()
+        more = True
+        while more:
+            try:
+                data = bytes(await self._stream.receive_some(READ_BYTES))
+            except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError) as error:
+                raise _as_os_error(error) from error
+            if not data:
+                return
+            turn.collecting = True
+            try:
+                more = take(data)
+            finally:
+                turn.flush()
+                turn.collecting = False
 
     def send_now(self, chunks: list[Data]) -> list[Data]:
         return chunks
@@ -171,10 +197,6 @@ def _after(chunks: list[Data], sent: int) -> list[Data]:
             return rest
         sent -= len(chunk)
     return []
-
-
-def _closed() -> OSError:
-    return OSError(errno.EBADF, "the connection is closed")
 
 
 def _as_os_error(error: Exception) -> OSError:

@@ -1,0 +1,51 @@
+"""What is written at the end of a turn: all that one round of reads, or a call's first steps, have caused.
+
+A connection that is touched while a turn collects is only noted, and written to once when the turn ends, however many
+streams have said something: that is one system call instead of many. Outside a turn its writer is woken.
+"""
+
+from typing import Protocol
+
+import trio
+
+
+class Flushable(Protocol):
+    """A connection, as a turn sees it."""
+
+    def flush(self) -> None:
+        """Write without waiting what the socket takes. Must not raise."""
+
+
+class Turn:
+    """The connections that have something to write when a turn ends. One for each trio run."""
+
+    __slots__ = ("collecting", "dirty")
+
+    def __init__(self) -> None:
+        self.dirty: list[Flushable] = []
+        self.collecting = False
+
+    def flush(self) -> None:
+        """Write on every dirty connection what its socket takes; credit that comes of it makes others dirty."""
+        dirty = self.dirty
+        if not dirty:
+            return
+        was_collecting, self.collecting = self.collecting, True
+        try:
+            while dirty:
+                dirty.pop().flush()
+        finally:
+            self.collecting = was_collecting
+
+
+_turn_of_run: trio.lowlevel.RunVar[Turn] = trio.lowlevel.RunVar("rawgrpc_proxy.turn")
+
+
+def current_turn() -> Turn:
+    """The turn of this trio run."""
+    try:
+        return _turn_of_run.get()
+    except LookupError:
+        turn = Turn()
+        _turn_of_run.set(turn)
+        return turn
