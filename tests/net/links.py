@@ -12,4 +12,5 @@ async def one_read(transport: Transport) -> bytes:
         return False
 
     await transport.receive_each(take)
-    return b"".join(reads)
+    (read,) = reads
+    return read

@@ -15,6 +15,7 @@ from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.http2.events import StreamReset
 from rawgrpc_proxy.net.connection import Connection, ConnectionState
+from rawgrpc_proxy.net.poller import current_poller
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport
 from tests.proxy.house import on_every_engine
@@ -309,6 +310,42 @@ async def test_what_is_written_in_the_readers_turn_may_find_the_socket_closed(en
             theirs.sendall(PREFACE + b"\0\0\0\4\0\0\0\0\0")
     assert str(connection.error) == "Broken pipe"
     theirs.close()
+
+
+@trio_test
+@pytest.mark.parametrize("end", ["the file ends", "reset", "not HTTP/2"])
+async def test_a_connection_that_has_ended_has_no_room_for_a_call_of_the_same_moment(
+    engine: Engine, end: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, trio.fail_after(5):
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+        call, caller = socket.socketpair()
+        rooms: list[bool] = []
+
+        def a_call_comes() -> bool:
+            rooms.append(connection.has_room)
+            return bool(call.recv(1)) and len(rooms) < 2
+
+        connection = Connection(SocketTransport(ours, "tcp"), Http2Settings(engine=engine), client_side=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.run)
+            theirs.send(b"\0\0\0\4\0\0\0\0\0")
+            await connection.ready.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(current_poller().watch, call.fileno(), a_call_comes)
+            caller.send(b"1")
+            await trio.testing.wait_all_tasks_blocked()
+            if end == "not HTTP/2":
+                theirs.send(b"HTTP/1.1 400 ")
+            else:
+                if end == "the file ends":
+                    theirs.recv(1 << 16)  # with bytes unread it would be a reset
+                theirs.close()
+            caller.send(b"2")
+        assert rooms == [True, False]
+        for sock in (call, caller, theirs):
+            sock.close()
 
 
 @trio_test

@@ -259,16 +259,17 @@ class Connection:
             try:
                 await self._transport.receive_each(self._heard)
             except OSError as error:
-                self._peer_is_gone = True
+                self._peer_is_gone = True  # or we have closed the transport
                 return ConnectionGone(_describe(error))
-            if self._failure is None:
-                self._peer_is_gone = True
-                return ConnectionGone("the peer closed the connection")
-            return self._failure
+            return self._failure or ConnectionGone("the peer closed the connection")
         return ConnectionGone(f"no HTTP/2 SETTINGS within {self._settings.handshake_timeout_s:g} s")
 
     def _heard(self, data: bytes) -> bool:
-        """Act on what the peer has sent, within a turn, and say whether to go on reading."""
+        """Act on what the peer has sent, within a turn, and say whether to go on reading. Nothing: it is gone."""
+        if not data:
+            self._peer_is_gone = True
+            self.state = ConnectionState.DRAINING
+            return False
         session, streams = self.session, self.streams
         for event in session.receive(data, trio.current_time()):
             # The three of every call come first, and not in the match: it looks at their fields one by one.
@@ -310,6 +311,7 @@ class Connection:
                 self._peer_goes_away(code, debug)
             case ConnectionEnded(error):
                 self._failure = error
+                self.state = ConnectionState.DRAINING
             case _:
                 assert_never(event)
 

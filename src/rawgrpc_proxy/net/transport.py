@@ -37,9 +37,10 @@ class Transport(Protocol):
     """The peer's certificate, where it has shown one."""
 
     async def receive_each(self, take: Callable[[bytes], bool]) -> None:
-        """Call `take` with what comes, read by read, until it answers False or the file ends.
+        """Call `take` with what comes, read by read, until it answers False or nothing comes any more.
 
-        What it writes is flushed soon after. It must not wait; what it raises is raised here.
+        Then it is called with no bytes: at the end of the file, and before an `OSError` is raised here. What it
+        writes is flushed soon after. It must not wait; what it raises is raised here.
         """
 
     def send_now(self, chunks: list[Data]) -> list[Data]:
@@ -81,9 +82,12 @@ class SocketTransport:
                 data = sock.recv(read_bytes)
             except BlockingIOError:
                 return True
+            except OSError:
+                take(b"")
+                raise
+            more = take(data)
             if not data:
                 return False
-            more = take(data)
             if len(data) >= READ_BYTES:
                 read_bytes = _BULK_READ_BYTES
                 # Much of it: nothing is gained by keeping it until others have been read.
@@ -160,12 +164,11 @@ class StreamTransport:
             try:
                 data = bytes(await self._stream.receive_some(READ_BYTES))
             except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError) as error:
+                take(b"")
                 raise _as_os_error(error) from error
-            if not data:
-                return
             turn.collecting = True
             try:
-                more = take(data)
+                more = take(data) and bool(data)
             finally:
                 turn.flush()
                 turn.collecting = False
