@@ -71,7 +71,7 @@ class Http2Settings:
 
     max_output_bytes: int = attrs.field(default=256 * 1024, validator=_between(MIN_FRAME_SIZE, 2**30))
     """Frames wait here for the socket; beyond this DATA stays with its stream, where the streams take turns, for the
-    price of a copy. What one read brings (256 KiB at most) fits."""
+    price of a copy. What is read in one turn (256 KiB at most) fits."""
 
     handshake_timeout_s: float = attrs.field(default=10.0, validator=_between(0.001, 3600))
     """From the accepted connection to the peer's preface and SETTINGS, and from connect to TLS done."""

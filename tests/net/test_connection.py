@@ -4,6 +4,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import pytest
 import trio
@@ -309,6 +310,40 @@ async def test_what_is_written_in_the_readers_turn_may_find_the_socket_closed(en
             ours.shutdown(socket.SHUT_WR)
             theirs.sendall(PREFACE + b"\0\0\0\4\0\0\0\0\0")
     assert str(connection.error) == "Broken pipe"
+    theirs.close()
+
+
+@trio_test
+async def test_a_rule_broken_behind_the_last_answer_is_named(engine: Engine) -> None:
+    async with a_link(engine, client_side=True) as link:
+        stream = link.connection.open_stream(request_fields(), end_stream=True)
+        await trio.testing.wait_all_tasks_blocked()
+        peer = link.peer
+        answer = peer.header_frames(stream.id, TRAILERS_ONLY, end=True)
+        await peer.send_bytes(answer + b"\0\0\1\0\0\0\0\0\x63\0")  # DATA on stream 99, which nobody opened
+        await link.ended.wait()
+        assert link.connection.error is not None
+        assert link.connection.error.error_code == ErrorCode.PROTOCOL_ERROR
+
+
+@trio_test
+async def test_a_fault_of_ours_in_a_write_ends_the_connection_and_is_raised_by_it(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = socket.socketpair()
+    connection = Connection(SocketTransport(ours, "pair"), Http2Settings(engine=engine), client_side=False)
+
+    def fault() -> NoReturn:
+        raise AssertionError("a fault of ours")
+
+    monkeypatch.setattr(connection.session, "take_output", fault)
+    with trio.fail_after(5), pytest.raises(ExceptionGroup) as raised:  # noqa: PT012
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.run)
+            theirs.sendall(PREFACE + b"\0\0\0\4\0\0\0\0\0")
+    assert raised.group_contains(AssertionError, match="of ours")
+    assert connection.error is not None
+    assert connection.error.error_code == ErrorCode.INTERNAL_ERROR
     theirs.close()
 
 

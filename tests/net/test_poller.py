@@ -2,9 +2,11 @@
 
 import contextvars
 import errno
+import gc
 import select
 import socket
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -371,6 +373,55 @@ def test_others_get_their_turn_between_two_rounds(links: Links) -> None:
     run(test)
     longest = max(len(reads) for reads in "".join(word[0] for word in order).split("o"))
     assert longest <= 2 * 64  # trio may run the reader last in one pass, and first in the next
+
+
+@pytest.mark.usefixtures("kind")
+def test_what_has_read_is_not_kept_alive(links: Links) -> None:
+    ours, theirs = links.new()
+
+    async def test() -> None:
+        theirs.send(b"x")
+        reads = Reads(ours, wanted=1)
+        alive = weakref.ref(reads)
+        await current_poller().watch(ours.fileno(), reads)
+        del reads
+        await settled()
+        gc.collect()
+        assert alive() is None
+
+    run(test)
+
+
+@needs_epoll
+def test_who_watches_when_the_run_has_ended_gets_an_os_error(links: Links) -> None:
+    ours, _ = links.new()
+    ends: list[int | None] = []
+
+    async def linger() -> None:
+        poller = current_poller()
+        assert isinstance(poller, EpollPoller)
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                while not poller._epoll.closed:
+                    await trio.lowlevel.checkpoint()
+                with pytest.raises(OSError) as error:
+                    await poller.watch(ours.fileno(), Reads(ours))
+                ends.append(error.value.errno)
+
+    async def watch_on() -> None:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 0.05):
+            await current_poller().watch(ours.fileno(), Reads(ours))
+        ends.append(None)
+
+    async def test() -> None:
+        trio.lowlevel.spawn_system_task(linger)
+        trio.lowlevel.spawn_system_task(watch_on)
+        await settled()
+
+    run(test)
+    assert sorted(map(str, ends)) == [str(errno.EBADF), "None"]
 
 
 @needs_epoll

@@ -2,6 +2,7 @@
 
 import errno
 import random
+import signal
 import socket
 import ssl
 import struct
@@ -160,6 +161,21 @@ def test_a_reset_is_an_os_error() -> None:
             with pytest.raises(OSError):  # noqa: PT012  # the kernel may take the first one
                 while True:
                     transport.send_now([b"anybody there?"])
+
+    run(test)
+
+
+def test_ctrl_c_gets_through_to_code_that_a_read_leads_to() -> None:
+    async def test() -> None:
+        with linked() as (transport, peer):
+
+            def endless(_data: bytes) -> bool:
+                signal.raise_signal(signal.SIGINT)
+                raise AssertionError("it was put off")
+
+            peer.send(b"x")
+            with pytest.raises(KeyboardInterrupt):
+                await transport.receive_each(endless)
 
     run(test)
 

@@ -12,6 +12,7 @@ acknowledge SETTINGS and PING and give back flow-control credit, and each of the
 """
 
 import itertools
+import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -345,6 +346,16 @@ class RawPeer:
     async def send_bytes(self, data: bytes) -> None:
         async with self._sending:
             await self._stream.send_all(data)
+
+    def send_at_once(self, data: bytes) -> None:
+        """Send little, on TCP, before anything else runs."""
+        assert isinstance(self._stream, trio.SocketStream)
+        assert os.write(self._stream.socket.fileno(), data) == len(data)
+
+    def end_at_once(self) -> None:
+        """Send the end of the file, before anything else runs."""
+        assert isinstance(self._stream, trio.SocketStream)
+        self._stream.socket.shutdown(socket.SHUT_WR)
 
     async def send(self, *frames: Frame) -> None:
         await self.send_bytes(b"".join(frame.serialize() for frame in frames))

@@ -1,16 +1,18 @@
 """A call that provably was not processed is sent once more; any other is not."""
 
 import itertools
+from collections.abc import Awaitable
 
 import pytest
 import trio
 from trio.testing import trio_test
 
-from rawgrpc_proxy import Status
+from rawgrpc_proxy import CallContext, Status
 from rawgrpc_proxy.config import Engine
+from rawgrpc_proxy.director import Direction
 from rawgrpc_proxy.net.splice import REPLAY_BYTES
-from tests.proxy.house import a_proxy, on_every_engine, until
-from tests.proxy.raw_peers import OK, RESPONSE, Headers, RawPeer, message, request_fields
+from tests.proxy.house import House, a_proxy, on_every_engine, until
+from tests.proxy.raw_peers import OK, RESPONSE, Headers, PeerStream, RawPeer, message, request_fields
 
 pytestmark = on_every_engine
 
@@ -321,6 +323,42 @@ async def test_a_burst_of_calls_survives_connections_that_end_gracefully(engine:
         await until(lambda: house.server.open_calls == 0)
         backends.cancel_scope.cancel()
     assert done == 100
+
+
+@trio_test
+@pytest.mark.parametrize("ends", ["before", "after", "by a broken rule, before"])
+async def test_calls_of_the_moment_in_which_the_upstream_ends_go_elsewhere(engine: Engine, ends: str) -> None:
+    houses: list[House] = []
+
+    def plain(context: CallContext, _method: str) -> Direction | Awaitable[Direction]:
+        (house,) = houses
+        conn = house.pool.get_conn_nowait(house.backend.address)
+        return (context, conn) if conn is not None else wait(house, context)
+
+    async def wait(house: House, context: CallContext) -> Direction:
+        return context, await house.pool.get_conn(house.backend.address)
+
+    async with a_proxy(engine, director=plain) as house, trio.open_nursery() as backends:
+        houses.append(house)
+        backends.start_soon(house.backend.answer_all, PeerStream.respond)
+        clients = [await house.client() for _ in range(8)]
+        for _ in range(5):
+            # A connection that is used, or a call would have to wait for one, and be safe.
+            assert (await (await clients[0].request()).answer()).status == Status.OK
+            await trio.testing.wait_all_tasks_blocked()
+            calls = [client.new_stream() for client in clients]
+            # What follows happens while the proxy does nothing, so it reads all of it in one round.
+            upstream = house.backend.peers[-1]
+            if ends == "before":
+                upstream.end_at_once()
+            elif ends == "by a broken rule, before":
+                upstream.send_at_once(b"\0\0\1\0\0\0\0\0\x63\0")  # DATA on stream 99, which nobody opened
+            for client, call in zip(clients, calls, strict=True):
+                client.send_at_once(client.header_frames(call.id, request_fields(), end=True))
+            if ends == "after":
+                upstream.end_at_once()
+            assert [(await call.answer()).status for call in calls] == [Status.OK] * len(calls)
+        backends.cancel_scope.cancel()
 
 
 @trio_test

@@ -110,7 +110,9 @@ class Connection:
         self._scope = trio.CancelScope()
         self._handshake = trio.CancelScope()
         self._failure: ConnectionFailed | None = None
-        """How the peer has broken the connection's rules, or let us know that it is over."""
+        """How the peer has broken the connection's rules, if it has."""
+        self._fault: BaseException | None = None
+        """What a write has raised that is no error of the socket."""
         self._dirty = False
         self._writing = False
         self._unsent: list[Data] = []
@@ -231,6 +233,8 @@ class Connection:
                     # Until the writer has ended too, nobody may open a stream that could only fail.
                     self.state = ConnectionState.DRAINING
                     self._scope.cancel()
+            if self._fault is not None:
+                raise self._fault
         except BaseException as fault:
             failure = failure or self._failure_of(fault)
             raise
@@ -287,6 +291,7 @@ class Connection:
             self.touch()
         self._report_closed()
         if self._failure is not None:
+            self.state = ConnectionState.DRAINING
             return False
         if session.peer_settings_seen and not self.ready.is_set():
             self._handshake.deadline = math.inf
@@ -311,7 +316,6 @@ class Connection:
                 self._peer_goes_away(code, debug)
             case ConnectionEnded(error):
                 self._failure = error
-                self.state = ConnectionState.DRAINING
             case _:
                 assert_never(event)
 
@@ -375,24 +379,34 @@ class Connection:
         """Say why, if the peer still listens, and close."""
         # A write that was cut short is not followed by another. One that has not begun goes first.
         may_write = bool(self._unsent) or not self._writing
-        if may_write and not self._peer_is_gone:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + _FAREWELL_TIMEOUT_S):
-                if isinstance(self.error, ConnectionFailed) and not self.session.ended:
-                    self.session.fail(self.error)
-                with contextlib.suppress(OSError):
-                    await self._transport.send_all(self._unsent + self.session.take_output()[0])
-                    if self.error is not None and self.error.error_code:
-                        await self._transport.linger()
-        with trio.CancelScope(shield=True):
-            await self._transport.aclose()
+        try:
+            if may_write and not self._peer_is_gone:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + _FAREWELL_TIMEOUT_S):
+                    if isinstance(self.error, ConnectionFailed) and not self.session.ended:
+                        self.session.fail(self.error)
+                    with contextlib.suppress(OSError):
+                        await self._transport.send_all(self._unsent + self.session.take_output()[0])
+                        if self.error is not None and self.error.error_code:
+                            await self._transport.linger()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._transport.aclose()
 
     # ----------------------------------------------------------------- output
 
     def flush(self) -> None:
-        """Write without waiting; the writer gets what the socket does not take."""
+        """Write without waiting; the writer gets what the socket does not take. Raises nothing: `run` does."""
         self._dirty = False
-        if self._writing or self.state is ConnectionState.CLOSED:
+        # What has not begun to leave when the peer is found gone has provably not been processed.
+        if self._writing or self._peer_is_gone or self.state is ConnectionState.CLOSED:
             return
+        try:
+            self._write_now()
+        except BaseException as fault:  # noqa: BLE001  # other people's turn, and other people's tasks
+            self._fault = fault
+            self.close(self._failure_of(fault))
+
+    def _write_now(self) -> None:
         session = self.session
         for _ in range(_WRITES_A_TURN):
             if not session.wants_output:

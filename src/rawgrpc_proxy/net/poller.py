@@ -27,7 +27,7 @@ OnReadable = Callable[[], bool]
 
 
 class Poller(Protocol):
-    """Calls functions whenever their sockets are readable, each call within the turn of this trio run."""
+    """Calls functions whenever their sockets are readable, while the turn of this trio run collects."""
 
     async def watch(self, fd: int, on_readable: OnReadable) -> None:
         """Call `on_readable` as often as `fd` is readable, until it says that it is enough. Raises what it raises."""
@@ -55,8 +55,12 @@ class EpollPoller:
         self._epoll = select.epoll()
         self._watches: dict[int, _Watch] = {}
 
+    @trio.lowlevel.enable_ki_protection
     async def watch(self, fd: int, on_readable: OnReadable) -> None:
         watch = _Watch(on_readable)
+        if self._epoll.closed:
+            # We are in a system task ourselves, and the run ends.
+            raise closed_error()
         self._epoll.register(fd, select.EPOLLIN)
         self._watches[fd] = watch
 
@@ -76,17 +80,19 @@ class EpollPoller:
     def closing(self, fd: int) -> None:
         watch = self._watches.get(fd)
         if watch is not None:
-            self._end(fd, watch, closed_error())
+            self._release(fd, watch, closed_error())
 
-    def _end(self, fd: int, watch: _Watch, error: BaseException | None) -> None:
+    def _release(self, fd: int, watch: _Watch, error: BaseException | None) -> None:
         watch.error = error
         if self._watches.get(fd) is watch:  # and was not cancelled by its own reader
             self._forget(fd)
             trio.lowlevel.reschedule(watch.task)
 
     def _forget(self, fd: int) -> None:
+        # Both or neither: of a file that nobody watches, epoll would tell again and again.
         del self._watches[fd]
-        self._epoll.unregister(fd)
+        if not self._epoll.closed:
+            self._epoll.unregister(fd)
 
     async def run(self) -> None:
         """Read until this trio run ends."""
@@ -100,20 +106,21 @@ class EpollPoller:
                 for fd, _ in poll(0, _READS_A_ROUND):
                     watch = watches.get(fd)
                     if watch is None:
-                        continue  # it was given up since
+                        continue  # forgotten in this round
                     try:
                         more = watch.run(watch.on_readable)
                     except BaseException as error:  # noqa: BLE001  # it goes to whoever watches
-                        self._end(fd, watch, error)
+                        self._release(fd, watch, error)
                     else:
                         if not more:
-                            self._end(fd, watch, None)
+                            self._release(fd, watch, None)
                     unflushed += 1
                     if unflushed == _READS_A_FLUSH:
                         unflushed = 0
                         turn.flush()
                 turn.flush()
                 turn.collecting = False
+                watch = None  # until the next round it would keep alive what has ended
 
 
 class TaskPoller:

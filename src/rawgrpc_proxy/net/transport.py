@@ -24,6 +24,8 @@ READ_BYTES = 64 * 1024
 _BULK_READ_BYTES = 256 * 1024
 """A read that fills its buffer is followed by larger ones: bulk costs a third less. Buffers of this size for every read
 would cost the small ones page faults."""
+_FLUSH_AT_ONCE_BYTES = 16 * 1024
+"""So much is not kept until others have been read: that would gain nothing and pile up."""
 _JOIN_UP_TO_BYTES = 16 * 1024
 """One copy of so little costs less than the system call's look at each piece."""
 _IOV_MAX = 1024  # chunks for one sendmsg: the limit of Linux, macOS and the BSDs
@@ -76,6 +78,7 @@ class SocketTransport:
         sock, turn = self._sock, current_turn()
         read_bytes = READ_BYTES
 
+        @trio.lowlevel.disable_ki_protection  # it leads to code of the user: Ctrl-C must get through
         def read() -> bool:
             nonlocal read_bytes
             try:
@@ -88,12 +91,9 @@ class SocketTransport:
             more = take(data)
             if not data:
                 return False
-            if len(data) >= READ_BYTES:
-                read_bytes = _BULK_READ_BYTES
-                # Much of it: nothing is gained by keeping it until others have been read.
+            read_bytes = _BULK_READ_BYTES if len(data) >= READ_BYTES else READ_BYTES
+            if len(data) >= _FLUSH_AT_ONCE_BYTES:
                 turn.flush()
-            else:
-                read_bytes = READ_BYTES
             return more
 
         self._poller = current_poller()

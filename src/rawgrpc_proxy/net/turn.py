@@ -13,7 +13,7 @@ class Flushable(Protocol):
     """A connection, as a turn sees it."""
 
     def flush(self) -> None:
-        """Write without waiting what the socket takes. Must not raise."""
+        """Write without waiting what the socket takes. Must not raise: this is anybody's task."""
 
 
 class Turn:
