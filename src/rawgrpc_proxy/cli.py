@@ -25,6 +25,7 @@ from rawgrpc_proxy.config import ENGINES, Http2Settings
 from rawgrpc_proxy.demo import run_demo
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.handler import transparent_handler
+from rawgrpc_proxy.net.accept_share import AcceptShare, shared_counts
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.listen import bound_address, open_listener
 from rawgrpc_proxy.observe.call_log import CallLog, printable
@@ -263,6 +264,8 @@ class _Service:
     log: CallLog | None
     listener: socket.socket | None = None
     """Inherited from the parent of the workers; `listen` is the parent's business then."""
+    share: AcceptShare | None = None
+    """A worker's, of the connections that come to it."""
     orphaned: int | None = None
     """A worker's file descriptor that can be read once its parent is gone."""
     worker: int | None = None
@@ -293,9 +296,12 @@ def _serve(options: argparse.Namespace) -> int:
     address = bound_address(listener)
     print(f"listening on {address}", flush=True)
 
+    counts = shared_counts(options.workers)
+
     def work(number: int, orphaned: int) -> int:
+        share = AcceptShare(counts, number - 1)
         return _run_process(
-            attrs.evolve(_service(options, worker=number), listener=listener, orphaned=orphaned)
+            attrs.evolve(_service(options, worker=number), listener=listener, share=share, orphaned=orphaned)
         )
 
     try:
@@ -353,7 +359,7 @@ async def _run(service: _Service) -> None:
                 nursery.start_soon(service.log.run)
 
             async def serve(task_status: trio.TaskStatus[str]) -> None:
-                await service.server.serve(listener, task_status=task_status)
+                await service.server.serve(listener, share=service.share, task_status=task_status)
                 nursery.cancel_scope.cancel()
 
             await nursery.start(serve)

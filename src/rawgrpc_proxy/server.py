@@ -18,6 +18,7 @@ from rawgrpc_proxy.errors import ConfigError, ConnectionFailed
 from rawgrpc_proxy.grpc.codec import Codec, codec_with_parent, identity_codec
 from rawgrpc_proxy.grpc.codec import codec as protobuf_codec
 from rawgrpc_proxy.http2.events import StreamReset
+from rawgrpc_proxy.net.accept_share import AcceptShare
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.net.listen import accept_forever, bound_address, open_listener
@@ -94,12 +95,14 @@ class Server:
         address: str | socket.socket,
         *,
         ssl_context: ssl.SSLContext | None = None,
+        share: AcceptShare | None = None,
         task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve on `address` (`HOST:PORT`, port 0 for a free one, or `unix:PATH`; or a listening socket) until `stop`.
 
-        Started with `nursery.start` it answers the address it really listens on. Raises `ConfigError` if it cannot
-        listen there. Cancellation closes everything at once. May run several times, on several addresses.
+        `share` is for a listening socket from which other processes accept, too. Started with `nursery.start` it
+        answers the address it really listens on. Raises `ConfigError` if it cannot listen there. Cancellation closes
+        everything at once. May run several times, on several addresses.
         """
         listener = _listen(address) if isinstance(address, str) else address
         scope = trio.CancelScope()
@@ -117,11 +120,21 @@ class Server:
                             self._accept_failed(None)
                         else:
                             self._accepted += 1
-                            nursery.start_soon(self._serve_connection, sock, peer, ssl_context, calls)
+                            if share is not None:
+                                share.opened()
+                            nursery.start_soon(serve_connection, sock, peer)
+
+                    async def serve_connection(sock: socket.socket, peer: str) -> None:
+                        try:
+                            await self._serve_connection(sock, peer, ssl_context, calls)
+                        finally:
+                            self._accepted -= 1
+                            if share is not None:
+                                share.closed()
 
                     task_status.started(str(bound_address(listener)))
                     with scope:
-                        await accept_forever(listener, on_accept, self._accept_failed)
+                        await accept_forever(listener, on_accept, self._accept_failed, share)
                     _close_listener(listener)
                     await self._stop.wait()
                     for connection in list(self._connections):
@@ -153,8 +166,6 @@ class Server:
             self._connection_failed(
                 peer, ConnectionFailed(f"fault in the proxy: {error!r}", error_code=ErrorCode.INTERNAL_ERROR)
             )
-        finally:
-            self._accepted -= 1
 
     async def _run_connection(self, transport: Transport, peer: str, calls: Calls) -> None:
         async with trio.open_nursery() as nursery:

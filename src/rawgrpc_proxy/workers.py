@@ -1,7 +1,8 @@
 """Several processes on one listening socket: `run_workers` forks them, and keeps them running.
 
 The socket is bound before the first fork and inherited, so the kernel hands each connection to one worker and none is
-lost when a worker dies or is replaced (with one SO_REUSEPORT socket each, those queued on the dead one would be).
+lost when a worker dies or is replaced (with one SO_REUSEPORT socket each, those queued on the dead one would be). Which
+worker gets it is up to them (`net/accept_share.py`).
 The parent serves nothing: it waits for signals and for children.
 
     SIGTERM, SIGINT    to the parent: passed on to all workers as SIGTERM; the second one too, which ends them at once

@@ -10,10 +10,13 @@ from typing import Any
 import trio
 
 from rawgrpc_proxy.errors import ConfigError
+from rawgrpc_proxy.net.accept_share import AcceptShare
 from rawgrpc_proxy.net.address import Address
 
 _BACKLOG = 1024
 _ACCEPTS_A_TURN = 64
+_COURTESY_S = 0.001
+"""How long a process that has more connections than another leaves it the next one. Idle, it takes less to come."""
 _RESOURCE_PAUSE_S = 0.1
 _OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _NO_LISTENER = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK})
@@ -89,16 +92,21 @@ async def accept_forever(
     listener: socket.socket,
     on_accept: Callable[[socket.socket, str], None],
     on_trouble: Callable[[OSError], None],
+    share: AcceptShare | None = None,
 ) -> None:
     """Accept until cancelled; `on_accept` gets each connected socket with its peer's address, and must not wait.
 
+    With a `share`, which `on_accept` has to keep, connections are taken one by one, and after those who have fewer.
     When the process is out of file descriptors, `on_trouble` hears of it and accepting pauses for a moment. Raises
     `OSError` only if `listener` does not listen, or not any more.
     """
     listener.settimeout(0)
+    accepts_a_turn = _ACCEPTS_A_TURN if share is None else 1
     while True:
         await trio.lowlevel.wait_readable(listener)
-        for _ in range(_ACCEPTS_A_TURN):
+        if share is not None and share.is_ahead:
+            await trio.sleep(_COURTESY_S)
+        for _ in range(accepts_a_turn):
             try:
                 sock, name = listener.accept()
             except BlockingIOError:
