@@ -229,6 +229,25 @@ def _first_number(text: str) -> str:
     return number[0] if number else text
 
 
+# ----------------------------------------------------------------------------- Go
+
+
+def _go_forwarder(site: Site) -> list[str]:
+    # The run-time would start as many threads as it sees CPUs, however few it may use.
+    return ["env", "GOMAXPROCS=1", _go_binary(), str(site.listen), str(site.upstream)]
+
+
+def _go_binary() -> str:
+    binary = Path(sys.executable).with_name("grpc_go_proxy")
+    if not binary.exists():
+        raise Trouble(f"{binary.name} has not been built: setup.sh says why")
+    return str(binary)
+
+
+def _go_version() -> str:
+    return f"grpc-go {output_of(_go_binary(), '--version')}"
+
+
 # ------------------------------------------------------------------------- Python
 
 
@@ -344,6 +363,7 @@ def all_peers(pypy: str | None) -> Sequence[Peer]:
         Peer("haproxy", "HAProxy", "C and C++", _haproxy, partial(program_version, "haproxy", "-v")),
         Peer("nghttpx", "nghttpx", "C and C++", _nghttpx, partial(program_version, "nghttpx", "--version")),
         Peer("envoy", "Envoy", "C and C++", _envoy, _envoy_version),
+        Peer("grpc-go", "grpc-go", "Go", _go_forwarder, _go_version),
         Peer(
             "grpcio-aio", "grpcio aio", "other Python", partial(_forwarder, "grpcio"),
             partial(_library_version, "grpcio"),

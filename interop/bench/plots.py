@@ -18,6 +18,7 @@ from matplotlib.patches import Patch  # noqa: E402
 GROUPS = {
     "no proxy": "#999999",
     "C and C++": "#4878a8",
+    "Go": "#56a9b8",
     "other Python": "#d6973a",
     "rawgrpc_proxy": "#3a9a5b",
 }
@@ -121,7 +122,7 @@ def _curve(results: Results, file: Path, curve: str, title: str) -> None:
     for index, peer in enumerate(results.peers):
         points = [(level, cost) for level in levels if (cost := results.median(peer, f"{curve}/{level}"))]
         if points:
-            style = "--" if peer.group == "C and C++" else "-"
+            style = "--" if peer.group in {"C and C++", "Go"} else "-"
             axes.plot(
                 *zip(*points, strict=True), style, marker=MARKERS[index % len(MARKERS)], color=f"C{index % 10}",
                 label=peer.title,

@@ -19,6 +19,8 @@ have nghttpx || packages="$packages nghttp2-proxy"
 have nghttpd || packages="$packages nghttp2-server"
 have h2load || packages="$packages nghttp2-client"
 have taskset || packages="$packages util-linux"
+have go || packages="$packages golang-go"
+[ -d /usr/share/gocode/src/google.golang.org/grpc ] || packages="$packages golang-google-grpc-dev"
 if [ -n "$packages" ]; then
     # Debian starts the services it installs, and nobody asked for a web server on port 80.
     policy=/usr/sbin/policy-rc.d
@@ -51,4 +53,13 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         }
     done <"$here/requirements.txt"
     [ -z "$complete" ] || echo "$wanted" >"$stamp"
+fi
+
+forwarder=$venv/bin/grpc_go_proxy
+source=$here/forwarders/grpc_go_proxy.go
+if have go && { [ ! -e "$forwarder" ] || [ "$source" -nt "$forwarder" ]; }; then
+    echo "building the forwarder on grpc-go"
+    # Debian's packages of Go libraries are sources in a workspace, with no modules and nothing to download.
+    GO111MODULE=off GOPATH=/usr/share/gocode GOCACHE=$venv/go-cache go build -o "$forwarder" "$source" ||
+        echo "it could not be built; it will be missing" >&2
 fi
