@@ -20,6 +20,7 @@ from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status, status_from_http
 from rawgrpc_proxy.grpc.timeout import format_timeout
 from rawgrpc_proxy.http2.header_blocks import HeaderList
+from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.splice import Splice
 from rawgrpc_proxy.pool import PoolConn
 
@@ -174,11 +175,12 @@ class Forwarding:
         assert conn is not None
         self._check_caller()
         headers = _upstream_headers(context)
-        size = context.metadata.next_hop_size
-        if size > conn.peer_max_header_list_bytes and conn.has_room:
+        limit = conn.peer_max_header_list_bytes
+        if limit < UNLIMITED and context.metadata.next_hop_size > limit and conn.has_room:
+            size = context.metadata.next_hop_size
             raise RpcError(
                 Status.RESOURCE_EXHAUSTED,
-                f"the request headers have {size} bytes; {conn.address} takes {conn.peer_max_header_list_bytes}",
+                f"the request headers have {size} bytes; {conn.address} takes {limit}",
                 origin="proxy",
             )
         turn = call.stream.connection.turn

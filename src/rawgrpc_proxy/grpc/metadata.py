@@ -15,9 +15,17 @@ from typing import Any, Final, TypeVar, overload
 _FIELD_OVERHEAD = 32  # RFC 9113 §6.5.2
 _TE_TRAILERS = (b"te", b"trailers")
 _BLANKS = (b" ", b"\t")
+_EDGE_BLANKS = (b"\n ", b" \n", b"\n\t", b"\t\n")
 
 RawHeader = tuple[bytes, bytes]
 Headers = list[RawHeader]
+
+
+class FixedHeaders(list[RawHeader]):
+    """Headers that nobody changes any more: what is worked out from the list may be kept for as long as it lives."""
+
+    __slots__ = ()
+
 
 Value = str | bytes
 """What metadata holds: `bytes` under a key that ends in "-bin", `str` under any other."""
@@ -53,7 +61,7 @@ class Metadata:
     def __init__(self, raw: Iterable[RawHeader] = ()) -> None:
         """Take headers as they are on the wire: lower-case names, `-bin` values in base64; unchecked."""
         self._raw = tuple(raw)
-        self._next_hop: Headers | None = None
+        self._next_hop: FixedHeaders | None = None
         self._next_hop_size = 0
 
     @classmethod
@@ -69,24 +77,24 @@ class Metadata:
         return list(self._raw)
 
     @property
-    def next_hop(self) -> Headers:
+    def next_hop(self) -> FixedHeaders:
         """The headers as they go on to an upstream: see `for_next_hop`, with `te: trailers` behind the pseudo-headers.
 
-        Worked out once, and not to be changed.
+        Worked out once.
         """
         if self._next_hop is None:
             headers = for_next_hop(list(self._raw))
             first_regular = next((i for i, (name, _) in enumerate(headers) if name[:1] != b":"), len(headers))
-            self._next_hop = [*headers[:first_regular], _TE_TRAILERS, *headers[first_regular:]]
-            self._next_hop_size = sum(
-                len(name) + len(value) + _FIELD_OVERHEAD for name, value in self._next_hop
-            )
+            self._next_hop = FixedHeaders((*headers[:first_regular], _TE_TRAILERS, *headers[first_regular:]))
         return self._next_hop
 
     @property
     def next_hop_size(self) -> int:
         """The size of `next_hop` as SETTINGS_MAX_HEADER_LIST_SIZE counts it (RFC 9113 §6.5.2)."""
-        _ = self.next_hop
+        if not self._next_hop_size:
+            self._next_hop_size = sum(
+                [len(name) + len(value) + _FIELD_OVERHEAD for name, value in self.next_hop]
+            )
         return self._next_hop_size
 
     def __getitem__(self, key: str) -> Value:
@@ -206,9 +214,10 @@ def for_next_hop(headers: Headers) -> Headers:
     there is nothing to change.
     """
     headers = strip_hop_by_hop(headers)
-    for _, value in headers:
-        if value[:1] in _BLANKS or value[-1:] in _BLANKS:
-            return [_trimmed(header) for header in headers]
+    # No value has a line feed in it, so between two of them they show where a value begins and ends.
+    values = b"\n".join([b"", *[value for _, value in headers], b""])
+    if any([edge in values for edge in _EDGE_BLANKS]):  # noqa: C419  # a generator takes longer than all four
+        return [_trimmed(header) for header in headers]
     return headers
 
 

@@ -9,17 +9,19 @@ answer instead of a reset.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 from rawgrpc_proxy.grpc.metadata import Headers
 
 # RFC 9110 §5.6.2 tokens without upper case (RFC 9113 §8.2.1).
 _NAME = re.compile(rb"[a-z0-9!#$%&'*+\-.^_`|~]+\Z")
 # RFC 9113 §8.2.1 forbids NUL, CR and LF; the other control characters (RFC 9110 §5.5) have no business here either.
-_BAD_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_BAD_IN_VALUE = bytes({*range(0x20), 0x7F} - {0x09})
 _CONNECTION_SPECIFIC = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
 )
 _REQUEST_PSEUDO = frozenset({b":method", b":scheme", b":path", b":authority"})
+_TE_TRAILERS = (b"te", b"trailers")
 _known_names: set[bytes] = set()
 _MAX_KNOWN_NAMES = 1024
 
@@ -46,23 +48,20 @@ def check(headers: Headers, rule: Rule, *, max_fields: int, max_bytes: int) -> C
 def request_problem(headers: Headers) -> str | None:
     """What makes these request headers malformed (RFC 9113 §8.3.1)."""
     seen: set[bytes] = set()
-    regular = False
-    for name, value in headers:
-        if name[:1] == b":":
-            if regular:
-                return f"the pseudo-field {_show(name)} comes after regular fields"
-            if name not in _REQUEST_PSEUDO:
-                return f"{_show(name)} is no pseudo-field of a request"
-            if name in seen:
-                return f"{_show(name)} comes twice"
-            seen.add(name)
-            if _BAD_IN_VALUE.search(value):
-                return f"the value of {_show(name)} has control characters"
-        else:
-            regular = True
-            problem = _field_problem(name, value)
-            if problem is not None:
-                return problem
+    for name, _ in headers:
+        if name[:1] != b":":
+            break
+        if name not in _REQUEST_PSEUDO:
+            return f"{_show(name)} is no pseudo-field of a request"
+        if name in seen:
+            return f"{_show(name)} comes twice"
+        seen.add(name)
+    pseudo, regular = headers[: len(seen)], headers[len(seen) :]
+    if _has_bad(b"".join([value for _, value in pseudo])):
+        return "the value of a pseudo-field has control characters"
+    problem = _regular_problem(regular, "comes after regular fields")
+    if problem is not None:
+        return problem
     if len(seen) < 4 and not seen >= {b":method", b":scheme", b":path"}:
         return ":method, :scheme or :path is missing"
     return None
@@ -80,9 +79,21 @@ def response_problem(headers: Headers) -> str | None:
 
 def trailers_problem(headers: Headers) -> str | None:
     """What makes these trailers malformed: any pseudo-field, or a bad regular field (RFC 9113 §8.1)."""
+    return _regular_problem(headers, "is out of place")
+
+
+def _regular_problem(headers: Headers, of_a_pseudo_field: str) -> str | None:
+    # Nearly always all are well-known and well-formed, which a look at all of them together tells.
+    names = [name for name, _ in headers]
+    if (
+        _known_names.issuperset(names)
+        and names.count(b"te") == headers.count(_TE_TRAILERS)
+        and not _has_bad(b"\t".join([value for _, value in headers]))
+    ):
+        return None
     for name, value in headers:
         if name[:1] == b":":
-            return f"the pseudo-field {_show(name)} is out of place"
+            return f"the pseudo-field {_show(name)} {of_a_pseudo_field}"
         problem = _field_problem(name, value)
         if problem is not None:
             return problem
@@ -103,7 +114,7 @@ def content_length(headers: Headers) -> int | None:
 
 def list_size(headers: Headers) -> int:
     """Names and values together, in bytes."""
-    return sum(len(name) + len(value) for name, value in headers)
+    return len(b"".join(chain.from_iterable(headers)))
 
 
 def _field_problem(name: bytes, value: bytes) -> str | None:
@@ -114,11 +125,16 @@ def _field_problem(name: bytes, value: bytes) -> str | None:
             return f"{_show(name)} belongs to HTTP/1.1 connections (RFC 9113 §8.2.2)"
         if len(_known_names) < _MAX_KNOWN_NAMES and len(name) <= 64:
             _known_names.add(name)
-    if _BAD_IN_VALUE.search(value):
+    if _has_bad(value):
         return f"the value of {_show(name)} has control characters"
     if name == b"te" and value.lower() != b"trailers":
         return "te may only say trailers (RFC 9113 §8.2.2)"
     return None
+
+
+def _has_bad(value: bytes) -> bool:
+    # `translate` is several times as fast as a regular expression, and finds the same.
+    return len(value.translate(None, _BAD_IN_VALUE)) != len(value)
 
 
 def _show(text: bytes) -> str:

@@ -1,26 +1,40 @@
-"""Header blocks to header lists and back (RFC 7541), cheap when they repeat.
+"""Header blocks to header lists and back (RFC 7541), cheap when they repeat, and cheap for what of them repeats.
 
-The calls of a client to a method have nearly the same headers each time, and HPACK makes nearly the same bytes of
-them. hpack does the work; what is kept here is its answers, and only as long as they cannot have changed: an answer
-holds for one state of the dynamic table, and the first block that changes the table throws all answers away.
+The calls of a client to a method have nearly the same headers each time: often all of them, and otherwise all but a
+deadline, a request id, a trace. hpack keeps the tables and decodes Huffman strings, and each representation is read and
+written here, since hpack's own way takes longer than all else a call needs.
+
+Answers are kept as well, as long as they cannot have changed: an answer holds for one state of the dynamic table, and
+the first block that changes the table throws all answers away.
+
+What it does not do: Huffman-code what is sent; hpack's coder takes time quadratic in the length of a value.
 """
 
 from collections.abc import Iterable
 from typing import Any
 
 import hpack
+from hpack.huffman_table import decode_huffman
+from hpack.table import HeaderTable
 
-from rawgrpc_proxy.grpc.metadata import Headers, RawHeader
+from rawgrpc_proxy.grpc.metadata import FixedHeaders, Headers, RawHeader
 from rawgrpc_proxy.http2.fields import CheckedFields
 
-_MAX_ANSWERS = 256
+_MAX_ANSWERS = 64
 _MAX_ANSWER_BYTES = 2048
 _MAX_ANSWER_FIELDS = 64
 """One byte of a block can be a field, which takes a hundred bytes here."""
-_TABLE_SIZE_UPDATES = frozenset(bytes([first]) for first in range(0x20, 0x40))  # RFC 7541 §6.3
+_MAX_SEEN = 128
+_MAX_SEEN_BYTES = 1024
+_NOT_INDEXED = 0x00  # RFC 7541 §6.2.2
+_NEVER_INDEXED = 0x10  # §6.2.3
+_ENTRY_OVERHEAD = 32  # RFC 7541 §4.1
+_INTEGER_BYTES = 5  # behind the prefix: enough for 32 bits
+_STATIC = HeaderTable.STATIC_TABLE
+_STATIC_INDEX = HeaderTable.STATIC_TABLE_MAPPING
 
 
-class HeaderList(list[RawHeader]):
+class HeaderList(FixedHeaders):
     """A decoded list. Nobody may change it.
 
     The same object is answered each time its block comes again, so those who work something out from it leave the
@@ -41,10 +55,12 @@ class HeaderList(list[RawHeader]):
 class HeaderDecoder:
     """Decodes the blocks of one connection. `max_list_bytes` is RFC 9113 §6.5.2's measure."""
 
-    __slots__ = ("_answers", "_hpack")
+    __slots__ = ("_answers", "_max_list_bytes", "_max_table_bytes", "_table")
 
     def __init__(self, max_list_bytes: int) -> None:
-        self._hpack = hpack.Decoder(max_header_list_size=max_list_bytes)
+        self._table = HeaderTable()
+        self._max_table_bytes = self._table.maxsize
+        self._max_list_bytes = max_list_bytes
         self._answers: dict[bytes, HeaderList] = {}
 
     def decode(self, block: bytes) -> HeaderList:
@@ -52,13 +68,11 @@ class HeaderDecoder:
         answer = self._answers.get(block)
         if answer is not None:
             return answer
-        entries = self._hpack.header_table.dynamic_entries
-        before = len(entries), entries[0] if entries else None
-        headers = HeaderList(self._hpack.decode(block, raw=True))
-        # An insertion puts a new entry in front, and a smaller table drops some at the end: nothing else can happen.
-        changed = before[0] != len(entries) or (entries and before[1] is not entries[0])
-        if changed or block[:1] in _TABLE_SIZE_UPDATES:
-            # A new size alone changes what a block does: a field that did not fit into the table may fit now.
+        try:
+            headers, changed = self._read(block)
+        except IndexError:
+            raise hpack.HPACKDecodingError("the header block is cut short") from None
+        if changed:
             self._answers.clear()
         elif len(block) <= _MAX_ANSWER_BYTES and len(headers) <= _MAX_ANSWER_FIELDS:
             if len(self._answers) >= _MAX_ANSWERS:
@@ -66,34 +80,191 @@ class HeaderDecoder:
             self._answers[block] = headers
         return headers
 
+    def _read(self, block: bytes) -> tuple[HeaderList, bool]:
+        """The list, and whether the table has changed, or what will be put into it (RFC 7541 §6)."""
+        table, entry = self._table, self._entry
+        headers: list[RawHeader] = []
+        changed = False
+        room = self._max_list_bytes
+        position, end = 0, len(block)
+        while position < end:
+            first = block[position]
+            position += 1
+            if first >= 0x80:  # §6.1: a field of the table
+                index = first & 0x7F
+                if index == 0x7F:
+                    index, position = _integer(block, position, index)
+                field = entry(index)
+            elif first & 0xE0 == 0x20:  # §6.3: a new size of the table
+                if headers:
+                    raise hpack.HPACKDecodingError("a new table size is not at the start of a block")
+                size = first & 0x1F
+                if size == 0x1F:
+                    size, position = _integer(block, position, size)
+                if size > self._max_table_bytes:
+                    raise hpack.InvalidTableSizeError(f"a table of {size} bytes is larger than we allow")
+                table.maxsize = size
+                # By itself it changes what a block does: a field that did not fit into the table may fit now.
+                changed = True
+                continue
+            else:  # §6.2: a literal, to be put into the table if 0x40 is set
+                prefix = 0x3F if first & 0x40 else 0x0F
+                index = first & prefix
+                if index == prefix:
+                    index, position = _integer(block, position, index)
+                if index:
+                    name = entry(index)[0]
+                else:
+                    name, position = _string(block, position)
+                value, position = _string(block, position)
+                field = name, value
+                if first & 0x40:
+                    table.add(name, value)
+                    changed = True
+                elif first & 0x10:
+                    # Marked by its type, for the encoder of the next hop (§6.2.3).
+                    field = hpack.NeverIndexedHeaderTuple(name, value)
+            headers.append(field)
+            room -= len(field[0]) + len(field[1]) + _ENTRY_OVERHEAD
+            if room < 0:
+                raise hpack.OversizedHeaderListError(f"more than {self._max_list_bytes} bytes")
+        return HeaderList(headers), changed
+
+    def _entry(self, index: int) -> RawHeader:
+        """RFC 7541 §2.3.3: the static table, then the dynamic one, newest first."""
+        if 0 < index <= len(_STATIC):
+            return _STATIC[index - 1]
+        dynamic = self._table.dynamic_entries
+        if not len(_STATIC) < index <= len(_STATIC) + len(dynamic):
+            raise hpack.InvalidTableIndexError(f"the table has no field {index}")
+        return dynamic[index - len(_STATIC) - 1]
+
+
+def _integer(block: bytes, position: int, prefix: int) -> tuple[int, int]:
+    """An integer whose first byte was full, and where it ends (RFC 7541 §5.1)."""
+    value = prefix
+    for shift in range(0, 7 * _INTEGER_BYTES, 7):
+        byte = block[position]
+        position += 1
+        value += (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise hpack.HPACKDecodingError("an integer in a header block is too long")
+
+
+def _string(block: bytes, position: int) -> tuple[bytes, int]:
+    """A string literal, and where it ends (RFC 7541 §5.2)."""
+    first = block[position]
+    position += 1
+    length = first & 0x7F
+    if length == 0x7F:
+        length, position = _integer(block, position, length)
+    end = position + length
+    if end > len(block):
+        raise IndexError
+    text = block[position:end]
+    return (decode_huffman(text) if first & 0x80 else text), end
+
 
 class HeaderEncoder:
-    """Encodes the lists of one connection, never with Huffman: hpack's coder is quadratic in the length of a value."""
+    """Encodes the lists of one connection.
 
-    __slots__ = ("_answers", "_hpack")
+    A field enters the dynamic table when it comes for the second time. What differs with every call, like a deadline or
+    a trace, so never pushes out what repeats, and leaves the answers that are kept in force.
+    """
+
+    __slots__ = ("_answers", "_hpack", "_known", "_resized", "_seen")
 
     def __init__(self) -> None:
         self._hpack = hpack.Encoder()
-        self._answers: dict[tuple[tuple[bytes, bytes], ...], bytes] = {}
+        self._answers: dict[int, tuple[FixedHeaders, bytes]] = {}
+        """By the identity of lists that nobody changes: to hash a list takes longer than all else here."""
+        self._known: dict[RawHeader, bytes] = {}
+        """Representations of single fields that leave the table alone."""
+        self._seen: set[RawHeader] = set()
+        """Fields that have come once."""
+        self._resized = False
 
     def set_table_size(self, size: int) -> None:
         """The peer allows a dynamic table of so many bytes."""
-        self._answers.clear()
+        self._forget()
+        self._resized = True
         self._hpack.header_table_size = size
 
     def encode(self, headers: Headers) -> bytes:
         """The block for this list."""
-        key = tuple(headers)
-        answer = self._answers.get(key)
-        if answer is not None:
-            return answer
-        entries = self._hpack.header_table.dynamic_entries
-        before = len(entries), entries[0] if entries else None
-        block = self._hpack.encode(headers, huffman=False)
-        if before[0] != len(entries) or (entries and before[1] is not entries[0]):
-            self._answers.clear()
-        elif len(block) <= _MAX_ANSWER_BYTES and block[:1] not in _TABLE_SIZE_UPDATES:
+        answer = self._answers.get(id(headers))
+        if answer is not None and answer[0] is headers:
+            return answer[1]
+        if self._resized:
+            # RFC 7541 §4.2: the new size is announced at the start of the next block. hpack does.
+            self._resized = False
+            return self._hpack.encode(headers, huffman=False)
+        known = self._known
+        parts = []
+        repeats = isinstance(headers, FixedHeaders)
+        for field in headers:
+            # The type tells whether a field may ever be indexed, and two that differ in it are equal.
+            part = known.get(field) if type(field) is tuple else None
+            if part is None:
+                part = self._represent(field)
+                repeats = repeats and field in known
+            parts.append(part)
+        block = b"".join(parts)
+        if repeats and len(block) <= _MAX_ANSWER_BYTES:
+            assert isinstance(headers, FixedHeaders)
             if len(self._answers) >= _MAX_ANSWERS:
                 self._answers.clear()
-            self._answers[key] = block
+            self._answers[id(headers)] = headers, block
         return block
+
+    def _represent(self, field: RawHeader) -> bytes:
+        name, value = field
+        if not getattr(field, "indexable", True):
+            return _literal(_NEVER_INDEXED, name, value)
+        if field not in self._seen and value not in _STATIC_INDEX.get(name, _NO_INDEX)[1]:
+            if len(self._seen) >= _MAX_SEEN:
+                self._seen.clear()
+            if len(name) + len(value) <= _MAX_SEEN_BYTES:
+                self._seen.add((name, value))
+            return _literal(_NOT_INDEXED, name, value)
+        entries = self._hpack.header_table.dynamic_entries
+        before = len(entries), entries[0] if entries else None
+        part = self._hpack.encode([(name, value)], huffman=False)
+        # An insertion puts a new entry in front, and may drop some at the end: nothing else can happen.
+        if before[0] != len(entries) or (entries and before[1] is not entries[0]):
+            self._forget()
+        else:
+            if len(self._known) >= _MAX_SEEN:
+                self._known.clear()
+            self._known[name, value] = part
+        return part
+
+    def _forget(self) -> None:
+        self._answers.clear()
+        self._known.clear()
+
+
+_NO_INDEX: tuple[int, dict[bytes, int]] = 0, {}
+
+
+def _literal(kind: int, name: bytes, value: bytes) -> bytes:
+    """A field that stays out of the table, by our choice or by its sender's."""
+    index = _STATIC_INDEX.get(name, _NO_INDEX)[0]
+    if not index:
+        return b"".join((bytes((kind,)), _length(len(name)), name, _length(len(value)), value))
+    head = bytes((kind | index,)) if index < 0x0F else bytes((kind | 0x0F, index - 0x0F))
+    return b"".join((head, _length(len(value)), value))
+
+
+def _length(size: int) -> bytes:
+    """The length of a string literal without Huffman coding (RFC 7541 §5.1, §5.2)."""
+    if size < 0x7F:
+        return bytes((size,))
+    size -= 0x7F
+    octets = bytearray((0x7F,))
+    while size >= 0x80:
+        octets.append(size & 0x7F | 0x80)
+        size >>= 7
+    octets.append(size)
+    return bytes(octets)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.messages import MessageCounter
-from rawgrpc_proxy.grpc.metadata import Headers, for_next_hop
+from rawgrpc_proxy.grpc.metadata import FixedHeaders, Headers, for_next_hop
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.header_blocks import HeaderList
 from rawgrpc_proxy.net.stream import Stream
@@ -252,5 +252,5 @@ def _passed_on(headers: HeaderList) -> Headers:
     """The list as it goes on to the other side, worked out once for each list."""
     passed_on = headers.passed_on
     if passed_on is None:
-        passed_on = headers.passed_on = for_next_hop(headers)
+        passed_on = headers.passed_on = FixedHeaders(for_next_hop(headers))
     return passed_on
