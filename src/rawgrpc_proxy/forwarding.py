@@ -107,7 +107,8 @@ class Forwarding:
             return
         self.over = True
         self._splice.end()
-        self._give_back()
+        if self._conn is not None:
+            self._give_back()
         _record(self.call, self._splice)
 
     def _end(self, error: RpcError | None) -> None:
@@ -129,7 +130,8 @@ class Forwarding:
             else:
                 self._end(_settled(splice.upstream_error, self.call.context.deadline))
         elif splice.upstream_closed:
-            self._give_back()
+            if self._conn is not None:
+                self._give_back()
             if splice.downstream_closed:
                 self._end(None)
 
@@ -141,12 +143,12 @@ class Forwarding:
 
     def _give_back(self) -> None:
         conn, self._conn = self._conn, None
-        if conn is not None:
-            try:
-                conn.close()
-            except ValueError as error:
-                # Into a reader it must not go: that would end other people's calls.
-                self._owner.forwarding_misled(self, error)
+        assert conn is not None
+        try:
+            conn.close()
+        except ValueError as error:
+            # Into a reader it must not go: that would end other people's calls.
+            self._owner.forwarding_misled(self, error)
 
     async def _trade_lease(self) -> None:
         """Take another connection to the same address instead. If there is none, this one is kept."""
@@ -187,7 +189,7 @@ class Forwarding:
         in_turn, turn.collecting = turn.collecting, True
         try:
             self._needs_task = False
-            splice.join(conn.open_stream(headers, end_stream=splice.request_is_empty))
+            splice.join(conn.open_stream(headers, splice.request_is_empty))
         finally:
             turn.collecting = in_turn
 

@@ -13,6 +13,7 @@ import math
 import random
 import ssl
 from collections import deque
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Self
@@ -44,6 +45,7 @@ class PoolConn:
         "_scope",
         "_sharing",
         "_target",
+        "address",
         "created_at",
         "err",
         "peer_limit",
@@ -54,6 +56,8 @@ class PoolConn:
 
     def __init__(self, pool: "Pool", target: "_Target", created_at: float) -> None:
         self.pool = pool
+        self.address = target.key[0]
+        """The address it leads to, as it was given to `get_conn`."""
         self.streams = 1
         """Calls that hold the connection now."""
         self.pooled = False
@@ -69,14 +73,10 @@ class PoolConn:
         self._sharing: list[_Caller] = []
 
     @property
-    def address(self) -> str:
-        """The address it leads to, as it was given to `get_conn`."""
-        return self._target.key[0]
-
-    @property
     def has_room(self) -> bool:
         """Whether a stream may be opened on it now."""
-        return self._connection is not None and self._connection.has_room
+        connection = self._connection
+        return connection is not None and connection.state is ConnectionState.OPEN and connection.session.room
 
     @property
     def peer_max_header_list_bytes(self) -> int:
@@ -84,7 +84,7 @@ class PoolConn:
         assert self._connection is not None  # no caller gets it before
         return self._connection.session.peer_max_header_list_bytes
 
-    def open_stream(self, headers: Headers, *, end_stream: bool = False) -> Stream:
+    def open_stream(self, headers: Headers, end_stream: bool = False) -> Stream:
         """Open a stream with these request headers, at once. The lease holds a place for it.
 
         Raises `UpstreamUnavailable` if the connection has failed, drains, or its peer allows no more by now.
@@ -94,7 +94,7 @@ class PoolConn:
             raise UpstreamUnavailable(
                 f"the connection to {self.address} takes no calls: {self.err or 'full'}"
             )
-        return connection.open_stream(headers, end_stream=end_stream)
+        return connection.open_stream(headers, end_stream)
 
     async def again(self) -> "PoolConn":
         """Another lease on the same address with the same TLS: what a retry asks for. Waits and raises as `get_conn`.
@@ -250,10 +250,13 @@ class Pool:
         self._targets: dict[_Key, _Target] = {}
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._nursery: trio.Nursery | None = None
+        self._now: Callable[[], float] = trio.current_time
+        """Once open: the clock itself, to which `trio.current_time` is a long way."""
 
     async def __aenter__(self) -> Self:
         if self._nursery_manager is not None:
             raise ConfigError("the pool is open already; each place that needs a pool of its own makes one")
+        self._now = trio.lowlevel.current_clock().current_time
         self._nursery_manager = trio.open_nursery()
         self._nursery = await self._nursery_manager.__aenter__()
         return self
@@ -309,14 +312,14 @@ class Pool:
         return caller.conn
 
     def get_conn_nowait(self, address: str, *, ssl_context: ssl.SSLContext | None = None) -> PoolConn | None:
-        """What `get_conn` mostly comes to: the newest connection, if it has room. None: `await get_conn(...)`.
+        """What `get_conn` mostly comes to: the newest connection with room. None: `await get_conn(...)`.
 
         For directors that are no coroutines, and so cost less: answer at once where this answers, else an awaitable.
         """
         target = self._targets.get((address, ssl_context))
         if target is None or target.line or self._nursery is None:
             return None
-        return target.record.pick_newest(trio.current_time())
+        return target.record.pick_at_once(self._now())
 
     def release(self, address: str, conn: PoolConn, err: BaseException | None) -> None:
         """Take `conn` back from one call. With an error, it takes no new calls and is closed once it has none.
@@ -361,9 +364,10 @@ class Pool:
 
     def _give_back(self, conn: PoolConn, *, failed: bool = False) -> None:
         target = conn._target
-        if target.record.release(conn, trio.current_time(), failed=failed):
+        if target.record.release(conn, self._now(), failed=failed):
             conn._end()
-        self._serve(target)
+        if target.line:
+            self._serve(target)
 
     def _leave(self, target: _Target, caller: _Caller) -> None:
         """A caller is cancelled, wherever it waits, or in the very moment in which it has got a connection."""
@@ -402,7 +406,7 @@ class Pool:
             return
 
     def _pick(self, target: _Target) -> PoolConn | None:
-        picked = target.record.pick(trio.current_time())
+        picked = target.record.pick(self._now())
         for conn in picked.close:
             conn._end()
         return picked.connection

@@ -115,19 +115,28 @@ class PoolRecord(Generic[C]):
         phase = connection.phase
         if phase is not Phase.READY:
             return Objection[phase.name]
-        if now > self.expires_at(connection):
+        if now > connection.created_at + self._limits.ttl_s:
             return Objection.EXPIRED
-        if connection.streams >= self.limit_of(connection):
+        streams = connection.streams
+        if streams >= self._limits.ms or streams >= connection.peer_limit:
             return Objection.FULL
         return None
 
-    def pick_newest(self, now: float) -> C | None:
-        """The newest connection for one more stream, if it takes one: what `pick` mostly comes to, for less."""
-        if self.with_room:
-            newest = self.with_room[-1]
-            if self.objection(newest, now) is None:
+    def pick_at_once(self, now: float) -> C | None:
+        """What `pick` mostly comes to, for less: the newest connection that is not full, if it takes one more stream.
+
+        None if something else is in the way; `pick` knows what to do then.
+        """
+        with_room = self.with_room
+        while with_room:
+            newest = with_room[-1]
+            objection = self.objection(newest, now)
+            if objection is None:
                 newest.streams += 1
                 return newest
+            if objection is not Objection.FULL:
+                break
+            self.busy.append(with_room.pop())
         return None
 
     def pick(self, now: float) -> Pick[C]:

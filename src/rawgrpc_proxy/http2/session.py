@@ -74,6 +74,7 @@ class Session(ABC):
         self.output_bytes = 0
         self._settings = settings
         self._max_output_bytes = settings.max_output_bytes
+        self._stream_window_bytes = settings.stream_window_bytes
         self._splitter = FrameSplitter(settings.max_frame_bytes, expect_preface=not client_side)
         self._guard = Guard()
         self._now = 0.0
@@ -250,7 +251,7 @@ class Session(ABC):
             self._dropped = 0
 
     def _receive_headers(self, flags: int, stream_id: int, payload: memoryview) -> None:
-        fragment = frames.without_padding(flags, payload)
+        fragment = frames.without_padding(flags, payload) if flags & frames.PADDED else payload
         if flags & frames.PRIORITY_FLAG:
             if len(fragment) < 5:
                 raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "HEADERS has no room for its priority")
@@ -330,7 +331,7 @@ class Session(ABC):
             return
         if checked.oversized:
             headers = HeaderList(field for field in headers if field[0][:1] == b":")
-        state = self._new_state(stream_id)
+        state = StreamState(stream_id, self._peer_stream_window, self._stream_window_bytes)
         if not self._expect_body(state, checked, end_stream):
             self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR, "content-length makes no sense")
             return
@@ -514,9 +515,9 @@ class Session(ABC):
 
     # ----------------------------------------------------------------- output
 
-    def open_stream(self, headers: Headers, *, end_stream: bool = False) -> int:
+    def open_stream(self, headers: Headers, end_stream: bool = False) -> int:
         """Open a stream with these request headers and answer its id. The caller has looked at `room`."""
-        state = self._new_state(self._next_id)
+        state = StreamState(self._next_id, self._peer_stream_window, self._stream_window_bytes)
         self._next_id += 2
         self._streams_opened += 1
         self._guard.stream_opened_by_us()
@@ -535,7 +536,7 @@ class Session(ABC):
             and not self.ended
         )
 
-    def send_headers(self, stream_id: int, headers: Headers, *, end_stream: bool = False) -> None:
+    def send_headers(self, stream_id: int, headers: Headers, end_stream: bool = False) -> None:
         """Send response headers, or trailers (`end_stream`), behind the DATA that waits on the stream.
 
         A stream that is closed, or closing already, takes nothing: its end has been told by an event.
@@ -553,7 +554,6 @@ class Session(ABC):
         self,
         stream_id: int,
         data: Data,
-        *,
         end_stream: bool = False,
         source: CreditSource | None = None,
         credit: int = 0,
@@ -586,12 +586,14 @@ class Session(ABC):
             state.sending = Sending.CLOSING
         self._queue(state)
 
-    def reset(self, stream_id: int, error_code: int) -> None:
-        """Send RST_STREAM at once; what waits on the stream is dropped. Nothing happens on a closed stream."""
+    def reset(self, stream_id: int, error_code: int) -> bool:
+        """Send RST_STREAM at once; what waits on the stream is dropped. On a closed stream nothing happens: False."""
         state = self.streams.get(stream_id)
-        if state is not None:
-            self._write_reset(state, error_code)
-            self._close(state, by_our_reset=True)
+        if state is None:
+            return False
+        self._write_reset(state, error_code)
+        self._close(state, by_our_reset=True)
+        return True
 
     def reset_after_end(self, stream_id: int, error_code: int) -> None:
         """Send RST_STREAM as soon as our END_STREAM is out, unless the peer has ended its half by then.
@@ -606,15 +608,20 @@ class Session(ABC):
         else:
             state.reset_after_end = error_code
 
-    def credit(self, stream_id: int, size: int) -> None:
-        """Give `size` bytes of a stream's window back to the peer: they have gone where they belong."""
+    def credit(self, stream_id: int, size: int) -> bool:
+        """Give `size` bytes of a stream's window back to the peer: they have gone where they belong.
+
+        The peer is told when half a window has come together: True.
+        """
         state = self.streams.get(stream_id)
         if state is None or state.receiving is Receiving.ENDED:
-            return
+            return False
         state.uncredited += size
-        if state.uncredited >= self._stream_credit_step:
-            self._write_window_update(state, state.uncredited)
-            state.uncredited = 0
+        if state.uncredited < self._stream_credit_step:
+            return False
+        self._write_window_update(state, state.uncredited)
+        state.uncredited = 0
+        return True
 
     def ping(self, opaque: bytes) -> None:
         """Send PING with these eight bytes. Nothing happens once the session has ended."""
@@ -726,11 +733,6 @@ class Session(ABC):
             self._write_data(state, b"", end_stream=True)
         if end_stream:
             self._we_ended(state)
-
-    def _new_state(self, stream_id: int) -> StreamState:
-        return StreamState(
-            stream_id, send_window=self._peer_stream_window, receive_window=self._settings.stream_window_bytes
-        )
 
     def _owe(self, source: CreditSource, credit: int) -> None:
         receipts = self._receipts

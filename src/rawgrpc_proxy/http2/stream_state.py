@@ -59,7 +59,7 @@ class StreamState:
         "uncredited",
     )
 
-    def __init__(self, stream_id: int, *, send_window: int = 0, receive_window: int = 0) -> None:
+    def __init__(self, stream_id: int, send_window: int = 0, receive_window: int = 0) -> None:
         self.id = stream_id
         self.receiving = Receiving.HEADERS
         self.sending = Sending.OPEN

@@ -129,9 +129,9 @@ class Connection:
 
     # --------------------------------------------------------------- commands
 
-    def open_stream(self, headers: Headers, *, end_stream: bool = False) -> Stream:
+    def open_stream(self, headers: Headers, end_stream: bool = False) -> Stream:
         """Open a stream with these request headers. The caller has looked at `has_room`."""
-        stream = Stream(self, self.session.open_stream(headers, end_stream=end_stream), headers)
+        stream = Stream(self, self.session.open_stream(headers, end_stream), headers)
         self.streams[stream.id] = stream
         self._opened_id = stream.id
         self.touch()
@@ -144,9 +144,7 @@ class Connection:
 
     def credit(self, stream_id: int, size: int) -> None:
         """Let the peer send `size` bytes more on this stream."""
-        session = self.session
-        session.credit(stream_id, size)
-        if session.wants_output:
+        if self.session.credit(stream_id, size):
             self.touch()
 
     def touch(self) -> None:

@@ -168,11 +168,12 @@ class _RequestPipe:
             if splice.request_bytes <= REPLAY_BYTES:
                 # Kept here, and so delivered as far as the sender is concerned.
                 replay.append(bytes(data))
-                splice.downstream.credit(credit)
-                upstream.send_data(data, end_stream=end_stream)
+                if not end_stream:
+                    splice.downstream.credit(credit)
+                upstream.send_data(data, end_stream)
                 return
             splice.replay = None
-        upstream.send_data(data, end_stream=end_stream, source=splice.downstream, credit=credit)
+        upstream.send_data(data, end_stream, splice.downstream, credit)
 
     def trailers(self, headers: HeaderList) -> None:
         splice = self._splice
@@ -212,7 +213,7 @@ class _ResponsePipe:
         splice = self._splice
         splice.replay = None
         splice.response_headers = headers
-        splice.downstream.send_headers(_passed_on(headers), end_stream=end_stream)
+        splice.downstream.send_headers(_passed_on(headers), end_stream)
         if end_stream:
             splice._response_complete()
 
@@ -220,7 +221,7 @@ class _ResponsePipe:
         splice = self._splice
         splice.response_bytes += len(data)
         splice.response_messages.feed(data)
-        splice.downstream.send_data(data, end_stream=end_stream, source=self._upstream, credit=credit)
+        splice.downstream.send_data(data, end_stream, self._upstream, credit)
         if end_stream:
             splice._response_complete()
 

@@ -72,24 +72,23 @@ class Stream:
         self.inbox = Inbox(self)
         self.sink: Sink = self.inbox
 
-    def send_headers(self, headers: Headers, *, end_stream: bool = False) -> None:
+    def send_headers(self, headers: Headers, end_stream: bool = False) -> None:
         """Send response headers or trailers, behind the DATA that waits."""
-        self.connection.session.send_headers(self.id, headers, end_stream=end_stream)
-        self.connection.touch()
+        connection = self.connection
+        connection.session.send_headers(self.id, headers, end_stream)
+        connection.touch()
 
     def send_data(
-        self, data: Data, *, end_stream: bool = False, source: CreditSource | None = None, credit: int = 0
+        self, data: Data, end_stream: bool = False, source: CreditSource | None = None, credit: int = 0
     ) -> None:
         """Send DATA; when it is with the socket, `source` gets `credit`."""
         connection = self.connection
-        connection.session.send_data(self.id, data, end_stream=end_stream, source=source, credit=credit)
+        connection.session.send_data(self.id, data, end_stream, source, credit)
         connection.touch()
 
     def reset(self, error_code: int) -> None:
         """End the stream with RST_STREAM, now. Nothing happens if it has ended."""
-        session = self.connection.session
-        session.reset(self.id, error_code)
-        if session.wants_output:
+        if self.connection.session.reset(self.id, error_code):
             self.connection.touch()
 
     def reset_after_end(self, error_code: int) -> None:
@@ -99,7 +98,8 @@ class Stream:
 
     def credit(self, size: int) -> None:
         """Let the peer send `size` bytes more."""
-        self.connection.credit(self.id, size)
+        if self.connection.session.credit(self.id, size):
+            self.connection.touch()
 
 
 class Inbox:
