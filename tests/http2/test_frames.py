@@ -69,13 +69,22 @@ def test_any_chunking_gives_the_same_frames(
     assert split(splitter(expect_preface=expect_preface), cut(wire, offsets)) == wanted
 
 
-def test_a_frame_that_fits_into_one_chunk_is_a_view_of_it() -> None:
-    """No byte of a payload is copied on the way in."""
-    chunk = peer.data(1, b"hello")
+def test_a_frame_of_some_size_that_fits_into_one_chunk_is_a_view_of_it() -> None:
+    """No byte of its payload is copied on the way in."""
+    chunk = peer.data(1, bytes(frames.SMALL_BYTES))
 
     ((_, _, _, payload),) = splitter().split(chunk)
 
+    assert isinstance(payload, memoryview)
     assert payload.obj is chunk
+
+
+def test_a_small_frame_does_not_keep_its_chunk_alive() -> None:
+    chunk = peer.data(1, bytes(frames.SMALL_BYTES - 1))
+
+    ((_, _, _, payload),) = splitter().split(chunk)
+
+    assert isinstance(payload, bytes)
 
 
 def test_frames_that_were_handed_out_keep_their_payload_when_more_is_fed() -> None:

@@ -90,7 +90,5 @@ class ConnectionEnded:
     error: ConnectionFailed
 
 
-RareEvent = (
-    RequestReceived | StreamReset | SettingsReceived | PingAcknowledged | GoAwayReceived | ConnectionEnded
-)
-Event = DataReceived | ResponseReceived | TrailersReceived | RareEvent
+RareEvent = StreamReset | SettingsReceived | PingAcknowledged | GoAwayReceived | ConnectionEnded
+Event = RequestReceived | DataReceived | ResponseReceived | TrailersReceived | RareEvent

@@ -45,7 +45,10 @@ _LONG = struct.Struct(">L")
 _SETTING = struct.Struct(">HL")
 _STREAM_ID_MASK = 0x7FFFFFFF
 
-Frame = tuple[int, int, int, memoryview]
+SMALL_BYTES = 4096
+"""Payloads below this are copied: a view costs more, and keeps the chunk it was read in (64 KiB) alive."""
+
+Frame = tuple[int, int, int, Data]
 """type, flags, stream id, payload"""
 
 
@@ -63,9 +66,9 @@ class Setting(IntEnum):
 class FrameSplitter:
     """Cuts a byte stream into frames.
 
-    `max_frame_bytes` is what our SETTINGS advertise. `expect_preface` is True on the server's side. The payloads are
-    views into the chunk that was fed (a frame that spans chunks is copied together once), valid as long as somebody
-    holds them.
+    `max_frame_bytes` is what our SETTINGS advertise. `expect_preface` is True on the server's side. Payloads of some
+    size are views into the chunk that was fed (a frame that spans chunks is copied together once), valid as long as
+    somebody holds them.
     """
 
     def __init__(self, max_frame_bytes: int, *, expect_preface: bool) -> None:
@@ -82,17 +85,16 @@ class FrameSplitter:
         wrong preface, FRAME_SIZE_ERROR as soon as the header of a frame declares more than the maximum. Frames
         yielded before the error stand.
         """
-        view = memoryview(data)
         if self._start is not None:
-            view = self._begin(self._start, view)
+            data = self._begin(self._start, data)
+        offset, end = 0, len(data)
         if self._partial:
-            view, frame = self._complete_partial(view)
+            offset, frame = self._complete_partial(data)
             if frame is not None:
                 yield frame
-        offset, end = 0, len(view)
         unpack, maximum = HEADER.unpack_from, self._max_frame_bytes
         while end - offset >= HEADER_BYTES:
-            high, low, frame_type, flags, stream_id = unpack(view, offset)
+            high, low, frame_type, flags, stream_id = unpack(data, offset)
             length = high << 8 | low
             if length > maximum:
                 raise _oversized(frame_type, length, maximum)
@@ -101,19 +103,20 @@ class FrameSplitter:
             if stop > end:
                 break
             offset = stop
-            yield frame_type, flags, stream_id & _STREAM_ID_MASK, view[start:stop]
+            payload = data[start:stop] if length < SMALL_BYTES else memoryview(data)[start:stop]
+            yield frame_type, flags, stream_id & _STREAM_ID_MASK, payload
         if offset < end:
-            self._partial += view[offset:]
+            self._partial += data[offset:]
 
-    def _begin(self, held: bytes, view: memoryview) -> memoryview:
+    def _begin(self, held: bytes, data: Data) -> Data:
         """Look at the first bytes, however they are cut, and answer what is to be split into frames.
 
         Bytes that may still turn out to be HTTP/1 are held back: the answer must not depend on how they arrive.
         """
         expected = PREFACE if self._expect_preface else _HTTP1_RESPONSE
         missing = len(expected) - len(held)
-        start = held + bytes(view[:missing])
-        rest = view[missing:]
+        start = held + bytes(data[:missing])
+        rest = data[missing:]
         self._start = start
         if expected.startswith(start):
             if len(start) == len(expected):
@@ -122,7 +125,7 @@ class FrameSplitter:
                 self._start = None
         elif not self._expect_preface:
             self._start = None
-            return memoryview(held + bytes(view)) if held else view
+            return held + data if held else data
         elif _HTTP1_REQUEST.match(start):
             raise ProtocolViolation(ErrorCode.HTTP_1_1_REQUIRED, "the peer speaks HTTP/1.1")
         elif not _HTTP1_REQUEST_PREFIX.match(start):
@@ -131,30 +134,26 @@ class FrameSplitter:
             )
         return rest
 
-    def _complete_partial(self, view: memoryview) -> tuple[memoryview, Frame | None]:
-        """Move just enough of `view` to finish the frame that is held back."""
-        partial = self._partial
+    def _complete_partial(self, data: Data) -> tuple[int, Frame | None]:
+        """Take just enough of `data` to finish the frame that is held back, and answer how much that was."""
+        partial, taken = self._partial, 0
         missing = HEADER_BYTES - len(partial)
         if missing > 0:
-            partial += view[:missing]
-            view = view[missing:]
+            partial += data[:missing]
             if len(partial) < HEADER_BYTES:
-                return view, None
+                return len(data), None
+            taken = missing
         high, low, frame_type, flags, stream_id = HEADER.unpack_from(partial)
         length = high << 8 | low
         if length > self._max_frame_bytes:
             raise _oversized(frame_type, length, self._max_frame_bytes)
         missing = HEADER_BYTES + length - len(partial)
-        partial += view[:missing]
+        partial += memoryview(data)[taken : taken + missing]
         if len(partial) < HEADER_BYTES + length:
-            return view[len(view) :], None
+            return len(data), None
         self._partial = bytearray()
-        return view[missing:], (
-            frame_type,
-            flags,
-            stream_id & _STREAM_ID_MASK,
-            memoryview(partial)[HEADER_BYTES:],
-        )
+        payload = memoryview(partial)[HEADER_BYTES:]
+        return taken + missing, (frame_type, flags, stream_id & _STREAM_ID_MASK, payload)
 
 
 def _oversized(frame_type: int, length: int, maximum: int) -> ProtocolViolation:
@@ -164,7 +163,7 @@ def _oversized(frame_type: int, length: int, maximum: int) -> ProtocolViolation:
     )
 
 
-def without_padding(flags: int, payload: memoryview) -> memoryview:
+def without_padding(flags: int, payload: Data) -> Data:
     """The payload of a DATA or HEADERS frame without pad length and padding (RFC 9113 §6.1)."""
     if not flags & PADDED:
         return payload
@@ -216,7 +215,7 @@ def settings(values: dict[Setting, int]) -> bytes:
 SETTINGS_ACK = frame_header(SETTINGS, ACK, 0, 0)
 
 
-def parse_settings(payload: memoryview, max_entries: int) -> dict[Setting, int]:
+def parse_settings(payload: Data, max_entries: int) -> dict[Setting, int]:
     """The known settings in `payload`, the last value of each; unknown ones are dropped (RFC 9113 §6.5.2).
 
     Raises `ProtocolViolation` for a length that is no multiple of six, a value out of its range, or more than
@@ -246,7 +245,7 @@ def parse_settings(payload: memoryview, max_entries: int) -> dict[Setting, int]:
     return known
 
 
-def read_u32(payload: memoryview, offset: int = 0) -> int:
+def read_u32(payload: Data, offset: int = 0) -> int:
     """Four bytes of `payload`, big-endian."""
     value: int = _LONG.unpack_from(payload, offset)[0]
     return value

@@ -15,11 +15,6 @@ from rawgrpc_proxy.http2.header_blocks import HeaderEncoder
 from rawgrpc_proxy.http2.session import UNLIMITED, Session
 from rawgrpc_proxy.http2.stream_state import StreamState
 
-_COPY_BELOW = 4096
-"""Smaller payloads are joined with their frame header: one small copy costs less than one more buffer to write, and a
-view would keep the chunk it was read in (64 KiB) alive for a few bytes."""
-
-
 _pack_header = frames.HEADER.pack  # as `frame_header` does, for a quarter of a microsecond less
 
 
@@ -98,7 +93,8 @@ class RelaySession(Session):
         state.send_window -= size
         flags = frames.END_STREAM if end_stream else 0
         header = _pack_header(size >> 8, size & 0xFF, frames.DATA, flags, state.id)
-        if size < _COPY_BELOW:
+        if size < frames.SMALL_BYTES:
+            # One small copy costs less than one more buffer to write.
             self._output.append(b"".join((header, data)))
         else:
             self._output.append(header)

@@ -162,7 +162,7 @@ class Session(ABC):
             events.append(ConnectionEnded(error))
         return events
 
-    def _receive_other(self, frame_type: int, flags: int, stream_id: int, payload: memoryview) -> None:
+    def _receive_other(self, frame_type: int, flags: int, stream_id: int, payload: Data) -> None:
         if frame_type == frames.SETTINGS:
             self._receive_settings(flags, stream_id, payload)
             return
@@ -188,7 +188,7 @@ class Session(ABC):
             case _:
                 pass  # RFC 9113 §5.5: unknown frame types are ignored
 
-    def _receive_data(self, flags: int, stream_id: int, payload: memoryview) -> None:
+    def _receive_data(self, flags: int, stream_id: int, payload: Data) -> None:
         size = len(payload)
         end_stream = flags & frames.END_STREAM != 0
         if flags & frames.PADDED:
@@ -250,7 +250,7 @@ class Session(ABC):
             self._write(frames.window_update(0, self._dropped))
             self._dropped = 0
 
-    def _receive_headers(self, flags: int, stream_id: int, payload: memoryview) -> None:
+    def _receive_headers(self, flags: int, stream_id: int, payload: Data) -> None:
         fragment = frames.without_padding(flags, payload) if flags & frames.PADDED else payload
         if flags & frames.PRIORITY_FLAG:
             if len(fragment) < 5:
@@ -265,7 +265,7 @@ class Session(ABC):
             self._block_ends_stream = end_stream
             self._continuations = 0
 
-    def _receive_continuation(self, frame_type: int, flags: int, stream_id: int, payload: memoryview) -> None:
+    def _receive_continuation(self, frame_type: int, flags: int, stream_id: int, payload: Data) -> None:
         if frame_type != frames.CONTINUATION or stream_id != self._block_stream_id or self._block is None:
             raise ProtocolViolation(
                 ErrorCode.PROTOCOL_ERROR, "a header block is interrupted by another frame"
@@ -378,7 +378,7 @@ class Session(ABC):
             self._events.append(TrailersReceived(state.id, headers))
             self._peer_ended(state)
 
-    def _receive_rst_stream(self, stream_id: int, payload: memoryview) -> None:
+    def _receive_rst_stream(self, stream_id: int, payload: Data) -> None:
         if len(payload) != 4:
             raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, f"RST_STREAM has {len(payload)} bytes, not 4")
         if self._is_idle(stream_id):
@@ -394,7 +394,7 @@ class Session(ABC):
         self._close(state, by_our_reset=False)
         self._events.append(StreamReset(stream_id, code, by_peer=True, reason=""))
 
-    def _receive_settings(self, flags: int, stream_id: int, payload: memoryview) -> None:
+    def _receive_settings(self, flags: int, stream_id: int, payload: Data) -> None:
         if stream_id:
             raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"SETTINGS on stream {stream_id}")
         if flags & frames.ACK:
@@ -429,7 +429,7 @@ class Session(ABC):
                 self._queue(state)  # its window may have grown
         self._events.append(SettingsReceived())
 
-    def _receive_window_update(self, stream_id: int, payload: memoryview) -> None:
+    def _receive_window_update(self, stream_id: int, payload: Data) -> None:
         if len(payload) != 4:
             raise ProtocolViolation(
                 ErrorCode.FRAME_SIZE_ERROR, f"WINDOW_UPDATE has {len(payload)} bytes, not 4"
@@ -452,7 +452,7 @@ class Session(ABC):
         elif state.pending:
             self._queue(state)
 
-    def _receive_ping(self, flags: int, stream_id: int, payload: memoryview) -> None:
+    def _receive_ping(self, flags: int, stream_id: int, payload: Data) -> None:
         if stream_id:
             raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"PING on stream {stream_id}")
         if len(payload) != 8:
@@ -463,7 +463,7 @@ class Session(ABC):
             self._guard.answer_owed()
             self._write(frames.ping(payload, ack=True))
 
-    def _receive_goaway(self, stream_id: int, payload: memoryview) -> None:
+    def _receive_goaway(self, stream_id: int, payload: Data) -> None:
         if stream_id:
             raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"GOAWAY on stream {stream_id}")
         if len(payload) < 8:
@@ -480,7 +480,7 @@ class Session(ABC):
             reason = f"GOAWAY with last stream {last_stream_id}"
             self._events.append(StreamReset(state.id, ErrorCode.REFUSED_STREAM, by_peer=True, reason=reason))
 
-    def _receive_priority(self, stream_id: int, payload: memoryview) -> None:
+    def _receive_priority(self, stream_id: int, payload: Data) -> None:
         if not stream_id:
             raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
         self._guard.priority(self._streams_opened)

@@ -274,13 +274,15 @@ class Connection:
             return False
         session, streams = self.session, self.streams
         for event in session.receive(data, trio.current_time()):
-            # The three of every call come first, and not in the match: it looks at their fields one by one.
+            # Those of every call come first, and not in the match: it looks at their fields one by one.
             if isinstance(event, DataReceived):
                 streams[event.stream_id].sink.data(event.data, event.credit, event.end_stream)
             elif isinstance(event, ResponseReceived):
                 streams[event.stream_id].sink.response(event.headers, event.end_stream)
             elif isinstance(event, TrailersReceived):
                 streams[event.stream_id].sink.trailers(event.headers)
+            elif isinstance(event, RequestReceived):
+                self._request(event)
             else:
                 self._dispatch(event)
         if self._on_read is not None:
@@ -296,14 +298,16 @@ class Connection:
             self.ready.set()
         return True
 
+    def _request(self, event: RequestReceived) -> None:
+        stream = Stream(self, event.stream_id, event.headers)
+        stream.oversized = event.oversized
+        stream.inbox.ended = event.end_stream
+        self.streams[event.stream_id] = stream
+        if self._on_request is not None:
+            self._on_request(stream)
+
     def _dispatch(self, event: RareEvent) -> None:
         match event:
-            case RequestReceived(stream_id, headers, end_stream, oversized):
-                stream = Stream(self, stream_id, headers, oversized=oversized)
-                stream.inbox.ended = end_stream
-                self.streams[stream_id] = stream
-                if self._on_request is not None:
-                    self._on_request(stream)
             case StreamReset():
                 self._stream_reset(event)
             case SettingsReceived():

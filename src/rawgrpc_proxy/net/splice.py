@@ -197,7 +197,8 @@ class _RequestPipe:
         splice = self._splice
         splice.downstream_closed = True
         splice.downstream.sink = splice.downstream.inbox  # opens the circle that the two streams are in
-        splice._changed()
+        if splice._on_change is not None:
+            splice._on_change()
 
 
 class _ResponsePipe:

@@ -60,16 +60,14 @@ class Stream:
 
     __slots__ = ("connection", "headers", "id", "inbox", "oversized", "sink")
 
-    def __init__(
-        self, connection: "Connection", stream_id: int, headers: Headers, *, oversized: bool = False
-    ) -> None:
+    def __init__(self, connection: "Connection", stream_id: int, headers: Headers) -> None:
         self.connection = connection
         self.id = stream_id
         self.headers = headers
         """The request headers."""
-        self.oversized = oversized
+        self.oversized = False
         """They were longer than our limit: only the pseudo-fields are here."""
-        self.inbox = Inbox(self)
+        self.inbox = Inbox(connection, stream_id)
         self.sink: Sink = self.inbox
 
     def send_headers(self, headers: Headers, end_stream: bool = False) -> None:
@@ -122,9 +120,9 @@ class Inbox:
         "trailers_received",
     )
 
-    def __init__(self, stream: Stream) -> None:
-        self._connection = stream.connection
-        self._stream_id = stream.id
+    def __init__(self, connection: "Connection", stream_id: int) -> None:
+        self._connection = connection
+        self._stream_id = stream_id
         self._chunks: deque[_Chunk] | None = None
         self._event: trio.Event | None = None
         self.response_headers: Headers | None = None
