@@ -1,8 +1,8 @@
 """Header blocks to header lists and back (RFC 7541), cheap when they repeat, and cheap for what of them repeats.
 
 The calls of a client to a method have nearly the same headers each time: often all of them, and otherwise all but a
-deadline, a request id, a trace. hpack keeps the tables and decodes Huffman strings, and each representation is read and
-written here, since hpack's own way takes longer than all else a call needs.
+deadline, a request id, a trace. Representations are read and written here, since hpack's own way takes longer than all
+else a call needs. hpack has the static table, the decoder's dynamic one, and the decoder of Huffman strings.
 
 Answers are kept as well, as long as they cannot have changed: an answer holds for one state of the dynamic table, and
 the first block that changes the table throws all answers away.
@@ -10,7 +10,9 @@ the first block that changes the table throws all answers away.
 What it does not do: Huffman-code what is sent; hpack's coder takes time quadratic in the length of a value.
 """
 
+from collections import deque
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import hpack
@@ -26,12 +28,13 @@ _MAX_ANSWER_FIELDS = 64
 """One byte of a block can be a field, which takes a hundred bytes here."""
 _MAX_SEEN = 128
 _MAX_SEEN_BYTES = 1024
-_NOT_INDEXED = 0x00  # RFC 7541 §6.2.2
+_INDEXED = 0x80  # RFC 7541 §6.1
+_WITH_INDEXING = 0x40  # §6.2.1
+_NOT_INDEXED = 0x00  # §6.2.2
 _NEVER_INDEXED = 0x10  # §6.2.3
 _ENTRY_OVERHEAD = 32  # RFC 7541 §4.1
 _INTEGER_BYTES = 5  # behind the prefix: enough for 32 bits
 _STATIC = HeaderTable.STATIC_TABLE
-_STATIC_INDEX = HeaderTable.STATIC_TABLE_MAPPING
 
 
 class HeaderList(FixedHeaders):
@@ -173,43 +176,64 @@ class HeaderEncoder:
     a trace, so never pushes out what repeats, and leaves the answers that are kept in force.
     """
 
-    __slots__ = ("_answers", "_hpack", "_known", "_resized", "_seen")
+    __slots__ = (
+        "_answers",
+        "_inserted",
+        "_max_size",
+        "_numbers",
+        "_seen",
+        "_size",
+        "_size_updates",
+        "_table",
+    )
 
     def __init__(self) -> None:
-        self._hpack = hpack.Encoder()
         self._answers: dict[int, tuple[FixedHeaders, bytes]] = {}
         """By the identity of lists that nobody changes: to hash a list takes longer than all else here."""
-        self._known: dict[RawHeader, bytes] = {}
-        """Representations of single fields that leave the table alone."""
+        self._table: deque[RawHeader] = deque()
+        """The dynamic table, oldest first; no field is in it twice."""
+        self._numbers: dict[RawHeader, int] = {}
+        """What is in the table → how many were inserted before it."""
+        self._inserted = 0
+        self._size = 0
+        self._max_size = HeaderTable.DEFAULT_SIZE
+        self._size_updates = b""
+        """What the next block has to begin with."""
         self._seen: set[RawHeader] = set()
         """Fields that have come once."""
-        self._resized = False
 
     def set_table_size(self, size: int) -> None:
         """The peer allows a dynamic table of so many bytes."""
-        self._forget()
-        self._resized = True
-        self._hpack.header_table_size = size
+        self._answers.clear()
+        self._max_size = size
+        self._evict(0)
+        # RFC 7541 §4.2: of several sizes between two blocks the smallest must be announced, too.
+        self._size_updates += _integer_from(0x20, 0x1F, size)
 
     def encode(self, headers: Headers) -> bytes:
         """The block for this list."""
         answer = self._answers.get(id(headers))
         if answer is not None and answer[0] is headers:
             return answer[1]
-        if self._resized:
-            # RFC 7541 §4.2: the new size is announced at the start of the next block. hpack does.
-            self._resized = False
-            return self._hpack.encode(headers, huffman=False)
-        known = self._known
+        static, numbers = _STATIC_FIELDS.get, self._numbers.get
         parts = []
-        repeats = isinstance(headers, FixedHeaders)
+        if self._size_updates:
+            parts.append(self._size_updates)
+            self._size_updates = b""
+        repeats = not parts and isinstance(headers, FixedHeaders)
         for field in headers:
             # The type tells whether a field may ever be indexed, and two that differ in it are equal.
-            part = known.get(field) if type(field) is tuple else None
-            if part is None:
-                part = self._represent(field)
-                repeats = repeats and field in known
-            parts.append(part)
+            if type(field) is not tuple and not getattr(field, "indexable", True):
+                parts.append(_literal(_NEVER_INDEXED, 0x0F, field))
+                repeats = False
+            elif (part := static(field)) is not None:
+                parts.append(part)
+            elif (number := numbers(field)) is not None:
+                # RFC 7541 §2.3.3: the newest comes right behind the static table.
+                parts.append(_indexed(len(_STATIC) + self._inserted - number))
+            else:
+                parts.append(self._literal(field))
+                repeats = False
         block = b"".join(parts)
         if repeats and len(block) <= _MAX_ANSWER_BYTES:
             assert isinstance(headers, FixedHeaders)
@@ -218,53 +242,64 @@ class HeaderEncoder:
             self._answers[id(headers)] = headers, block
         return block
 
-    def _represent(self, field: RawHeader) -> bytes:
+    def _literal(self, field: RawHeader) -> bytes:
+        """A field that is in no table: one that comes for the second time is from now on."""
         name, value = field
-        if not getattr(field, "indexable", True):
-            return _literal(_NEVER_INDEXED, name, value)
-        if field not in self._seen and value not in _STATIC_INDEX.get(name, _NO_INDEX)[1]:
+        size = len(name) + len(value) + _ENTRY_OVERHEAD
+        if size > _MAX_SEEN_BYTES or size > self._max_size:
+            return _literal(_NOT_INDEXED, 0x0F, field)
+        if field not in self._seen:
             if len(self._seen) >= _MAX_SEEN:
                 self._seen.clear()
-            if len(name) + len(value) <= _MAX_SEEN_BYTES:
-                self._seen.add((name, value))
-            return _literal(_NOT_INDEXED, name, value)
-        entries = self._hpack.header_table.dynamic_entries
-        before = len(entries), entries[0] if entries else None
-        part = self._hpack.encode([(name, value)], huffman=False)
-        # An insertion puts a new entry in front, and may drop some at the end: nothing else can happen.
-        if before[0] != len(entries) or (entries and before[1] is not entries[0]):
-            self._forget()
-        else:
-            if len(self._known) >= _MAX_SEEN:
-                self._known.clear()
-            self._known[name, value] = part
-        return part
+            self._seen.add(field)
+            return _literal(_NOT_INDEXED, 0x0F, field)
+        self._seen.remove(field)
+        self._answers.clear()  # it moves all others
+        self._evict(size)
+        self._table.append(field)
+        self._numbers[field] = self._inserted
+        self._inserted += 1
+        self._size += size
+        return _literal(_WITH_INDEXING, 0x3F, field)
 
-    def _forget(self) -> None:
-        self._answers.clear()
-        self._known.clear()
-
-
-_NO_INDEX: tuple[int, dict[bytes, int]] = 0, {}
+    def _evict(self, room: int) -> None:
+        """RFC 7541 §4.3, §4.4: the oldest go until there is so much room."""
+        while self._table and self._size + room > self._max_size:
+            name, value = oldest = self._table.popleft()
+            del self._numbers[oldest]
+            self._size -= len(name) + len(value) + _ENTRY_OVERHEAD
 
 
-def _literal(kind: int, name: bytes, value: bytes) -> bytes:
-    """A field that stays out of the table, by our choice or by its sender's."""
-    index = _STATIC_INDEX.get(name, _NO_INDEX)[0]
-    if not index:
-        return b"".join((bytes((kind,)), _length(len(name)), name, _length(len(value)), value))
-    head = bytes((kind | index,)) if index < 0x0F else bytes((kind | 0x0F, index - 0x0F))
-    return b"".join((head, _length(len(value)), value))
+def _literal(kind: int, prefix: int, field: RawHeader) -> bytes:
+    """A literal, its name from the static table where that has it (RFC 7541 §6.2)."""
+    name, value = field
+    index = _STATIC_NAMES.get(name)
+    if index is not None:
+        return b"".join((_integer_from(kind, prefix, index), _integer_from(0, 0x7F, len(value)), value))
+    return b"".join(
+        (bytes((kind,)), _integer_from(0, 0x7F, len(name)), name, _integer_from(0, 0x7F, len(value)), value)
+    )
 
 
-def _length(size: int) -> bytes:
-    """The length of a string literal without Huffman coding (RFC 7541 §5.1, §5.2)."""
-    if size < 0x7F:
-        return bytes((size,))
-    size -= 0x7F
-    octets = bytearray((0x7F,))
-    while size >= 0x80:
-        octets.append(size & 0x7F | 0x80)
-        size >>= 7
-    octets.append(size)
+def _integer_from(kind: int, prefix: int, value: int) -> bytes:
+    """An integer behind the bits that say what it is (RFC 7541 §5.1)."""
+    if value < prefix:
+        return bytes((kind | value,))
+    octets = bytearray((kind | prefix,))
+    value -= prefix
+    while value >= 0x80:
+        octets.append(value & 0x7F | 0x80)
+        value >>= 7
+    octets.append(value)
     return bytes(octets)
+
+
+@cache
+def _indexed(index: int) -> bytes:
+    """A field of one of the tables (RFC 7541 §6.1)."""
+    return _integer_from(_INDEXED, 0x7F, index)
+
+
+_STATIC_FIELDS = {field: _indexed(index) for index, field in reversed([*enumerate(_STATIC, 1)])}
+_STATIC_NAMES = {name: index for index, (name, _) in reversed([*enumerate(_STATIC, 1)])}
+"""The first index of each."""
