@@ -7,6 +7,7 @@ to use the proxy as a library.
 
 import argparse
 import contextlib
+import gc
 import inspect
 import math
 import os
@@ -38,6 +39,8 @@ _DISTRIBUTION = "rawgrpc-proxy"
 _USAGE_ERROR = 2
 _INTERRUPTED = 128 + signal.SIGINT
 _GRACE_S = 30.0
+_COLLECT_AFTER = (20_000, 20, 20)
+"""Objects more than before, young collections, middle ones (by default 700, 10, 10). Garbage stays within a few MiB."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -288,6 +291,7 @@ def _serve(options: argparse.Namespace) -> int:
             "serve needs to know where calls go: give --upstream HOST:PORT or --route '/pkg.Service/*=HOST:PORT'"
         )
     service = _service(options)
+    _calm_garbage_collector()
     if options.workers == 1:
         return _run_process(service)
     # From here on signals wait for the parent to ask for them: one that comes while it starts must not be lost.
@@ -310,6 +314,18 @@ def _serve(options: argparse.Namespace) -> int:
         listener.close()
         if address.path is not None:
             _remove(address.path)
+
+
+def _calm_garbage_collector() -> None:
+    """Have CPython look for circles of objects less often.
+
+    A call leaves none, and by default every thirtieth one has the collector look at all young objects, and now and then
+    at older ones: with a thousand connections that took a fifth of the time. What was made before the start it need
+    never look at.
+    """
+    if sys.implementation.name == "cpython":
+        gc.freeze()
+        gc.set_threshold(*_COLLECT_AFTER)
 
 
 def _service(options: argparse.Namespace, *, worker: int | None = None) -> _Service:

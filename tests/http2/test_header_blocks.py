@@ -98,6 +98,19 @@ def test_a_repeated_block_is_answered_with_the_same_list() -> None:
     assert decoder.decode(block) is decoder.decode(block)
 
 
+def test_equal_lists_of_all_connections_are_the_same_list() -> None:
+    """So what is worked out from it is worked out once, however many clients send it."""
+    blocks = hpack.Encoder().encode(REQUEST), hpack.Encoder().encode(REQUEST, huffman=False)
+
+    one, other = (HeaderDecoder(NO_LIMIT).decode(block) for block in blocks)
+
+    assert one is other
+    marked = HeaderDecoder(NO_LIMIT).decode(never_indexed(REQUEST))
+    assert marked == one
+    assert marked is not one, "a mark makes a difference to the next hop"
+    assert HeaderDecoder(NO_LIMIT).decode(never_indexed(REQUEST)) is marked
+
+
 def test_the_mark_of_never_indexed_fields_is_kept() -> None:
     decoder = HeaderDecoder(NO_LIMIT)
 
@@ -125,6 +138,7 @@ def test_distinct_blocks_do_not_pile_up() -> None:
         decoder.decode(never_indexed([(b"x-trace", b"%d" % number)]))
 
     assert len(decoder._answers) <= 64
+    assert len(header_blocks._lists) <= 512
     if before:
         assert sys.getallocatedblocks() - before < 5000
 

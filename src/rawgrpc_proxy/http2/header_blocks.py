@@ -20,9 +20,10 @@ from hpack.huffman_table import decode_huffman
 from hpack.table import HeaderTable
 
 from rawgrpc_proxy.grpc.metadata import FixedHeaders, Headers, RawHeader
-from rawgrpc_proxy.http2.fields import CheckedFields
+from rawgrpc_proxy.http2.fields import CheckedFields, list_size
 
 _MAX_ANSWERS = 64
+_MAX_SHARED = 512
 _MAX_ANSWER_BYTES = 2048
 _MAX_ANSWER_FIELDS = 64
 """One byte of a block can be a field, which takes a hundred bytes here."""
@@ -40,9 +41,9 @@ _STATIC = HeaderTable.STATIC_TABLE
 class HeaderList(FixedHeaders):
     """A decoded list. Nobody may change it.
 
-    The same object is answered each time its block comes again, so those who work something out from it leave the
-    result here: `checked` is the session's, `passed_on` a splice's, `asked` the server's, `told` a forwarding's. What a
-    peer repeats for every call is looked at once.
+    The same object is answered each time an equal list comes, on whichever connection, so those who work something out
+    from it leave the result here: `checked` is the session's, `passed_on` a splice's, `asked` the server's, `told` a
+    forwarding's. What peers repeat for every call is looked at once.
     """
 
     __slots__ = ("asked", "checked", "passed_on", "told")
@@ -72,9 +73,10 @@ class HeaderDecoder:
         if answer is not None:
             return answer
         try:
-            headers, changed = self._read(block)
+            fields, changed, marked = self._read(block)
         except IndexError:
             raise hpack.HPACKDecodingError("the header block is cut short") from None
+        headers = _shared(fields, marked=marked)
         if changed:
             self._answers.clear()
         elif len(block) <= _MAX_ANSWER_BYTES and len(headers) <= _MAX_ANSWER_FIELDS:
@@ -83,11 +85,11 @@ class HeaderDecoder:
             self._answers[block] = headers
         return headers
 
-    def _read(self, block: bytes) -> tuple[HeaderList, bool]:
-        """The list, and whether the table has changed, or what will be put into it (RFC 7541 §6)."""
+    def _read(self, block: bytes) -> tuple[Headers, bool, bool]:
+        """The fields (RFC 7541 §6); whether the table has changed, or what fits into it; whether fields are marked."""
         table, entry = self._table, self._entry
-        headers: list[RawHeader] = []
-        changed = False
+        headers: Headers = []
+        changed = marked = False
         room = self._max_list_bytes
         position, end = 0, len(block)
         while position < end:
@@ -127,11 +129,12 @@ class HeaderDecoder:
                 elif first & 0x10:
                     # Marked by its type, for the encoder of the next hop (§6.2.3).
                     field = hpack.NeverIndexedHeaderTuple(name, value)
+                    marked = True
             headers.append(field)
             room -= len(field[0]) + len(field[1]) + _ENTRY_OVERHEAD
             if room < 0:
                 raise hpack.OversizedHeaderListError(f"more than {self._max_list_bytes} bytes")
-        return HeaderList(headers), changed
+        return headers, changed, marked
 
     def _entry(self, index: int) -> RawHeader:
         """RFC 7541 §2.3.3: the static table, then the dynamic one, newest first."""
@@ -141,6 +144,24 @@ class HeaderDecoder:
         if not len(_STATIC) < index <= len(_STATIC) + len(dynamic):
             raise hpack.InvalidTableIndexError(f"the table has no field {index}")
         return dynamic[index - len(_STATIC) - 1]
+
+
+_lists: dict[tuple[object, ...], HeaderList] = {}
+"""Of all connections, by their fields."""
+
+
+def _shared(fields: Headers, *, marked: bool) -> HeaderList:
+    """The list of these fields that there is already, else a new one."""
+    # Two fields are equal even if only one of them is marked.
+    key = tuple((type(field), field) for field in fields) if marked else tuple(fields)
+    answer = _lists.get(key)
+    if answer is None:
+        answer = HeaderList(fields)
+        if len(_lists) >= _MAX_SHARED:
+            _lists.clear()
+        if len(fields) <= _MAX_ANSWER_FIELDS and list_size(fields) <= _MAX_ANSWER_BYTES:
+            _lists[key] = answer
+    return answer
 
 
 def _integer(block: bytes, position: int, prefix: int) -> tuple[int, int]:
