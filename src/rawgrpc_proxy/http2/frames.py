@@ -92,6 +92,7 @@ class FrameSplitter:
             offset, frame = self._complete_partial(data)
             if frame is not None:
                 yield frame
+        view = memoryview(data)
         unpack, maximum = HEADER.unpack_from, self._max_frame_bytes
         while end - offset >= HEADER_BYTES:
             high, low, frame_type, flags, stream_id = unpack(data, offset)
@@ -103,10 +104,10 @@ class FrameSplitter:
             if stop > end:
                 break
             offset = stop
-            payload = data[start:stop] if length < SMALL_BYTES else memoryview(data)[start:stop]
+            payload = data[start:stop] if length < SMALL_BYTES else view[start:stop]
             yield frame_type, flags, stream_id & _STREAM_ID_MASK, payload
         if offset < end:
-            self._partial += data[offset:]
+            self._partial += view[offset:]
 
     def _begin(self, held: bytes, data: Data) -> Data:
         """Look at the first bytes, however they are cut, and answer what is to be split into frames.
