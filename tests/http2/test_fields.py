@@ -245,16 +245,16 @@ def test_the_size_of_a_list_is_its_names_and_values() -> None:
 def test_a_list_may_have_as_many_fields_and_bytes_as_allowed(
     fewer_fields: int, fewer_bytes: int, oversized: bool
 ) -> None:
-    limits = {"max_fields": len(REQUEST) - fewer_fields, "max_bytes": fields.list_size(REQUEST) - fewer_bytes}
-    assert fields.check(REQUEST, fields.request_problem, **limits).oversized is oversized
+    limits = len(REQUEST) - fewer_fields, fields.list_size(REQUEST) - fewer_bytes
+    assert fields.check(REQUEST, fields.request_problem, limits).oversized is oversized
 
 
 @pytest.mark.parametrize("rule", [fields.request_problem, fields.response_problem, fields.trailers_problem])
 @pytest.mark.parametrize("headers", [REQUEST, RESPONSE, TRAILERS, [*TRAILERS, (b"content-length", b"5")]])
 def test_a_check_is_what_the_rules_say_one_by_one(rule: fields.Rule, headers: list[Header]) -> None:
-    checked = fields.check(headers, rule, max_fields=100, max_bytes=1000)
+    checked = fields.check(headers, rule, (100, 1000))
 
-    assert checked.rule is rule
+    assert (checked.rule, checked.limits) == (rule, (100, 1000))
     assert checked.problem == rule(headers)
     assert not checked.oversized
     assert checked.content_length == fields.content_length(headers)

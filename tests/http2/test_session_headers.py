@@ -634,6 +634,16 @@ def test_an_oversized_request_is_told_with_its_pseudo_fields(
     assert server.hear() == ["HEADERS 1 END_STREAM"]
 
 
+def test_each_session_has_limits_of_its_own(engine: Engine) -> None:
+    """Though equal lists are one object, with what was found out about it."""
+    strict, lenient = wire.server(engine, max_header_list_bytes=1024), wire.server(engine)
+
+    for server, stream_id, oversized in ((lenient, 1, False), (strict, 1, True), (lenient, 3, False)):
+        (event,) = server.tell(wire.headers(stream_id, fields_of(1100)))
+        assert isinstance(event, RequestReceived)
+        assert event.oversized is oversized
+
+
 @pytest.mark.parametrize("body", [RESPONSE, None])
 @pytest.mark.parametrize(("extra", "fine"), [(2000, True), (2001, False)])
 def test_oversized_response_headers_and_trailers_end_their_stream_only(

@@ -27,22 +27,26 @@ _MAX_KNOWN_NAMES = 1024
 
 
 Rule = Callable[[Headers], str | None]
+Limits = tuple[int, int]
+"""How many fields a list may have, and how many bytes all names and values together."""
 
 
 @dataclass(slots=True)
 class CheckedFields:
-    """A header list held against one `rule`: what is wrong with it, whether it is too long, the body it declares."""
+    """A header list held against a `rule` and `limits`: what is wrong, whether it is too long, the body it declares."""
 
     rule: Rule
+    limits: Limits
     problem: str | None
     oversized: bool
     content_length: int | None
 
 
-def check(headers: Headers, rule: Rule, *, max_fields: int, max_bytes: int) -> CheckedFields:
+def check(headers: Headers, rule: Rule, limits: Limits) -> CheckedFields:
     """Hold the list against `request_problem`, `response_problem` or `trailers_problem`, and against the limits."""
+    max_fields, max_bytes = limits
     oversized = len(headers) > max_fields or list_size(headers) > max_bytes
-    return CheckedFields(rule, rule(headers), oversized, content_length(headers))
+    return CheckedFields(rule, limits, rule(headers), oversized, content_length(headers))
 
 
 def request_problem(headers: Headers) -> str | None:

@@ -75,6 +75,7 @@ class Session(ABC):
         self._settings = settings
         self._max_output_bytes = settings.max_output_bytes
         self._stream_window_bytes = settings.stream_window_bytes
+        self._limits = settings.max_header_fields, settings.max_header_list_bytes
         self._splitter = FrameSplitter(settings.max_frame_bytes, expect_preface=not client_side)
         self._guard = Guard()
         self._now = 0.0
@@ -493,11 +494,8 @@ class Session(ABC):
 
     def _check(self, headers: HeaderList, rule: fields.Rule) -> fields.CheckedFields:
         checked = headers.checked
-        if checked is None or checked.rule is not rule:
-            settings = self._settings
-            checked = headers.checked = fields.check(
-                headers, rule, max_fields=settings.max_header_fields, max_bytes=settings.max_header_list_bytes
-            )
+        if checked is None or checked.rule is not rule or checked.limits != self._limits:
+            checked = headers.checked = fields.check(headers, rule, self._limits)
         return checked
 
     def _expect_body(self, state: StreamState, checked: fields.CheckedFields, end_stream: bool) -> bool:
