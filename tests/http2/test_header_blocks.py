@@ -228,6 +228,32 @@ def test_a_change_of_the_table_is_announced_once() -> None:
     assert encoder.encode(static_only) == b"\x88"
 
 
+@pytest.mark.parametrize(
+    ("sizes", "updates"),
+    [
+        ([4096], b"\x3f\xe1\x1f"),
+        ([0], b"\x20"),
+        ([100, 50, 200], b"\x3f\x13\x3f\xa9\x01"),
+        ([0, 4096] * 5000, b"\x20\x3f\xe1\x1f"),
+    ],
+)
+def test_of_several_changes_of_the_table_the_smallest_and_the_last_are_announced(
+    sizes: list[int], updates: bytes
+) -> None:
+    """RFC 7541 §4.2: however often a peer changes its mind."""
+    encoder, decoder = HeaderEncoder(), hpack.Decoder()
+    for _ in range(3):
+        decoder.decode(encoder.encode(REQUEST), raw=True)
+
+    for size in sizes:
+        encoder.set_table_size(size)
+    block = encoder.encode(REQUEST)
+
+    assert block.startswith(updates)
+    assert list(decoder.decode(block, raw=True)) == REQUEST
+    assert list(decoder.decode(encoder.encode(REQUEST), raw=True)) == REQUEST
+
+
 def test_values_are_never_huffman_coded() -> None:
     assert b"/helloworld.Greeter/SayHello" in HeaderEncoder().encode(REQUEST)
 

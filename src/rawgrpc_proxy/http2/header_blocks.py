@@ -31,6 +31,7 @@ _MAX_SEEN = 128
 _MAX_SEEN_BYTES = 1024
 _INDEXED = 0x80  # RFC 7541 §6.1
 _WITH_INDEXING = 0x40  # §6.2.1
+_SIZE_UPDATE = 0x20  # §6.3
 _NOT_INDEXED = 0x00  # §6.2.2
 _NEVER_INDEXED = 0x10  # §6.2.3
 _ENTRY_OVERHEAD = 32  # RFC 7541 §4.1
@@ -204,7 +205,7 @@ class HeaderEncoder:
         "_numbers",
         "_seen",
         "_size",
-        "_size_updates",
+        "_smallest",
         "_table",
     )
 
@@ -218,8 +219,8 @@ class HeaderEncoder:
         self._inserted = 0
         self._size = 0
         self._max_size = HeaderTable.DEFAULT_SIZE
-        self._size_updates = b""
-        """What the next block has to begin with."""
+        self._smallest: int | None = None
+        """The smallest size since the last block, if it was changed."""
         self._seen: set[RawHeader] = set()
         """Fields that have come once."""
 
@@ -227,9 +228,8 @@ class HeaderEncoder:
         """The peer allows a dynamic table of so many bytes."""
         self._answers.clear()
         self._max_size = size
+        self._smallest = size if self._smallest is None else min(size, self._smallest)
         self._evict(0)
-        # RFC 7541 §4.2: of several sizes between two blocks the smallest must be announced, too.
-        self._size_updates += _integer_from(0x20, 0x1F, size)
 
     def encode(self, headers: Headers) -> bytes:
         """The block for this list."""
@@ -237,10 +237,7 @@ class HeaderEncoder:
         if answer is not None and answer[0] is headers:
             return answer[1]
         static, numbers = _STATIC_FIELDS.get, self._numbers.get
-        parts = []
-        if self._size_updates:
-            parts.append(self._size_updates)
-            self._size_updates = b""
+        parts = [] if self._smallest is None else self._size_updates()
         repeats = not parts and isinstance(headers, FixedHeaders)
         for field in headers:
             # The type tells whether a field may ever be indexed, and two that differ in it are equal.
@@ -262,6 +259,14 @@ class HeaderEncoder:
                 self._answers.clear()
             self._answers[id(headers)] = headers, block
         return block
+
+    def _size_updates(self) -> list[bytes]:
+        """What the first block after changes begins with: the smallest size, and the last (RFC 7541 §4.2)."""
+        last, smallest = self._max_size, self._smallest
+        assert smallest is not None
+        self._smallest = None
+        sizes = (last,) if smallest == last else (smallest, last)
+        return [_integer_from(_SIZE_UPDATE, 0x1F, size) for size in sizes]
 
     def _literal(self, field: RawHeader) -> bytes:
         """A field that is in no table: one that comes for the second time is from now on."""
