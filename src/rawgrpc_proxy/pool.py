@@ -31,6 +31,7 @@ from rawgrpc_proxy.net.dial import dial
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.pool_record import Phase, PoolLimits, PoolRecord
 
+_OPEN, _READY = ConnectionState.OPEN, Phase.READY  # looked up once, not for every call
 _BACKOFF_FIRST_S = 1.0
 _BACKOFF_FACTOR = 1.6
 _BACKOFF_MAX_S = 120.0
@@ -76,7 +77,7 @@ class PoolConn:
     def has_room(self) -> bool:
         """Whether a stream may be opened on it now."""
         connection = self._connection
-        return connection is not None and connection.state is ConnectionState.OPEN and connection.session.room
+        return connection is not None and connection.state is _OPEN and connection.session.room
 
     @property
     def peer_max_header_list_bytes(self) -> int:
@@ -119,13 +120,10 @@ class PoolConn:
         """Where it is in its life."""
         if self._connection is None:
             return Phase.CONNECTING if self.err is None else Phase.CLOSED
-        match self._connection.state:
-            case ConnectionState.OPEN:
-                return Phase.READY
-            case ConnectionState.DRAINING:
-                return Phase.DRAINING
-            case ConnectionState.CLOSED:
-                return Phase.CLOSED
+        state = self._connection.state
+        if state is _OPEN:
+            return _READY
+        return Phase.DRAINING if state is ConnectionState.DRAINING else Phase.CLOSED
 
     def _end(self) -> None:
         if self._connection is not None:
@@ -544,7 +542,7 @@ class Pool:
         connection, target = conn._connection, conn._target
         if connection is None:
             return  # `_look_after` will see
-        if connection.state is ConnectionState.OPEN:
+        if connection.state is _OPEN:
             limit = connection.session.peer_max_concurrent_streams
             if limit == conn.peer_limit:
                 return

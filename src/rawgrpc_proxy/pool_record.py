@@ -40,6 +40,9 @@ class Objection(enum.Enum):
     FULL = "full"
 
 
+_READY, _FULL = Phase.READY, Objection.FULL  # looked up once, not for every call
+
+
 class Leasable(Protocol):
     """What the record must know of a connection."""
 
@@ -113,13 +116,13 @@ class PoolRecord(Generic[C]):
     def objection(self, connection: C, now: float) -> Objection | None:
         """Why the next call would not get this connection at once; None if it would."""
         phase = connection.phase
-        if phase is not Phase.READY:
+        if phase is not _READY:
             return Objection[phase.name]
         if now > connection.created_at + self._limits.ttl_s:
             return Objection.EXPIRED
         streams = connection.streams
         if streams >= self._limits.ms or streams >= connection.peer_limit:
-            return Objection.FULL
+            return _FULL
         return None
 
     def pick_at_once(self, now: float) -> C | None:
@@ -134,7 +137,7 @@ class PoolRecord(Generic[C]):
             if objection is None:
                 newest.streams += 1
                 return newest
-            if objection is not Objection.FULL:
+            if objection is not _FULL:
                 break
             self.busy.append(with_room.pop())
         return None
@@ -189,7 +192,8 @@ class PoolRecord(Generic[C]):
             or failed
             or self.idle > self._limits.idle  # it is one of them by now
             or now > self.expires_at(connection)
-            or connection.phase in {Phase.DRAINING, Phase.CLOSED}
+            or connection.phase is Phase.DRAINING
+            or connection.phase is Phase.CLOSED
         ):
             self.remove(connection)
             return True

@@ -40,6 +40,9 @@ from rawgrpc_proxy.http2.guard import MAX_SETTINGS_ENTRIES, Guard
 from rawgrpc_proxy.http2.header_blocks import HeaderDecoder, HeaderList
 from rawgrpc_proxy.http2.stream_state import CreditSource, Receiving, Sending, StreamState
 
+# Looked up once: an enum's member costs as much as a call, each time, and these are asked for with every frame.
+_BODY, _HEARD_ALL = Receiving.BODY, Receiving.ENDED
+_OPEN, _CLOSING, _SAID_ALL = Sending.OPEN, Sending.CLOSING, Sending.ENDED
 UNLIMITED = 2**31 - 1
 # RFC 9113 §6.5.2's initial value, and the most we let a peer ask our encoder to search.
 _HEADER_TABLE_BYTES = 4096
@@ -202,9 +205,9 @@ class Session(ABC):
         if state is None:
             self._receive_data_on_closed(stream_id, size)
             return
-        if state.receiving is not Receiving.BODY:
+        if state.receiving is not _BODY:
             self._drop_data(size)
-            if state.receiving is Receiving.ENDED:
+            if state.receiving is _HEARD_ALL:
                 self._stream_error(state, ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
             else:
                 self._stream_error(state, ErrorCode.PROTOCOL_ERROR, "DATA before HEADERS")
@@ -297,9 +300,9 @@ class Session(ABC):
         state = self.streams.get(stream_id)
         if state is None:
             self._receive_headers_of_unknown(stream_id, headers, end_stream)
-        elif state.receiving is Receiving.BODY:
+        elif state.receiving is _BODY:
             self._receive_trailers(state, headers, end_stream)
-        elif state.receiving is Receiving.ENDED:
+        elif state.receiving is _HEARD_ALL:
             self._stream_error(state, ErrorCode.STREAM_CLOSED, "HEADERS after END_STREAM")
         else:
             self._receive_response(state, headers, end_stream)
@@ -338,7 +341,7 @@ class Session(ABC):
             return
         self._accept_headers(state, headers, end_stream)
         self.streams[stream_id] = state
-        state.receiving = Receiving.BODY
+        state.receiving = _BODY
         self._events.append(RequestReceived(stream_id, headers, end_stream, checked.oversized))
         if end_stream:
             self._peer_ended(state)
@@ -358,7 +361,7 @@ class Session(ABC):
             self._stream_error(state, ErrorCode.PROTOCOL_ERROR, "content-length makes no sense")
         else:
             self._accept_headers(state, headers, end_stream)
-            state.receiving = Receiving.BODY
+            state.receiving = _BODY
             self._events.append(ResponseReceived(state.id, headers, end_stream))
             if end_stream:
                 self._peer_ended(state)
@@ -540,11 +543,11 @@ class Session(ABC):
         A stream that is closed, or closing already, takes nothing: its end has been told by an event.
         """
         state = self.streams.get(stream_id)
-        if state is None or state.sending is not Sending.OPEN:
+        if state is None or state.sending is not _OPEN:
             return
         if state.pending:
             state.trailers = headers
-            state.sending = Sending.CLOSING
+            state.sending = _CLOSING
             return
         self._write_headers_or_end(state, headers, end_stream)
 
@@ -562,7 +565,7 @@ class Session(ABC):
         that is closed or closing takes nothing.
         """
         state = self.streams.get(stream_id)
-        if state is None or state.sending is not Sending.OPEN:
+        if state is None or state.sending is not _OPEN:
             return
         if not state.pending and (
             not data  # needs no window: END_STREAM never waits by itself
@@ -581,7 +584,7 @@ class Session(ABC):
             return
         state.hold(data, source, credit)
         if end_stream:
-            state.sending = Sending.CLOSING
+            state.sending = _CLOSING
         self._queue(state)
 
     def reset(self, stream_id: int, error_code: int) -> bool:
@@ -599,9 +602,9 @@ class Session(ABC):
         For a response that is complete before its request: RFC 9113 §8.1 asks for NO_ERROR then.
         """
         state = self.streams.get(stream_id)
-        if state is None or state.receiving is Receiving.ENDED:
+        if state is None or state.receiving is _HEARD_ALL:
             return
-        if state.sending is Sending.ENDED:
+        if state.sending is _SAID_ALL:
             self.reset(stream_id, error_code)
         else:
             state.reset_after_end = error_code
@@ -612,7 +615,7 @@ class Session(ABC):
         The peer is told when half a window has come together: True.
         """
         state = self.streams.get(stream_id)
-        if state is None or state.receiving is Receiving.ENDED:
+        if state is None or state.receiving is _HEARD_ALL:
             return False
         state.uncredited += size
         if state.uncredited < self._stream_credit_step:
@@ -714,7 +717,7 @@ class Session(ABC):
         else:
             data = bytes(memoryview(piece.data)[:size])
             del piece.data[:size]
-        last = not state.pending and state.sending is Sending.CLOSING
+        last = not state.pending and state.sending is _CLOSING
         end_stream = last and state.trailers is None
         self._write_data(state, data, end_stream)
         self._data_frames_sent += 1
@@ -751,13 +754,13 @@ class Session(ABC):
     # ------------------------------------------------------- streams that end
 
     def _peer_ended(self, state: StreamState) -> None:
-        state.receiving = Receiving.ENDED
-        if state.sending is Sending.ENDED:
+        state.receiving = _HEARD_ALL
+        if state.sending is _SAID_ALL:
             self._close(state, by_our_reset=False)
 
     def _we_ended(self, state: StreamState) -> None:
-        state.sending = Sending.ENDED
-        if state.receiving is Receiving.ENDED:
+        state.sending = _SAID_ALL
+        if state.receiving is _HEARD_ALL:
             self._close(state, by_our_reset=False)
         elif state.reset_after_end is not None:
             self.reset(state.id, state.reset_after_end)

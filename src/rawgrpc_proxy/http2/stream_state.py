@@ -42,6 +42,9 @@ class Sending(IntEnum):
     ENDED = 2
 
 
+_HEADERS, _OPEN = Receiving.HEADERS, Sending.OPEN  # looked up once, not for every stream
+
+
 class StreamState:
     """One open stream of a session."""
 
@@ -61,8 +64,8 @@ class StreamState:
 
     def __init__(self, stream_id: int, send_window: int = 0, receive_window: int = 0) -> None:
         self.id = stream_id
-        self.receiving = Receiving.HEADERS
-        self.sending = Sending.OPEN
+        self.receiving = _HEADERS
+        self.sending = _OPEN
         self.body_left: int | None = None
         """What content-length still promises, where there is one."""
         self.uncredited = 0

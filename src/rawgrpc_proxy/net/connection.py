@@ -59,6 +59,9 @@ class ConnectionState(enum.Enum):
     CLOSED = enum.auto()
 
 
+_OPEN, _DRAINING, _CLOSED = ConnectionState  # looked up once, not for every call
+
+
 def make_session(settings: Http2Settings, *, client_side: bool) -> Session:
     """The session of the engine that the settings name."""
     match settings.engine:
@@ -93,7 +96,7 @@ class Connection:
         self.peer = transport.peer
         self.tls_peer = transport.tls_peer
         self.side = Side.UPSTREAM if client_side else Side.DOWNSTREAM
-        self.state = ConnectionState.OPEN
+        self.state = _OPEN
         self.streams: dict[int, Stream] = {}
         self.error: ConnectionFailed | None = None
         """Why the connection ended or drains, once it does."""
@@ -140,7 +143,7 @@ class Connection:
     @property
     def has_room(self) -> bool:
         """Whether a stream may be opened here now."""
-        return self.state is ConnectionState.OPEN and self.session.room
+        return self.state is _OPEN and self.session.room
 
     def credit(self, stream_id: int, size: int) -> None:
         """Let the peer send `size` bytes more on this stream."""
@@ -159,11 +162,11 @@ class Connection:
 
     def close(self, error: ConnectionFailed | None = None) -> None:
         """End the connection now. Its streams fail with `error`; what is queued gets one last try."""
-        if self.state is ConnectionState.CLOSED:
+        if self.state is _CLOSED:
             return
         self.error = self.error or error or ConnectionGone("closed by the proxy")
         # Until `run` has come to its end, nobody may open a stream that could only fail.
-        self.state = ConnectionState.DRAINING
+        self.state = _DRAINING
         self._scope.cancel()
 
     async def drain(self, grace_s: float) -> None:
@@ -172,10 +175,10 @@ class Connection:
         Two GOAWAYs with a PING between them (RFC 9113 §6.8), so that no stream in flight is lost. Cancellation
         closes at once. A second call while the first one runs does nothing.
         """
-        if self.state is ConnectionState.CLOSED or self._drain_started:
+        if self.state is _CLOSED or self._drain_started:
             return
         self._drain_started = True
-        self.state = ConnectionState.DRAINING
+        self.state = _DRAINING
         try:
             with trio.move_on_after(grace_s):
                 had_streams = bool(self.streams)
@@ -201,7 +204,7 @@ class Connection:
 
     @property
     def _over(self) -> bool:
-        return self.state is ConnectionState.CLOSED
+        return self.state is _CLOSED
 
     async def _announce_the_end(self) -> None:
         with trio.move_on_after(_DRAIN_PING_TIMEOUT_S):
@@ -229,7 +232,7 @@ class Connection:
                         self.touch()
                     failure = await self._read_loop()
                     # Until the writer has ended too, nobody may open a stream that could only fail.
-                    self.state = ConnectionState.DRAINING
+                    self.state = _DRAINING
                     self._scope.cancel()
             if self._fault is not None:
                 raise self._fault
@@ -270,7 +273,7 @@ class Connection:
         """Act on what the peer has sent, within a turn, and say whether to go on reading. Nothing: it is gone."""
         if not data:
             self._peer_is_gone = True
-            self.state = ConnectionState.DRAINING
+            self.state = _DRAINING
             return False
         session, streams = self.session, self.streams
         for event in session.receive(data, trio.current_time()):
@@ -291,7 +294,7 @@ class Connection:
             self.touch()
         self._report_closed()
         if self._failure is not None:
-            self.state = ConnectionState.DRAINING
+            self.state = _DRAINING
             return False
         if session.peer_settings_seen and not self.ready.is_set():
             self._handshake.deadline = math.inf
@@ -330,8 +333,8 @@ class Connection:
             self._on_refused(event)
 
     def _peer_goes_away(self, code: int, debug: bytes) -> None:
-        if self.state is ConnectionState.OPEN and self.side is Side.UPSTREAM:
-            self.state = ConnectionState.DRAINING
+        if self.state is _OPEN and self.side is Side.UPSTREAM:
+            self.state = _DRAINING
             text = debug.decode("utf-8", "replace")
             self.error = ConnectionGone(f"the peer sent GOAWAY {text!r}", error_code=code)
             self._changed()
@@ -351,13 +354,13 @@ class Connection:
             if stream is not None:
                 stream.sink.closed()
         self._changed()
-        if not self.streams and self.state is ConnectionState.DRAINING:
+        if not self.streams and self.state is _DRAINING:
             self._empty.set()
             if self.side is Side.UPSTREAM:
                 self._scope.cancel()
 
     def _end_streams(self, error: ConnectionFailed) -> None:
-        self.state = ConnectionState.CLOSED
+        self.state = _CLOSED
         self.ready.set()
         # A peer that closes when it sees GOAWAY owes us no PING any more.
         for event in self._acknowledged.values():
@@ -400,7 +403,7 @@ class Connection:
         """Write without waiting; the writer gets what the socket does not take. Raises nothing: `run` does."""
         self._dirty = False
         # What has not begun to leave when the peer is found gone has provably not been processed.
-        if self._writing or self._peer_is_gone or self.state is ConnectionState.CLOSED:
+        if self._writing or self._peer_is_gone or self.state is _CLOSED:
             return
         try:
             self._write_now()

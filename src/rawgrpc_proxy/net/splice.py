@@ -21,6 +21,7 @@ from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.header_blocks import HeaderList
 from rawgrpc_proxy.net.stream import Stream
 
+_NO_ERROR, _CANCEL = ErrorCode.NO_ERROR, ErrorCode.CANCEL  # looked up once, not for every call
 REPLAY_BYTES = 64 * 1024
 """How much of a request is kept until the upstream has begun to answer, so that it can be sent a second time."""
 
@@ -119,7 +120,7 @@ class Splice:
     def end(self) -> None:
         """Tell of no more changes. The upstream stream, if it is still open, is reset."""
         self._on_change = None
-        self.abandon(ErrorCode.CANCEL)
+        self.abandon(_CANCEL)
 
     def abandon(self, error_code: int) -> None:
         """Reset the upstream stream, if it is still open, and hear nothing more from it."""
@@ -138,10 +139,10 @@ class Splice:
         if not self._request_ended:
             # RFC 9113 §8.1: a complete response may come before the request has ended. NO_ERROR tells the sender to
             # stop without taking the response back.
-            self.downstream.reset_after_end(ErrorCode.NO_ERROR)
+            self.downstream.reset_after_end(_NO_ERROR)
         # Nothing happens if the request is out. If its end still waits for the upstream's window, which the upstream
         # has no reason to open any more, this gives the stream back.
-        self.upstream.reset(ErrorCode.NO_ERROR)
+        self.upstream.reset(_NO_ERROR)
 
 
 class _RequestPipe:
@@ -190,7 +191,7 @@ class _RequestPipe:
         if splice._on_change is None:
             # The call goes on without us, in a handler that may have something to say yet.
             inbox.failed(error)
-        splice.abandon(ErrorCode.CANCEL)
+        splice.abandon(_CANCEL)
         splice._changed()
 
     def closed(self) -> None:
