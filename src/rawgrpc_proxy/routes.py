@@ -7,6 +7,7 @@ The invariant: the first pattern in order that matches decides; a method that no
 
 import re
 from collections.abc import Awaitable, Iterable
+from functools import lru_cache
 from typing import Self
 
 from rawgrpc_proxy.call import CallContext
@@ -16,6 +17,7 @@ from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.pool import Pool
 
 _CATCH_ALL = "/*"
+_REMEMBERED_METHODS = 1024
 _PATTERN = re.compile(r"/\*|/[\w.-]+/(?:\*|[\w.-]+)", re.ASCII)
 
 
@@ -64,9 +66,11 @@ class RouteTable:
 
     def director(self, pool: Pool) -> StreamDirector:
         """A director that takes its connections from `pool`, and refuses with UNIMPLEMENTED what has no route."""
+        # Routes stay as they are, and so do the answers; not all are kept, for a caller can make up methods.
+        find = lru_cache(maxsize=_REMEMBERED_METHODS)(self.find)
 
         def direct(context: CallContext, method: str) -> Direction | Awaitable[Direction]:
-            address = self.find(method)
+            address = find(method)
             if address is None:
                 raise NoRoute(f"no route for {method}")
             conn = pool.get_conn_nowait(address)
