@@ -27,7 +27,8 @@ from rawgrpc_proxy.handler import TransparentHandler
 from rawgrpc_proxy.http2.header_blocks import HeaderList
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.turn import current_turn
-from rawgrpc_proxy.observe.observer import ServerObserver, tell
+from rawgrpc_proxy.observe.observer import ServerObserver
+from rawgrpc_proxy.tell import tell
 
 # One service segment, one method segment, nothing that a router further on could read differently.
 _PATH = re.compile(rb"/(?!\.{1,2}/)[!-~]+/(?!\.{1,2}\Z)[!-~]+\Z")
@@ -202,8 +203,7 @@ class Calls:
 
     def forwarding_misled(self, forwarding: Forwarding, error: ValueError) -> None:
         """Somebody has given back the call's lease before us."""
-        if self._observer is not None:
-            tell(self._observer.call_failed, forwarding.call.record, error)
+        tell(self._observer, "call_failed", forwarding.call.record, error)
 
     def forwarding_refused(self, forwarding: Forwarding) -> None:
         """The upstream has not processed the call."""
@@ -245,13 +245,12 @@ class Calls:
                 return
         call.fail(RpcError(Status.INTERNAL, "internal error in the proxy", origin="proxy"))
         call.record.detail = f"{type(error).__name__}: {error}"
-        if self._observer is not None:
-            tell(self._observer.call_failed, call.record, error)
+        tell(self._observer, "call_failed", call.record, error)
 
     def _over(self, call: Call) -> None:
         call.record.duration_s = time.perf_counter() - call.started
         if self._observer is not None:
-            tell(self._observer.call_ended, call.record)
+            tell(self._observer, "call_ended", call.record)
 
 
 async def _answered_by(handler: Handler, call: Call) -> None:

@@ -13,6 +13,7 @@
         ├── ProtocolViolation      the peer broke a rule of HTTP/2
         ├── PeerAbuse              the peer kept the rules and wore us out
         ├── ConnectionGone         the link went away
+        ├── ProxyFault             a fault of the proxy's own
         └── ProxyStopping          the proxy ends it, because it stops
 
 Errors do not become responses here, and no number of the wire is mapped to another: a status arrives
@@ -172,6 +173,14 @@ class ConnectionGone(ConnectionFailed):
     def __str__(self) -> str:
         # A link that just closed has no code worth showing; NO_ERROR in front of a failure would mislead.
         return super().__str__() if self.error_code else self.message
+
+
+class ProxyFault(ConnectionFailed):
+    """A fault of the proxy's own ended the connection. `__cause__` is for the log; peers learn that there was one."""
+
+    def __init__(self, cause: BaseException, *, side: Side = Side.LOCAL) -> None:
+        super().__init__("internal error in the proxy", error_code=ErrorCode.INTERNAL_ERROR, side=side)
+        self.__cause__ = cause
 
 
 class ProxyStopping(ConnectionFailed):

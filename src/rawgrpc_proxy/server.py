@@ -23,8 +23,9 @@ from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.net.listen import accept_forever, bound_address, open_listener
 from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
-from rawgrpc_proxy.observe.observer import ServerObserver, tell
+from rawgrpc_proxy.observe.observer import ServerObserver
 from rawgrpc_proxy.services.methods import MethodKind
+from rawgrpc_proxy.tell import tell
 
 _FD_SHARE = 0.4
 
@@ -171,8 +172,7 @@ class Server:
         async with trio.open_nursery() as nursery:
 
             def on_refused(reset: StreamReset) -> None:
-                if self._observer is not None:
-                    tell(self._observer.stream_refused, peer, reset)
+                tell(self._observer, "stream_refused", peer, reset)
 
             connection = Connection(
                 transport,
@@ -229,12 +229,10 @@ class Server:
         return None
 
     def _connection_failed(self, peer: str, error: ConnectionFailed) -> None:
-        if self._observer is not None:
-            tell(self._observer.connection_failed, peer, error)
+        tell(self._observer, "connection_failed", peer, error)
 
     def _accept_failed(self, error: OSError | None) -> None:
-        if self._observer is not None:
-            tell(self._observer.accept_failed, error)
+        tell(self._observer, "accept_failed", error)
 
 
 def _default_codec() -> Codec:

@@ -47,6 +47,7 @@ class Recorder:
         self.refused: list[StreamReset] = []
         self.connections_failed: list[ConnectionFailed] = []
         self.accepts_failed: list[OSError | None] = []
+        self.limits_reached: list[tuple[str, str]] = []
 
     def call_ended(self, record: CallRecord) -> None:
         self._records_in.send_nowait(record)
@@ -62,6 +63,9 @@ class Recorder:
 
     def accept_failed(self, error: OSError | None) -> None:
         self.accepts_failed.append(error)
+
+    def limit_reached(self, peer: str, limit: str, detail: str) -> None:
+        self.limits_reached.append((limit, detail))
 
     async def record(self) -> CallRecord:
         """The record of the next call that ends."""

@@ -19,7 +19,7 @@ from typing import IO, Literal
 import trio
 
 from rawgrpc_proxy.call import CallRecord
-from rawgrpc_proxy.errors import ConnectionFailed
+from rawgrpc_proxy.errors import ConnectionFailed, ProxyFault
 from rawgrpc_proxy.http2.events import StreamReset
 
 LogFormat = Literal["text", "json"]
@@ -142,14 +142,18 @@ class CallLog:
         )
 
     def connection_failed(self, peer: str, error: ConnectionFailed) -> None:
-        """Write why a connection was ended."""
-        self._event(
-            "connection_error",
-            f"- {peer} connection closed: {printable(str(error))}",
-            peer=peer,
-            error_code=error.error_code,
-            reason=error.message,
-        )
+        """Write why a connection was ended, and for a fault of the proxy's own where it is."""
+        text = f"- {peer} connection closed: {printable(str(error))}"
+        facts: dict[str, object] = {"peer": peer, "error_code": error.error_code, "reason": error.message}
+        if isinstance(error, ProxyFault) and error.__cause__ is not None:
+            cause = "".join(traceback.format_exception(error.__cause__))
+            text = "\n    ".join([text, *map(printable, cause.splitlines())])
+            facts["traceback"] = cause
+        self._event("connection_error", text, **facts)
+
+    def limit_reached(self, peer: str, limit: str, detail: str) -> None:
+        """Write which limit a peer has run into, and what becomes of it."""
+        self._event("limit", f"- {peer} {limit}: {printable(detail)}", peer=peer, limit=limit, detail=detail)
 
     def accept_failed(self, error: OSError | None) -> None:
         """Write, once a second at the most, that connections are turned away."""
