@@ -47,7 +47,6 @@ class Service:
 
     handlers: Mapping[str, Handler]
     unknown_service_handler: Handler | None
-    max_header_list_bytes: int
     observer: ServerObserver | None
 
 
@@ -215,8 +214,8 @@ class Calls:
     def _refused(self, call: Call, asked: "_Asked") -> bool:
         """Answer what is no gRPC call, and say whether it was one of those."""
         if call.stream.oversized:
-            limit = self._service.max_header_list_bytes
-            call.refuse(431, Status.RESOURCE_EXHAUSTED, f"the request headers are longer than {limit} bytes")
+            text = f"the request headers have {call.stream.oversized}"
+            call.refuse(431, Status.RESOURCE_EXHAUSTED, text)
         elif asked.refusal is not None:
             call.refuse(asked.refusal[0], Status.INTERNAL, asked.refusal[1])
         else:

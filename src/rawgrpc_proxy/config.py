@@ -3,6 +3,7 @@
 Each default says why it is what it is. Nothing here reads files or argv: `cli.py` does, and hands the values over.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ ENGINES: tuple[Engine, ...] = ("relay", "h2")
 MAX_WINDOW = 2**31 - 1  # RFC 9113 §6.9.1
 DEFAULT_WINDOW = 65_535  # RFC 9113 §6.9.2
 MIN_FRAME_SIZE = 2**14  # RFC 9113 §4.2
+MIN_KEEPALIVE_S = 10.0  # what gRPC's own libraries hold their users to
 MAX_FRAME_SIZE = 2**24 - 1
 
 
@@ -63,15 +65,33 @@ class Http2Settings:
     max_header_list_bytes: int = attrs.field(default=64 * 1024, validator=_between(1024, 2**20))
     """Names and values of one header list together. gRPC peers default to 8 or 16 KiB; nginx to 64 KiB."""
 
-    max_header_fields: int = attrs.field(default=100, validator=_between(8, 10_000))
-    """Fields in one header list: bounds what an HPACK bomb of one-byte references can expand to."""
+    max_header_fields: int = attrs.field(default=1000, validator=_between(8, 10_000))
+    """Fields in one header list: bounds what an HPACK bomb of one-byte references can expand to. People do send some
+    hundreds of small ones."""
 
     max_continuation_frames: int = attrs.field(default=8, validator=_between(0, 64))
     """CONTINUATION frames behind one HEADERS: 64 KiB need four of 16 KiB."""
 
     max_output_bytes: int = attrs.field(default=256 * 1024, validator=_between(MIN_FRAME_SIZE, 2**30))
-    """Frames wait here for the socket; beyond this DATA stays with its stream, where the streams take turns, for the
+    """DATA waits here for the socket; beyond this it stays with its stream, where the streams take turns, for the
     price of a copy. What is read in one turn (256 KiB at most) fits."""
+
+    max_owed_bytes: int = attrs.field(default=64 * 1024, validator=_between(1024, 2**30))
+    """Answers, acknowledgements and resets that wait for a socket which takes nothing: beyond this nothing more is read
+    from that peer. No window limits these, so a peer that asks and never reads could have us hold any number."""
+
+    send_timeout_s: float = attrs.field(default=30.0, validator=_between(0.001, 3600))
+    """A peer whose socket has taken nothing for so long, while something waits for it, loses its connection (nginx's
+    word; it has 60 s). A stream may stall for as long as it likes: that is what windows are for."""
+
+    upstream_keepalive_s: float = attrs.field(default=20.0, validator=_between(MIN_KEEPALIVE_S, math.inf))
+    """An upstream that has calls and has sent nothing for so long gets a PING. `inf` turns it off."""
+
+    downstream_keepalive_s: float = attrs.field(default=60.0, validator=_between(MIN_KEEPALIVE_S, math.inf))
+    """The same for a caller, with a call open: one that has vanished without a word would hold it for ever."""
+
+    keepalive_timeout_s: float = attrs.field(default=20.0, validator=_between(0.001, 3600))
+    """How long the peer has to send anything after that PING, until the connection counts as lost. gRPC's own value."""
 
     handshake_timeout_s: float = attrs.field(default=10.0, validator=_between(0.001, 3600))
     """From the accepted connection to the peer's preface and SETTINGS, and from connect to TLS done."""

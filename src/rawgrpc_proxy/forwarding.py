@@ -189,7 +189,7 @@ class Forwarding:
         in_turn, turn.collecting = turn.collecting, True
         try:
             self._needs_task = False
-            splice.join(conn.open_stream(headers, splice.request_is_empty))
+            splice.join(conn.open_stream(headers, call.stream.ended_by_headers))
         finally:
             turn.collecting = in_turn
 

@@ -7,6 +7,7 @@ The invariant: a connection's trouble never leaves its task.
 import resource
 import socket
 import ssl
+from functools import partial
 
 import trio
 
@@ -14,7 +15,7 @@ from rawgrpc_proxy.call import Handler
 from rawgrpc_proxy.calls import Calls, Service, path_problem
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Http2Settings
-from rawgrpc_proxy.errors import ConfigError, ConnectionFailed
+from rawgrpc_proxy.errors import ConfigError, ConnectionFailed, ProxyFault
 from rawgrpc_proxy.grpc.codec import Codec, codec_with_parent, identity_codec
 from rawgrpc_proxy.grpc.codec import codec as protobuf_codec
 from rawgrpc_proxy.http2.events import StreamReset
@@ -54,7 +55,6 @@ class Server:
         self._service = Service(
             handlers=self._handlers,
             unknown_service_handler=unknown_service_handler,
-            max_header_list_bytes=self._settings.max_header_list_bytes,
             observer=observer,
         )
         soft_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -164,9 +164,7 @@ class Server:
             if transport is not None:
                 await self._run_connection(transport, peer, calls)
         except Exception as error:  # noqa: BLE001  # a fault of ours in one connection must not end the others
-            self._connection_failed(
-                peer, ConnectionFailed(f"fault in the proxy: {error!r}", error_code=ErrorCode.INTERNAL_ERROR)
-            )
+            self._connection_failed(peer, ProxyFault(error))
 
     async def _run_connection(self, transport: Transport, peer: str, calls: Calls) -> None:
         async with trio.open_nursery() as nursery:
@@ -181,6 +179,7 @@ class Server:
                 on_request=calls.take,
                 on_read=calls.begin,
                 on_refused=on_refused,
+                on_limit=partial(tell, self._observer, "limit_reached", peer),
             )
             self._connections.add(connection)
             if self._stop.is_set():

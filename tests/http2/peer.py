@@ -221,6 +221,7 @@ class Peer:
         """The session's output, and its receipts into `receipts`."""
         chunks, receipts = self.session.take_output()
         self.receipts += [(source, credit) for source, credit in receipts]
+        self.session.output_written()
         return b"".join(chunks)
 
     def frames(self) -> list[Any]:

@@ -240,13 +240,28 @@ def test_the_size_of_a_list_is_its_names_and_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fewer_fields", "fewer_bytes", "oversized"), [(0, 0, False), (1, 0, True), (0, 1, True)]
+    ("fewer_fields", "fewer_bytes", "limit"),
+    [(0, 0, None), (1, 0, "max_header_fields"), (0, 1, "max_header_list_bytes")],
 )
 def test_a_list_may_have_as_many_fields_and_bytes_as_allowed(
-    fewer_fields: int, fewer_bytes: int, oversized: bool
+    fewer_fields: int, fewer_bytes: int, limit: str | None
 ) -> None:
-    limits = len(REQUEST) - fewer_fields, fields.list_size(REQUEST) - fewer_bytes
-    assert fields.check(REQUEST, fields.request_problem, limits).oversized is oversized
+    size = fields.list_size(REQUEST)
+    allowed = {"max_header_fields": len(REQUEST) - fewer_fields, "max_header_list_bytes": size - fewer_bytes}
+
+    excess = fields.check(REQUEST, fields.request_problem, tuple(allowed.values())).excess  # type: ignore[arg-type]
+
+    if limit is None:
+        assert excess is None
+    else:
+        assert excess is not None
+        assert excess.limit == limit
+        assert excess.text.endswith(f"; {limit} is {allowed[limit]}")
+
+
+def test_a_check_tells_the_size_as_a_peers_limit_counts_it() -> None:
+    checked = fields.check([(b"ab", b"c"), (b"d", b"")], fields.trailers_problem, (100, 1000))
+    assert checked.size == 4 + 2 * 32
 
 
 @pytest.mark.parametrize("rule", [fields.request_problem, fields.response_problem, fields.trailers_problem])
@@ -256,5 +271,5 @@ def test_a_check_is_what_the_rules_say_one_by_one(rule: fields.Rule, headers: li
 
     assert (checked.rule, checked.limits) == (rule, (100, 1000))
     assert checked.problem == rule(headers)
-    assert not checked.oversized
+    assert checked.excess is None
     assert checked.content_length == fields.content_length(headers)

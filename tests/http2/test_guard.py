@@ -23,14 +23,14 @@ def allowed(count: Callable[[], None], limit: int) -> None:
 def test_a_thousand_resets_at_once_pass() -> None:
     guard = Guard()
 
-    allowed(lambda: guard.stream_reset(NOW), 1000)
+    allowed(lambda: guard.work_for_nothing(NOW, 0), 1000)
 
 
 def test_after_a_burst_33_resets_a_second_pass() -> None:
     guard = Guard()
-    allowed(lambda: guard.stream_reset(NOW), 1000)
+    allowed(lambda: guard.work_for_nothing(NOW, 0), 1000)
 
-    allowed(lambda: guard.stream_reset(NOW + 2), 66)
+    allowed(lambda: guard.work_for_nothing(NOW + 2, 0), 66)
 
 
 def test_a_peer_that_resets_33_a_second_goes_on_for_ever() -> None:
@@ -38,25 +38,43 @@ def test_a_peer_that_resets_33_a_second_goes_on_for_ever() -> None:
 
     for second in range(1, 200):
         for _ in range(33):
-            guard.stream_reset(NOW + second)
+            guard.work_for_nothing(NOW + second, 0)
 
 
 def test_a_long_rest_saves_up_no_more_than_one_burst() -> None:
     guard = Guard()
-    guard.stream_reset(NOW)
+    guard.work_for_nothing(NOW, 0)
 
-    allowed(lambda: guard.stream_reset(NOW + 1e6), 1000)
+    allowed(lambda: guard.work_for_nothing(NOW + 1e6, 0), 1000)
 
 
-def test_each_stream_that_we_open_may_be_reset_once_for_free() -> None:
+def test_each_stream_that_goes_well_pays_for_one_that_does_not() -> None:
     guard = Guard()
-    allowed(lambda: guard.stream_reset(NOW), 1000)
+    allowed(lambda: guard.work_for_nothing(NOW, 0), 1000)
 
-    for _ in range(5000):
-        guard.stream_opened_by_us()
-        guard.stream_reset(NOW)
+    for good in range(1, 5000):
+        guard.work_for_nothing(NOW, good)
 
-    allowed(lambda: guard.stream_reset(NOW), 0)
+    allowed(lambda: guard.work_for_nothing(NOW, 4999), 0)
+
+
+def test_good_streams_save_up_no_more_than_one_burst() -> None:
+    guard = Guard()
+
+    allowed(lambda: guard.work_for_nothing(NOW, 1_000_000), 1000)
+
+
+def test_a_limit_that_a_peer_cannot_know_yet_is_forgiven_for_one_large_first_flight() -> None:
+    guard = Guard()
+
+    assert [guard.may_not_know_the_limit() for _ in range(10_001)] == [True] * 10_000 + [False]
+
+
+def test_a_limit_that_a_peer_has_acknowledged_is_not_forgiven() -> None:
+    guard = Guard()
+    guard.settings_acknowledged = True
+
+    assert not guard.may_not_know_the_limit()
 
 
 def test_a_thousand_answers_may_wait_for_the_socket() -> None:
@@ -116,4 +134,4 @@ def test_the_budgets_are_apart() -> None:
     allowed(guard.answer_owed, 1000)
     allowed(lambda: guard.priority(0), 100)
     allowed(lambda: guard.window_update(0, 0), 5)
-    allowed(lambda: guard.stream_reset(NOW), 1000)
+    allowed(lambda: guard.work_for_nothing(NOW, 0), 1000)

@@ -61,7 +61,7 @@ def test_resets_that_the_peer_provokes_count_like_its_own(server: Peer, provocat
         server.tell(wire.headers(1 + 2 * number), wire.rst_stream(1 + 2 * number))
     for number in range(BURST // 2, BURST):
         server.tell(provocation(1 + 2 * number))
-        server.session.take_output()
+        server.take()
     assert_alive(server)
 
     assert_connection_error(server, server.tell(provocation(3001)), CALM)
@@ -95,7 +95,7 @@ def test_a_server_may_reset_every_stream_that_we_open(client: Peer, answered: bo
             client.tell(wire.headers(stream_id, TRAILERS_ONLY, end_stream=True))
             client.session.reset(stream_id, ErrorCode.NO_ERROR)
         client.tell(wire.rst_stream(stream_id, ErrorCode.NO_ERROR))
-        client.session.take_output()
+        client.take()
         assert not client.session.ended, number
 
     assert_alive(client)
@@ -103,7 +103,7 @@ def test_a_server_may_reset_every_stream_that_we_open(client: Peer, answered: bo
 
 def test_a_server_that_resets_closed_streams_again_and_again_has_a_budget(client: Peer) -> None:
     client.session.open_stream(REQUEST)
-    client.tell(wire.rst_stream(1) * BURST)
+    client.tell(wire.rst_stream(1) * (1 + BURST))
     assert_alive(client)
 
     assert_connection_error(client, client.tell(wire.rst_stream(1)), CALM)
@@ -240,9 +240,75 @@ def test_refusals_and_errors_leave_no_state_behind(engine: Engine) -> None:
     for number in range(1, 8000):
         server.now = number / 33
         server.tell(wire.headers(1 + 2 * number))
-        server.session.take_output()
+        server.take()
         if number == 3000:
             before = held()
 
     assert not server.session.ended
     assert held() < 1.5 * before
+
+
+# --- Honest peers ---
+
+
+@pytest.mark.parametrize("share", [2, 5, 50])
+def test_a_client_that_cancels_some_of_its_calls_may_go_on_for_ever(server: Peer, share: int) -> None:
+    for number in range(20_000):
+        server.now = number / 2000
+        stream_id = 1 + 2 * number
+        server.tell(wire.headers(stream_id, end_stream=True))
+        if number % 100 < share:
+            server.tell(wire.rst_stream(stream_id))
+        else:
+            server.session.send_headers(stream_id, TRAILERS_ONLY, end_stream=True)
+        server.session.take_output()
+        server.session.output_written()
+
+    assert_alive(server)
+
+
+def test_a_client_all_of_whose_deadlines_pass_may_go_on_for_ever(server: Peer) -> None:
+    for number in range(20_000):
+        server.now = number / 1000
+        server.tell(wire.headers(1 + 2 * number, end_stream=True))
+        if number >= 20:
+            server.tell(wire.rst_stream(1 + 2 * (number - 20)))
+
+    assert_alive(server)
+
+
+def test_resets_that_cross_our_answers_cost_nothing(server: Peer) -> None:
+    for number in range(3 * BURST):
+        stream_id = 1 + 2 * number
+        server.tell(wire.headers(stream_id, end_stream=True))
+        server.session.send_headers(stream_id, TRAILERS_ONLY, end_stream=True)
+        server.session.take_output()
+        server.session.output_written()
+        server.tell(wire.rst_stream(stream_id))
+
+    assert_alive(server)
+
+
+def test_a_call_that_is_given_up_after_its_first_answer_costs_nothing(server: Peer) -> None:
+    for number in range(3 * BURST):
+        stream_id = 1 + 2 * number
+        server.tell(wire.headers(stream_id))
+        server.session.send_headers(stream_id, RESPONSE)
+        server.session.send_data(stream_id, b"first")
+        server.tell(wire.rst_stream(stream_id))
+        server.take()
+
+    assert_alive(server)
+
+
+def test_a_first_flight_beyond_our_limit_is_refused_and_forgiven(engine: Engine) -> None:
+    """RFC 9113 section 5.1.2 lets a client open streams before it has seen our limit."""
+    server = Peer(wire.new_session(engine, client_side=False))
+
+    events = server.tell(
+        wire.PREFACE, wire.settings(), *[wire.headers(1 + 2 * number) for number in range(2 * BURST + 100)]
+    )
+
+    assert kinds(events).count("RequestReceived") == 1024
+    assert kinds(events).count("StreamReset") == 2 * BURST + 100 - 1024
+    assert_alive(server)

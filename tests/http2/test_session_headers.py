@@ -9,6 +9,7 @@ from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.http2.events import (
     DataReceived,
+    LimitReached,
     RequestReceived,
     ResponseReceived,
     StreamReset,
@@ -117,6 +118,7 @@ def test_a_trailers_only_response_is_one_frame_each_way(engine: Engine) -> None:
     events = client.tell(wire.headers(1, TRAILERS_ONLY, end_stream=True))
 
     assert server.hear() == ["HEADERS 1 END_STREAM"]
+    client.hear()
     assert events == [ResponseReceived(1, HeaderList(TRAILERS_ONLY), end_stream=True)]
     assert server.session.take_closed() == client.session.take_closed() == [1]
 
@@ -129,6 +131,7 @@ def test_requests_may_have_trailers(server: Peer) -> None:
 
 def test_empty_trailers_are_legal(client: Peer) -> None:
     client.session.open_stream(REQUEST, end_stream=True)
+    client.hear()
 
     events = client.tell(wire.headers(1, RESPONSE), wire.headers(1, [], end_stream=True))
 
@@ -462,6 +465,7 @@ def test_blocks_of_streams_that_are_turned_down_still_change_the_table(
     events = server.tell(wire.headers(stream_id, encoded=encoder.encode(headers), end_stream=True))
     assert "RequestReceived" not in kinds(events)
     server.session.reset(1, ErrorCode.CANCEL)
+    server.take()
     reference = encoder.encode(headers)
 
     assert len(reference) < 10
@@ -613,14 +617,14 @@ LIMITS: dict[str, Any] = {"max_header_list_bytes": 2000, "max_header_fields": 20
 @pytest.mark.parametrize(
     ("headers", "oversized"),
     [
-        (fields_of(2000), False),
-        (fields_of(2001), True),
-        (fields_of(1000, count=20 - len(REQUEST)), False),
-        (fields_of(1000, count=21 - len(REQUEST)), True),
+        (fields_of(2000), ""),
+        (fields_of(2001), "2001 bytes; max_header_list_bytes is 2000"),
+        (fields_of(1000, count=20 - len(REQUEST)), ""),
+        (fields_of(1000, count=21 - len(REQUEST)), "21 fields; max_header_fields is 20"),
     ],
 )
 def test_an_oversized_request_is_told_with_its_pseudo_fields(
-    engine: Engine, headers: list[Header], oversized: bool
+    engine: Engine, headers: list[Header], oversized: str
 ) -> None:
     """So that the server can answer it, with a status instead of a reset."""
     server = wire.server(engine, **LIMITS)
@@ -641,13 +645,13 @@ def test_each_session_has_limits_of_its_own(engine: Engine) -> None:
     for server, stream_id, oversized in ((lenient, 1, False), (strict, 1, True), (lenient, 3, False)):
         (event,) = server.tell(wire.headers(stream_id, fields_of(1100)))
         assert isinstance(event, RequestReceived)
-        assert event.oversized is oversized
+        assert bool(event.oversized) is oversized
 
 
-@pytest.mark.parametrize("body", [RESPONSE, None])
+@pytest.mark.parametrize(("body", "ends"), [(RESPONSE, True), (RESPONSE, False), (None, True)])
 @pytest.mark.parametrize(("extra", "fine"), [(2000, True), (2001, False)])
-def test_oversized_response_headers_and_trailers_end_their_stream_only(
-    engine: Engine, body: list[Header] | None, extra: int, fine: bool
+def test_oversized_response_headers_end_their_stream_only_and_trailers_keep_the_status(
+    engine: Engine, body: list[Header] | None, ends: bool, extra: int, fine: bool
 ) -> None:
     client = wire.client(engine, **LIMITS)
     for _ in range(2):
@@ -655,15 +659,24 @@ def test_oversized_response_headers_and_trailers_end_their_stream_only(
     client.hear()
     start = [] if body is None else body
     size = sum(len(name) + len(value) for name, value in start)
-    padded = [*start, (b"x", b"v" * (extra - size - 1))]
+    status = [(b"grpc-status", b"9"), (b"grpc-message", b"as it was")]
+    size += sum(len(name) + len(value) for name, value in status)
+    padded = [*start, *status, (b"x", b"v" * (extra - size - 1))]
 
     if body is None:
         client.tell(wire.headers(1, RESPONSE))
-    events = client.tell(wire.headers(1, padded, end_stream=True))
+    events = client.tell(wire.headers(1, padded, end_stream=ends))
 
-    if fine:
+    if ends and fine:
         assert kinds(events) == ["ResponseReceived" if body else "TrailersReceived"]
-    else:
+    elif ends:
+        limit, end = events
+        assert isinstance(limit, LimitReached)
+        assert limit.limit == "max_header_list_bytes"
+        assert "2001 bytes; max_header_list_bytes is 2000" in limit.detail
+        assert isinstance(end, ResponseReceived | TrailersReceived)
+        assert end.headers == [*start, *status]
+    elif not fine:
         assert resets(events) == [(1, CALM, False)]
         assert client.hear() == ["RST_STREAM 1 ENHANCE_YOUR_CALM"]
     assert kinds(client.tell(wire.headers(3, RESPONSE))) == ["ResponseReceived"]

@@ -317,3 +317,29 @@ def test_data_goes_out_unchanged_whatever_its_size_and_kind(engine: Engine, size
     server.hear()
 
     assert server.bodies[1] == 3 * body
+
+
+def test_headers_behind_data_that_waits_must_end_the_stream(engine: Engine) -> None:
+    server = responding(engine, 1, window=3)
+    server.session.send_data(1, b"hello")
+
+    with pytest.raises(ValueError, match="have to end it"):
+        server.session.send_headers(1, TRAILERS)
+
+    server.session.send_data(1, b" world", end_stream=True)
+    server.tell(wire.window_update(1, 100))
+    assert server.hear()[-1].endswith("END_STREAM")
+    assert server.bodies[1] == b"hello world"
+
+
+def test_output_is_counted_by_what_it_is(engine: Engine) -> None:
+    """Answers wait without a window that bounds them; DATA has one; request headers are nothing that is owed."""
+    server, client = responding(engine, 1), wire.client(engine)
+
+    server.session.send_data(1, b"hello")
+    assert (server.session.data_bytes, server.session.owed_bytes) == (14, 0)
+    server.tell(wire.ping())
+    assert (server.session.data_bytes, server.session.owed_bytes) == (14, 17)
+    client.session.open_stream(REQUEST)
+    assert client.session.owed_bytes == 0
+    assert client.session.output_bytes == client.session.opening_bytes > 9

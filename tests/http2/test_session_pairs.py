@@ -195,6 +195,7 @@ class Pair(RuleBasedStateMachine):
         chunks, receipts = session.take_output()
         for chunk in chunks:
             self.wires[client_side] += chunk
+        session.output_written()
         for source, size in receipts:
             source.credit(size)
         self._note_closed(client_side)

@@ -6,7 +6,7 @@ import pytest
 
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine
-from rawgrpc_proxy.http2.events import ConnectionEnded, Event, RequestReceived, StreamReset
+from rawgrpc_proxy.http2.events import ConnectionEnded, Event, LimitReached, RequestReceived, StreamReset
 from tests.http2 import peer as wire
 from tests.http2.peer import (
     REQUEST,
@@ -219,7 +219,7 @@ def test_a_stream_that_closed_long_ago_is_forgotten_but_not_idle(server: Peer) -
     for stream_id in range(1, 2 * 2100, 2):
         server.tell(wire.headers(stream_id, end_stream=True))
         server.session.send_headers(stream_id, TRAILERS_ONLY, end_stream=True)
-    server.hear()
+        server.hear()
 
     assert server.tell(wire.data(1, b"x"), wire.rst_stream(1), wire.window_update(1, 1)) == []
     assert server.hear() == ["RST_STREAM 1 STREAM_CLOSED"]
@@ -266,7 +266,7 @@ def test_as_many_streams_as_we_allow_may_be_open_and_one_more_is_refused(engine:
 
     events = server.tell(*(wire.headers(stream_id) for stream_id in (1, 3, 5)), wire.data(5, b"crossing"))
 
-    assert kinds(events) == ["RequestReceived", "RequestReceived", "StreamReset"]
+    assert kinds(events) == ["RequestReceived", "LimitReached", "RequestReceived", "StreamReset"]
     assert resets(events) == [(5, REFUSED, False)]
     assert server.hear() == ["RST_STREAM 5 REFUSED_STREAM"]
     assert kinds(server.tell(wire.rst_stream(1), wire.headers(7))) == ["StreamReset", "RequestReceived"]
@@ -279,15 +279,49 @@ def test_a_half_closed_stream_counts(engine: Engine) -> None:
 
     assert resets(server.tell(wire.headers(3))) == [(3, REFUSED, False)]
     server.session.send_headers(1, TRAILERS_ONLY, end_stream=True)
+    server.hear()
     assert kinds(server.tell(wire.headers(5))) == ["RequestReceived"]
 
 
 def test_a_malformed_request_takes_no_room(engine: Engine) -> None:
+    server = wire.server(engine, max_concurrent_streams=2)
+    server.tell(wire.headers(1))
+
+    server.tell(wire.headers(3, REQUEST[1:]))
+
+    assert resets(server.tell(wire.headers(5))) == []
+    assert resets(server.tell(wire.headers(7))) == [(7, REFUSED, False)]
+
+
+def test_a_stream_counts_until_its_last_frame_is_with_the_socket(engine: Engine) -> None:
+    """A peer that asks and does not read could have us hold any number of answers otherwise."""
     server = wire.server(engine, max_concurrent_streams=1)
+    server.tell(wire.headers(1, end_stream=True))
+    server.session.send_headers(1, TRAILERS_ONLY, end_stream=True)
 
-    server.tell(wire.headers(1, REQUEST[1:]))
+    assert server.session.take_closed() == []
+    assert resets(server.tell(wire.headers(3))) == [(3, REFUSED, False)]
+    server.session.take_output()
+    assert server.session.take_closed() == []
+    assert resets(server.tell(wire.headers(5))) == [(5, REFUSED, False)]
+    server.session.output_written()
+    assert server.session.take_closed() == [1]
+    assert resets(server.tell(wire.headers(7))) == []
 
-    assert kinds(server.tell(wire.headers(3))) == ["RequestReceived"]
+
+def test_whoever_has_as_many_streams_open_as_allowed_is_told_of_once(engine: Engine) -> None:
+    server = wire.server(engine, max_concurrent_streams=2)
+
+    told = [
+        event
+        for number in range(6)
+        for event in server.tell(wire.headers(1 + 2 * number))
+        if isinstance(event, LimitReached)
+    ]
+
+    (limit,) = told
+    assert limit.limit == "max_concurrent_streams"
+    assert limit.detail.startswith("2 calls are open on this connection")
 
 
 def test_room_is_what_the_peer_allows(engine: Engine) -> None:

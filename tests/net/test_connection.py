@@ -1,5 +1,6 @@
 """A connection over in-memory streams: handshake, drain, and every way to end."""
 
+import math
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -183,12 +184,23 @@ async def test_a_peer_that_closes_when_it_sees_goaway_ends_the_drain(engine: Eng
 
 
 @trio_test
-async def test_a_second_drain_changes_nothing(engine: Engine) -> None:
+async def test_a_second_drain_with_less_grace_shortens_the_first(engine: Engine) -> None:
+    async with a_link(engine) as link:
+        stream = await link.peer.open(request_fields())
+        link.nursery.start_soon(link.connection.drain, math.inf)
+        await link.peer.expect_goaway()
+        await link.connection.drain(0)
+        assert (await stream.answer()).lost
+        await link.ended.wait()
+
+
+@trio_test
+async def test_a_second_drain_with_more_grace_changes_nothing(engine: Engine) -> None:
     async with a_link(engine) as link:
         stream = await link.peer.open(request_fields())
         link.nursery.start_soon(link.connection.drain, 60)
         await link.peer.expect_goaway()
-        await link.connection.drain(0)
+        await link.connection.drain(70)
         await link.peer.expect_goaway()
         link.requests[0].send_headers(TRAILERS_ONLY, end_stream=True)
         await stream.data(b"", end=True)

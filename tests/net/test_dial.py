@@ -72,7 +72,7 @@ class Names(trio.abc.HostnameResolver):
 
 
 async def check_echo(transport: Transport) -> None:
-    await transport.send_all([b"hello"])
+    await transport.send_all([b"hello"], 5)
     assert await one_read(transport) == b"hello"
     await transport.aclose()
 
@@ -124,7 +124,7 @@ def test_a_unix_socket_is_a_plain_socket(tmp_path: Path) -> None:
             assert transport.peer == f"unix:{path}"
             accepted, _ = server.accept()
             with accepted:
-                await transport.send_all([b"hello"])
+                await transport.send_all([b"hello"], 5)
                 assert accepted.recv(100) == b"hello"
             await transport.aclose()
 

@@ -45,7 +45,7 @@ async def a_call(downstream: Link) -> tuple[PeerStream, Splice, Changes]:
 
 
 async def joined(splice: Splice, upstream: Link) -> PeerStream:
-    stream = upstream.connection.open_stream(request_fields(), end_stream=splice.request_is_empty)
+    stream = upstream.connection.open_stream(request_fields(), end_stream=splice.downstream.ended_by_headers)
     splice.join(stream)
     await trio.testing.wait_all_tasks_blocked()
     return upstream.peer.streams[stream.id]

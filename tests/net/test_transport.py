@@ -100,7 +100,7 @@ def test_sending_all_waits_for_the_peer_to_read() -> None:
                 sent = trio.Event()
 
                 async def send() -> None:
-                    await transport.send_all([whole[:200_000], whole[200_000:]])
+                    await transport.send_all([whole[:200_000], whole[200_000:]], 5)
                     sent.set()
 
                 nursery.start_soon(send)
@@ -192,7 +192,7 @@ def test_a_closed_transport_fails_with_os_errors_and_may_be_closed_again() -> No
             await transport.aclose()
             attempts: list[Callable[[], Awaitable[object]]] = [
                 lambda: one_read(transport),
-                lambda: transport.send_all([b"x"]),
+                lambda: transport.send_all([b"x"], 5),
             ]
             for attempt in attempts:
                 with pytest.raises(OSError) as error:
@@ -214,7 +214,7 @@ def test_closing_wakes_whoever_reads_or_writes() -> None:
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(fails, lambda: one_read(transport))
-                nursery.start_soon(fails, lambda: transport.send_all([bytes(1_000_000)]))
+                nursery.start_soon(fails, lambda: transport.send_all([bytes(1_000_000)], 5))
                 await trio.testing.wait_all_tasks_blocked()
                 await transport.aclose()
             assert len(failed) == 2
@@ -250,7 +250,7 @@ def test_any_stream_carries_bytes_both_ways_and_ends() -> None:
         assert (transport.peer, transport.tls_peer) == ("peer", None)
         chunks: list[Data] = [b"one", memoryview(b"two"), b"three"]
         assert transport.send_now(chunks) == chunks  # it cannot write without waiting
-        await transport.send_all(chunks)
+        await transport.send_all(chunks, 5)
         assert await theirs.receive_some() == b"onetwothree"
         await theirs.send_all(b"four")
         assert await one_read(transport) == b"four"
@@ -266,11 +266,11 @@ def test_a_stream_that_breaks_or_is_closed_fails_with_os_errors() -> None:
         transport = StreamTransport(ours, "peer")
         await theirs.aclose()
         with pytest.raises(OSError):
-            await transport.send_all([b"x"])
+            await transport.send_all([b"x"], 5)
         await transport.aclose()
         await transport.aclose()
         with pytest.raises(OSError):
-            await transport.send_all([b"x"])
+            await transport.send_all([b"x"], 5)
         with pytest.raises(OSError):
             await one_read(transport)
 

@@ -7,7 +7,15 @@ from trio.testing import trio_test
 from rawgrpc_proxy import Status
 from rawgrpc_proxy.config import Engine
 from tests.proxy.house import a_proxy, on_every_engine
-from tests.proxy.raw_peers import OK, RESPONSE, TRAILERS_ONLY, Field, message, request_fields
+from tests.proxy.raw_peers import (
+    MAX_HEADER_LIST_SIZE,
+    OK,
+    RESPONSE,
+    TRAILERS_ONLY,
+    Field,
+    message,
+    request_fields,
+)
 
 pytestmark = on_every_engine
 
@@ -399,6 +407,51 @@ async def test_headers_in_mid_stream_end_that_call_alone(engine: Engine) -> None
         await house.record()
 
 
+@trio_test
+async def test_trailers_that_are_too_long_keep_the_status(engine: Engine) -> None:
+    failed = [(b"grpc-status", b"9"), (b"grpc-message", b"Userspace error.")]
+    async with a_proxy(engine, max_header_list_bytes=2000) as house:
+        client = await house.client()
+        for headers in ([], [RESPONSE]):
+            call = await client.request()
+            served = await house.backend.request()
+            for before in headers:
+                await served.headers(before)
+            details = (b"grpc-status-details-bin", b"x" * 2000)
+            await served.headers([*([] if headers else RESPONSE), *failed, details], end=True)
+            answer = await call.answer()
+            assert answer.status == Status.FAILED_PRECONDITION
+            assert answer.message == b"Userspace error."
+            assert (await house.record()).status is Status.FAILED_PRECONDITION
+
+
+@pytest.mark.parametrize("kind", ["headers", "trailers", "trailers only"])
+@trio_test
+async def test_a_response_respects_the_longest_list_that_the_caller_takes(engine: Engine, kind: str) -> None:
+    failed = [(b"grpc-status", b"9"), (b"grpc-message", b"Userspace error.")]
+    long = (b"x-long", b"x" * 2000)
+    async with a_proxy(engine) as house:
+        client = await house.client(settings={MAX_HEADER_LIST_SIZE: 1000})
+        call = await client.request()
+        served = await house.backend.request()
+        if kind == "headers":
+            await served.headers([*RESPONSE, long])
+        elif kind == "trailers":
+            await served.headers(RESPONSE)
+            await served.headers([*failed, long], end=True)
+        else:
+            await served.headers([*RESPONSE, *failed, long], end=True)
+        answer = await call.answer()
+        if kind == "headers":
+            assert answer.status == Status.RESOURCE_EXHAUSTED
+            assert b"the caller takes 1000" in (answer.message or b"")
+        else:
+            assert answer.status == Status.FAILED_PRECONDITION
+            assert answer.message == b"Userspace error."
+            assert [limit for limit, _ in house.observer.limits_reached] == ["SETTINGS_MAX_HEADER_LIST_SIZE"]
+        await house.record()
+
+
 @pytest.mark.parametrize("trailers", [False, True])
 @trio_test
 async def test_a_header_list_from_the_upstream_that_is_too_long_ends_that_call_alone(
@@ -416,7 +469,7 @@ async def test_a_header_list_from_the_upstream_that_is_too_long_ends_that_call_a
         else:
             await served.headers([*RESPONSE, (b"x-long", b"x" * 2000)])
         answer = await call.answer()
-        assert answer.status == Status.RESOURCE_EXHAUSTED
+        assert answer.status == (Status.OK if trailers else Status.RESOURCE_EXHAUSTED)
         await sibling.data(b"", end=True)
         await sibling_served.respond(b"fine")
         assert (await sibling.answer()).body == message(b"fine")

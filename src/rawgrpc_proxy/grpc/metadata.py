@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, TypeVar, overload
 
-_FIELD_OVERHEAD = 32  # RFC 9113 §6.5.2
+FIELD_OVERHEAD = 32  # RFC 9113 §6.5.2
 _TE_TRAILERS = (b"te", b"trailers")
 _BLANKS = (b" ", b"\t")
 _EDGE_BLANKS = (b"\n ", b" \n", b"\n\t", b"\t\n")
@@ -93,7 +93,7 @@ class Metadata:
         """The size of `next_hop` as SETTINGS_MAX_HEADER_LIST_SIZE counts it (RFC 9113 §6.5.2)."""
         if not self._next_hop_size:
             self._next_hop_size = sum(
-                [len(name) + len(value) + _FIELD_OVERHEAD for name, value in self.next_hop]
+                [len(name) + len(value) + FIELD_OVERHEAD for name, value in self.next_hop]
             )
         return self._next_hop_size
 

@@ -11,6 +11,7 @@ import re
 from urllib.parse import unquote_to_bytes
 
 from rawgrpc_proxy.codes import ErrorCode, Status
+from rawgrpc_proxy.grpc.metadata import FIELD_OVERHEAD, Headers
 
 _FROM_HTTP = {
     400: Status.INTERNAL,
@@ -43,6 +44,8 @@ _FROM_RESET: dict[int, Status] = {
 # The specification lets space to "~" except "%" stand for themselves. RFC 9113 §8.2.1 forbids a field value
 # that begins or ends with a space, and a strict peer resets the stream for it, so a space at either end is
 # escaped too.
+_STATUS_FIELDS = frozenset({b"content-type", b"grpc-status", b"grpc-message"})
+_CUT_ESCAPE = re.compile(rb"%[0-9A-Fa-f]?\Z")
 _ESCAPED = re.compile(rb"[^ -$&-~]|\A | \Z")
 
 
@@ -72,6 +75,24 @@ def parse_status(raw: bytes | None) -> Status | None:
         return Status(int(raw))
     except ValueError:
         return Status.UNKNOWN
+
+
+def status_fields(headers: Headers, max_bytes: int) -> Headers:
+    """Of a list that ends a response and is too long for its reader: what says how the call went.
+
+    That is the pseudo-fields, content-type, grpc-status, and grpc-message, cut at its end so that all together has at
+    most `max_bytes` bytes as RFC 9113 §6.5.2 counts them, if it is long enough to be cut by so much.
+    """
+    kept = [field for field in headers if field[0][:1] == b":" or field[0] in _STATUS_FIELDS]
+    excess = sum([len(name) + len(value) + FIELD_OVERHEAD for name, value in kept]) - max_bytes
+    if excess > 0:
+        kept = [
+            (name, _CUT_ESCAPE.sub(b"", value[: max(0, len(value) - excess)]))
+            if name == b"grpc-message"
+            else (name, value)
+            for name, value in kept
+        ]
+    return kept
 
 
 def encode_grpc_message(text: str) -> bytes:

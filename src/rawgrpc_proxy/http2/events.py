@@ -13,12 +13,12 @@ from rawgrpc_proxy.http2.header_blocks import HeaderList
 
 @dataclass(slots=True)
 class RequestReceived:
-    """A peer opened `stream_id`. `oversized`: its list passed our limit, and only the pseudo-fields are here."""
+    """A peer opened `stream_id`. `oversized` says which limit its list has passed: only the pseudo-fields are here."""
 
     stream_id: int
     headers: HeaderList
     end_stream: bool
-    oversized: bool = False
+    oversized: str = ""
 
 
 @dataclass(slots=True)
@@ -84,11 +84,21 @@ class GoAwayReceived:
 
 
 @dataclass(slots=True)
+class LimitReached:
+    """The peer has run into the limit that the setting `limit` names. `detail` says what becomes of it."""
+
+    limit: str
+    detail: str
+
+
+@dataclass(slots=True)
 class ConnectionEnded:
     """The peer broke the connection's rules. A GOAWAY is in the output; nothing more comes from this session."""
 
     error: ConnectionFailed
 
 
-RareEvent = StreamReset | SettingsReceived | PingAcknowledged | GoAwayReceived | ConnectionEnded
+RareEvent = (
+    StreamReset | SettingsReceived | PingAcknowledged | GoAwayReceived | LimitReached | ConnectionEnded
+)
 Event = RequestReceived | DataReceived | ResponseReceived | TrailersReceived | RareEvent

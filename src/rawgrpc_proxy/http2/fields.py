@@ -10,8 +10,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
-from rawgrpc_proxy.grpc.metadata import Headers
+from rawgrpc_proxy.grpc.metadata import FIELD_OVERHEAD, Headers
 
 # RFC 9110 §5.6.2 tokens without upper case (RFC 9113 §8.2.1).
 _NAME = re.compile(rb"[a-z0-9!#$%&'*+\-.^_`|~]+\Z")
@@ -31,22 +32,40 @@ Limits = tuple[int, int]
 """How many fields a list may have, and how many bytes all names and values together."""
 
 
+class Excess(NamedTuple):
+    """What of a list is too much: the setting that limits it, and both numbers in words."""
+
+    limit: str
+    text: str
+
+
 @dataclass(slots=True)
 class CheckedFields:
-    """A header list held against a `rule` and `limits`: what is wrong, whether it is too long, the body it declares."""
+    """A header list held against a `rule` and `limits`: what is wrong, what is too much, the body it declares.
+
+    `size` is the list's as SETTINGS_MAX_HEADER_LIST_SIZE counts it (RFC 9113 §6.5.2).
+    """
 
     rule: Rule
     limits: Limits
     problem: str | None
-    oversized: bool
+    excess: Excess | None
     content_length: int | None
+    size: int
 
 
 def check(headers: Headers, rule: Rule, limits: Limits) -> CheckedFields:
     """Hold the list against `request_problem`, `response_problem` or `trailers_problem`, and against the limits."""
     max_fields, max_bytes = limits
-    oversized = len(headers) > max_fields or list_size(headers) > max_bytes
-    return CheckedFields(rule, limits, rule(headers), oversized, content_length(headers))
+    fields, size = len(headers), list_size(headers)
+    excess = None
+    if fields > max_fields:
+        excess = Excess("max_header_fields", f"{fields} fields; max_header_fields is {max_fields}")
+    elif size > max_bytes:
+        excess = Excess("max_header_list_bytes", f"{size} bytes; max_header_list_bytes is {max_bytes}")
+    return CheckedFields(
+        rule, limits, rule(headers), excess, content_length(headers), size + FIELD_OVERHEAD * fields
+    )
 
 
 def request_problem(headers: Headers) -> str | None:

@@ -125,7 +125,9 @@ class H2Session(Session):
 
     def _write_data(self, state: StreamState, data: Data, end_stream: bool) -> None:
         self._h2.send_data(state.id, bytes(data), end_stream=end_stream)
-        self._flush()
+        frame = self._h2.data_to_send()
+        self._output.append(frame)
+        self.data_bytes += len(frame)
 
     def _write_reset(self, state: StreamState, error_code: int) -> None:
         try:

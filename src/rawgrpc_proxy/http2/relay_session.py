@@ -79,7 +79,7 @@ class RelaySession(Session):
         if size <= limit:
             flags |= frames.END_HEADERS
             self._output.append(_pack_header(size >> 8, size & 0xFF, frames.HEADERS, flags, state.id) + block)
-            self.output_bytes += frames.HEADER_BYTES + size
+            self.owed_bytes += frames.HEADER_BYTES + size
             return
         self._write(frames.frame_header(frames.HEADERS, flags, state.id, limit) + block[:limit])
         for start in range(limit, size, limit):
@@ -99,7 +99,7 @@ class RelaySession(Session):
         else:
             self._output.append(header)
             self._output.append(data)
-        self.output_bytes += frames.HEADER_BYTES + size
+        self.data_bytes += frames.HEADER_BYTES + size
 
     def _write_reset(self, state: StreamState, error_code: int) -> None:
         self._write(frames.rst_stream(state.id, error_code))

@@ -12,6 +12,7 @@ output only together with the receipts that credit its source.
 Owns RFC 9113 §3.4, §4.3, §5.1.1, §5.1.2, §5.4, §6.8 and §8.1.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from typing import Any
@@ -21,13 +22,16 @@ import hpack
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import DEFAULT_WINDOW, MIN_FRAME_SIZE, Http2Settings
 from rawgrpc_proxy.errors import ConnectionFailed, ProtocolViolation
-from rawgrpc_proxy.grpc.metadata import Headers
+from rawgrpc_proxy.grpc.metadata import FIELD_OVERHEAD, Headers
+from rawgrpc_proxy.grpc.status import status_fields
 from rawgrpc_proxy.http2 import fields, frames
+from rawgrpc_proxy.http2.closed_streams import ClosedStreams
 from rawgrpc_proxy.http2.events import (
     ConnectionEnded,
     DataReceived,
     Event,
     GoAwayReceived,
+    LimitReached,
     PingAcknowledged,
     RequestReceived,
     ResponseReceived,
@@ -46,9 +50,11 @@ _OPEN, _CLOSING, _SAID_ALL = Sending.OPEN, Sending.CLOSING, Sending.ENDED
 UNLIMITED = 2**31 - 1
 # RFC 9113 §6.5.2's initial value, and the most we let a peer ask our encoder to search.
 _HEADER_TABLE_BYTES = 4096
-_REMEMBERED_STREAMS = 1024
-_FIELD_OVERHEAD = 32  # RFC 9113 §6.5.2, RFC 7541 §4.1
 _HARD_LIMIT_FACTOR = 2
+_YOUNG_S = 0.01
+"""A call that lives for so long and is given up then has a deadline behind it, and no malice. A peer can open no more
+of them in that time than it may have open at once."""
+_LONG_AGO = -math.inf
 
 _HTTP1_ANSWER = (
     b"HTTP/1.1 505 HTTP Version Not Supported\r\ncontent-type: text/plain\r\ncontent-length: 65\r\n"
@@ -74,16 +80,19 @@ class Session(ABC):
         self.ended = False
         self._started = False
         self.goaway_sent_id: int | None = None
-        self.output_bytes = 0
+        # In the output: frames of DATA; what else the peer is owed (answers, acknowledgements, resets), which no window
+        # limits; request headers.
+        self.data_bytes = self.owed_bytes = self.opening_bytes = 0
         self._settings = settings
         self._max_output_bytes = settings.max_output_bytes
         self._stream_window_bytes = settings.stream_window_bytes
         self._limits = settings.max_header_fields, settings.max_header_list_bytes
+        self._max_streams = settings.max_concurrent_streams
         self._splitter = FrameSplitter(settings.max_frame_bytes, expect_preface=not client_side)
         self._guard = Guard()
         self._now = 0.0
-        # The decoder's own limit ends the connection; the smaller one in _oversized only the stream.
-        hard_limit = settings.max_header_list_bytes + _FIELD_OVERHEAD * settings.max_header_fields
+        # The decoder's own limit ends the connection; the smaller one in `_check` only the stream.
+        hard_limit = settings.max_header_list_bytes + FIELD_OVERHEAD * settings.max_header_fields
         self._decoder = HeaderDecoder(_HARD_LIMIT_FACTOR * hard_limit)
         self._block: bytearray | None = None
         self._block_stream_id = 0
@@ -92,12 +101,13 @@ class Session(ABC):
         self._events: list[Event] = []
         self._highest_peer_id = 0
         self._next_id = 1 if client_side else 2
-        self._streams_opened = 0
+        self.streams_opened = 0
         self._data_frames_sent = 0
-        self._closed: dict[int, bool] = {}
-        """Streams closed lately; True: by a RST_STREAM of ours, so that the peer may not know yet."""
-        self._closed_before: dict[int, bool] = {}
-        """Those closed before these. Dropping them together costs less than dropping them one by one."""
+        self._closed = ClosedStreams()
+        # Of the output. Streams that have closed, but their last frame is in it; or taken out, and not with the socket.
+        self._batches_taken = self._batches_written = 0
+        self._leaving: list[int] = []
+        self._leaving_taken: list[int] = []
         self._closed_unreported: list[int] = []
         self._uncredited = 0
         self._dropped = 0
@@ -122,7 +132,7 @@ class Session(ABC):
             Setting.INITIAL_WINDOW_SIZE: settings.stream_window_bytes,
             Setting.MAX_FRAME_SIZE: settings.max_frame_bytes,
             Setting.MAX_HEADER_LIST_SIZE: settings.max_header_list_bytes
-            + _FIELD_OVERHEAD * settings.max_header_fields,
+            + FIELD_OVERHEAD * settings.max_header_fields,
         }
         if self.client_side:
             self._write(frames.PREFACE)
@@ -239,8 +249,8 @@ class Session(ABC):
                 ErrorCode.PROTOCOL_ERROR, f"DATA on stream {stream_id}, which nobody opened"
             )
         self._drop_data(size)
-        if not self._how_closed(stream_id):
-            self._guard.stream_reset(self._now)
+        if not self._closed.by_our_reset(stream_id):
+            self._for_nothing()
             self._write(frames.rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
 
     def _drop_data(self, size: int) -> None:
@@ -316,33 +326,45 @@ class Session(ABC):
                 )
             return  # a response to a call that we have given up
         if stream_id <= self._highest_peer_id:
-            by_our_reset = self._how_closed(stream_id)
+            by_our_reset = self._closed.by_our_reset(stream_id)
             if by_our_reset:
                 return  # trailers that crossed our RST_STREAM
             code = ErrorCode.PROTOCOL_ERROR if by_our_reset is None else ErrorCode.STREAM_CLOSED
             raise ProtocolViolation(code, f"HEADERS on stream {stream_id}, which is closed (RFC 9113 §5.1.1)")
         self._highest_peer_id = stream_id
-        self._streams_opened += 1
+        self.streams_opened += 1
         if self.goaway_sent_id is not None and stream_id > self.goaway_sent_id:
-            self._remember(stream_id, by_our_reset=True)
+            self._guard.streams_for_nothing += 1
+            self._closed.remember(stream_id, by_our_reset=True)
             return  # RFC 9113 §6.8: it will be retried elsewhere, and what follows on it is ignored too
-        if len(self.streams) >= self._settings.max_concurrent_streams:
-            self._refuse(stream_id, ErrorCode.REFUSED_STREAM, "too many streams are open")
+        # What the peer has not taken counts: else one that does not read could have us hold any number of answers.
+        room = self._max_streams - len(self.streams) - len(self._leaving) - len(self._leaving_taken)
+        if room <= 1 and not self._guard.told_of_the_limit:
+            self._tell_of_the_limit()
+        if room <= 0:
+            self._refuse(
+                stream_id,
+                ErrorCode.REFUSED_STREAM,
+                f"too many streams are open; max_concurrent_streams is {self._max_streams}",
+                forgiven=self._guard.may_not_know_the_limit(),
+            )
             return
         checked = self._check(headers, fields.request_problem)
         if checked.problem is not None:
             self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR, checked.problem)
             return
-        if checked.oversized:
+        oversized = ""
+        if checked.excess is not None:
             headers = HeaderList(field for field in headers if field[0][:1] == b":")
-        state = StreamState(stream_id, self._peer_stream_window, self._stream_window_bytes)
+            oversized = checked.excess.text
+        state = StreamState(stream_id, self._peer_stream_window, self._stream_window_bytes, self._now)
         if not self._expect_body(state, checked, end_stream):
             self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR, "content-length makes no sense")
             return
         self._accept_headers(state, headers, end_stream)
         self.streams[stream_id] = state
         state.receiving = _BODY
-        self._events.append(RequestReceived(stream_id, headers, end_stream, checked.oversized))
+        self._events.append(RequestReceived(stream_id, headers, end_stream, oversized))
         if end_stream:
             self._peer_ended(state)
 
@@ -353,13 +375,15 @@ class Session(ABC):
         elif headers[0][1][:1] == b"1":
             if end_stream:
                 self._stream_error(state, ErrorCode.PROTOCOL_ERROR, "a 1xx response ends the stream")
-        elif checked.oversized:
-            self._stream_error(
-                state, ErrorCode.ENHANCE_YOUR_CALM, "the response headers are longer than our limit"
-            )
         elif not self._expect_body(state, checked, end_stream):
             self._stream_error(state, ErrorCode.PROTOCOL_ERROR, "content-length makes no sense")
         else:
+            if checked.excess is not None:
+                if not end_stream:
+                    text = f"the response headers have {checked.excess.text}"
+                    self._stream_error(state, ErrorCode.ENHANCE_YOUR_CALM, text)
+                    return
+                headers = self._only_the_status(state, headers, checked.excess)
             self._accept_headers(state, headers, end_stream)
             state.receiving = _BODY
             self._events.append(ResponseReceived(state.id, headers, end_stream))
@@ -375,12 +399,28 @@ class Session(ABC):
             problem = "the body is shorter than its content-length"
         if problem is not None:
             self._stream_error(state, ErrorCode.PROTOCOL_ERROR, problem)
-        elif checked.oversized:
-            self._stream_error(state, ErrorCode.ENHANCE_YOUR_CALM, "the trailers are longer than our limit")
+        elif checked.excess is not None and not self.client_side:
+            text = f"the request's trailers have {checked.excess.text}"
+            self._stream_error(state, ErrorCode.ENHANCE_YOUR_CALM, text)
         else:
+            if checked.excess is not None:
+                headers = self._only_the_status(state, headers, checked.excess)
             self._accept_headers(state, headers, end_stream=True)
             self._events.append(TrailersReceived(state.id, headers))
             self._peer_ended(state)
+
+    def _only_the_status(self, state: StreamState, headers: HeaderList, excess: fields.Excess) -> HeaderList:
+        """What is passed on of the end of a response that is too long: how the call went is never lost."""
+        self._events.append(
+            LimitReached(
+                excess.limit,
+                f"the trailers of stream {state.id} have {excess.text}: of them only grpc-status and grpc-message "
+                "are passed on",
+            )
+        )
+        reduced = HeaderList(status_fields(headers, self._settings.max_header_list_bytes))
+        self._check(reduced, fields.trailers_problem)
+        return reduced
 
     def _receive_rst_stream(self, stream_id: int, payload: Data) -> None:
         if len(payload) != 4:
@@ -389,10 +429,14 @@ class Session(ABC):
             raise ProtocolViolation(
                 ErrorCode.PROTOCOL_ERROR, f"RST_STREAM on stream {stream_id}, which nobody opened"
             )
-        self._guard.stream_reset(self._now)
+        if self._guard.reset_received() > self.streams_opened:
+            self._for_nothing()  # more than one for each stream there ever was
         state = self.streams.get(stream_id)
         if state is None:
             return
+        if not self.client_side and self._now - state.opened_at < _YOUNG_S:
+            self._for_nothing()
+            self._guard.streams_for_nothing += 1
         code = frames.read_u32(payload)
         self._accept_reset(state, code)
         self._close(state, by_our_reset=False)
@@ -408,6 +452,7 @@ class Session(ABC):
                 )
             if not self.peer_settings_seen:
                 raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "the first frame acknowledges SETTINGS")
+            self._guard.settings_acknowledged = True
             return
         self._guard.answer_owed()
         values = frames.parse_settings(payload, MAX_SETTINGS_ENTRIES)
@@ -438,7 +483,7 @@ class Session(ABC):
             raise ProtocolViolation(
                 ErrorCode.FRAME_SIZE_ERROR, f"WINDOW_UPDATE has {len(payload)} bytes, not 4"
             )
-        self._guard.window_update(self._streams_opened, self._data_frames_sent)
+        self._guard.window_update(self.streams_opened, self._data_frames_sent)
         increment = frames.read_u32(payload) & UNLIMITED
         if stream_id == 0:
             if increment == 0:
@@ -487,7 +532,7 @@ class Session(ABC):
     def _receive_priority(self, stream_id: int, payload: Data) -> None:
         if not stream_id:
             raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
-        self._guard.priority(self._streams_opened)
+        self._guard.priority(self.streams_opened)
         if len(payload) != 5:
             state = self.streams.get(stream_id)
             if state is not None:
@@ -520,10 +565,13 @@ class Session(ABC):
         """Open a stream with these request headers and answer its id. The caller has looked at `room`."""
         state = StreamState(self._next_id, self._peer_stream_window, self._stream_window_bytes)
         self._next_id += 2
-        self._streams_opened += 1
-        self._guard.stream_opened_by_us()
+        self.streams_opened += 1
         self.streams[state.id] = state
+        owed_before = self.owed_bytes
         self._write_headers(state, headers, end_stream)
+        # A request is nothing that is owed: a peer that is asked much must be able to answer.
+        self.opening_bytes += self.owed_bytes - owed_before
+        self.owed_bytes = owed_before
         if end_stream:
             self._we_ended(state)
         return state.id
@@ -540,12 +588,16 @@ class Session(ABC):
     def send_headers(self, stream_id: int, headers: Headers, end_stream: bool = False) -> None:
         """Send response headers, or trailers (`end_stream`), behind the DATA that waits on the stream.
 
-        A stream that is closed, or closing already, takes nothing: its end has been told by an event.
+        A stream that is closed, or closing already, takes nothing: its end has been told by an event. Raises
+        `ValueError` for headers behind DATA that are no end, which would be malformed (RFC 9113 §8.1).
         """
         state = self.streams.get(stream_id)
         if state is None or state.sending is not _OPEN:
             return
+        state.opened_at = _LONG_AGO
         if state.pending:
+            if not end_stream:
+                raise ValueError(f"headers behind the DATA of stream {stream_id} have to end it")
             state.trailers = headers
             state.sending = _CLOSING
             return
@@ -570,7 +622,7 @@ class Session(ABC):
         if not state.pending and (
             not data  # needs no window: END_STREAM never waits by itself
             or (
-                self.output_bytes < self._max_output_bytes
+                self.data_bytes < self._max_output_bytes
                 and len(data) <= self.peer_max_frame_bytes
                 and len(data) <= self._window(state)
             )
@@ -593,6 +645,7 @@ class Session(ABC):
         if state is None:
             return False
         self._write_reset(state, error_code)
+        state.end_batch = self._batches_taken + 1
         self._close(state, by_our_reset=True)
         return True
 
@@ -674,24 +727,40 @@ class Session(ABC):
         return bool(self._output) or bool(self._ready and self._connection_window() > 0)
 
     def take_output(self) -> tuple[list[Data], list[Receipt]]:
-        """The bytes to write next, and the receipts to honour once they are written."""
+        """The bytes to write next, and the receipts to honour once they are written: then call `output_written`."""
         if self._ready:
             self._fill_output()
         chunks, receipts = self._output, self._receipts
         self._output, self._receipts = [], []
-        self.output_bytes = 0
-        self._guard.answers_written()
+        self.data_bytes = self.owed_bytes = self.opening_bytes = 0
+        self._batches_taken += 1
+        if self._leaving:
+            self._leaving_taken += self._leaving
+            self._leaving = []
         return chunks, receipts
 
+    def output_written(self) -> None:
+        """All that was taken is with the socket: the streams that ended with it count no more."""
+        self._batches_written = self._batches_taken
+        self._guard.answers_written()
+        if self._leaving_taken:
+            self._closed_unreported += self._leaving_taken
+            self._leaving_taken = []
+
+    @property
+    def output_bytes(self) -> int:
+        """What is in the output."""
+        return self.data_bytes + self.owed_bytes + self.opening_bytes
+
     def take_closed(self) -> list[int]:
-        """Ids of the streams that have closed since the last call."""
+        """Ids of the streams that have closed since the last call, their last frame with the socket."""
         closed, self._closed_unreported = self._closed_unreported, []
         return closed
 
     def _fill_output(self) -> None:
         """Let the streams with waiting DATA take turns, one frame each, until the output is full."""
         ready, limit = self._ready, self._max_output_bytes
-        while ready and self.output_bytes < limit:
+        while ready and self.data_bytes < limit:
             state = ready[0]
             assert state.pending  # it would not be ready otherwise
             piece = state.pending[0]
@@ -749,7 +818,7 @@ class Session(ABC):
 
     def _write(self, data: Data) -> None:
         self._output.append(data)
-        self.output_bytes += len(data)
+        self.owed_bytes += len(data)
 
     # ------------------------------------------------------- streams that end
 
@@ -760,6 +829,7 @@ class Session(ABC):
 
     def _we_ended(self, state: StreamState) -> None:
         state.sending = _SAID_ALL
+        state.end_batch = self._batches_taken + 1
         if state.receiving is _HEARD_ALL:
             self._close(state, by_our_reset=False)
         elif state.reset_after_end is not None:
@@ -770,31 +840,49 @@ class Session(ABC):
         if state.queued:
             self._ready.remove(state)
         state.pending = None
-        self._remember(state.id, by_our_reset=by_our_reset)
-        self._closed_unreported.append(state.id)
+        self._closed.remember(state.id, by_our_reset=by_our_reset)
+        if state.end_batch <= self._batches_written:
+            self._closed_unreported.append(state.id)
+        elif state.end_batch > self._batches_taken:
+            self._leaving.append(state.id)
+        else:
+            self._leaving_taken.append(state.id)
 
-    def _remember(self, stream_id: int, *, by_our_reset: bool) -> None:
-        closed = self._closed
-        closed[stream_id] = by_our_reset
-        if len(closed) >= _REMEMBERED_STREAMS:
-            self._closed_before, self._closed = closed, {}
+    def _for_nothing(self) -> None:
+        """The peer has had us work for nothing. Raises `PeerAbuse` when it is too much.
 
-    def _how_closed(self, stream_id: int) -> bool | None:
-        """Whether the stream was closed by a RST_STREAM of ours; None if that is long ago, or it is not closed."""
-        by_our_reset = self._closed.get(stream_id)
-        return self._closed_before.get(stream_id) if by_our_reset is None else by_our_reset
+        What it can set against that: the streams it opened that went well; of ours all, since a server may reset each
+        of them once, at whatever rate: servers that answer early do.
+        """
+        opened, guard = self.streams_opened, self._guard
+        good = opened if self.client_side else opened - guard.streams_for_nothing - len(self.streams)
+        guard.work_for_nothing(self._now, good)
 
-    def _refuse(self, stream_id: int, error_code: ErrorCode, reason: str) -> None:
+    def _tell_of_the_limit(self) -> None:
+        self._guard.told_of_the_limit = True
+        self._events.append(
+            LimitReached(
+                "max_concurrent_streams",
+                f"{self._max_streams} calls are open on this connection: further ones wait at the caller, or are "
+                "refused, until one of them has ended",
+            )
+        )
+
+    def _refuse(self, stream_id: int, error_code: ErrorCode, reason: str, *, forgiven: bool = False) -> None:
         """Turn down a stream that the peer tries to open, before it has any state."""
-        self._guard.stream_reset(self._now)
+        self._guard.streams_for_nothing += 1
+        if not forgiven:
+            self._for_nothing()
         self._write(frames.rst_stream(stream_id, error_code))
-        self._remember(stream_id, by_our_reset=True)
+        self._closed.remember(stream_id, by_our_reset=True)
         self._events.append(StreamReset(stream_id, error_code, by_peer=False, reason=reason))
 
     def _stream_error(self, state: StreamState, error_code: ErrorCode, reason: str) -> None:
         """RFC 9113 §5.4.2: this stream ends, the connection goes on."""
-        self._guard.stream_reset(self._now)
+        self._for_nothing()
+        self._guard.streams_for_nothing += 1
         self._write_reset(state, error_code)
+        state.end_batch = self._batches_taken + 1
         self._close(state, by_our_reset=True)
         self._events.append(StreamReset(state.id, error_code, by_peer=False, reason=reason))
 

@@ -50,7 +50,9 @@ class StreamState:
 
     __slots__ = (
         "body_left",
+        "end_batch",
         "id",
+        "opened_at",
         "pending",
         "queued",
         "receiving",
@@ -62,8 +64,14 @@ class StreamState:
         "uncredited",
     )
 
-    def __init__(self, stream_id: int, send_window: int = 0, receive_window: int = 0) -> None:
+    def __init__(
+        self, stream_id: int, send_window: int = 0, receive_window: int = 0, opened_at: float = 0.0
+    ) -> None:
         self.id = stream_id
+        self.opened_at = opened_at
+        """Long ago once it has been answered: then it was not for nothing, however soon it is reset."""
+        self.end_batch = 0
+        """Which batch of the session's output has the end of our half."""
         self.receiving = _HEADERS
         self.sending = _OPEN
         self.body_left: int | None = None

@@ -20,14 +20,22 @@ from typing import assert_never
 import trio
 import trio.lowlevel
 
-from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Http2Settings
-from rawgrpc_proxy.errors import ConnectionFailed, ConnectionGone, ProxyStopping, Side, StreamRefused
+from rawgrpc_proxy.errors import (
+    ConnectionFailed,
+    ConnectionGone,
+    PeerAbuse,
+    ProxyFault,
+    ProxyStopping,
+    Side,
+    StreamRefused,
+)
 from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.http2.events import (
     ConnectionEnded,
     DataReceived,
     GoAwayReceived,
+    LimitReached,
     PingAcknowledged,
     RareEvent,
     RequestReceived,
@@ -77,9 +85,9 @@ class Connection:
     """A connection to a peer. Make it, then `run` it in a task of its own.
 
     `on_request` (server side) is called with each stream the peer opens, and `on_read` at the end of each read;
-    `on_refused` with id and reason of one that was malformed or too many. `on_change` is called when the room for
-    streams may have changed: SETTINGS, GOAWAY, a closed stream, the end.
-    None of them may wait or raise.
+    `on_refused` with id and reason of one that was malformed or too many; `on_limit` with the setting that limits the
+    peer, when it has run into it, and what becomes of it. `on_change` is called when the room for streams may have
+    changed: SETTINGS, GOAWAY, a closed stream, the end. None of them may wait or raise.
     """
 
     def __init__(
@@ -91,6 +99,7 @@ class Connection:
         on_request: Callable[[Stream], None] | None = None,
         on_read: Callable[[], None] | None = None,
         on_refused: Callable[[StreamReset], None] | None = None,
+        on_limit: Callable[[str, str], None] | None = None,
         on_change: Callable[[], None] | None = None,
     ) -> None:
         self.peer = transport.peer
@@ -108,8 +117,11 @@ class Connection:
         self._on_request = on_request
         self._on_read = on_read
         self._on_refused = on_refused
+        self._on_limit = on_limit
         self._on_change = on_change
         self.turn = current_turn()
+        self.heard_at = trio.current_time()
+        """When the peer has last sent anything."""
         self._scope = trio.CancelScope()
         self._handshake = trio.CancelScope()
         self._failure: ConnectionFailed | None = None
@@ -125,7 +137,8 @@ class Connection:
         self._opened_id = 0
         self._taken_id = 0
         self._peer_is_gone = False
-        self._drain_started = False
+        self._reading_resumes: trio.Event | None = None
+        self._draining: trio.CancelScope | None = None
         self._acknowledged = {_DRAIN_PING: trio.Event(), _LAST_PING: trio.Event()}
         self._empty = trio.Event()
         self._written = trio.Event()
@@ -160,6 +173,11 @@ class Connection:
         if not turn.collecting:
             self.wake_writer()
 
+    def tell_limit(self, limit: str, detail: str) -> None:
+        """The peer has run into `limit`."""
+        if self._on_limit is not None:
+            self._on_limit(limit, detail)
+
     def close(self, error: ConnectionFailed | None = None) -> None:
         """End the connection now. Its streams fail with `error`; what is queued gets one last try."""
         if self.state is _CLOSED:
@@ -173,14 +191,16 @@ class Connection:
         """Take no more streams, let the open ones finish for up to `grace_s` seconds, then close.
 
         Two GOAWAYs with a PING between them (RFC 9113 §6.8), so that no stream in flight is lost. Cancellation
-        closes at once. A second call while the first one runs does nothing.
+        closes at once. A second call while the first one runs returns at once, and may only shorten its grace.
         """
-        if self.state is _CLOSED or self._drain_started:
+        if self.state is _CLOSED:
             return
-        self._drain_started = True
+        if self._draining is not None:
+            self._draining.deadline = min(self._draining.deadline, trio.current_time() + grace_s)
+            return
         self.state = _DRAINING
         try:
-            with trio.move_on_after(grace_s):
+            with trio.move_on_after(grace_s) as self._draining:
                 had_streams = bool(self.streams)
                 if not self.session.client_side:
                     await self._announce_the_end()
@@ -221,7 +241,10 @@ class Connection:
     # ------------------------------------------------------------------- life
 
     async def run(self) -> None:
-        """Run the connection to its end. Raises nothing but cancellation; `error` tells why it ended."""
+        """Run the connection to its end; `error` tells why it ended, a fault of the proxy's own included.
+
+        Raises cancellation, and what only ends a program (KeyboardInterrupt). One connection's trouble stays here.
+        """
         failure: ConnectionFailed | None = None
         try:
             with self._scope:
@@ -236,6 +259,8 @@ class Connection:
                     self._scope.cancel()
             if self._fault is not None:
                 raise self._fault
+        except Exception as fault:  # noqa: BLE001  # a fault of ours must not end the connections of others
+            failure = self._failure_of(fault)
         except BaseException as fault:
             failure = failure or self._failure_of(fault)
             raise
@@ -253,8 +278,10 @@ class Connection:
     def _failure_of(self, fault: BaseException) -> ConnectionFailed:
         """Why the connection ends, when something is raised through it: cancellation, or a fault of ours."""
         others = fault.split(trio.Cancelled)[1] if isinstance(fault, BaseExceptionGroup) else fault
+        while isinstance(others, BaseExceptionGroup) and len(others.exceptions) == 1:
+            others = others.exceptions[0]
         if others is not None and not isinstance(others, trio.Cancelled):
-            return ConnectionFailed(f"fault in the proxy: {others!r}", error_code=ErrorCode.INTERNAL_ERROR)
+            return ProxyFault(others)
         return ConnectionGone("closed by the proxy") if self.session.client_side else ProxyStopping()
 
     async def _read_loop(self) -> ConnectionFailed:
@@ -263,6 +290,11 @@ class Connection:
         with self._handshake:
             try:
                 await self._transport.receive_each(self._heard)
+                while self._reading_resumes is not None:
+                    # Level-triggered: what has come meanwhile is still there.
+                    await self._reading_resumes.wait()
+                    self._reading_resumes = None
+                    await self._transport.receive_each(self._heard)
             except OSError as error:
                 self._peer_is_gone = True  # or we have closed the transport
                 return ConnectionGone(_describe(error))
@@ -276,7 +308,8 @@ class Connection:
             self.state = _DRAINING
             return False
         session, streams = self.session, self.streams
-        for event in session.receive(data, trio.current_time()):
+        self.heard_at = now = trio.current_time()
+        for event in session.receive(data, now):
             # Those of every call come first, and not in the match: it looks at their fields one by one.
             if isinstance(event, DataReceived):
                 streams[event.stream_id].sink.data(event.data, event.credit, event.end_stream)
@@ -299,12 +332,21 @@ class Connection:
         if session.peer_settings_seen and not self.ready.is_set():
             self._handshake.deadline = math.inf
             self.ready.set()
+        if self._writing and session.owed_bytes > self._settings.max_owed_bytes:
+            # It asks, and does not read the answers.
+            self._reading_resumes = trio.Event()
+            return False
         return True
+
+    @property
+    def reading_pauses(self) -> bool:
+        """Whether nothing is read at present, since too much of what the peer is owed waits for its socket."""
+        return self._reading_resumes is not None
 
     def _request(self, event: RequestReceived) -> None:
         stream = Stream(self, event.stream_id, event.headers)
         stream.oversized = event.oversized
-        stream.inbox.ended = event.end_stream
+        stream.inbox.ended = stream.ended_by_headers = event.end_stream
         self.streams[event.stream_id] = stream
         if self._on_request is not None:
             self._on_request(stream)
@@ -319,6 +361,8 @@ class Connection:
                 self._acknowledged.get(opaque, trio.Event()).set()
             case GoAwayReceived(_, code, debug):
                 self._peer_goes_away(code, debug)
+            case LimitReached(limit, detail):
+                self.tell_limit(limit, detail)
             case ConnectionEnded(error):
                 self._failure = error
             case _:
@@ -390,7 +434,9 @@ class Connection:
                     if isinstance(self.error, ConnectionFailed) and not self.session.ended:
                         self.session.fail(self.error)
                     with contextlib.suppress(OSError):
-                        await self._transport.send_all(self._unsent + self.session.take_output()[0])
+                        await self._transport.send_all(
+                            self._unsent + self.session.take_output()[0], _FAREWELL_TIMEOUT_S
+                        )
                         if self.error is not None and self.error.error_code:
                             await self._transport.linger()
         finally:
@@ -428,6 +474,7 @@ class Connection:
                 self._writing = True
                 self.wake_writer()
                 break
+            session.output_written()
             for source, size in receipts:
                 source.credit(size)
         else:
@@ -452,13 +499,23 @@ class Connection:
                     self._written.set()
                     await self._wait_for_work()
                     continue
-                await self._transport.send_all(chunks)
+                await self._transport.send_all(chunks, self._settings.send_timeout_s)
                 self._writing = False
+                session.output_written()
                 for source, size in receipts:
                     source.credit(size)
                 self._report_closed()
+                if self._reading_resumes is not None and session.owed_bytes <= self._settings.max_owed_bytes:
+                    self._reading_resumes.set()
                 self.turn.flush()
                 await trio.lowlevel.checkpoint()
+        except TimeoutError:
+            self.close(
+                PeerAbuse(
+                    f"the peer has taken nothing of what waits for it for {self._settings.send_timeout_s:g} s "
+                    "(send_timeout_s)"
+                )
+            )
         except OSError as error:
             self.close(ConnectionGone(_describe(error)))
 

@@ -13,12 +13,14 @@ happens upstream after it; each call ends exactly once.
 
 from collections.abc import Callable
 
-from rawgrpc_proxy.codes import ErrorCode
+from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.messages import MessageCounter
 from rawgrpc_proxy.grpc.metadata import FixedHeaders, Headers, for_next_hop
+from rawgrpc_proxy.grpc.status import status_fields
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.header_blocks import HeaderList
+from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.stream import Stream
 
 _NO_ERROR, _CANCEL = ErrorCode.NO_ERROR, ErrorCode.CANCEL  # looked up once, not for every call
@@ -70,7 +72,7 @@ class Splice:
         """Why the downstream peer is gone, if it is."""
         self.upstream_error: RpcError | None = None
         """Why the upstream stream ended without a complete response, if it did."""
-        self.replay: list[bytes] | None = []
+        self.replay: bytearray | None = bytearray()
         """The request so far, until the call is committed to its upstream; None from then on."""
         self.downstream_closed = False
         """All of the response is out, or the peer has given up."""
@@ -78,20 +80,13 @@ class Splice:
         self._request_ended = False
         self._abandoned = False
 
-    @property
-    def request_is_empty(self) -> bool:
-        """Has the request ended without a body and without trailers? Then END_STREAM belongs on its headers."""
-        inbox = self.downstream.inbox
-        ended = self._request_ended or inbox.ended
-        return ended and not (
-            self.request_bytes or inbox.held or self.request_trailers or inbox.trailers_received
-        )
-
     def join(self, upstream: Stream) -> None:
         """Connect the call to `upstream`, whose request headers are out. What has come from downstream goes first.
 
-        The headers said END_STREAM exactly if `request_is_empty` did. May be called a second time, with another
-        stream, when the first has failed with an error that is safe to retry and while `replay` is not None.
+        The headers said END_STREAM exactly if the caller's did (`Stream.ended_by_headers`): there are servers that take
+        an empty request well only if its end comes in a DATA frame, as their clients send it. May be called a second
+        time, with another stream, when the first has failed with an error that is safe to retry and while `replay` is
+        not None.
         """
         inbox = self.downstream.inbox
         self.upstream = upstream
@@ -106,16 +101,17 @@ class Splice:
             self.request_trailers = for_next_hop(inbox.trailers_received)
         self._request_ended = self._request_ended or inbox.ended
         ends_with_data = self._request_ended and self.request_trailers is None
-        sent_before, held = tuple(self.replay or ()), inbox.take_all()
-        left = len(sent_before) + len(held)
-        for data in sent_before:
-            left -= 1
-            upstream.send_data(data, end_stream=ends_with_data and not left)
+        held = inbox.take_all()
+        left = len(held)
+        if self.replay:
+            upstream.send_data(bytes(self.replay), end_stream=ends_with_data and not left)
         for data, credit in held:
             left -= 1
             pipe.data(data, credit, end_stream=ends_with_data and not left)
         if self.request_trailers is not None:
             upstream.send_headers(self.request_trailers, end_stream=True)
+        elif ends_with_data and not self.request_bytes and not self.downstream.ended_by_headers:
+            upstream.send_data(b"", end_stream=True)
 
     def end(self) -> None:
         """Tell of no more changes. The upstream stream, if it is still open, is reset."""
@@ -168,7 +164,7 @@ class _RequestPipe:
         if replay is not None:
             if splice.request_bytes <= REPLAY_BYTES:
                 # Kept here, and so delivered as far as the sender is concerned.
-                replay.append(bytes(data))
+                replay += data
                 if not end_stream:
                     splice.downstream.credit(credit)
                 upstream.send_data(data, end_stream)
@@ -214,8 +210,19 @@ class _ResponsePipe:
     def response(self, headers: HeaderList, end_stream: bool) -> None:
         splice = self._splice
         splice.replay = None
+        downstream = splice.downstream
+        limit = downstream.connection.session.peer_max_header_list_bytes
+        if limit < UNLIMITED and _size(headers) > limit and not end_stream:
+            splice.upstream_error = RpcError(
+                Status.RESOURCE_EXHAUSTED,
+                f"the response headers have {_size(headers)} bytes; the caller takes {limit}",
+                origin="proxy",
+            )
+            splice.abandon(_CANCEL)
+            splice._changed()
+            return
         splice.response_headers = headers
-        splice.downstream.send_headers(_passed_on(headers), end_stream)
+        downstream.send_headers(_passed_on(headers) if not end_stream else self._end_of(headers), end_stream)
         if end_stream:
             splice._response_complete()
 
@@ -230,8 +237,21 @@ class _ResponsePipe:
     def trailers(self, headers: HeaderList) -> None:
         splice = self._splice
         splice.response_trailers = headers
-        splice.downstream.send_headers(_passed_on(headers), end_stream=True)
+        splice.downstream.send_headers(self._end_of(headers), end_stream=True)
         splice._response_complete()
+
+    def _end_of(self, headers: HeaderList) -> Headers:
+        """The end of the response as it goes on: whole, or how the call went, if the caller takes no more."""
+        connection = self._splice.downstream.connection
+        limit = connection.session.peer_max_header_list_bytes
+        if limit == UNLIMITED or _size(headers) <= limit:
+            return _passed_on(headers)
+        connection.tell_limit(
+            "SETTINGS_MAX_HEADER_LIST_SIZE",
+            f"the trailers of a response have {_size(headers)} bytes; this caller takes {limit}: of them only "
+            "grpc-status and grpc-message are passed on",
+        )
+        return status_fields(_passed_on(headers), limit)
 
     def failed(self, error: RpcError) -> None:
         splice = self._splice
@@ -249,6 +269,12 @@ class _ResponsePipe:
         if splice.upstream is self._upstream:
             splice.upstream_closed = True
             splice._changed()
+
+
+def _size(headers: HeaderList) -> int:
+    """As SETTINGS_MAX_HEADER_LIST_SIZE counts it."""
+    assert headers.checked is not None  # a session reports no list that it has not looked at
+    return headers.checked.size
 
 
 def _passed_on(headers: HeaderList) -> Headers:

@@ -13,6 +13,7 @@ import trio
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.errors import (
     ConnectionFailed,
+    ProxyFault,
     ProxyStopping,
     RpcError,
     Side,
@@ -58,15 +59,17 @@ class Sink(Protocol):
 class Stream:
     """A stream of `connection`. It is its own credit source: DATA that came from it is credited back to it."""
 
-    __slots__ = ("connection", "headers", "id", "inbox", "oversized", "sink")
+    __slots__ = ("connection", "ended_by_headers", "headers", "id", "inbox", "oversized", "sink")
 
     def __init__(self, connection: "Connection", stream_id: int, headers: Headers) -> None:
         self.connection = connection
         self.id = stream_id
         self.headers = headers
         """The request headers."""
-        self.oversized = False
-        """They were longer than our limit: only the pseudo-fields are here."""
+        self.ended_by_headers = False
+        """The request headers that came said END_STREAM."""
+        self.oversized = ""
+        """Which limit they have passed, if they have: only the pseudo-fields are here."""
         self.inbox = Inbox(connection, stream_id)
         self.sink: Sink = self.inbox
 
@@ -269,6 +272,8 @@ def reset_error(error_code: int, side: Side, reason: str) -> StreamReset:
 
 def lost_error(error: ConnectionFailed, connection: "Connection") -> RpcError:
     """The error of a call whose connection is lost."""
+    if isinstance(error, ProxyFault):
+        return RpcError(Status.INTERNAL, error.message, origin="proxy")
     if isinstance(error, ProxyStopping):
         return RpcError(Status.UNAVAILABLE, error.message, origin="proxy")
     return UpstreamUnavailable(f"the connection to {connection.peer} is lost: {error}", side=connection.side)

@@ -28,6 +28,8 @@ _FLUSH_AT_ONCE_BYTES = 16 * 1024
 """So much is not kept until others have been read: that would gain nothing and pile up."""
 _JOIN_UP_TO_BYTES = 16 * 1024
 """One copy of so little costs less than the system call's look at each piece."""
+_TLS_RECORD_BYTES = 16 * 1024  # RFC 8446 §5.1
+_LOST_AFTER_S = 30.0
 _IOV_MAX = 1024  # chunks for one sendmsg: the limit of Linux, macOS and the BSDs
 
 
@@ -48,8 +50,8 @@ class Transport(Protocol):
     def send_now(self, chunks: list[Data]) -> list[Data]:
         """Write what can be written without waiting and answer the rest."""
 
-    async def send_all(self, chunks: list[Data]) -> None:
-        """Write everything, waiting as needed."""
+    async def send_all(self, chunks: list[Data], timeout_s: float) -> None:
+        """Write everything, waiting as needed. Raises `TimeoutError` if nothing at all goes out for `timeout_s`."""
 
     async def linger(self) -> None:
         """Say that no more comes, and throw away what the peer still sends until it is done or gone.
@@ -73,6 +75,7 @@ class SocketTransport:
         if sock.family in {socket.AF_INET, socket.AF_INET6}:
             # Frames are written when they are complete; waiting for more (Nagle) only adds latency.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            mind_lost_bytes(sock)
 
     async def receive_each(self, take: Callable[[bytes], bool]) -> None:
         sock, turn = self._sock, current_turn()
@@ -118,13 +121,16 @@ class SocketTransport:
             chunks = _after(chunks, sent)
         return []
 
-    async def send_all(self, chunks: list[Data]) -> None:
+    async def send_all(self, chunks: list[Data], timeout_s: float) -> None:
         chunks = self.send_now(chunks)
         while chunks:
-            try:
-                await trio.lowlevel.wait_writable(self._open_fd())
-            except trio.ClosedResourceError as error:
-                raise closed_error() from error
+            with trio.move_on_after(timeout_s) as patience:
+                try:
+                    await trio.lowlevel.wait_writable(self._open_fd())
+                except trio.ClosedResourceError as error:
+                    raise closed_error() from error
+            if patience.cancelled_caught:
+                raise TimeoutError
             chunks = self.send_now(chunks)
 
     def _open_fd(self) -> int:
@@ -176,18 +182,40 @@ class StreamTransport:
     def send_now(self, chunks: list[Data]) -> list[Data]:
         return chunks
 
-    async def send_all(self, chunks: list[Data]) -> None:
-        try:
-            await self._stream.send_all(b"".join(chunks))
-        except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError) as error:
-            raise _as_os_error(error) from error
+    async def send_all(self, chunks: list[Data], timeout_s: float) -> None:
+        data = memoryview(b"".join(chunks))
+        # In pieces, since how much of one has gone out is not to be known.
+        for start in range(0, len(data), _TLS_RECORD_BYTES):
+            with trio.move_on_after(timeout_s) as patience:
+                try:
+                    await self._stream.send_all(data[start : start + _TLS_RECORD_BYTES])
+                except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError) as error:
+                    raise _as_os_error(error) from error
+            if patience.cancelled_caught:
+                raise TimeoutError
 
     async def linger(self) -> None:
-        """Nothing to do that all streams could: TLS ends with a close_notify, in-memory ones lose nothing."""
+        stream = self._stream
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError):
+            if isinstance(stream, trio.SSLStream):
+                tls, stream = stream, stream.transport_stream
+                # Says close_notify, and waits for the peer's; one that still sends data instead is no error here.
+                with contextlib.suppress(trio.BrokenResourceError, ssl.SSLError):
+                    await tls.unwrap()
+            if isinstance(stream, trio.abc.HalfCloseableStream):
+                await stream.send_eof()
+                while await stream.receive_some(READ_BYTES):
+                    pass
 
     async def aclose(self) -> None:
         # Forcefully: no TLS farewell, for which a dead peer would have to be waited for.
         await trio.aclose_forcefully(self._stream)
+
+
+def mind_lost_bytes(sock: socket.socket) -> None:
+    """Have TCP give up a link on which what was sent is not acknowledged for 30 s, not 15 min (RFC 5482)."""
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * _LOST_AFTER_S))
 
 
 def _after(chunks: list[Data], sent: int) -> list[Data]:
