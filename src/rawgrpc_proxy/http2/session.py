@@ -37,7 +37,7 @@ from rawgrpc_proxy.http2.events import (
 )
 from rawgrpc_proxy.http2.frames import Data, FrameSplitter, Setting
 from rawgrpc_proxy.http2.guard import MAX_SETTINGS_ENTRIES, Guard
-from rawgrpc_proxy.http2.header_blocks import HeaderDecoder, HeaderList
+from rawgrpc_proxy.http2.header_blocks import HeaderDecoder, HeaderList, check_fields
 from rawgrpc_proxy.http2.stream_state import CreditSource, Receiving, Sending, StreamState
 
 # Looked up once: an enum's member costs as much as a call, each time, and these are asked for with every frame.
@@ -517,13 +517,16 @@ class Session(ABC):
     # ----------------------------------------------------------------- output
 
     def open_stream(self, headers: Headers, end_stream: bool = False) -> int:
-        """Open a stream with these request headers and answer its id. The caller has looked at `room`."""
+        """Open a stream with these request headers and answer its id. The caller has looked at `room`.
+
+        Raises `TypeError` for fields that are no pairs of bytes; there is no stream then, and its id is the next one's.
+        """
         state = StreamState(self._next_id, self._peer_stream_window, self._stream_window_bytes)
+        self._write_headers(state, headers, end_stream)
         self._next_id += 2
         self._streams_opened += 1
         self._guard.stream_opened_by_us()
         self.streams[state.id] = state
-        self._write_headers(state, headers, end_stream)
         if end_stream:
             self._we_ended(state)
         return state.id
@@ -540,12 +543,14 @@ class Session(ABC):
     def send_headers(self, stream_id: int, headers: Headers, end_stream: bool = False) -> None:
         """Send response headers, or trailers (`end_stream`), behind the DATA that waits on the stream.
 
-        A stream that is closed, or closing already, takes nothing: its end has been told by an event.
+        A stream that is closed, or closing already, takes nothing: its end has been told by an event. Raises
+        `TypeError` for fields that are no pairs of bytes; the stream is as it was then.
         """
         state = self.streams.get(stream_id)
         if state is None or state.sending is not _OPEN:
             return
         if state.pending:
+            check_fields(headers)  # now, since later there is nobody to tell
             state.trailers = headers
             state.sending = _CLOSING
             return
@@ -833,7 +838,10 @@ class Session(ABC):
 
     @abstractmethod
     def _write_headers(self, state: StreamState, headers: Headers, end_stream: bool) -> None:
-        """Encode the list and put HEADERS (and CONTINUATION) into the output."""
+        """Encode the list and put HEADERS (and CONTINUATION) into the output.
+
+        `TypeError` for fields that are no pairs of bytes; nothing has changed then.
+        """
 
     @abstractmethod
     def _write_data(self, state: StreamState, data: Data, end_stream: bool) -> None:
