@@ -20,7 +20,7 @@ import hpack
 
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import DEFAULT_WINDOW, MIN_FRAME_SIZE, Http2Settings
-from rawgrpc_proxy.errors import ConnectionFailed, ProtocolViolation
+from rawgrpc_proxy.errors import ConnectionFailed, NotHttp2, ProtocolViolation
 from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.http2 import fields, frames
 from rawgrpc_proxy.http2.events import (
@@ -49,11 +49,6 @@ _HEADER_TABLE_BYTES = 4096
 _REMEMBERED_STREAMS = 1024
 _FIELD_OVERHEAD = 32  # RFC 9113 §6.5.2, RFC 7541 §4.1
 _HARD_LIMIT_FACTOR = 2
-
-_HTTP1_ANSWER = (
-    b"HTTP/1.1 505 HTTP Version Not Supported\r\ncontent-type: text/plain\r\ncontent-length: 65\r\n"
-    b"connection: close\r\n\r\nThis port speaks gRPC: HTTP/2 with prior knowledge, no HTTP/1.1.\n"
-)
 
 Receipt = list[Any]
 """[source, credit]: a `CreditSource`, and what it is owed. A list, because the next frame of the source adds to it."""
@@ -665,8 +660,9 @@ class Session(ABC):
         self.streams.clear()  # from here on every command finds its stream closed
         self._ready.clear()
         if not self._started:
-            if error.error_code == ErrorCode.HTTP_1_1_REQUIRED:
-                self._write(_HTTP1_ANSWER)
+            if isinstance(error, NotHttp2):
+                if error.answer:
+                    self._write(error.answer)
                 return
             self._write(
                 frames.settings({})
