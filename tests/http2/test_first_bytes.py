@@ -109,11 +109,14 @@ def test_a_request_line_without_end_is_one_after_eight_kibibytes() -> None:
         ),
         (
             b"PROXY TCP4 192.0.2.1 192.0.2.2 4711 50051\r\n" + peer.PREFACE,
-            "a PROXY protocol header, not HTTP/2",
+            "a PROXY protocol header (version 1), not HTTP/2",
         ),
-        (b"PROXY TCP6 ::1 ::1 4711 50051\r\n" + peer.PREFACE, "a PROXY protocol header, not HTTP/2"),
-        (b"PROXY UNKNOWN\r\n" + peer.PREFACE, "a PROXY protocol header, not HTTP/2"),
-        (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c", "a PROXY protocol header, not HTTP/2"),
+        (
+            b"PROXY TCP6 ::1 ::1 4711 50051\r\n" + peer.PREFACE,
+            "a PROXY protocol header (version 1), not HTTP/2",
+        ),
+        (b"PROXY UNKNOWN\r\n" + peer.PREFACE, "a PROXY protocol header (version 1), not HTTP/2"),
+        (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c", "a PROXY protocol header (version 2), not HTTP/2"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "an SSH greeting"),
         (b"INVALID CONNECTION PREFACE\r\n\r\n", "no HTTP/2 preface"),
         (b"PRI / HTTP/2.0\r\n\r\nSM\r\n\r\n", "no HTTP/2 preface"),

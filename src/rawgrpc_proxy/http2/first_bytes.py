@@ -37,13 +37,13 @@ _START_OF_ONE = re.compile(
 )  # fmt: skip
 
 _A_PROXY_HEADER = (
-    "a PROXY protocol header, not HTTP/2: have the load balancer in front send none (in HAProxy, a server without "
-    "send-proxy)"
+    "a PROXY protocol header (version {}), not HTTP/2: have the load balancer in front send none (in HAProxy, a server "
+    "without send-proxy)"
 )
 _CLIENTS = {
-    b"PROXY TCP": _A_PROXY_HEADER,
-    b"PROXY UNKNOWN": _A_PROXY_HEADER,
-    b"\r\n\r\n\0\r\nQUIT\n": _A_PROXY_HEADER,
+    b"PROXY TCP": _A_PROXY_HEADER.format(1),
+    b"PROXY UNKNOWN": _A_PROXY_HEADER.format(1),
+    b"\r\n\r\n\0\r\nQUIT\n": _A_PROXY_HEADER.format(2),
     b"\x16\x03": (
         "a TLS handshake, not HTTP/2: --listen speaks plaintext; have the client do so too, or give Server.serve an "
         "ssl_context"

@@ -76,9 +76,10 @@ _STATIC = HeaderTable.STATIC_TABLE
 class HeaderList(FixedHeaders):
     """A decoded list. Nobody may change it.
 
-    The same object is answered each time an equal list comes, on whichever connection, so those who work something out
-    from it leave the result here: `checked` is the session's, `passed_on` a splice's, `asked` the server's, `told` a
-    forwarding's. What peers repeat for every call is looked at once.
+    The same object is answered each time an equal list comes on the connection, and where the list tells nothing of its
+    caller on any other, so those who work something out from it leave the result here: `checked` is the session's,
+    `passed_on` a splice's, `asked` the server's, `told` a forwarding's. What peers repeat for every call is looked at
+    once. What is left here counts as `_LIST_BYTES` say: it must be small, or as large as the list at the most.
     """
 
     __slots__ = ("asked", "checked", "passed_on", "told")
@@ -332,7 +333,7 @@ class HeaderEncoder:
         self._max_size = HeaderTable.DEFAULT_SIZE
         self._smallest: int | None = None
         """The smallest size since the last block, if it was changed."""
-        self._seen = array("q", bytes(8 * _SEEN))
+        self._seen = array("I", bytes(4 * _SEEN))
         """Hashes of fields that have come once, each in its place. No field is kept for that, and none looked for."""
 
     def set_table_size(self, size: int) -> None:
@@ -383,7 +384,7 @@ class HeaderEncoder:
     def _keep(self, headers: FixedHeaders, block: bytes) -> None:
         weight = _KEPT_BLOCK_BYTES + len(block)
         room = (
-            _MAX_KEPT_BYTES - _FIXED_BYTES - 8 * _SEEN - self._size - _ENCODED_ENTRY_BYTES * len(self._table)
+            _MAX_KEPT_BYTES - _FIXED_BYTES - 4 * _SEEN - self._size - _ENCODED_ENTRY_BYTES * len(self._table)
         )
         if weight > min(room, _MAX_LIST_BYTES):
             return
@@ -417,7 +418,7 @@ class HeaderEncoder:
         size = len(name) + len(value) + _ENTRY_OVERHEAD
         if size > _MAX_INDEXED_BYTES or size > self._max_size:
             return part
-        number = hash(field)
+        number = hash(field) & 0xFFFF_FFFF
         if self._seen[number % _SEEN] != number:
             new.append(number)
             return part
