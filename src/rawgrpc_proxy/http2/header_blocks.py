@@ -7,8 +7,8 @@ else a call needs. hpack has the static table, the decoder's dynamic one, and th
 Answers are kept as well, as long as they cannot have changed: an answer holds for one state of the dynamic table, and
 the first block that changes the table throws all answers away.
 
-What is kept is bounded in bytes, as Python takes them, and by whose it is. A decoder and an encoder keep up to 32 KiB
-each, their dynamic tables included, which go with the connection. Lists that all connections share (4 MiB) have
+What is kept is bounded in bytes, as Python takes them, and by whose it is. A decoder and an encoder together keep up to
+64 KiB, their dynamic tables included, which go with the connection. Lists that all connections share (4 MiB) have
 fields of the protocol only: whatever else a field holds may be a credential, under whichever name, and lives no longer
 than the connection it came on. An encoder knows such a list only as long as somebody else does.
 
@@ -33,23 +33,23 @@ from hpack.table import HeaderTable
 from rawgrpc_proxy.grpc.metadata import FixedHeaders, Headers, RawHeader
 from rawgrpc_proxy.http2.fields import CheckedFields
 
-_MAX_KEPT_BYTES = 32 * 1024
-"""What a decoder, or an encoder, may keep."""
+_OF_REQUESTS, _OF_RESPONSES = 42 * 1024, 22 * 1024
+"""What a decoder or an encoder may keep, by what passes through it: requests differ more. A client's with a token are
+kept for fifteen methods, or for thirty if the client has its token indexed."""
 _MAX_SHARED_BYTES = 4 * 1024 * 1024
 _MAX_LIST_BYTES = 8 * 1024
 """Of one list: another one has to find room beside it."""
 _MAX_INDEXED_BYTES = 1024
 """Of a field, in RFC 7541's measure: a quarter of the table."""
+_MAX_ENTRIES = 64
+_TABLE_OF_TINY_FIELDS = 2048
 _SEEN = 128
 
 # What things take in CPython, measured, beyond the bytes of their names and values.
 _FIXED_BYTES = 1536  # an empty decoder, or encoder, and the first size of its dicts
 _DECODED_ENTRY_BYTES = 152  # an entry of the table: a tuple and two bytes objects, less RFC 7541's 32
 _ENCODED_ENTRY_BYTES = 234  # and its place in a dict
-_LIST_BYTES = (
-    1500  # a list with its block, and what the floors above leave on it, with texts of up to half a KiB
-)
-_SHORT_LIST_BYTES = 512
+_LIST_BYTES = 900  # a list with its block, and what the floors above leave on it
 _FIELD_BYTES = 32  # its place in four lists: decoded, in metadata, for the next hop
 _LITERAL_BYTES = 176  # a field that is in no table
 _TRIMMED_BYTES = 128  # a field that is copied, to leave without its edge blanks
@@ -93,17 +93,32 @@ class HeaderList(FixedHeaders):
 
 
 class HeaderDecoder:
-    """Decodes the blocks of one connection. `max_list_bytes` is RFC 9113 §6.5.2's measure."""
+    """Decodes the blocks of one connection: its requests, or its responses.
 
-    __slots__ = ("_answers", "_has_blanks", "_kept_bytes", "_max_list_bytes", "_max_table_bytes", "_table")
+    `max_list_bytes` is RFC 9113 §6.5.2's measure.
+    """
 
-    def __init__(self, max_list_bytes: int) -> None:
+    __slots__ = (
+        "_answers",
+        "_has_blanks",
+        "_inserted_bytes",
+        "_kept_bytes",
+        "_max_kept_bytes",
+        "_max_list_bytes",
+        "_max_table_bytes",
+        "_table",
+    )
+
+    def __init__(self, max_list_bytes: int, *, of_requests: bool = True) -> None:
+        self._max_kept_bytes = _OF_REQUESTS if of_requests else _OF_RESPONSES
         self._table = HeaderTable()
         self._max_table_bytes = self._table.maxsize
         self._max_list_bytes = max_list_bytes
         self._answers: dict[bytes, HeaderList] = {}
         self._kept_bytes = 0
         """What the answers take."""
+        self._inserted_bytes = 0
+        """What has ever been put into the table; most of the time it is less than the table may hold."""
         self._has_blanks = False
         """Has there been a value with blanks at its edges? Then any list may be copied, to leave without them."""
 
@@ -129,7 +144,7 @@ class HeaderDecoder:
 
     def _keep(self, block: bytes, headers: HeaderList, weight: int) -> None:
         table = self._table
-        room = _MAX_KEPT_BYTES - _FIXED_BYTES - table.maxsize
+        room = self._max_kept_bytes - _FIXED_BYTES - min(self._inserted_bytes, table.maxsize)
         room -= _DECODED_ENTRY_BYTES * len(table.dynamic_entries)
         if self._kept_bytes + weight > room:
             self._answers.clear()
@@ -183,8 +198,9 @@ class HeaderDecoder:
         count = len(headers)
         size = self._max_list_bytes - room - _ENTRY_OVERHEAD * count
         weight = _LIST_BYTES + _FIELD_BYTES * count + _LITERAL_BYTES * literals + literal_bytes + end
-        if size > _SHORT_LIST_BYTES:
-            weight += size - _SHORT_LIST_BYTES
+        for name, value in headers[:4]:
+            if name == b":path":
+                weight += len(value)  # it is the method's name as well
         if self._has_blanks:
             weight += size + _TRIMMED_BYTES * count
         return headers, changed, marked, weight
@@ -204,6 +220,7 @@ class HeaderDecoder:
             self._has_blanks = True
         if first & _WITH_INDEXING:
             self._table.add(name, value)
+            self._inserted_bytes += len(name) + len(value) + _ENTRY_OVERHEAD
         elif first & _NEVER_INDEXED:
             # Marked by its type, for the encoder of the next hop (§6.2.3).
             return hpack.NeverIndexedHeaderTuple(name, value), position
@@ -298,7 +315,7 @@ def _forget(kept: "ref[FixedHeaders]") -> None:
 
 
 class HeaderEncoder:
-    """Encodes the lists of one connection.
+    """Encodes the lists of one connection: its requests, or its responses.
 
     A field enters the dynamic table when it comes for the second time. What differs with every call, like a deadline or
     a trace, so never pushes out what repeats, and leaves the answers that are kept in force.
@@ -309,6 +326,7 @@ class HeaderEncoder:
         "_answers",
         "_inserted",
         "_kept_bytes",
+        "_max_kept_bytes",
         "_max_size",
         "_numbers",
         "_seen",
@@ -318,7 +336,8 @@ class HeaderEncoder:
         "_table",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, *, of_requests: bool = True) -> None:
+        self._max_kept_bytes = _OF_REQUESTS if of_requests else _OF_RESPONSES
         self._self = ref(self)
         self._answers: dict[int, _KeptBlock] = {}
         """By the identity of lists that nobody changes: to hash a list takes longer than all else here."""
@@ -376,6 +395,9 @@ class HeaderEncoder:
         self._smallest = None
         for number in new:
             self._seen[number % _SEEN] = number
+        if len(self._table) > _MAX_ENTRIES:
+            # Fields so small take several times their size in memory. From the next block on there are fewer.
+            self.set_table_size(min(self._max_size, _TABLE_OF_TINY_FIELDS))
         if repeats and not new and self._inserted == inserted:
             assert isinstance(headers, FixedHeaders)
             self._keep(headers, block)
@@ -384,7 +406,11 @@ class HeaderEncoder:
     def _keep(self, headers: FixedHeaders, block: bytes) -> None:
         weight = _KEPT_BLOCK_BYTES + len(block)
         room = (
-            _MAX_KEPT_BYTES - _FIXED_BYTES - 4 * _SEEN - self._size - _ENCODED_ENTRY_BYTES * len(self._table)
+            self._max_kept_bytes
+            - _FIXED_BYTES
+            - 4 * _SEEN
+            - self._size
+            - _ENCODED_ENTRY_BYTES * len(self._table)
         )
         if weight > min(room, _MAX_LIST_BYTES):
             return

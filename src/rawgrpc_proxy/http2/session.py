@@ -79,7 +79,7 @@ class Session(ABC):
         self._now = 0.0
         # The decoder's own limit ends the connection; the smaller one in _oversized only the stream.
         hard_limit = settings.max_header_list_bytes + _FIELD_OVERHEAD * settings.max_header_fields
-        self._decoder = HeaderDecoder(_HARD_LIMIT_FACTOR * hard_limit)
+        self._decoder = HeaderDecoder(_HARD_LIMIT_FACTOR * hard_limit, of_requests=not client_side)
         self._block: bytearray | None = None
         self._block_stream_id = 0
         self._block_ends_stream = False
@@ -493,7 +493,9 @@ class Session(ABC):
     def _check(self, headers: HeaderList, rule: fields.Rule) -> fields.CheckedFields:
         checked = headers.checked
         if checked is None or checked.rule is not rule or checked.limits != self._limits:
-            checked = headers.checked = fields.check(headers, rule, self._limits)
+            checked = fields.check(headers, rule, self._limits)
+            if checked.problem is None:
+                headers.checked = checked
         return checked
 
     def _expect_body(self, state: StreamState, checked: fields.CheckedFields, end_stream: bool) -> bool:
