@@ -271,6 +271,23 @@ def test_of_several_changes_of_the_table_the_smallest_and_the_last_are_announced
     assert list(decoder.decode(encoder.encode(REQUEST), raw=True)) == REQUEST
 
 
+def test_a_table_of_tiny_fields_is_made_smaller() -> None:
+    """They take several times in memory what RFC 7541 counts for them. Any decoder follows."""
+    encoder, decoder = HeaderEncoder(), hpack.Decoder()
+    fields = [(b"%c" % (97 + number % 26), b"%d" % number) for number in range(300)]
+
+    for field in fields:
+        for _ in range(3):
+            assert list(decoder.decode(encoder.encode([field]), raw=True)) == [field]
+        assert len(encoder._table) <= 65
+
+    assert decoder.header_table_size == 2048
+    encoder.set_table_size(4096)
+    for headers in (REQUEST, REQUEST, REQUEST, fields[-5:]):
+        assert list(decoder.decode(encoder.encode(headers), raw=True)) == headers
+    assert decoder.header_table_size == 4096
+
+
 def test_values_are_never_huffman_coded() -> None:
     assert b"/helloworld.Greeter/SayHello" in HeaderEncoder().encode(REQUEST)
 
