@@ -157,6 +157,18 @@ def test_bad_first_settings_are_answered_with_settings_and_goaway(engine: Engine
     assert peer.hear() == ["SETTINGS", "GOAWAY 0 PROTOCOL_ERROR"]
 
 
+@pytest.mark.parametrize("start", [b"PROXY T", b"\x16", b"GET /", b"hello"])
+def test_whoever_begins_otherwise_and_falls_silent_gets_no_settings_either(
+    engine: Engine, start: bytes
+) -> None:
+    peer = fresh_server(engine)
+    assert peer.tell(start) == []
+
+    peer.session.fail(ConnectionGone("too slow"))
+
+    assert not peer.session.wants_output
+
+
 @pytest.mark.parametrize("line", [b"GET /", b"CONNECT 10.0.0.7:50051", b"M-SEARCH *", b"VERSION-CONTROL /x"])
 @pytest.mark.parametrize("cut", [1, 4, 5, 16])
 def test_an_http1_client_gets_an_answer_it_can_read(engine: Engine, line: bytes, cut: int) -> None:

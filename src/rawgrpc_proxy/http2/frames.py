@@ -75,6 +75,11 @@ class FrameSplitter:
         self._start: bytes | None = b""
         """The first bytes, until it is certain that the peer speaks HTTP/2."""
 
+    @property
+    def begins_otherwise(self) -> bool:
+        """Whether a client has said something that is no HTTP/2, though not enough to tell what."""
+        return self._start is not None and not PREFACE.startswith(self._start)
+
     def split(self, data: Data) -> Iterator[Frame]:
         """Yield the frames that `data` completes.
 

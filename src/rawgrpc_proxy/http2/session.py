@@ -666,6 +666,8 @@ class Session(ABC):
                 if error.answer:
                     self._write(error.answer)
                 return
+            if self._splitter.begins_otherwise:
+                return
             self._write(
                 frames.settings({})
             )  # RFC 9113 §3.4: a server's first frame is SETTINGS, even before a GOAWAY
