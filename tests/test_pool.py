@@ -1104,6 +1104,16 @@ async def speak_http1(stream: trio.SocketStream) -> None:
     await trio.sleep_forever()
 
 
+async def speak_mysql(stream: trio.SocketStream) -> None:
+    await stream.send_all(b"\x4a\0\0\0\x0a8.0.36\0" + bytes(60))
+    await trio.sleep_forever()
+
+
+async def refuse_plaintext(stream: trio.SocketStream) -> None:
+    await stream.receive_some()
+    await stream.send_all(b"\x15\x03\x03\0\x02\x02\x2f")
+
+
 async def close_at_once(stream: trio.SocketStream) -> None:
     pass
 
@@ -1122,7 +1132,12 @@ async def go_away_at_once(stream: trio.SocketStream) -> None:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (speak_http1, "the peer speaks HTTP/1.1"),
+        (speak_http1, r"^UNAVAILABLE: 127\.0\.0\.1:[0-9]+: answered with HTTP/1.1, not HTTP/2"),
+        (
+            speak_mysql,
+            r"^UNAVAILABLE: 127\.0\.0\.1:[0-9]+: does not speak HTTP/2: it begins with 4a 00 00 00 0a",
+        ),
+        (refuse_plaintext, r"^UNAVAILABLE: 127\.0\.0\.1:[0-9]+: speaks TLS, and is dialled in plaintext"),
         (close_at_once, "closed the connection|reset"),
         (go_away_at_once, "GOAWAY"),
     ],
@@ -1155,7 +1170,10 @@ def test_an_upstream_that_says_nothing_is_given_up_after_the_dial_timeout() -> N
             assert not callers[0].done.is_set()
             clock.jump(0.6)
             for caller in callers:
-                assert "sent no HTTP/2 SETTINGS within 3 s" in await caller.problem()
+                assert (
+                    "accepts connections but says nothing (no HTTP/2 SETTINGS within 3 s)"
+                    in await caller.problem()
+                )
             assert pool.explain(address)[0].startswith("dialling pauses")
 
     run_with_clock(test)

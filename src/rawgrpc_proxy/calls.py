@@ -93,7 +93,9 @@ class Calls:
         assert isinstance(headers, HeaderList)
         asked: _Asked | None = headers.asked
         if asked is None:
-            asked = headers.asked = _Asked(headers)
+            asked = _Asked(headers)
+            if asked.error is None:  # texts of errors are long, and seldom asked for again
+                headers.asked = asked
         call = _new_call(stream, asked)
         if self._refused(call, asked):
             self._over(call)

@@ -11,6 +11,7 @@
     │   └── StreamReset            the status its error code maps to
     └── ConnectionFailed           a whole connection ends, and every stream on it
         ├── ProtocolViolation      the peer broke a rule of HTTP/2
+        │   └── NotHttp2           it speaks another protocol
         ├── PeerAbuse              the peer kept the rules and wore us out
         ├── ConnectionGone         the link went away
         ├── ProxyFault             a fault of the proxy's own
@@ -153,6 +154,28 @@ class ProtocolViolation(ConnectionFailed):
 
     def __init__(self, error_code: int, message: str, *, side: Side = Side.LOCAL) -> None:
         super().__init__(message, error_code=error_code, side=side)
+
+
+class NotHttp2(ProtocolViolation):
+    """The peer speaks another protocol. The message says which, and what to do, as the rest of a sentence about it.
+
+    `answer` is the last, and the only thing a server says to it: bytes of its own protocol, or nothing.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        error_code: int = ErrorCode.PROTOCOL_ERROR,
+        answer: bytes = b"",
+        side: Side = Side.LOCAL,
+    ) -> None:
+        super().__init__(error_code, message, side=side)
+        self.answer = answer
+
+    def __str__(self) -> str:
+        # To speak of a code of HTTP/2 would mislead.
+        return self.message
 
 
 class PeerAbuse(ConnectionFailed):

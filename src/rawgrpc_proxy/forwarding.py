@@ -25,6 +25,8 @@ from rawgrpc_proxy.net.splice import Splice
 from rawgrpc_proxy.pool import PoolConn
 
 _FRESH_CONNECTIONS = 3
+_SHORT_MESSAGE = 64
+"""Longer ones are not kept with the list they came in: decoded they may take four times as much, or more."""
 
 
 class Owner(Protocol):
@@ -241,5 +243,7 @@ def _told(last: HeaderList) -> tuple[Status | None, str]:
         fields = dict(last)
         status = parse_status(fields.get(b"grpc-status"))
         message = decode_grpc_message(fields.get(b"grpc-message", b""))
-        told = last.told = (status, "the upstream sent no grpc-status" if status is None else message)
+        told = (status, "the upstream sent no grpc-status" if status is None else message)
+        if len(message) <= _SHORT_MESSAGE:
+            last.told = told
     return told

@@ -464,7 +464,9 @@ class Pool:
             connection.close()
         elif handshake.cancelled_caught:
             self._dial_failed(
-                conn, f"{target.address} sent no HTTP/2 SETTINGS within {self._dial_timeout_s:g} s"
+                conn,
+                f"{target.address} accepts connections but says nothing (no HTTP/2 SETTINGS within "
+                f"{self._dial_timeout_s:g} s)",
             )
             connection.close()
         else:

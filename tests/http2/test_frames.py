@@ -21,7 +21,11 @@ Parsed = tuple[int, int, int, bytes]
 
 
 def splitter(*, expect_preface: bool = False, max_frame_bytes: int = MAX_FRAME) -> FrameSplitter:
-    return FrameSplitter(max_frame_bytes, expect_preface=expect_preface)
+    """One that waits for the preface, or one that has the first frame behind it."""
+    made = FrameSplitter(max_frame_bytes, expect_preface=expect_preface)
+    if not expect_preface:
+        assert split(made, [peer.settings()]) == [(frames.SETTINGS, 0, 0, b"")]
+    return made
 
 
 def split(target: FrameSplitter, chunks: Iterable[bytes]) -> list[Parsed]:
@@ -135,89 +139,6 @@ def test_frames_before_one_that_is_too_long_stand() -> None:
         frames_seen.extend(splitter().split(peer.ping() + peer.raw(0, 0, 1, length=MAX_FRAME + 1)))
     # `extend` keeps what came before the error.
     assert [frame_type for frame_type, *_ in frames_seen] == [frames.PING]
-
-
-# --- The first bytes ---
-
-
-def test_the_preface_may_come_byte_by_byte() -> None:
-    wire = peer.PREFACE + peer.settings()
-
-    assert split(splitter(expect_preface=True), single_bytes(wire)) == [(frames.SETTINGS, 0, 0, b"")]
-
-
-@pytest.mark.parametrize("position", range(len(peer.PREFACE)))
-def test_one_wrong_byte_anywhere_in_the_preface_is_refused(position: int) -> None:
-    wire = bytearray(peer.PREFACE)
-    wire[position] ^= 0x80
-
-    assert violation(splitter(expect_preface=True), [bytes(wire)]) is ErrorCode.PROTOCOL_ERROR
-    assert violation(splitter(expect_preface=True), single_bytes(bytes(wire))) is ErrorCode.PROTOCOL_ERROR
-
-
-HTTP1_REQUESTS = [
-    b"GET / HTTP/1.1\r\nhost: x\r\n\r\n",
-    b"POST /a.B/C HTTP/1.1\r\n\r\n",
-    b"PUT /p HTTP/1.0\r\n\r\n",
-    b"OPTIONS * HTTP/1.1\r\n\r\n",
-    b"PROPPATCH http://x/ HTTP/1.1\r\n\r\n",
-    b"GET http://x/ HTTP/1.1\r\n\r\n",
-]
-
-
-@pytest.mark.parametrize("request_line", HTTP1_REQUESTS)
-def test_an_http1_request_is_recognised_however_it_is_cut(request_line: bytes) -> None:
-    for offset in range(len(request_line)):
-        chunks = [request_line[:offset], request_line[offset:]]
-        assert violation(splitter(expect_preface=True), chunks) is ErrorCode.HTTP_1_1_REQUIRED
-    assert violation(splitter(expect_preface=True), single_bytes(request_line)) is ErrorCode.HTTP_1_1_REQUIRED
-
-
-@pytest.mark.parametrize(
-    "wire",
-    [
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS
-        b"SSH-2.0-OpenSSH_9.2\r\n",
-        b"INVALID CONNECTION PREFACE\r\n\r\n",
-        b"PRI * HTTP/1.1\r\n\r\nSM\r\n\r\n",
-        b"PRI / HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"get / HTTP/1.1\r\n",
-        b"GO / HTTP/1.1\r\n",
-        b"ABCDEFGHIJK / HTTP/1.1\r\n",
-        b"\x00\x00\x00\x04\x00\x00\x00\x00\x00",  # SETTINGS without the preface
-    ],
-)
-def test_what_is_neither_http2_nor_http1_is_a_protocol_error_however_it_is_cut(wire: bytes) -> None:
-    assert violation(splitter(expect_preface=True), [wire]) is ErrorCode.PROTOCOL_ERROR
-    assert violation(splitter(expect_preface=True), single_bytes(wire)) is ErrorCode.PROTOCOL_ERROR
-
-
-@pytest.mark.parametrize("wire", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"HTTP/"])
-def test_an_http1_response_is_recognised_however_it_is_cut(wire: bytes) -> None:
-    for offset in range(len(wire)):
-        chunks = [wire[:offset], wire[offset:]]
-        assert violation(splitter(), chunks) is ErrorCode.HTTP_1_1_REQUIRED
-    assert violation(splitter(max_frame_bytes=2**24 - 1), single_bytes(wire)) is ErrorCode.HTTP_1_1_REQUIRED
-
-
-def test_a_frame_that_begins_like_an_http1_response_is_a_frame_later_on() -> None:
-    """0x485454 bytes of type 0x50: only the first bytes of a connection can be HTTP/1."""
-    target = splitter(max_frame_bytes=2**24 - 1)
-
-    assert split(target, [peer.settings(), b"HTTP/", b"1.1 "]) == [(frames.SETTINGS, 0, 0, b"")]
-
-
-@pytest.mark.parametrize("size", range(1, 5))
-def test_a_first_frame_may_begin_with_less_than_all_of_an_http1_response(size: int) -> None:
-    start = b"HTTP"[:size] + bytes(9 - size)
-    wire = start + bytes(int.from_bytes(start[:3], "big"))
-    roomy = 2**24 - 1
-
-    assert [(f[0], len(f[3])) for f in split(splitter(max_frame_bytes=roomy), [wire])] == [
-        (start[3], len(wire) - 9)
-    ]
-    chunks = [*single_bytes(wire[:20]), wire[20:]]
-    assert [len(f[3]) for f in split(splitter(max_frame_bytes=roomy), chunks)] == [len(wire) - 9]
 
 
 # --- Padding ---

@@ -4,9 +4,11 @@ from typing import Any
 
 import hpack
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rawgrpc_proxy.codes import ErrorCode
-from rawgrpc_proxy.config import Engine
+from rawgrpc_proxy.config import ENGINES, Engine
 from rawgrpc_proxy.http2.events import (
     DataReceived,
     LimitReached,
@@ -30,6 +32,7 @@ from tests.http2.peer import (
     resets,
 )
 
+on_every_engine = pytest.mark.parametrize("engine", ENGINES)
 CALM, PROTOCOL = ErrorCode.ENHANCE_YOUR_CALM, ErrorCode.PROTOCOL_ERROR
 
 
@@ -529,6 +532,107 @@ def test_sensitive_fields_stay_sensitive(engine: Engine) -> None:
     client.hear()
     assert client.lists[1] == client.lists[3] == [[*REQUEST, (b"authorization", b"secret")]]
     assert (b"authorization", b"secret") not in client.decoder.header_table.dynamic_entries
+
+
+def test_credentials_never_enter_the_table(client: Peer) -> None:
+    """Nor by whom they came unmarked: others share the connection to the upstream, and could try them out."""
+    for _ in range(3):
+        client.session.open_stream([*REQUEST, (b"authorization", b"of-alice"), (b"cookie", b"of-alice")])
+
+    client.hear()
+
+    assert client.lists[5] == [[*REQUEST, (b"authorization", b"of-alice"), (b"cookie", b"of-alice")]]
+    assert all(value != b"of-alice" for _, value in client.decoder.header_table.dynamic_entries)
+
+
+NO_FIELDS: list[Any] = [
+    (b"x-tag", "text"), ("x-tag", b"text"), (b"x-tag", None), (b"x-tag", 1), (b"x-tag", bytearray(b"text")),
+    (b"x-tag", b"text", b"more"), (b"x-tag",), [b"x-tag", b"text"], b"ab", None,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", NO_FIELDS)
+def test_a_request_that_cannot_be_encoded_opens_no_stream(client: Peer, bad: Any) -> None:
+    """Its id is the next one's, and one caller's fields are not read as another's."""
+    alice, bob = [*REQUEST, (b"x-user", b"alice")], [*REQUEST, (b"x-user", b"bob")]
+    for headers in (alice, alice, bob):
+        client.session.open_stream(headers)
+
+    for headers in (bob, [*REQUEST, (b"x-new", b"1")], []):
+        for _ in range(2):
+            with pytest.raises(TypeError, match="header field"):
+                client.session.open_stream([*headers, bad], end_stream=True)
+
+    assert list(client.session.streams) == [1, 3, 5]
+    assert [client.session.open_stream(headers) for headers in (alice, bob)] == [7, 9]
+    assert client.hear() == [f"HEADERS {stream_id}" for stream_id in (1, 3, 5, 7, 9)]
+    assert client.lists[7] == [alice]
+    assert client.lists[9] == [bob]
+
+
+@pytest.mark.parametrize("bad", NO_FIELDS)
+def test_a_response_that_cannot_be_encoded_leaves_its_stream_as_it_was(server: Peer, bad: Any) -> None:
+    """So that its caller can still be told of the mistake."""
+    server.tell(wire.headers(1, end_stream=True))
+    with pytest.raises(TypeError, match="header field"):
+        server.session.send_headers(1, [*RESPONSE, bad])
+    with pytest.raises(TypeError, match="header field"):
+        server.session.send_headers(1, [*TRAILERS_ONLY, bad], end_stream=True)
+
+    server.session.send_headers(1, TRAILERS_ONLY, end_stream=True)
+
+    assert server.hear() == ["HEADERS 1 END_STREAM"]
+    assert server.lists[1] == [TRAILERS_ONLY]
+
+
+def test_trailers_that_cannot_be_encoded_are_refused_before_they_wait_behind_data(engine: Engine) -> None:
+    """When their turn comes there is nobody to tell, and the connection would have to end."""
+    server = wire.server(engine, peer_settings={wire.INITIAL_WINDOW_SIZE: 0})
+    server.tell(wire.headers(1, end_stream=True))
+    server.session.send_headers(1, RESPONSE)
+    server.session.send_data(1, b"hello")
+
+    with pytest.raises(TypeError, match="header field"):
+        server.session.send_headers(1, [*TRAILERS, (b"x-tag", "text")], end_stream=True)  # type: ignore[list-item]
+    server.session.send_headers(1, TRAILERS, end_stream=True)
+    server.tell(wire.window_update(1, 100))
+
+    assert server.hear() == ["HEADERS 1", "DATA 1 [5]", "HEADERS 1 END_STREAM"]
+
+
+@on_every_engine
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(
+                st.sampled_from([*REQUEST, (b"x-a", b"1"), (b"x-b", b"2"), (b"cookie", b"c")]),
+                min_size=1,
+                max_size=6,
+            ),
+            st.lists(st.sampled_from(NO_FIELDS), max_size=2),
+            st.permutations(range(8)),
+        ),
+        max_size=12,
+    )
+)
+def test_no_mistake_puts_the_encoder_out_of_step(
+    engine: Engine, script: list[tuple[list[Header], list[Any], list[int]]]
+) -> None:
+    client = wire.client(engine)
+    sent: dict[int, list[list[Header]]] = {}
+    for headers, bad, order in script:
+        fields = [
+            field for _, field in sorted(zip(order, [*headers, *bad], strict=False), key=lambda pair: pair[0])
+        ]
+        if bad:
+            with pytest.raises(TypeError, match="header field"):
+                client.session.open_stream(fields)
+        else:
+            sent[client.session.open_stream(fields)] = [fields]
+
+    client.hear()
+
+    assert client.lists == sent
 
 
 def test_a_peer_cannot_make_our_encoders_table_larger(engine: Engine) -> None:

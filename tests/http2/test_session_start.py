@@ -4,7 +4,7 @@ import pytest
 
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine
-from rawgrpc_proxy.errors import ConnectionGone
+from rawgrpc_proxy.errors import ConnectionGone, NotHttp2
 from rawgrpc_proxy.http2.events import ConnectionEnded, SettingsReceived
 from tests.http2 import peer as wire
 from tests.http2.peer import PREFACE, Peer, assert_connection_error, kinds, new_session
@@ -128,14 +128,25 @@ def test_the_first_frame_must_be_settings(engine: Engine, client_side: bool, fra
     assert peer.hear() == heard
 
 
-def test_a_wrong_preface_is_answered_with_settings_and_goaway(engine: Engine) -> None:
-    """A server's first frame is SETTINGS, even if the next one is the last."""
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        b"\x16\x03\x01\x02\x00\x01",
+        b"PROXY TCP4 192.0.2.1 192.0.2.2 4711 50051\r\n" + PREFACE + wire.settings(),
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        wire.settings(),
+    ],
+)
+def test_whoever_begins_with_no_preface_gets_no_settings(engine: Engine, wrong: bytes) -> None:
+    """A gRPC client behind it would take them for a living server, and come back without a pause, again and again."""
     peer = fresh_server(engine)
 
-    events = peer.tell(b"\x16\x03\x01\x02\x00\x01")
+    (event,) = peer.tell(wrong)
 
-    assert kinds(events) == ["ConnectionEnded"]
-    assert peer.hear() == ["SETTINGS", "GOAWAY 0 PROTOCOL_ERROR"]
+    assert isinstance(event, ConnectionEnded)
+    assert isinstance(event.error, NotHttp2)
+    assert not peer.session.wants_output
 
 
 def test_bad_first_settings_are_answered_with_settings_and_goaway(engine: Engine) -> None:
@@ -146,10 +157,23 @@ def test_bad_first_settings_are_answered_with_settings_and_goaway(engine: Engine
     assert peer.hear() == ["SETTINGS", "GOAWAY 0 PROTOCOL_ERROR"]
 
 
-@pytest.mark.parametrize("cut", [1, 4, 5, 16])
-def test_an_http1_client_gets_an_answer_it_can_read(engine: Engine, cut: int) -> None:
+@pytest.mark.parametrize("start", [b"PROXY T", b"\x16", b"GET /", b"hello"])
+def test_whoever_begins_otherwise_and_falls_silent_gets_no_settings_either(
+    engine: Engine, start: bytes
+) -> None:
     peer = fresh_server(engine)
-    request = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+    assert peer.tell(start) == []
+
+    peer.session.fail(ConnectionGone("too slow"))
+
+    assert not peer.session.wants_output
+
+
+@pytest.mark.parametrize("line", [b"GET /", b"CONNECT 10.0.0.7:50051", b"M-SEARCH *", b"VERSION-CONTROL /x"])
+@pytest.mark.parametrize("cut", [1, 4, 5, 16])
+def test_an_http1_client_gets_an_answer_it_can_read(engine: Engine, line: bytes, cut: int) -> None:
+    peer = fresh_server(engine)
+    request = b"%s HTTP/1.1\r\nhost: x\r\n\r\n" % line
 
     events = [*peer.tell(request[:cut]), *peer.tell(request[cut:])]
 
@@ -171,7 +195,8 @@ def test_an_http1_server_ends_the_connection_with_the_cause_in_clear(engine: Eng
 
     events = [*peer.tell(response[:cut]), *peer.tell(response[cut:])]
 
-    assert assert_connection_error(peer, events, ErrorCode.HTTP_1_1_REQUIRED) == "the peer speaks HTTP/1.1"
+    reason = assert_connection_error(peer, events, ErrorCode.HTTP_1_1_REQUIRED)
+    assert reason == "answered with HTTP/1.1, not HTTP/2"
 
 
 def test_a_server_that_gives_up_before_settings_still_begins_with_them(engine: Engine) -> None:

@@ -236,10 +236,9 @@ class Certificates:
             pass
 
 
-@pytest.mark.parametrize("protocols", [["h2"], None])
-def test_tls_is_done_before_the_link_is_handed_over(protocols: list[str] | None) -> None:
+def test_tls_is_done_before_the_link_is_handed_over() -> None:
     async def test() -> None:
-        certificates = Certificates(client=["h2"], server=protocols)
+        certificates = Certificates(client=["h2"], server=["h2"])
         async with listener(certificates.echo) as port:
             transport = await dialled(f"127.0.0.1:{port}", certificates.client)
             assert isinstance(transport, StreamTransport)
@@ -254,7 +253,24 @@ def test_a_peer_that_settles_for_another_protocol_is_no_upstream() -> None:
     async def test() -> None:
         certificates = Certificates(client=["h2", "http/1.1"], server=["http/1.1"])
         async with listener(certificates.echo) as port:
-            with pytest.raises(UpstreamUnavailable, match=r"the peer chose ALPN 'http/1\.1', not 'h2'"):
+            with pytest.raises(UpstreamUnavailable, match=r"the peer chose 'http/1\.1' by ALPN, not 'h2'"):
+                await dialled(f"127.0.0.1:{port}", certificates.client)
+
+    run(test)
+
+
+@pytest.mark.parametrize(("client", "server"), [(["h2"], None), (None, ["h2"]), (None, None)])
+def test_a_peer_that_chooses_no_protocol_is_no_upstream(
+    client: list[str] | None, server: list[str] | None
+) -> None:
+    """RFC 9113 section 3.3: HTTP/2 over TLS is chosen by ALPN. The message says what is missing, on either side."""
+
+    async def test() -> None:
+        certificates = Certificates(client=client, server=server)
+        async with listener(certificates.echo) as port:
+            with pytest.raises(
+                UpstreamUnavailable, match=r"did not choose 'h2' by ALPN: .*set_alpn_protocols"
+            ):
                 await dialled(f"127.0.0.1:{port}", certificates.client)
 
     run(test)
@@ -286,7 +302,7 @@ def test_a_peer_that_speaks_no_tls_is_told_as_such(
 
 def test_tls_on_a_unix_socket_has_no_name_to_check_and_must_say_so(tmp_path: Path) -> None:
     async def test() -> None:
-        certificates = Certificates()
+        certificates = Certificates(client=["h2"], server=["h2"])
         async with trio.open_nursery() as nursery:
             path = str(tmp_path / "upstream")
             sock = trio.socket.socket(socket.AF_UNIX)

@@ -10,7 +10,7 @@ import trio.testing
 
 from rawgrpc_proxy.call import CallRecord
 from rawgrpc_proxy.codes import ErrorCode, Status
-from rawgrpc_proxy.errors import ConnectionFailed
+from rawgrpc_proxy.errors import ConnectionFailed, NotHttp2
 from rawgrpc_proxy.http2.events import StreamReset
 from rawgrpc_proxy.observe import call_log
 from rawgrpc_proxy.observe.call_log import CallLog, LogFormat
@@ -143,6 +143,36 @@ def test_a_traceback_is_one_field_in_json() -> None:
     assert fields["event"] == "handler_error"
     assert fields["method"] == "/p.S/Get"
     assert "RuntimeError: boom" in fields["traceback"]
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (NotHttp2("a TLS handshake, not HTTP/2"), "a TLS handshake, not HTTP/2"),
+        (
+            ConnectionFailed("no TLS: wrong version number", error_code=ErrorCode.INADEQUATE_SECURITY),
+            "INADEQUATE_SECURITY: no TLS: wrong version number",
+        ),
+    ],
+)
+def test_what_never_became_http2_is_told_once_a_minute_for_each_host(
+    error: ConnectionFailed, text: str
+) -> None:
+    """A health check, a scanner, or a client with the wrong configuration comes back again and again."""
+
+    def happens(log: CallLog) -> None:
+        for port in range(500):
+            log.connection_failed(f"10.0.0.1:{port}", error)
+        log.connection_failed("10.0.0.2:1", error)
+        log.connection_failed("10.0.0.1:1", ConnectionFailed("too much", error_code=11))
+
+    told = [line.split("Z ", 1)[1] for line in lines_of("text", happens)]
+
+    assert told == [
+        f"- 10.0.0.1:0 connection closed: {text}",
+        f"- 10.0.0.2:1 connection closed: {text}",
+        "- 10.0.0.1:1 connection closed: ENHANCE_YOUR_CALM: too much",
+    ]
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])

@@ -6,7 +6,7 @@ from trio.testing import trio_test
 
 from rawgrpc_proxy import Status
 from rawgrpc_proxy.config import Engine
-from tests.proxy.house import House, a_proxy, on_every_engine
+from tests.proxy.house import House, a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import (
     PREFACE,
     RESPONSE,
@@ -59,12 +59,44 @@ def _host_and_port(address: str) -> tuple[str, int]:
 @trio_test
 async def test_a_client_that_speaks_http_1_is_told_so_in_its_own_words(engine: Engine) -> None:
     async with a_proxy(engine) as house:
-        for request in (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"POST /a.B/C HTTP/1.1\r\nHost: x\r\n\r\n"):
-            got = await raw_exchange(house, request)
-            assert got.startswith(b"HTTP/1.1 505 "), got
-            assert b"HTTP/2" in got
+        for line in (
+            b"GET /",
+            b"POST /a.B/C",
+            b"CONNECT 10.0.0.7:50051",
+            b"M-SEARCH *",
+            b"VERSION-CONTROL /x",
+        ):
+            got = await raw_exchange(house, line + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+            head, _, body = got.partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 505 "), got
+            assert b"content-length: %d\r\n" % len(body) in head
+            assert b"HTTP/2" in body
         await one_good_call(house, await house.client())
-        assert [int(error.error_code) for error in house.observer.connections_failed] == [0xD, 0xD]
+        assert [int(error.error_code) for error in house.observer.connections_failed] == [0xD] * 5
+
+
+@pytest.mark.parametrize(
+    ("begins", "named"),
+    [
+        (b"PROXY TCP4 192.0.2.1 192.0.2.2 4711 50051\r\n", "a PROXY protocol header"),
+        (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes(12), "a PROXY protocol header"),
+        (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", "a TLS handshake"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "an SSH greeting"),
+        (b"hello\r\n", "no HTTP/2 preface"),
+    ],
+)
+@trio_test
+async def test_whoever_begins_with_something_else_gets_no_settings_and_the_log_the_cause(
+    engine: Engine, begins: bytes, named: str
+) -> None:
+    """Also with a good gRPC client behind it, which would take SETTINGS for a living server."""
+    async with a_proxy(engine) as house:
+        got = await raw_exchange(house, begins + PREFACE + b"\0\0\0\4\0\0\0\0\0")
+
+        assert got == b""
+        await until(lambda: bool(house.observer.connections_failed))
+        (error,) = house.observer.connections_failed
+        assert str(error).startswith(named)
 
 
 @trio_test
@@ -278,15 +310,38 @@ async def _hangs_up(stream: trio.SocketStream) -> None:
     await stream.receive_some()
 
 
-@pytest.mark.parametrize("script", [_speaks_http_1, _speaks_nonsense, _hangs_up])
+async def _speaks_tls(stream: trio.SocketStream) -> None:
+    await stream.receive_some()
+    await stream.send_all(b"\x15\x03\x03\0\x02\x02\x2f")
+
+
+async def _is_a_database(stream: trio.SocketStream) -> None:
+    await stream.send_all(b"\x4a\0\0\0\x0a8.0.36\0" + bytes(60))
+    await stream.receive_some()
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (_speaks_http_1, b": answered with HTTP/1.1, not HTTP/2"),
+        (_speaks_tls, b": speaks TLS, and is dialled in plaintext"),
+        (_is_a_database, b": does not speak HTTP/2: it begins with 4a 00 00 00 0a"),
+        (_speaks_nonsense, b": does not speak HTTP/2: it begins with ff ff"),
+        (_hangs_up, b""),
+    ],
+)
 @trio_test
-async def test_a_backend_that_speaks_no_http_2_is_unavailable(engine: Engine, script: object) -> None:
+async def test_a_backend_that_speaks_no_http_2_is_unavailable(
+    engine: Engine, script: object, said: bytes
+) -> None:
     async with a_proxy(engine) as house:
         house.backend.raw_script = script  # type: ignore[assignment]
         client = await house.client()
         answer = await (await client.request()).answer()
         assert answer.frames == ["HEADERS END_STREAM"]
         assert answer.status == Status.UNAVAILABLE
+        assert answer.message is not None
+        assert answer.message.startswith(house.backend.address.encode() + said)
         record = await house.record()
         assert (record.status, record.origin) == (Status.UNAVAILABLE, "proxy")
         assert house.observer.unread == 0

@@ -1,15 +1,18 @@
 """What the upstream gets of a request."""
 
+import gc
 import types
+from typing import Any
 
 import pytest
 from trio.testing import trio_test
 
-from rawgrpc_proxy import Status
+from rawgrpc_proxy import CallContext, Metadata, PoolConn, Status
 from rawgrpc_proxy.config import Engine
+from rawgrpc_proxy.grpc.metadata import FixedHeaders
 from rawgrpc_proxy.grpc.timeout import parse_timeout
 from rawgrpc_proxy.net import poller
-from tests.proxy.house import a_proxy, on_every_engine
+from tests.proxy.house import a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import (
     MAX_HEADER_LIST_SIZE,
     OK,
@@ -331,3 +334,69 @@ async def test_a_header_list_of_several_frames_passes(engine: Engine) -> None:
         assert served.request.get(b"x-long") == b"y" * 50_000
         await served.headers([*TRAILERS_ONLY, (b"x-long", b"z" * 50_000)], end=True)
         assert (await call.answer()).get(b"x-long") == b"z" * 50_000
+
+
+@trio_test
+async def test_a_director_that_puts_text_among_the_bytes_errs_for_one_call_only(engine: Engine) -> None:
+    """The next callers on the upstream's connection are who they are."""
+    mistake = False
+
+    async def director(context: CallContext, _method: str) -> tuple[CallContext, PoolConn]:
+        conn = await house.pool.get_conn(house.backend.address)
+        if mistake:
+            raw: Any = [*context.metadata.raw, ("x-hops", b"3")]
+            try:
+                return context.with_metadata(Metadata(raw)), conn
+            except TypeError:
+                conn.close()
+                raise
+        return context, conn
+
+    async with a_proxy(engine, director=director) as house:
+        client = await house.client()
+        good, bad = False, True
+        for user, mistake in (  # the director reads it
+            (b"alice", good),
+            (b"alice", good),
+            (b"bob", good),
+            (b"bob", bad),
+            (b"alice", good),
+            (b"bob", good),
+        ):
+            call = await client.request("/a.B/C", (b"x-user", user))
+            if mistake:
+                assert (await call.answer()).status == Status.INTERNAL
+            else:
+                served = await house.backend.request()
+                assert served.request.get(b"x-user") == user
+                await served.respond()
+                assert (await call.answer()).status == Status.OK
+        assert [type(error) for error in house.observer.failed] == [TypeError]
+
+
+@trio_test
+async def test_what_a_caller_has_told_goes_with_its_connection(engine: Engine) -> None:
+    """The upstream's connection goes on, and so does the process: neither keeps it."""
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        for name in (b"authorization", b"x-api-key"):
+            for _ in range(4):
+                call = await client.request("/a.B/C", (name, b"the-secret-of-alice"))
+                await (await house.backend.request()).respond()
+                assert (await call.answer()).status == Status.OK
+        assert kept_with(b"the-secret-of-alice"), "while the connection lives"
+
+        await client.aclose()
+        await until(lambda: house.server.open_connections == 0)
+
+        assert not kept_with(b"the-secret-of-alice")
+
+
+def kept_with(value: bytes) -> list[object]:
+    """The header lists in this process that have a field of this value."""
+    gc.collect()
+    return [
+        headers
+        for headers in gc.get_objects()
+        if isinstance(headers, FixedHeaders) and any(field[1] == value for field in headers)
+    ]

@@ -24,7 +24,7 @@ Headers = list[RawHeader]
 class FixedHeaders(list[RawHeader]):
     """Headers that nobody changes any more: what is worked out from the list may be kept for as long as it lives."""
 
-    __slots__ = ()
+    __slots__ = ("__weakref__",)
 
 
 Value = str | bytes

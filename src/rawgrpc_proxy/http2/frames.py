@@ -2,20 +2,20 @@
 
 What it does not do: give a frame a meaning. It never looks past the 9-byte header, except for SETTINGS and padding.
 The invariant: at most one incomplete frame is held, and only after its declared length has been checked against the
-advertised maximum. Owns RFC 9113 §3.4 (preface), §4.1, §4.2, §6.1 (padding) and §6.5.1.
+advertised maximum. Owns RFC 9113 §4.1, §4.2, §6.1 (padding) and §6.5.1.
 """
 
-import re
 import struct
 from collections.abc import Iterator
 from enum import IntEnum
 
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.errors import ProtocolViolation
+from rawgrpc_proxy.http2 import first_bytes
 
 Data = bytes | memoryview
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+PREFACE = first_bytes.PREFACE
 HEADER_BYTES = 9
 
 # Frame types, RFC 9113 §6. Plain integers: an enum member costs a lookup for every frame.
@@ -36,9 +36,6 @@ END_HEADERS = 0x4
 PADDED = 0x8
 PRIORITY_FLAG = 0x20
 
-_HTTP1_REQUEST = re.compile(rb"(?!PRI )[A-Z]{3,10} [/*h]")
-_HTTP1_REQUEST_PREFIX = re.compile(rb"[A-Z]{1,10}\Z|[A-Z]{3,10} \Z")
-_HTTP1_RESPONSE = b"HTTP/"
 HEADER = struct.Struct(">HBBBL")
 """Length (two bytes and one), type, flags, stream id."""
 _LONG = struct.Struct(">L")
@@ -74,16 +71,20 @@ class FrameSplitter:
     def __init__(self, max_frame_bytes: int, *, expect_preface: bool) -> None:
         self._max_frame_bytes = max_frame_bytes
         self._partial = bytearray()
-        self._expect_preface = expect_preface
+        self._frames_begin = first_bytes.preface_end if expect_preface else first_bytes.settings_start
         self._start: bytes | None = b""
         """The first bytes, until it is certain that the peer speaks HTTP/2."""
+
+    @property
+    def begins_otherwise(self) -> bool:
+        """Whether a client has said something that is no HTTP/2, though not enough to tell what."""
+        return self._start is not None and not PREFACE.startswith(self._start)
 
     def split(self, data: Data) -> Iterator[Frame]:
         """Yield the frames that `data` completes.
 
-        Raises `ProtocolViolation`: HTTP_1_1_REQUIRED for a peer that begins with HTTP/1, PROTOCOL_ERROR for any other
-        wrong preface, FRAME_SIZE_ERROR as soon as the header of a frame declares more than the maximum. Frames
-        yielded before the error stand.
+        Raises `NotHttp2` for a peer that speaks something else, and `ProtocolViolation` with FRAME_SIZE_ERROR as soon
+        as the header of a frame declares more than the maximum. Frames yielded before the error stand.
         """
         if self._start is not None:
             data = self._begin(self._start, data)
@@ -112,28 +113,15 @@ class FrameSplitter:
     def _begin(self, held: bytes, data: Data) -> Data:
         """Look at the first bytes, however they are cut, and answer what is to be split into frames.
 
-        Bytes that may still turn out to be HTTP/1 are held back: the answer must not depend on how they arrive.
+        Until they tell what the peer speaks they are held back.
         """
-        expected = PREFACE if self._expect_preface else _HTTP1_RESPONSE
-        missing = len(expected) - len(held)
-        start = held + bytes(data[:missing])
-        rest = data[missing:]
-        self._start = start
-        if expected.startswith(start):
-            if len(start) == len(expected):
-                if not self._expect_preface:
-                    raise ProtocolViolation(ErrorCode.HTTP_1_1_REQUIRED, "the peer speaks HTTP/1.1")
-                self._start = None
-        elif not self._expect_preface:
-            self._start = None
-            return held + data if held else data
-        elif _HTTP1_REQUEST.match(start):
-            raise ProtocolViolation(ErrorCode.HTTP_1_1_REQUIRED, "the peer speaks HTTP/1.1")
-        elif not _HTTP1_REQUEST_PREFIX.match(start):
-            raise ProtocolViolation(
-                ErrorCode.PROTOCOL_ERROR, "the connection does not begin with the HTTP/2 preface"
-            )
-        return rest
+        start = held + bytes(data[: first_bytes.MAX_FIRST_BYTES - len(held)])
+        position = self._frames_begin(start)
+        if position is None:
+            self._start = start
+            return b""
+        self._start = None
+        return (held + data if held else data)[position:]
 
     def _complete_partial(self, data: Data) -> tuple[int, Frame | None]:
         """Take just enough of `data` to finish the frame that is held back, and answer how much that was."""

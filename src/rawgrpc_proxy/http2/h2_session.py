@@ -27,6 +27,7 @@ from rawgrpc_proxy.errors import ProtocolViolation
 from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.http2 import frames
 from rawgrpc_proxy.http2.frames import Data, Setting
+from rawgrpc_proxy.http2.header_blocks import check_fields, without_index
 from rawgrpc_proxy.http2.session import UNLIMITED, Session
 from rawgrpc_proxy.http2.stream_state import StreamState
 
@@ -120,6 +121,7 @@ class H2Session(Session):
         return self._h2.outbound_flow_control_window
 
     def _write_headers(self, state: StreamState, headers: Headers, end_stream: bool) -> None:
+        check_fields(headers)  # h2 would notice when the stream, and part of its table, have changed
         self._h2.send_headers(state.id, headers, end_stream=end_stream)
         self._flush()
 
@@ -159,7 +161,7 @@ class _ReadyHeaders(hpack.Decoder):
 
 
 class _PlainEncoder(hpack.Encoder):
-    """Never Huffman: hpack's coder takes time quadratic in the length of a value."""
+    """Never Huffman: hpack's coder takes time quadratic in the length of a value. No credentials in the table."""
 
     def encode(self, headers: Iterable[Any], huffman: bool = False) -> bytes:
-        return super().encode(headers, huffman=False)
+        return super().encode(without_index(headers), huffman=False)

@@ -25,7 +25,7 @@ class RelaySession(Session):
         super().__init__(settings, client_side=client_side)
         self._send_window = DEFAULT_WINDOW
         self._receive_window = DEFAULT_WINDOW
-        self._encoder = HeaderEncoder()
+        self._encoder = HeaderEncoder(of_requests=client_side)
 
     def _accept_headers(self, state: StreamState, headers: Headers, end_stream: bool) -> None:
         """Nothing to keep: `Session` has the states."""

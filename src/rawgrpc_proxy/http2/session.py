@@ -21,7 +21,7 @@ import hpack
 
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import DEFAULT_WINDOW, MIN_FRAME_SIZE, Http2Settings
-from rawgrpc_proxy.errors import ConnectionFailed, ProtocolViolation
+from rawgrpc_proxy.errors import ConnectionFailed, NotHttp2, ProtocolViolation
 from rawgrpc_proxy.grpc.metadata import FIELD_OVERHEAD, Headers
 from rawgrpc_proxy.grpc.status import status_fields
 from rawgrpc_proxy.http2 import fields, frames
@@ -41,7 +41,7 @@ from rawgrpc_proxy.http2.events import (
 )
 from rawgrpc_proxy.http2.frames import Data, FrameSplitter, Setting
 from rawgrpc_proxy.http2.guard import MAX_SETTINGS_ENTRIES, Guard
-from rawgrpc_proxy.http2.header_blocks import HeaderDecoder, HeaderList
+from rawgrpc_proxy.http2.header_blocks import HeaderDecoder, HeaderList, check_fields
 from rawgrpc_proxy.http2.stream_state import CreditSource, Receiving, Sending, StreamState
 
 # Looked up once: an enum's member costs as much as a call, each time, and these are asked for with every frame.
@@ -55,11 +55,6 @@ _YOUNG_S = 0.01
 """A call that lives for so long and is given up then has a deadline behind it, and no malice. A peer can open no more
 of them in that time than it may have open at once."""
 _LONG_AGO = -math.inf
-
-_HTTP1_ANSWER = (
-    b"HTTP/1.1 505 HTTP Version Not Supported\r\ncontent-type: text/plain\r\ncontent-length: 65\r\n"
-    b"connection: close\r\n\r\nThis port speaks gRPC: HTTP/2 with prior knowledge, no HTTP/1.1.\n"
-)
 
 Receipt = list[Any]
 """[source, credit]: a `CreditSource`, and what it is owed. A list, because the next frame of the source adds to it."""
@@ -93,7 +88,7 @@ class Session(ABC):
         self._now = 0.0
         # The decoder's own limit ends the connection; the smaller one in `_check` only the stream.
         hard_limit = settings.max_header_list_bytes + FIELD_OVERHEAD * settings.max_header_fields
-        self._decoder = HeaderDecoder(_HARD_LIMIT_FACTOR * hard_limit)
+        self._decoder = HeaderDecoder(_HARD_LIMIT_FACTOR * hard_limit, of_requests=not client_side)
         self._block: bytearray | None = None
         self._block_stream_id = 0
         self._block_ends_stream = False
@@ -543,7 +538,9 @@ class Session(ABC):
     def _check(self, headers: HeaderList, rule: fields.Rule) -> fields.CheckedFields:
         checked = headers.checked
         if checked is None or checked.rule is not rule or checked.limits != self._limits:
-            checked = headers.checked = fields.check(headers, rule, self._limits)
+            checked = fields.check(headers, rule, self._limits)
+            if checked.problem is None:
+                headers.checked = checked
         return checked
 
     def _expect_body(self, state: StreamState, checked: fields.CheckedFields, end_stream: bool) -> bool:
@@ -562,16 +559,19 @@ class Session(ABC):
     # ----------------------------------------------------------------- output
 
     def open_stream(self, headers: Headers, end_stream: bool = False) -> int:
-        """Open a stream with these request headers and answer its id. The caller has looked at `room`."""
+        """Open a stream with these request headers and answer its id. The caller has looked at `room`.
+
+        Raises `TypeError` for fields that are no pairs of bytes; there is no stream then, and its id is the next one's.
+        """
         state = StreamState(self._next_id, self._peer_stream_window, self._stream_window_bytes)
-        self._next_id += 2
-        self.streams_opened += 1
-        self.streams[state.id] = state
         owed_before = self.owed_bytes
         self._write_headers(state, headers, end_stream)
         # A request is nothing that is owed: a peer that is asked much must be able to answer.
         self.opening_bytes += self.owed_bytes - owed_before
         self.owed_bytes = owed_before
+        self._next_id += 2
+        self.streams_opened += 1
+        self.streams[state.id] = state
         if end_stream:
             self._we_ended(state)
         return state.id
@@ -589,19 +589,21 @@ class Session(ABC):
         """Send response headers, or trailers (`end_stream`), behind the DATA that waits on the stream.
 
         A stream that is closed, or closing already, takes nothing: its end has been told by an event. Raises
-        `ValueError` for headers behind DATA that are no end, which would be malformed (RFC 9113 §8.1).
+        `TypeError` for fields that are no pairs of bytes, and `ValueError` for headers behind DATA that are no end,
+        which would be malformed (RFC 9113 §8.1); the stream is as it was then.
         """
         state = self.streams.get(stream_id)
         if state is None or state.sending is not _OPEN:
             return
-        state.opened_at = _LONG_AGO
         if state.pending:
             if not end_stream:
                 raise ValueError(f"headers behind the DATA of stream {stream_id} have to end it")
+            check_fields(headers)  # now, since later there is nobody to tell
             state.trailers = headers
             state.sending = _CLOSING
             return
         self._write_headers_or_end(state, headers, end_stream)
+        state.opened_at = _LONG_AGO
 
     def send_data(
         self,
@@ -713,8 +715,11 @@ class Session(ABC):
         self.streams.clear()  # from here on every command finds its stream closed
         self._ready.clear()
         if not self._started:
-            if error.error_code == ErrorCode.HTTP_1_1_REQUIRED:
-                self._write(_HTTP1_ANSWER)
+            if isinstance(error, NotHttp2):
+                if error.answer:
+                    self._write(error.answer)
+                return
+            if self._splitter.begins_otherwise:
                 return
             self._write(
                 frames.settings({})
@@ -921,7 +926,10 @@ class Session(ABC):
 
     @abstractmethod
     def _write_headers(self, state: StreamState, headers: Headers, end_stream: bool) -> None:
-        """Encode the list and put HEADERS (and CONTINUATION) into the output."""
+        """Encode the list and put HEADERS (and CONTINUATION) into the output.
+
+        `TypeError` for fields that are no pairs of bytes; nothing has changed then.
+        """
 
     @abstractmethod
     def _write_data(self, state: StreamState, data: Data, end_stream: bool) -> None:

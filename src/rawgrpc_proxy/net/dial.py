@@ -42,8 +42,12 @@ async def _connect(address: Address, ssl_context: ssl.SSLContext | None) -> Tran
     try:
         tls = trio.SSLStream(stream, ssl_context, server_hostname=address.host or None, https_compatible=True)
         await tls.do_handshake()
-        if tls.selected_alpn_protocol() not in {"h2", None}:
-            raise ValueError(f"the peer chose ALPN {tls.selected_alpn_protocol()!r}, not 'h2'")
+        chosen = tls.selected_alpn_protocol()
+        if chosen != "h2":
+            what = "did not choose 'h2' by ALPN" if chosen is None else f"chose {chosen!r} by ALPN, not 'h2'"
+            raise ValueError(
+                f"the peer {what}: it must offer HTTP/2, and the ssl_context too (set_alpn_protocols(['h2']))"
+            )
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise

@@ -19,8 +19,10 @@ from typing import IO, Literal
 import trio
 
 from rawgrpc_proxy.call import CallRecord
-from rawgrpc_proxy.errors import ConnectionFailed, ProxyFault
+from rawgrpc_proxy.codes import ErrorCode
+from rawgrpc_proxy.errors import ConnectionFailed, NotHttp2, ProxyFault
 from rawgrpc_proxy.http2.events import StreamReset
+from rawgrpc_proxy.observe.repeats import Repeats
 
 LogFormat = Literal["text", "json"]
 
@@ -52,6 +54,7 @@ class CallLog:
         self._dropped = 0
         self._collecting = False
         self._writing = threading.Lock()
+        self._strangers = Repeats()
         self._accept_logged_at = -_ACCEPT_LOG_INTERVAL_S
         self._second = -1
         self._stamp = ""
@@ -142,9 +145,19 @@ class CallLog:
         )
 
     def connection_failed(self, peer: str, error: ConnectionFailed) -> None:
-        """Write why a connection was ended, and for a fault of the proxy's own where it is."""
+        """Write why a connection was ended, and for a fault of the proxy's own where it is.
+
+        What never became HTTP/2 is written once a minute for each host: such peers come again and again.
+        """
         text = f"- {peer} connection closed: {printable(str(error))}"
         facts: dict[str, object] = {"peer": peer, "error_code": error.error_code, "reason": error.message}
+        if isinstance(error, NotHttp2) or error.error_code == ErrorCode.INADEQUATE_SECURITY:
+            left_out = self._strangers.left_out(peer, error.message, time.monotonic())
+            if left_out is None:
+                return
+            if left_out:
+                text += f" ({left_out} more before this one)"
+                facts["left_out"] = left_out
         if isinstance(error, ProxyFault) and error.__cause__ is not None:
             cause = "".join(traceback.format_exception(error.__cause__))
             text = "\n    ".join([text, *map(printable, cause.splitlines())])

@@ -1,0 +1,255 @@
+"""What a connection keeps of headers while it has no stream: bounded, whatever its peers have sent; gone with it."""
+
+import gc
+import itertools
+import random
+import sys
+import tracemalloc
+from collections.abc import Callable, Iterator
+
+import hpack
+import pytest
+
+from rawgrpc_proxy.calls import _Asked
+from rawgrpc_proxy.grpc.metadata import FixedHeaders
+from rawgrpc_proxy.http2 import header_blocks
+from rawgrpc_proxy.http2.fields import check, request_problem
+from rawgrpc_proxy.http2.header_blocks import HeaderDecoder, HeaderEncoder, HeaderList
+from rawgrpc_proxy.net.splice import _passed_on
+from tests.http2.peer import REQUEST, Header
+
+OF_REQUESTS, OF_RESPONSES = 42 * 1024, 22 * 1024  # 64 KiB for a connection
+SHARED_BYTES = 4 * 1024 * 1024
+
+only_where_memory_is_traced = pytest.mark.skipif(
+    sys.implementation.name != "cpython", reason="needs tracemalloc"
+)
+
+Blocks = Iterator[bytes]
+_numbers = itertools.count(1_000_000)
+
+
+def tiny(rng: random.Random) -> Header:
+    """The smallest name and value that are objects of their own: most of what they take is overhead."""
+    return bytes(rng.choices(range(97, 123), k=2)), bytes(rng.choices(range(33, 127), k=2))
+
+
+def literals(*fields: Header) -> bytes:
+    return b"".join(header_blocks._literal(0x00, 0x0F, field) for field in fields)
+
+
+def insertions(*fields: Header) -> bytes:
+    return b"".join(header_blocks._literal(0x40, 0x3F, field) for field in fields)
+
+
+def a_request(*more: Header) -> list[Header]:
+    return [*REQUEST[:2], (b":path", b"/a/%d" % next(_numbers)), *REQUEST[3:], *more]
+
+
+def of_many_literals() -> Blocks:
+    rng = random.Random(9)
+    while True:
+        count = rng.randrange(60)
+        yield literals(*a_request(*[(b"x%02d" % number, b"%d" % next(_numbers)) for number in range(count)]))
+
+
+def of_tiny_literals() -> Blocks:
+    rng = random.Random(9)
+    while True:
+        yield literals(*a_request(*[tiny(rng) for _ in range(rng.randrange(60))]))
+
+
+def with_blanks() -> Blocks:
+    rng = random.Random(9)
+    while True:
+        yield literals(*a_request(*[(b"x", b" %d" % next(_numbers)) for _ in range(rng.randrange(30))]))
+
+
+def with_paths_that_are_none() -> Blocks:
+    while True:
+        path = "/é\x99".encode("latin-1") * 40 + b"%d" % next(_numbers)
+        yield literals(REQUEST[0], REQUEST[1], (b":path", path))
+
+
+def behind_a_full_table() -> Blocks:
+    rng = random.Random(9)
+    yield insertions(*[tiny(rng) for _ in range(130)])
+    yield from of_tiny_literals()
+
+
+def of_long_entries() -> Blocks:
+    """Each answer refers to a path and a value of a kilobyte, which calls copy."""
+    yield insertions((b":path", b"/a/" + b"p" * 1500), (b"y", b" " + b"y" * 1000))
+    while True:
+        yield (
+            literals(*REQUEST[:2])
+            + b"\xbf"
+            + literals(REQUEST[3])
+            + b"\xbe"
+            + literals((b"x", b"%d" % next(_numbers)))
+        )
+
+
+def of_huffman_codes() -> Blocks:
+    encoder = hpack.Encoder()
+    while True:
+        value = b"a" * 1000 + b"%d" % next(_numbers)
+        yield encoder.encode([(n, v, True) for n, v in a_request((b"x", value))], huffman=True)
+
+
+HOSTILE = [
+    of_many_literals,
+    of_tiny_literals,
+    with_blanks,
+    with_paths_that_are_none,
+    behind_a_full_table,
+    of_long_entries,
+    of_huffman_codes,
+]
+
+
+def fullest(blocks: Blocks, *, of_requests: bool) -> int:
+    """After how many of these blocks a decoder keeps the most."""
+    decoder, kept = HeaderDecoder(2**20, of_requests=of_requests), [0]
+    for block in itertools.islice(blocks, 100):
+        decoder.decode(block)
+        kept.append(decoder._kept_bytes)
+    return max(range(len(kept)), key=lambda count: (kept[count], count))
+
+
+def use(headers: HeaderList) -> None:
+    """As a call does: it leaves on the list whatever is worked out from it."""
+    checked = check(headers, request_problem, (1000, 2**20))
+    if checked.problem is None:
+        headers.checked = checked
+    asked = _Asked(headers)
+    if asked.error is None:
+        headers.asked = asked
+    _ = asked.metadata.next_hop_size
+    _passed_on(headers)
+
+
+def receive(blocks: Blocks, count: int, *, of_requests: bool) -> HeaderDecoder:
+    decoder = HeaderDecoder(2**20, of_requests=of_requests)
+    for block in itertools.islice(blocks, count):
+        headers = decoder.decode(block)
+        if headers[0] == REQUEST[0]:
+            use(headers)
+    return decoder
+
+
+def send(kept: list[FixedHeaders], *, tiny_fields: int, of_requests: bool) -> HeaderEncoder:
+    """As many of the smallest fields in the table, and as many answers as there may be."""
+    encoder = HeaderEncoder(of_requests=of_requests)
+    rng = random.Random(9)
+    for field in [tiny(rng) for _ in range(tiny_fields)]:
+        for _ in range(2):
+            encoder.encode([field])
+    for headers in kept:
+        encoder.encode(headers)
+    return encoder
+
+
+def traced(make: Callable[[], object], repeat: int = 5) -> float:
+    """What each of the things made takes that nothing else has."""
+    make()
+    header_blocks._lists.clear()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        made = [make() for _ in range(repeat)]
+        header_blocks._lists.clear()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0] / len(made)
+    finally:
+        tracemalloc.stop()
+
+
+@only_where_memory_is_traced
+@pytest.mark.parametrize("of_requests", [True, False])
+@pytest.mark.parametrize("blocks", HOSTILE)
+def test_a_decoder_keeps_no_more_than_its_share(blocks: Callable[[], Blocks], of_requests: bool) -> None:
+    share = OF_REQUESTS if of_requests else OF_RESPONSES
+    count = fullest(blocks(), of_requests=of_requests)
+
+    kept = traced(lambda: receive(blocks(), count, of_requests=of_requests))
+
+    assert share / 5 < kept <= share
+
+
+@only_where_memory_is_traced
+@pytest.mark.parametrize("tiny_fields", [0, 65, 400])
+@pytest.mark.parametrize("of_requests", [True, False])
+def test_an_encoder_keeps_no_more_than_its_share(tiny_fields: int, of_requests: bool) -> None:
+    """Also when the table is full of the smallest fields, which take several times what RFC 7541 counts for them."""
+    share = OF_REQUESTS if of_requests else OF_RESPONSES
+    most = 0.0
+    for kept in (0, 20, 90):
+        lists = [FixedHeaders([*REQUEST, (b"cookie", b"%d" % number)]) for number in range(kept)]
+        most = max(most, traced(lambda: send(lists, tiny_fields=tiny_fields, of_requests=of_requests)))  # noqa: B023
+
+    assert share / 3 < most <= share
+
+
+@only_where_memory_is_traced
+def test_what_all_connections_share_is_bounded_in_bytes() -> None:
+    header_blocks._lists.clear()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        most = 0
+        for _ in range(50):
+            decoder = HeaderDecoder(2**20)
+            for _ in range(200):
+                use(decoder.decode(literals(*a_request())))
+            most = max(most, len(header_blocks._lists.by_fields))
+            assert tracemalloc.get_traced_memory()[0] <= SHARED_BYTES + OF_REQUESTS
+        assert most > 1000, "worth its while"
+    finally:
+        tracemalloc.stop()
+        header_blocks._lists.clear()
+
+
+def test_an_honest_client_s_methods_find_room() -> None:
+    """Ten of them, in turn: each list is worked out once."""
+    encoder, decoder = HeaderEncoder(), HeaderDecoder(2**20)
+    requests = [
+        [
+            *REQUEST[:2],
+            (b":path", b"/package.Service/Method%d" % number),
+            *REQUEST[3:],
+            (b"authorization", b"Bearer" * 30),
+        ]
+        for number in range(10)
+    ]
+    for _ in range(4):
+        answers = [decoder.decode(encoder.encode(headers)) for headers in requests]
+
+    for headers, answer in zip(requests, answers, strict=True):
+        assert decoder.decode(encoder.encode(headers)) is answer
+
+
+def test_nothing_of_a_caller_s_own_outlives_its_connections() -> None:
+    """Neither with the shared lists, nor with the connection to the upstream, which goes on."""
+    upstream = HeaderEncoder()
+
+    def a_caller() -> None:
+        encoder, decoder = HeaderEncoder(), HeaderDecoder(2**20)
+        secret = b"-".join([b"alice", b"s", b"secret"])
+        for name in (b"authorization", b"x-api-key", b"token-bin"):
+            for _ in range(4):
+                headers = decoder.decode(encoder.encode([*REQUEST, (name, secret)]))
+                use(headers)
+                if name == b"authorization":
+                    upstream.encode(headers.asked.metadata.next_hop)
+
+    a_caller()
+    gc.collect()
+
+    assert not [
+        thing
+        for thing in gc.get_objects()
+        if isinstance(thing, HeaderList | FixedHeaders) and b"secret" in repr(thing).encode()
+    ]
+    assert b"secret" not in repr(list(upstream._table)).encode()
+    assert not upstream._answers
