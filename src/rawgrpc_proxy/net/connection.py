@@ -20,9 +20,15 @@ from typing import assert_never
 import trio
 import trio.lowlevel
 
-from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Http2Settings
-from rawgrpc_proxy.errors import ConnectionFailed, ConnectionGone, ProxyStopping, Side, StreamRefused
+from rawgrpc_proxy.errors import (
+    ConnectionFailed,
+    ConnectionGone,
+    ProxyFault,
+    ProxyStopping,
+    Side,
+    StreamRefused,
+)
 from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.http2.events import (
     ConnectionEnded,
@@ -254,7 +260,7 @@ class Connection:
         """Why the connection ends, when something is raised through it: cancellation, or a fault of ours."""
         others = fault.split(trio.Cancelled)[1] if isinstance(fault, BaseExceptionGroup) else fault
         if others is not None and not isinstance(others, trio.Cancelled):
-            return ConnectionFailed(f"fault in the proxy: {others!r}", error_code=ErrorCode.INTERNAL_ERROR)
+            return ProxyFault(others)
         return ConnectionGone("closed by the proxy") if self.session.client_side else ProxyStopping()
 
     async def _read_loop(self) -> ConnectionFailed:

@@ -13,6 +13,7 @@ import trio
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.errors import (
     ConnectionFailed,
+    ProxyFault,
     ProxyStopping,
     RpcError,
     Side,
@@ -271,4 +272,6 @@ def lost_error(error: ConnectionFailed, connection: "Connection") -> RpcError:
     """The error of a call whose connection is lost."""
     if isinstance(error, ProxyStopping):
         return RpcError(Status.UNAVAILABLE, error.message, origin="proxy")
+    if isinstance(error, ProxyFault):
+        return RpcError(Status.INTERNAL, error.message, origin="proxy")
     return UpstreamUnavailable(f"the connection to {connection.peer} is lost: {error}", side=connection.side)
