@@ -1,9 +1,14 @@
 """The pool over real sockets: dials, places, the line, and upstreams that misbehave."""
 
+import contextlib
+import gc
 import random
+import resource
+import socket
 import ssl
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +18,19 @@ import trio
 import trio.testing
 from hyperframe.frame import SettingsFrame
 
-from rawgrpc_proxy.codes import ErrorCode
-from rawgrpc_proxy.errors import ConfigError, ConnectionGone, PoolExhausted, UpstreamUnavailable
+from rawgrpc_proxy.codes import ErrorCode, Status
+from rawgrpc_proxy.errors import (
+    ConfigError,
+    ConnectionGone,
+    PoolExhausted,
+    ProxyError,
+    ProxyFault,
+    RpcError,
+    Side,
+    UpstreamUnavailable,
+)
+from rawgrpc_proxy.http2.header_blocks import HeaderList
+from rawgrpc_proxy.net.stream import Inbox
 from rawgrpc_proxy.pool import Pool, PoolConn, PoolStats
 from tests.pool_backend import REQUEST, Clock, Upstream, deaf_port, run, run_with_clock
 
@@ -1529,3 +1545,356 @@ def test_an_error_in_the_block_of_a_pool_leaves_it_as_it_is() -> None:
         assert scope.cancelled_caught
 
     trio.run(main)
+
+
+# -------------------------------------------------------------------------------------------------- faults, told of
+
+
+class Heard:
+    """A `PoolObserver` that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.failures: list[tuple[str, ProxyError]] = []
+
+    def upstream_failed(self, address: str, error: ProxyError) -> None:
+        self.failures.append((address, error))
+
+
+class BrokenInbox(Inbox):
+    """A sink with a fault in it."""
+
+    def response(self, headers: HeaderList, end_stream: bool) -> None:
+        raise ZeroDivisionError("a fault of ours")
+
+
+def test_a_fault_in_the_reader_of_an_upstream_ends_its_calls_with_internal_and_nothing_else() -> None:
+    async def test() -> None:
+        heard = Heard()
+        async with pool_and_upstream(observer=heard) as (pool, upstream):
+            ill, neighbour = await leases(pool, upstream.address, 2)
+            broken = ill.open_stream(REQUEST)
+            broken.sink = BrokenInbox(broken.connection, broken.id)
+            other = neighbour.open_stream(REQUEST)
+            await upstream.until(lambda: bool(upstream.live) and len(upstream.live[0].open) == 2)
+            await upstream.live[0].answer(broken.id)
+            with pytest.raises(RpcError, match="internal error in the proxy") as error:
+                await other.inbox.wait_response()
+            assert error.value.status is Status.INTERNAL
+            neighbour.close()
+            ill.close()
+            fresh = await lease(pool, upstream.address)
+            assert fresh.shared is not ill.shared
+            ((address, failure),) = heard.failures
+            assert address == upstream.address
+            assert isinstance(failure, ProxyFault)
+            assert isinstance(failure.__cause__, ZeroDivisionError)
+            assert failure.__cause__.__traceback__ is not None
+
+    run(test)
+
+
+class BrokenNames(trio.abc.HostnameResolver):
+    """A resolver of a user's, with a fault in it."""
+
+    async def getaddrinfo(self, *_args: Any, **_more: Any) -> Any:
+        raise KeyError("a fault of theirs")
+
+    async def getnameinfo(self, *_args: Any) -> Any:
+        raise NotImplementedError
+
+
+def test_a_fault_in_a_dial_fails_its_calls_with_internal_and_the_pool_goes_on() -> None:
+    async def test() -> None:
+        heard = Heard()
+        trio.socket.set_custom_hostname_resolver(BrokenNames())
+        async with pool_and_upstream(observer=heard, connect_wait=0) as (pool, upstream):
+            with pytest.raises(RpcError, match="internal error in the proxy") as error:
+                await lease(pool, "backend:80")
+            assert error.value.status is Status.INTERNAL
+            assert isinstance(heard.failures[0][1].__cause__, KeyError)
+            await lease(pool, upstream.address)
+
+    run(test)
+
+
+def test_the_observer_hears_of_failed_dials_and_of_calls_cut_off_and_of_no_orderly_end() -> None:
+    async def test() -> None:
+        heard = Heard()
+        async with pool_and_upstream(observer=heard, connect_wait=0, idle=1) as (pool, upstream):
+            conn = await lease(pool, upstream.address)
+            stream = conn.open_stream(REQUEST)
+            (peer,) = await upstream.connected(1)
+            await upstream.until(lambda: bool(peer.open))
+            await peer.go_away()
+            await peer.answer(stream.id)
+            conn.close()
+            await peer.gone()
+            (await lease(pool, upstream.address)).close()
+            await (await upstream.connected(1))[0].close()
+            await nothing_left(pool)
+            assert not heard.failures
+
+            (await lease(pool, upstream.address)).open_stream(REQUEST)
+            (peer,) = await upstream.connected(1)
+            await upstream.until(lambda: bool(peer.open))
+            await peer.close()
+            while not heard.failures:
+                await trio.lowlevel.checkpoint()
+            with deaf_port() as address:
+                with pytest.raises(UpstreamUnavailable):
+                    await lease(pool, address)
+                assert heard.failures[1][0] == address
+                assert "Connection refused" in heard.failures[1][1].message
+
+    run(test)
+
+
+# ------------------------------------------------------------------------- elsewhere, and places that count no more
+
+
+def test_a_call_that_was_refused_gets_another_connection_which_is_dialled_if_need_be() -> None:
+    async def test() -> None:
+        async with pool_and_upstream() as (pool, upstream):
+            refused = await lease(pool, upstream.address)
+            elsewhere = held(await refused.again())
+            assert elsewhere.shared is not refused.shared
+            # Now that there is another one it is taken.
+            third = held(await refused.again())
+            assert third.shared is elsewhere.shared
+            assert (refused.streams, elsewhere.streams) == (1, 2)
+
+    run(test)
+
+
+def test_a_refused_call_shares_the_dial_of_others_that_were_refused() -> None:
+    async def test() -> None:
+        async with pool_and_upstream() as (pool, upstream):
+            refused = await leases(pool, upstream.address, 10)
+            elsewhere: list[PoolConn] = []
+
+            async def again(conn: PoolConn) -> None:
+                elsewhere.append(held(await conn.again()))
+
+            async with trio.open_nursery() as nursery:
+                for conn in refused:
+                    nursery.start_soon(again, conn)
+            assert len({conn.shared for conn in elsewhere}) == 1
+            assert len(upstream.connections) == 2
+
+    run(test)
+
+
+def test_a_refused_call_goes_back_where_it_came_from_if_nothing_else_can_be_had() -> None:
+    async def test() -> None:
+        async with pool_and_upstream() as (pool, upstream):
+            refused = await lease(pool, upstream.address)
+            upstream.refuse = True
+            assert held(await refused.again()).shared is refused.shared
+
+    run(test)
+
+
+def test_a_connection_whose_stream_ids_are_used_up_is_replaced() -> None:
+    async def test() -> None:
+        async with pool_and_upstream(size=1, max_waiting=1) as (pool, upstream):
+            last = await lease(pool, upstream.address)
+            connection = last.shared._connection
+            assert connection is not None
+            connection.session._next_id = 2**31 - 1
+            stream = last.open_stream(REQUEST)
+            assert stream.id == 2**31 - 1
+            assert str(last.err) == "its stream ids are used up"
+            fresh = await lease(pool, upstream.address)
+            assert fresh.shared is not last.shared
+            (old, _) = upstream.connections
+            await upstream.until(lambda: bool(old.open))
+            await old.answer(stream.id)
+            assert dict(await stream.inbox.wait_response())[b"grpc-status"] == b"0"
+            last.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("max_waiting", [None, 5])
+def test_long_calls_on_connections_past_their_ttl_do_not_fill_the_pool(max_waiting: int | None) -> None:
+    async def test(clock: Clock) -> None:
+        async with pool_and_upstream(size=2, ttl=60, max_waiting=max_waiting) as (pool, upstream):
+            watches = []
+            for _ in range(4):
+                watches.append(await lease(pool, upstream.address))
+                watches[-1].open_stream(REQUEST)
+                clock.jump(61)
+            for _ in range(5):
+                (await lease(pool, upstream.address)).close()
+            assert len(upstream.connections) == 5
+            for watch in watches:
+                watch.close()
+            await upstream.until(lambda: len(upstream.live) == 1)
+            assert pool.stats()[upstream.address] == IDLE
+
+    run_with_clock(test)
+
+
+def test_who_stands_in_line_is_served_as_a_full_connection_passes_its_ttl_or_drains() -> None:
+    async def test(clock: Clock) -> None:
+        async with (
+            pool_and_upstream(size=1, ms=1, ttl=60, max_waiting=2) as (pool, upstream),
+            trio.open_nursery() as nursery,
+        ):
+            (await lease(pool, upstream.address)).open_stream(REQUEST)
+            first, second = await waiters(nursery, pool, upstream.address, 2)
+            clock.jump(61)
+            (await first.result()).open_stream(REQUEST)
+            assert not second.done.is_set()
+            peer = (await upstream.connected(2))[1]
+            await upstream.until(lambda: bool(peer.open))
+            await peer.go_away()
+            await second.result()
+
+    run_with_clock(test)
+
+
+# ------------------------------------------------------------------------------------------------- file descriptors
+
+
+@contextmanager
+def no_descriptors_left() -> Iterator[int]:
+    """Nothing more can be opened; answers the limit."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(entry.name) for entry in Path("/dev/fd").iterdir()) + 1
+    spare = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest, before[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                spare.append(socket.socket())
+        yield highest
+    finally:
+        for sock in spare:
+            sock.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_out_of_descriptors_is_the_proxys_own_trouble_and_the_upstream_is_dialled_as_soon_as_there_are_some() -> (
+    None
+):
+    async def test() -> None:
+        heard = Heard()
+        async with pool_and_upstream(connect_wait=0, observer=heard) as (pool, upstream):
+            with (
+                no_descriptors_left() as limit,
+                pytest.raises(
+                    UpstreamUnavailable, match=f"out of file descriptors, its limit is {limit};"
+                ) as error,
+            ):
+                await lease(pool, upstream.address)
+            assert error.value.side is Side.LOCAL
+            assert heard.failures[0][1].side is Side.LOCAL
+            for _ in range(30):
+                # Only the dial that is due may be waited for, a tenth of a second: there is no backoff.
+                with contextlib.suppress(UpstreamUnavailable):
+                    await lease(pool, upstream.address)
+                    break
+                await trio.sleep(0.01)
+            else:
+                raise AssertionError
+
+    run(test)
+
+
+def test_calls_wait_for_descriptors_as_for_an_upstream() -> None:
+    async def test() -> None:
+        async with pool_and_upstream(connect_wait=5) as (pool, upstream), trio.open_nursery() as nursery:
+            with no_descriptors_left():
+                callers = await waiters(nursery, pool, upstream.address, 3)
+                await pause_of(pool, upstream.address)
+            for caller in callers:
+                await caller.result()
+
+    run(test)
+
+
+def test_a_connection_of_its_own_goes_to_the_next_in_line_while_no_other_can_be_dialled() -> None:
+    async def test() -> None:
+        async with (
+            pool_and_upstream(size=0, connect_wait=5) as (pool, upstream),
+            trio.open_nursery() as nursery,
+        ):
+            conn = await lease(pool, upstream.address)
+            with no_descriptors_left():
+                (caller,) = await waiters(nursery, pool, upstream.address, 1)
+                await pause_of(pool, upstream.address)
+                conn.close()
+                assert (await caller.result()).shared is conn.shared
+
+    run(test)
+
+
+# ---------------------------------------------------------------------------------------------- leases and targets
+
+
+def drop(leases: list[PoolConn]) -> None:
+    leases.clear()
+    gc.collect()
+
+
+def test_a_lease_that_is_dropped_is_given_back_with_a_warning() -> None:
+    async def test() -> None:
+        async with pool_and_upstream(size=1, ms=1, max_waiting=1) as (pool, upstream):
+            leased = [await pool.get_conn(upstream.address)]
+            with pytest.warns(ResourceWarning, match="was dropped: close what get_conn answers"):
+                drop(leased)
+            conn = await lease(pool, upstream.address)
+            assert conn.streams == 1
+            conn.close()
+
+    run(test)
+
+
+def test_a_lease_that_outlives_its_pool_is_dropped_without_a_word() -> None:
+    async def test() -> None:
+        async with pool_and_upstream() as (pool, upstream):
+            conn = await pool.get_conn(upstream.address)
+        del conn
+        gc.collect()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(test)
+
+
+def test_there_is_one_target_for_an_address_and_it_holds_nothing() -> None:
+    async def test() -> None:
+        async with pool_and_upstream() as (pool, upstream):
+            target = pool.target(upstream.address)
+            assert pool.target(upstream.address) is target
+            assert pool.target(upstream.address, ssl_context=ssl.create_default_context()) is not target
+            assert (target.address, target.ssl_context, repr(target)) == (
+                upstream.address,
+                None,
+                f"<Target {upstream.address}>",
+            )
+            assert pool.stats() == {}
+            assert target.take_now() is None
+            place = await target.take()
+            assert target.take_now() is place
+            place.give_back()
+            place.give_back()
+            await (await upstream.connected(1))[0].close()
+            await nothing_left(pool)
+            # It is forgotten, and the same all the same for who holds it.
+            assert pool.target(upstream.address) is target
+            (await target.take()).give_back()
+
+    run(test)
+
+
+def test_a_target_has_to_be_an_address_and_its_pool_open() -> None:
+    async def test() -> None:
+        pool = Pool()
+        with pytest.raises(ConfigError, match="HOST:PORT"):
+            pool.target("no-port")
+        with pytest.raises(ConfigError, match="async with Pool"):
+            await pool.target("127.0.0.1:1").take()
+
+    run(test)

@@ -7,7 +7,6 @@ from rawgrpc_proxy.errors import ConfigError, NoRoute
 from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.pool import Pool
 from rawgrpc_proxy.routes import RouteTable
-from rawgrpc_proxy.server import Server
 
 A, B, C = "127.0.0.1:1", "127.0.0.1:2", "unix:/run/c.sock"
 
