@@ -1758,8 +1758,8 @@ def test_who_stands_in_line_is_served_as_a_full_connection_passes_its_ttl_or_dra
 
 
 @contextmanager
-def no_descriptors_left() -> Iterator[int]:
-    """Nothing more can be opened; answers the limit."""
+def no_descriptors_left(but: int = 0) -> Iterator[int]:
+    """Nothing more can be opened `but` so many; answers the limit."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(entry.name) for entry in Path("/dev/fd").iterdir()) + 1
     spare = []
@@ -1768,6 +1768,8 @@ def no_descriptors_left() -> Iterator[int]:
         with contextlib.suppress(OSError):
             while True:
                 spare.append(socket.socket())
+        for _ in range(but):
+            spare.pop().close()
         yield highest
     finally:
         for sock in spare:
@@ -1775,14 +1777,15 @@ def no_descriptors_left() -> Iterator[int]:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_out_of_descriptors_is_the_proxys_own_trouble_and_the_upstream_is_dialled_as_soon_as_there_are_some() -> (
-    None
-):
+@pytest.mark.parametrize("but", [0, 1])
+def test_out_of_descriptors_is_the_proxys_own_trouble_and_the_upstream_is_dialled_as_soon_as_there_are_some(
+    but: int,
+) -> None:
     async def test() -> None:
         heard = Heard()
         async with pool_and_upstream(connect_wait=0, observer=heard) as (pool, upstream):
             with (
-                no_descriptors_left() as limit,
+                no_descriptors_left(but) as limit,
                 pytest.raises(
                     UpstreamUnavailable, match=f"out of file descriptors, its limit is {limit};"
                 ) as error,

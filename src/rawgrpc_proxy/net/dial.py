@@ -13,6 +13,7 @@ import trio
 
 from rawgrpc_proxy.errors import RpcError, Side, UpstreamUnavailable
 from rawgrpc_proxy.net.address import Address
+from rawgrpc_proxy.net.poller import current_poller
 from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
 
 T = TypeVar("T")
@@ -88,6 +89,7 @@ async def _connect(
     address: Address, ssl_context: ssl.SSLContext | None, host: str, tried: set[str]
 ) -> Transport:
     """A link to `host`, which is the address's, or one of the addresses of that; where it leads is added to `tried`."""
+    current_poller()  # its first use in a run opens a file: if there is no more, that is no upstream's doing
     if address.path is not None:
         if ssl_context is not None and ssl_context.check_hostname:
             # ssl itself would then check none (an SSLObject, unlike an SSLSocket, goes without).
