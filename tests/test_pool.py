@@ -19,6 +19,7 @@ import trio.testing
 from hyperframe.frame import SettingsFrame
 
 from rawgrpc_proxy.codes import ErrorCode, Status
+from rawgrpc_proxy.config import ENGINES, Engine, Http2Settings
 from rawgrpc_proxy.errors import (
     ConfigError,
     ConnectionGone,
@@ -1301,18 +1302,20 @@ def test_a_pause_is_never_longer_than_four_seconds_and_never_twice_the_same() ->
 
 def test_a_dial_that_waited_for_an_answer_has_been_a_pause_itself() -> None:
     async def test(clock: Clock) -> None:
-        async with listener(say_nothing) as (address, accepted), Pool(rng=NoJitter()) as pool:
-            for dials in range(1, 6):
-                async with trio.open_nursery() as nursery:
-                    caller = Waiter(pool, address)
-                    nursery.start_soon(caller.run)
-                    while len(accepted) < dials:
-                        await trio.lowlevel.checkpoint()
-                    clock.jump(3.01)
-                    await caller.problem()
-                assert await pause_of(pool, address) <= 0.35
-                clock.jump(0.4)
-                await trio.testing.wait_all_tasks_blocked()
+        async with (
+            listener(say_nothing) as (address, accepted),
+            Pool(rng=NoJitter()) as pool,
+            trio.open_nursery() as nursery,
+        ):
+            await waiters(nursery, pool, address, 1)
+            pauses = []
+            for dials in range(1, 7):
+                while len(accepted) < dials:
+                    await trio.lowlevel.checkpoint()
+                clock.jump(3.01)
+                pauses.append(await pause_of(pool, address))
+                clock.jump(pauses[-1] + 0.01)
+            assert pauses == pytest.approx([0.04, 0.04, 0.04, 0.04, 0.04, 0.3], abs=0.05)
 
     run_with_clock(test)
 
@@ -1329,6 +1332,39 @@ def test_a_call_waits_for_the_next_dials_as_long_as_it_may_and_then_fails_with_t
                 assert "Connection refused" in await caller.problem()
 
     run_with_clock(test)
+
+
+def test_under_a_hard_cap_as_many_calls_wait_for_the_next_dials_as_these_would_serve() -> None:
+    async def test() -> None:
+        with deaf_port() as address:
+            async with (
+                Pool(size=1, ms=2, max_waiting=1, connect_wait=60) as pool,
+                trio.open_nursery() as nursery,
+            ):
+                await waiters(nursery, pool, address, 1)
+                await pause_of(pool, address)
+                await waiters(nursery, pool, address, 2)
+                with pytest.raises(PoolExhausted, match="3 calls wait already"):
+                    await lease(pool, address)
+                nursery.cancel_scope.cancel()
+
+    run(test)
+
+
+def test_an_error_that_cannot_be_described_is_taken_all_the_same() -> None:
+    class Odd(Exception):
+        def __repr__(self) -> str:
+            raise ZeroDivisionError
+
+        __str__ = __repr__
+
+    async def test() -> None:
+        async with pool_and_upstream() as (pool, upstream):
+            conn = await lease(pool, upstream.address)
+            pool.release(upstream.address, conn, Odd())
+            await upstream.connections[0].gone()
+
+    run(test)
 
 
 def test_dials_that_fail_together_count_once() -> None:
@@ -1694,9 +1730,11 @@ def test_a_refused_call_goes_back_where_it_came_from_if_nothing_else_can_be_had(
     run(test)
 
 
-def test_a_connection_whose_stream_ids_are_used_up_is_replaced() -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_connection_whose_stream_ids_are_used_up_is_replaced(engine: Engine) -> None:
     async def test() -> None:
-        async with pool_and_upstream(size=1, max_waiting=1) as (pool, upstream):
+        settings = Http2Settings(engine=engine)
+        async with pool_and_upstream(size=1, max_waiting=1, settings=settings) as (pool, upstream):
             last = await lease(pool, upstream.address)
             connection = last.shared._connection
             assert connection is not None

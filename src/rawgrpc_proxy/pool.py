@@ -545,7 +545,11 @@ class Pool:
             raise ValueError(f"{conn!r} is no connection of this pool to {address!r}")
         shared = conn.hand_over()
         if err is not None and shared.phase is _READY:
-            shared.drain(err if isinstance(err, ProxyError) else ConnectionGone(f"given back with {err!r}"))
+            shared.drain(
+                err
+                if isinstance(err, ProxyError)
+                else ConnectionGone(f"given back with {type(err).__name__}")
+            )
         self._give_back(shared, failed=err is not None)
 
     def explain(self, address: str, *, ssl_context: ssl.SSLContext | None = None) -> list[str]:
