@@ -78,6 +78,8 @@ class Upstream:
         """Whether SETTINGS are held back."""
         self.refuse = False
         """Whether connections are closed as soon as they come."""
+        self.refuse_next = 0
+        """How many of the next ones are."""
         self._tls = tls
         self._changed = trio.Event()
 
@@ -104,7 +106,8 @@ class Upstream:
             task_status.started()
 
     async def _serve_one(self, stream: trio.SocketStream) -> None:
-        if self.refuse:
+        if self.refuse or self.refuse_next:
+            self.refuse_next = max(0, self.refuse_next - 1)
             await trio.aclose_forcefully(stream)
             return
         link: trio.abc.Stream = stream

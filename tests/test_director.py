@@ -1,5 +1,7 @@
 """What a director may do, and what becomes of a call whose director misbehaves."""
 
+import gc
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 import trio
 from trio.testing import trio_test
 
-from rawgrpc_proxy import CallContext, PoolConn, RpcError, Status
+from rawgrpc_proxy import CallContext, PoolConn, RpcError, Status, Target
 from rawgrpc_proxy.config import Engine
 from tests.proxy.house import House, a_proxy, on_every_engine
 from tests.proxy.raw_peers import TRAILERS_ONLY, connect, message, request_fields
@@ -47,6 +49,81 @@ async def test_the_rich_example_of_the_reference_can_be_written_line_for_line(en
         internal = await (await client.request("/com.example.internal.X/Y")).answer()
         assert elsewhere.status == internal.status == Status.UNIMPLEMENTED
         assert internal.message == b"Unknown method"
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@trio_test
+async def test_a_director_may_answer_a_target_on_a_connection_of_which_the_proxy_takes_a_place_itself(
+    engine: Engine, plain: bool
+) -> None:
+    def director(context: CallContext, method: str) -> tuple[CallContext, Target]:
+        return context, house.pool.target(house.backend.address)
+
+    async def async_director(context: CallContext, method: str) -> tuple[CallContext, Target]:
+        return director(context, method)
+
+    async with a_proxy(engine, director=director if plain else async_director) as house:
+        client = await house.client()
+        for _ in range(2):
+            call = await client.request()
+            served = await house.backend.request()
+            assert house.pool.stats()[house.backend.address].idle == 0
+            await served.respond(b"x")
+            assert (await call.answer()).body == message(b"x")
+            record = await house.record()
+            assert (record.status, record.upstream) == (Status.OK, house.backend.address)
+        assert len(house.backend.peers) == 1
+
+
+@pytest.mark.parametrize("answers", ["a connection", "a target"])
+@trio_test
+async def test_a_director_that_is_cancelled_between_its_lease_and_its_answer_loses_no_place(
+    engine: Engine, answers: str
+) -> None:
+    asked = trio.Event()
+
+    async def director(context: CallContext, method: str) -> tuple[CallContext, PoolConn | Target]:
+        where: PoolConn | Target = house.pool.target(house.backend.address)
+        if answers == "a connection":
+            where = await house.pool.get_conn(house.backend.address)
+        if method == "/a.B/Slow":
+            asked.set()
+            await trio.sleep_forever()
+        return context, where
+
+    async with a_proxy(engine, director=director, pool={"size": 1, "ms": 2, "max_waiting": 5}) as house:
+        client = await house.client()
+        for _ in range(5):
+            call = await client.request("/a.B/Slow")
+            await asked.wait()
+            asked = trio.Event()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                await call.reset()
+                await house.record()
+                gc.collect()
+        call = await client.request("/a.B/Fine")
+        await (await house.backend.request()).respond()
+        assert (await call.answer()).status == Status.OK
+
+
+@trio_test
+async def test_a_connection_is_for_one_call(engine: Engine) -> None:
+    answered: list[PoolConn] = []
+
+    async def director(context: CallContext, method: str) -> Direction:
+        if not answered:
+            answered.append(await house.pool.get_conn(house.backend.address))
+        return context, answered[0]
+
+    async with a_proxy(engine, director=director) as house:
+        client = await house.client()
+        first = await client.request()
+        served = await house.backend.request()
+        assert (await (await client.request()).answer()).status == Status.INTERNAL
+        assert "answered for another call" in (await house.record()).detail
+        await served.respond()
+        assert (await first.answer()).status == Status.OK
 
 
 @trio_test

@@ -388,7 +388,7 @@ async def test_a_director_that_has_given_back_its_connection_fails_its_own_call_
 
 @pytest.mark.parametrize("path", ["/a.B/C", "/a.B/Other"])
 @trio_test
-async def test_a_connection_given_back_twice_is_reported_and_nobody_elses_trouble(
+async def test_a_connection_that_the_proxy_gives_back_cannot_be_given_back_before_and_is_nobody_elses_trouble(
     engine: Engine, path: str
 ) -> None:
     leases = []
@@ -404,11 +404,10 @@ async def test_a_connection_given_back_twice_is_reported_and_nobody_elses_troubl
         client = await house.client()
         call = await client.request(path)
         served = await house.backend.request()
-        leases[0].close()
+        with pytest.raises(ValueError, match="more often than it was taken"):
+            leases[0].close()
         await served.respond()
         assert (await call.answer()).status == Status.OK
-        await until(lambda: len(house.observer.failed) == 1)
-        assert isinstance(house.observer.failed[0], ValueError)
         await house.record()
         call = await client.request(path)
         await (await house.backend.request()).respond()

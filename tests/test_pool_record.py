@@ -64,6 +64,7 @@ class Table:
         self.rows: dict[int, Row] = {}
         self.head: list[int] = []  # newest first
         self.busy: list[int] = []
+        self.leaving: list[int] = []  # ours: those that carry streams and take no more
         self.idle = 0
 
     def cap(self, row: Row) -> int:
@@ -76,10 +77,7 @@ class Table:
             if row.state == "connecting":
                 continue
             if row.state != "ready" or now - row.born > self.ttl:
-                if row.streams == 0:
-                    self.head.remove(key)
-                    row.kept = False
-                    self.idle -= 1
+                if self.retire(key):
                     closed.append(key)
                 continue
             if row.streams >= self.cap(row):
@@ -95,6 +93,19 @@ class Table:
                 self.take(row)
                 return key, closed
         return None, closed
+
+    def retire(self, key: int) -> bool:
+        """The reference keeps one that has streams where it is, and counts it."""
+        row = self.rows[key]
+        for place in (self.head, self.busy):
+            if key in place:
+                place.remove(key)
+                row.kept = False
+                if row.streams:
+                    self.leaving.append(key)
+                else:
+                    self.idle -= 1
+        return row.streams == 0
 
     def take(self, row: Row) -> None:
         if row.streams == 0:
@@ -112,8 +123,13 @@ class Table:
         row = self.rows[key]
         if not row.kept:
             room = len(self.head) + len(self.busy) < self.size
-            if not room or failed or row.state != "ready":  # the reference adopts it whatever its state
+            expired = now - row.born > self.ttl
+            if (
+                not room or failed or row.state != "ready" or expired
+            ):  # the reference adopts it whatever its state
                 row.streams -= 1
+                if row.streams == 0 and key in self.leaving:
+                    self.leaving.remove(key)
                 return row.streams == 0
             self.head.insert(0, key)
             row.kept = True
@@ -183,11 +199,22 @@ class RecordAgainstTable(RuleBasedStateMachine):
         assert self.record.release(conn, self.now, failed=failed) == expected
 
     @precondition(lambda self: self.conns)
-    @rule(data=st.data(), state=st.sampled_from(["ready", "draining", "closed"]))
-    def change_state(self, data: st.DataObject, state: str) -> None:
+    @rule(data=st.data(), later=st.sampled_from(["ready", "draining", "closed"]))
+    def change_state(self, data: st.DataObject, later: str) -> None:
         key = data.draw(st.integers(0, len(self.conns) - 1))
-        self.table.rows[key].state = state
-        self.conns[key].phase = PHASES[state]
+        row = self.table.rows[key]
+        row.state = max(row.state, later, key=list(PHASES).index)
+        self.conns[key].phase = PHASES[row.state]
+
+    @precondition(lambda self: self.conns)
+    @rule(data=st.data())
+    def retire(self, data: st.DataObject) -> None:
+        key = data.draw(st.integers(0, len(self.conns) - 1))
+        row = self.table.rows[key]
+        if row.state in {"draining", "closed"} or (
+            row.state == "ready" and self.now - row.born > self.table.ttl
+        ):
+            assert self.record.retire(self.conns[key]) == self.table.retire(key)
 
     @precondition(lambda self: self.conns)
     @rule(data=st.data(), cap=caps)
@@ -208,6 +235,7 @@ class RecordAgainstTable(RuleBasedStateMachine):
         record, table = self.record, self.table
         assert [self.key_of(conn) for conn in reversed(record.with_room)] == table.head
         assert [self.key_of(conn) for conn in reversed(record.busy)] == table.busy
+        assert [self.key_of(conn) for conn in record.leaving] == table.leaving
         assert record.count == len(table.head) + len(table.busy)
         assert record.idle == table.idle
         assert [conn.streams for conn in self.conns] == [
@@ -241,7 +269,7 @@ def test_a_connection_past_its_ttl_is_dropped_if_it_has_no_streams_and_skipped_i
     picked = record.pick(10.5)
     assert (picked.connection, picked.close) == (None, [without])
     assert [conn for conn, _ in picked.passed_over] == [without, with_streams]
-    assert record.with_room == [with_streams]
+    assert (record.with_room, record.leaving) == ([], [with_streams])
 
 
 @pytest.mark.parametrize(
@@ -253,10 +281,11 @@ def test_a_connection_that_is_gone_or_going_is_skipped_until_it_has_no_streams(
     record = record_of()
     conn = pooled(record, streams=1, phase=phase)
     assert record.pick(0).passed_over == [(conn, reason)]
-    assert record.with_room == [conn]
-    conn.streams = 0
-    assert record.pick(0).close == [conn]
-    assert record.count == 0
+    assert (record.with_room, record.leaving) == ([], [conn])
+    assert record.release(conn, 0, failed=False) is True
+    assert (record.count, record.leaving) == (0, [])
+    without_streams = pooled(record, streams=0, phase=phase)
+    assert record.pick(0).close == [without_streams]
 
 
 def test_each_connection_passed_over_is_named_with_its_reason_newest_first() -> None:
@@ -272,6 +301,33 @@ def test_each_connection_passed_over_is_named_with_its_reason_newest_first() -> 
         (old, Objection.EXPIRED),
     ]
     assert record.busy == [full]
+
+
+def test_a_connection_that_takes_no_more_streams_counts_for_the_size_no_more() -> None:
+    record = record_of(size=2, ttl=10)
+    old, going = pooled(record, streams=1), pooled(record, streams=1, phase=Phase.DRAINING, born=5)
+    assert not record.may_grow
+    assert record.pick(11).connection is None
+    assert record.retire(old) is False  # once more, by its owner: nothing changes
+    assert (record.count, record.may_grow, record.leaving) == (0, True, [going, old])
+    assert record.release(old, 11, failed=False) is True
+    assert record.release(going, 11, failed=False) is True
+    assert record.leaving == []
+
+
+def test_a_connection_past_its_ttl_is_not_adopted() -> None:
+    record = record_of(ttl=10)
+    assert record.release(Conn(streams=2), 11, failed=False) is False
+    assert record.count == 0
+
+
+def test_a_pick_may_ask_for_another_connection_than_this_one() -> None:
+    record = record_of()
+    older, newest = pooled(record, streams=1), pooled(record, streams=1)
+    assert record.pick(0, newest).connection is older
+    record.remove(older)
+    assert record.pick(0, newest).connection is None
+    assert newest.streams == 1
 
 
 def test_a_connection_dialled_beyond_the_size_is_adopted_on_release_if_there_is_room_by_now() -> None:

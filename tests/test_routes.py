@@ -7,7 +7,6 @@ from rawgrpc_proxy.errors import ConfigError, NoRoute
 from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.pool import Pool
 from rawgrpc_proxy.routes import RouteTable
-from rawgrpc_proxy.server import Server
 
 A, B, C = "127.0.0.1:1", "127.0.0.1:2", "unix:/run/c.sock"
 
@@ -89,25 +88,12 @@ def context(method: str) -> CallContext:
     return CallContext(method=method, metadata=Metadata(), peer="127.0.0.1:9")
 
 
-def test_the_director_answers_the_context_as_it_was_and_a_connection_to_the_address() -> None:
-    async def main() -> None:
-        backend = Server()
-        async with Pool() as pool, trio.open_nursery() as nursery:
-            address: str = await nursery.start(backend.serve, "127.0.0.1:0")
-            director = RouteTable([("/p.A/*", address)]).director(pool)
-            asked = context("/p.A/Get")
-            answer = director(asked, asked.method)
-            assert not isinstance(answer, tuple)
-            answered, conn = await answer
-            assert answered is asked
-            assert conn.address == address
-            # Now that there is a connection it does not have to wait.
-            assert director(asked, asked.method) == (asked, conn)
-            conn.close()
-            conn.close()
-            nursery.cancel_scope.cancel()
-
-    trio.run(main)
+def test_the_director_answers_the_context_as_it_was_and_a_target_at_the_address() -> None:
+    pool = Pool()
+    director = RouteTable([("/p.A/*", A)]).director(pool)
+    asked = context("/p.A/Get")
+    assert director(asked, asked.method) == (asked, pool.target(A))
+    assert not pool.stats()
 
 
 def test_the_director_refuses_what_has_no_route_with_unimplemented() -> None:

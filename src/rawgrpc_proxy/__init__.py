@@ -3,8 +3,8 @@
 A server terminates HTTP/2, asks a director (your code) where each call goes, and pipes DATA and trailers over pooled
 upstream connections. Messages are opaque bytes; nothing is decoded, re-encoded or limited.
 
-    async def director(context, method):
-        return context, await pool.get_conn("127.0.0.1:50051")
+    def director(context, method):
+        return context, pool.target("127.0.0.1:50051")
 
     server = Server(unknown_service_handler=transparent_handler(director))
 """
@@ -17,7 +17,7 @@ from rawgrpc_proxy.errors import ConfigError, ProxyError, RpcError
 from rawgrpc_proxy.grpc.codec import Codec, codec, codec_with_parent, identity_codec
 from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.handler import register_service, transparent_handler
-from rawgrpc_proxy.pool import Pool, PoolConn
+from rawgrpc_proxy.pool import Pool, PoolConn, PoolObserver, Target
 from rawgrpc_proxy.server import Server
 from rawgrpc_proxy.services.health import Health, ServingStatus
 from rawgrpc_proxy.services.methods import ServedCall, stream_stream, stream_unary, unary_stream, unary_unary
@@ -34,6 +34,7 @@ __all__ = [
     "Metadata",
     "Pool",
     "PoolConn",
+    "PoolObserver",
     "ProxyError",
     "RpcError",
     "ServedCall",
@@ -41,6 +42,7 @@ __all__ = [
     "ServingStatus",
     "Status",
     "StreamDirector",
+    "Target",
     "codec",
     "codec_with_parent",
     "identity_codec",

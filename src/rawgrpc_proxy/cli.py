@@ -332,6 +332,7 @@ def _service(options: argparse.Namespace, *, worker: int | None = None) -> _Serv
     listen = Address.parse(options.listen, may_choose_port=True)
     routes = RouteTable.parse(options.route, default=options.upstream)
     settings = Http2Settings(engine=options.engine)
+    log = None if options.log_format == "none" else CallLog(options.log_format, worker=worker)
     pool = Pool(
         options.size,
         options.ttl,
@@ -339,8 +340,8 @@ def _service(options: argparse.Namespace, *, worker: int | None = None) -> _Serv
         options.ms,
         max_waiting=options.max_waiting,
         settings=settings,
+        observer=log,
     )
-    log = None if options.log_format == "none" else CallLog(options.log_format, worker=worker)
     server = Server(
         unknown_service_handler=transparent_handler(routes.director(pool)), settings=settings, observer=log
     )

@@ -25,7 +25,7 @@ from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status
 from rawgrpc_proxy.handler import transparent_handler
 from rawgrpc_proxy.net.stream import LocalSender, Stream
 from rawgrpc_proxy.observe.call_log import CallLog, word
-from rawgrpc_proxy.pool import Pool, PoolConn
+from rawgrpc_proxy.pool import Pool, PoolConn, Target
 from rawgrpc_proxy.server import Server
 from rawgrpc_proxy.services.health import SERVICE as HEALTH_SERVICE
 from rawgrpc_proxy.services.health import Health, ServingStatus, request_for
@@ -204,8 +204,8 @@ async def _run(trials: Sequence[Trial], stay: bool, settings: Http2Settings) -> 
             nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
             backend_address: str = await nursery.start(backend(settings, _Records()).serve, _ANY_PORT)
 
-            async def director(context: CallContext, _method: str) -> tuple[CallContext, PoolConn]:
-                return context, await upstreams.get_conn(backend_address)
+            def director(context: CallContext, _method: str) -> tuple[CallContext, Target]:
+                return context, upstreams.target(backend_address)
 
             records = _Records()
             proxy = Server(

@@ -5,8 +5,8 @@ In between and to the end the readers of the two connections move it on, through
 and its end wakes none. What it does not do: choose an upstream, or answer the caller; it tells its owner how the call
 went.
 
-The invariants: the lease is given back exactly once; the owner hears of the end exactly once, unless a step that ran
-in a task has raised.
+The invariants: the place on a connection is given back exactly once; the owner hears of the end exactly once, unless a
+step that ran in a task has raised.
 """
 
 from typing import Protocol
@@ -22,7 +22,7 @@ from rawgrpc_proxy.grpc.timeout import format_timeout
 from rawgrpc_proxy.http2.header_blocks import HeaderList
 from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.splice import Splice
-from rawgrpc_proxy.pool import PoolConn
+from rawgrpc_proxy.pool import PooledConnection, Target
 
 _FRESH_CONNECTIONS = 3
 _SHORT_MESSAGE = 64
@@ -35,9 +35,6 @@ class Owner(Protocol):
     def forwarding_over(self, forwarding: "Forwarding", error: RpcError | None) -> None:
         """The call has ended as the upstream wished (None), or with an error that the caller has to be told."""
 
-    def forwarding_misled(self, forwarding: "Forwarding", error: ValueError) -> None:
-        """The lease had been given back already, by the director that gave it to us or on another call's behalf."""
-
     def forwarding_refused(self, forwarding: "Forwarding") -> None:
         """The upstream did not process the call. Run `open_again` in a task."""
 
@@ -45,27 +42,45 @@ class Owner(Protocol):
 class Forwarding:
     """One call between its downstream stream and the upstream's."""
 
-    __slots__ = ("_conn", "_context", "_is_second", "_needs_task", "_owner", "_splice", "call", "over")
+    __slots__ = (
+        "_conn",
+        "_context",
+        "_is_second",
+        "_needs_task",
+        "_owner",
+        "_splice",
+        "_target",
+        "call",
+        "over",
+    )
 
-    def __init__(self, call: Call, context: CallContext, conn: PoolConn, owner: Owner) -> None:
-        """`context` is what the upstream is told. The lease `conn` is ours from here on."""
+    def __init__(
+        self, call: Call, context: CallContext, where: PooledConnection | Target, owner: Owner
+    ) -> None:
+        """`context` is what the upstream is told. A place on a connection is ours from here on."""
         self.call = call
         self.over = False
         self._context = context
-        self._conn: PoolConn | None = conn
+        if isinstance(where, Target):
+            self._target: Target | None = where
+            self._conn: PooledConnection | None = None
+        else:
+            self._target, self._conn = None, where
         self._owner = owner
         self._is_second = False
         self._needs_task = False
         self._splice = Splice(call.stream, self._advance)
-        call.record.upstream = conn.address
+        call.record.upstream = where.address
 
     def open_now(self) -> bool:
         """Open the upstream stream, and join the two; False, and nothing done, if a connection has to be waited for.
 
         When this raises the lease is back, and the owner is told nothing. What is written the caller has to flush.
         """
-        assert self._conn is not None
-        if not self._conn.has_room:
+        if self._conn is None:
+            assert self._target is not None
+            self._conn = self._target.take_now()
+        if self._conn is None or not self._conn.has_room:
             return False
         try:
             self._open()
@@ -91,7 +106,7 @@ class Forwarding:
         """Send the call once more, on another connection. As `open`."""
         try:
             self._check_caller()
-            await self._trade_lease()
+            await self._trade_place()
             await self._find_room()
             self._open()
         except BaseException:
@@ -141,22 +156,18 @@ class Forwarding:
         """Whether the upstream provably did not process the call, its request is still here, and it was the first."""
         return error.retry_safe and self._splice.replay is not None and not self._is_second
 
-    # ------------------------------------------------------------------- lease
+    # ------------------------------------------------------------------- place
 
     def _give_back(self) -> None:
         conn, self._conn = self._conn, None
         assert conn is not None
-        try:
-            conn.close()
-        except ValueError as error:
-            # Into a reader it must not go: that would end other people's calls.
-            self._owner.forwarding_misled(self, error)
+        conn.give_back()
 
-    async def _trade_lease(self) -> None:
-        """Take another connection to the same address instead. If there is none, this one is kept."""
+    async def _trade_place(self) -> None:
+        """Take a place on another connection to the same address. If there is none, this one is kept."""
         assert self._conn is not None
         fresh = await self._conn.again()
-        self._conn.close()
+        self._conn.give_back()
         self._conn = fresh
 
     def _check_caller(self) -> None:
@@ -165,12 +176,14 @@ class Forwarding:
             raise self.call.stream.inbox.error
 
     async def _find_room(self) -> None:
+        if self._conn is None:
+            assert self._target is not None
+            self._conn = await self._target.take()
         for _ in range(_FRESH_CONNECTIONS):
-            assert self._conn is not None
             if self._conn.has_room:
                 break
             # It went away since the director chose it; nothing has left the proxy, so another one is as good.
-            await self._trade_lease()
+            await self._trade_place()
 
     # ----------------------------------------------------------------- opening
 

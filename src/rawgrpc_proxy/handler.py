@@ -73,8 +73,6 @@ class TransparentHandler:
             forwarding.stop()
         if waiter.error is not None:
             raise waiter.error
-        if waiter.misled is not None:
-            raise waiter.misled
 
 
 class _Waiter:
@@ -83,14 +81,10 @@ class _Waiter:
     def __init__(self) -> None:
         self.news = trio.Event()
         self.error: RpcError | None = None
-        self.misled: ValueError | None = None
 
     def forwarding_over(self, _forwarding: Forwarding, error: RpcError | None) -> None:
         self.error = error
         self.news.set()
-
-    def forwarding_misled(self, _forwarding: Forwarding, error: ValueError) -> None:
-        self.misled = error
 
     def forwarding_refused(self, _forwarding: Forwarding) -> None:
         self.news.set()

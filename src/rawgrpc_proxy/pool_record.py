@@ -8,11 +8,14 @@ The rules are those of the reference's pool, in its order:
              that was at its limit is the newest of those with room; at zero streams it is closed if there was an
              error, if enough idle ones are kept, or if it is past its ttl
 
-and four changes: a connection that is being dialled takes callers up to its limit, who wait for it, when nothing else
+and five changes: a connection that is being dialled takes callers up to its limit, who wait for it, when nothing else
 is there; the limit is min(ms, what the peer allows) and follows the peer; an error does not drop a connection that
-still carries streams; one that has failed or drains is closed with its last stream, not on a later call.
+still carries streams; one that has failed or drains is closed with its last stream, not on a later call; one that takes
+no more streams but still carries some (past its ttl, failed, draining) counts for `size` no more, so that a few long
+calls never fill the pool. It is `leaving` then, from when a pick meets it or its owner retires it.
 
-The invariant: a connection is in `with_room`, in `busy`, or not pooled; `streams` is the number of leases on it.
+The invariant: a connection is in `with_room`, in `busy` (and pooled), in `leaving`, or beyond `size`; `streams` is the
+number of leases on it.
 """
 
 import enum
@@ -82,17 +85,19 @@ class Pick(Generic[C]):
 class PoolRecord(Generic[C]):
     """The connections to one address."""
 
-    __slots__ = ("_limits", "busy", "with_room")
+    __slots__ = ("_limits", "busy", "leaving", "with_room")
 
     def __init__(self, limits: PoolLimits) -> None:
         self._limits = limits
         self.with_room: list[C] = []
         """Oldest first. One that has come to its limit stays here until a pick meets it."""
         self.busy: list[C] = []
+        self.leaving: list[C] = []
+        """They carry streams and take no more; closed with the last one. In the order in which they were retired."""
 
     @property
     def count(self) -> int:
-        """Pooled connections, those being dialled included."""
+        """Pooled connections, which take streams or are busy; those being dialled included, those leaving not."""
         return len(self.with_room) + len(self.busy)
 
     @property
@@ -142,11 +147,13 @@ class PoolRecord(Generic[C]):
             self.busy.append(with_room.pop())
         return None
 
-    def pick(self, now: float) -> Pick[C]:
+    def pick(self, now: float, other_than: C | None = None) -> Pick[C]:
         """Find a connection for one more stream, and tidy up on the way."""
         answer: Pick[C] = Pick(None, [], [])
         connecting: C | None = None
         for connection in reversed(self.with_room):  # from its end, so that what is met may leave the list
+            if connection is other_than:
+                continue
             objection = self.objection(connection, now)
             if objection is None:
                 connection.streams += 1
@@ -159,8 +166,7 @@ class PoolRecord(Generic[C]):
             elif objection is Objection.FULL:
                 self.with_room.remove(connection)
                 self.busy.append(connection)
-            elif not connection.streams:
-                self.remove(connection)
+            elif self.retire(connection):
                 answer.close.append(connection)
         if connecting is not None:
             connecting.streams += 1
@@ -179,7 +185,7 @@ class PoolRecord(Generic[C]):
         """
         if connection.streams < 1:
             raise ValueError(f"{connection!r} was given back more often than it was taken")
-        if not connection.pooled and self.may_grow and connection.phase is Phase.READY:
+        if not connection.pooled and self.may_grow and self._takes_streams(connection, now):
             self.add(connection)
         was_full = connection.streams >= self.limit_of(connection)
         connection.streams -= 1
@@ -204,12 +210,25 @@ class PoolRecord(Generic[C]):
         if connection in self.busy:
             self._has_room_again(connection)
 
+    def retire(self, connection: C) -> bool:
+        """It takes no more streams. True: it has none, is forgotten, and has to be closed."""
+        if not connection.streams:
+            self.remove(connection)
+            return True
+        if connection.pooled:
+            self.remove(connection)
+            self.leaving.append(connection)
+        return False
+
     def remove(self, connection: C) -> None:
         """Forget it."""
         connection.pooled = False
-        for place in (self.with_room, self.busy):
+        for place in (self.with_room, self.busy, self.leaving):
             if connection in place:
                 place.remove(connection)
+
+    def _takes_streams(self, connection: C, now: float) -> bool:
+        return connection.phase is _READY and now <= self.expires_at(connection)
 
     def _has_room_again(self, connection: C) -> None:
         if connection.streams < self.limit_of(connection):

@@ -6,7 +6,7 @@ The invariant: the first pattern in order that matches decides; a method that no
 """
 
 import re
-from collections.abc import Awaitable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Self
 
@@ -14,7 +14,7 @@ from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.director import Direction, StreamDirector
 from rawgrpc_proxy.errors import ConfigError, NoRoute
 from rawgrpc_proxy.net.address import Address
-from rawgrpc_proxy.pool import Pool
+from rawgrpc_proxy.pool import Pool, Target
 
 _CATCH_ALL = "/*"
 _REMEMBERED_METHODS = 1024
@@ -65,18 +65,17 @@ class RouteTable:
         return min(matching)[1] if matching else None
 
     def director(self, pool: Pool) -> StreamDirector:
-        """A director that takes its connections from `pool`, and refuses with UNIMPLEMENTED what has no route."""
-        # Routes stay as they are, and so do the answers; not all are kept, for a caller can make up methods.
-        find = lru_cache(maxsize=_REMEMBERED_METHODS)(self.find)
+        """A director whose targets are of `pool`, and that refuses with UNIMPLEMENTED what has no route."""
 
-        def direct(context: CallContext, method: str) -> Direction | Awaitable[Direction]:
-            address = find(method)
-            if address is None:
+        @lru_cache(maxsize=_REMEMBERED_METHODS)  # not all are kept, for a caller can make up methods
+        def target_of(method: str) -> Target | None:
+            address = self.find(method)
+            return None if address is None else pool.target(address)
+
+        def direct(context: CallContext, method: str) -> Direction:
+            target = target_of(method)
+            if target is None:
                 raise NoRoute(f"no route for {method}")
-            conn = pool.get_conn_nowait(address)
-            return wait(context, address) if conn is None else (context, conn)
-
-        async def wait(context: CallContext, address: str) -> Direction:
-            return context, await pool.get_conn(address)
+            return context, target
 
         return direct

@@ -25,7 +25,12 @@ PATIENCE_S = 10.0
 
 async def dialled(address: str | Address, tls: ssl.SSLContext | None = None) -> Transport:
     where = Address.parse(address) if isinstance(address, str) else address
-    return await dial(where, ssl_context=tls, timeout_s=PATIENCE_S)
+    return await dial(where, ssl_context=tls, timeout_s=PATIENCE_S, greet=at_once)
+
+
+async def at_once(transport: Transport) -> Transport:
+    """Whoever answers will do."""
+    return transport
 
 
 @asynccontextmanager
@@ -140,6 +145,112 @@ def test_if_one_address_of_a_name_does_not_answer_another_one_is_taken() -> None
     run(test)
 
 
+@asynccontextmanager
+async def two_peers(
+    *serve: Callable[[trio.SocketStream], Awaitable[None]],
+) -> AsyncIterator[int]:
+    """The port on which these peers listen, each on a loopback address of its own: "backend" is their name."""
+    listening: list[trio.SocketListener] = []
+    port = 0
+    for number in range(len(serve)):
+        sock = trio.socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            await sock.bind((f"127.0.0.{number + 1}", port))
+        except OSError:
+            pytest.skip("this machine has one loopback address")
+        sock.listen()
+        port = sock.getsockname()[1]
+        listening.append(trio.SocketListener(sock))
+    trio.socket.set_custom_hostname_resolver(Names(*(f"127.0.0.{n + 1}" for n in range(len(serve)))))
+    async with trio.open_nursery() as nursery:
+        for listener, peer in zip(listening, serve, strict=True):
+            nursery.start_soon(trio.serve_listeners, peer, [listener])
+        yield port
+        nursery.cancel_scope.cancel()
+
+
+async def say_nothing(stream: trio.SocketStream) -> None:
+    async with stream:
+        await trio.sleep_forever()
+
+
+async def hello(transport: Transport) -> Transport:
+    """Whoever says something will do."""
+    try:
+        await transport.send_all([b"hello"], 5)
+        if not await one_read(transport):
+            raise UpstreamUnavailable("it hung up")
+    except BaseException:
+        await transport.aclose()
+        raise
+    return transport
+
+
+@pytest.mark.parametrize("first", [say_nothing, close_at_once])
+def test_if_one_address_of_a_name_accepts_and_says_nothing_another_one_is_taken(
+    first: Callable[[trio.SocketStream], Awaitable[None]],
+) -> None:
+    async def test() -> None:
+        async with two_peers(first, echo, echo) as port:
+            transport = await dial(
+                Address.parse(f"backend:{port}"), ssl_context=None, timeout_s=0.6, greet=hello
+            )
+            await transport.aclose()
+
+    run(test)
+
+
+def test_if_one_address_of_a_name_fails_in_tls_or_says_nothing_there_another_one_is_taken() -> None:
+    async def test() -> None:
+        certificates = Certificates()
+        for first in (echo, close_at_once, say_nothing):
+            async with two_peers(first, certificates.echo) as port:
+                certificates.client.check_hostname = False
+                transport = await dial(
+                    Address.parse(f"backend:{port}"),
+                    ssl_context=certificates.client,
+                    timeout_s=1.5,
+                    greet=at_once,
+                )
+                await check_echo(transport)
+
+    run(test)
+
+
+def test_a_peer_that_is_only_slow_is_not_given_up_for_another_one() -> None:
+    async def test() -> None:
+        rival = trio.Event()
+
+        async def slow(stream: trio.SocketStream) -> None:
+            await rival.wait()
+            await echo(stream)
+
+        async def silent_rival(stream: trio.SocketStream) -> None:
+            rival.set()
+            await say_nothing(stream)
+
+        async with two_peers(slow, silent_rival) as port:
+            transport = await dial(
+                Address.parse(f"backend:{port}"), ssl_context=None, timeout_s=0.6, greet=hello
+            )
+            await transport.aclose()
+
+    run(test)
+
+
+def test_where_all_addresses_of_a_name_fail_after_they_accepted_the_first_cause_is_told() -> None:
+    async def test() -> None:
+        async with two_peers(close_at_once, say_nothing) as port:
+            with pytest.raises(UpstreamUnavailable, match="it hung up"):
+                await dial(Address.parse(f"backend:{port}"), ssl_context=None, timeout_s=0.3, greet=hello)
+        async with two_peers(say_nothing, say_nothing) as port:
+            with pytest.raises(UpstreamUnavailable, match=r"no HTTP/2 SETTINGS within 0\.3 s"):
+                await dial(Address.parse(f"backend:{port}"), ssl_context=None, timeout_s=0.3, greet=hello)
+
+    run(test)
+
+
 # -------------------------------------------------------------------------------------------------------- failure
 
 
@@ -201,7 +312,7 @@ def test_whoever_does_not_answer_is_given_up_in_time() -> None:
     async def test() -> None:
         trio.socket.set_custom_hostname_resolver(Names())
         with pytest.raises(UpstreamUnavailable, match="backend:80 did not answer within 3 s"):
-            await dial(Address.parse("backend:80"), ssl_context=None, timeout_s=3)
+            await dial(Address.parse("backend:80"), ssl_context=None, timeout_s=3, greet=at_once)
         assert trio.current_time() - started == 3
 
     clock = trio.testing.MockClock(autojump_threshold=0)

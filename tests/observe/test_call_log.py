@@ -2,6 +2,7 @@ import io
 import json
 import re
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +11,7 @@ import trio.testing
 
 from rawgrpc_proxy.call import CallRecord
 from rawgrpc_proxy.codes import ErrorCode, Status
-from rawgrpc_proxy.errors import ConnectionFailed, NotHttp2
+from rawgrpc_proxy.errors import ConnectionFailed, NotHttp2, ProxyFault, UpstreamUnavailable
 from rawgrpc_proxy.http2.events import StreamReset
 from rawgrpc_proxy.observe import call_log
 from rawgrpc_proxy.observe.call_log import CallLog, LogFormat
@@ -185,6 +186,48 @@ def test_connections_turned_away_are_told_of_once_a_second_at_the_most(log_forma
     assert "cannot accept: no more files" in line
     [line] = lines_of(log_format, lambda log: log.accept_failed(None))
     assert "the limit on connections is reached" in line
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_the_same_trouble_with_an_upstream_is_told_of_once_a_second_with_the_number_left_out(
+    log_format: LogFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def happens(log: CallLog) -> None:
+        nonlocal now
+        for _ in range(5):
+            log.upstream_failed("10.0.0.2:50051", UpstreamUnavailable("cannot connect"))
+        log.upstream_failed("10.0.0.3:50051", UpstreamUnavailable("cannot connect"))
+        log.upstream_failed("10.0.0.2:50051", UpstreamUnavailable("no TLS"))
+        now += 1.1
+        log.upstream_failed("10.0.0.2:50051", UpstreamUnavailable("cannot connect"))
+
+    lines = lines_of(log_format, happens)
+    assert len(lines) == 4
+    if log_format == "json":
+        assert [json.loads(line).get("left_out") for line in lines] == [None, None, None, 4]
+        assert json.loads(lines[0])["upstream"] == "10.0.0.2:50051"
+    else:
+        assert lines[0].endswith("- upstream 10.0.0.2:50051 (upstream): UNAVAILABLE: cannot connect")
+        assert lines[3].endswith("cannot connect (4 more of these since the last line)")
+
+
+def test_causes_of_trouble_with_upstreams_are_remembered_within_bounds() -> None:
+    log = CallLog("text", io.StringIO())
+    for number in range(1000):
+        log.upstream_failed("10.0.0.2:50051", UpstreamUnavailable(f"cause {number}"))
+    assert len(log._upstream_causes) <= 256
+
+
+def test_a_fault_met_by_an_upstream_connection_is_told_with_its_traceback() -> None:
+    fault = ProxyFault(failure("a fault of ours"))
+    lines = lines_of("text", lambda log: log.upstream_failed("10.0.0.2:50051", fault))
+    assert lines[0].endswith("INTERNAL_ERROR: internal error in the proxy")
+    assert lines[-1] == "    RuntimeError: a fault of ours"
+    [line] = lines_of("json", lambda log: log.upstream_failed("10.0.0.2:50051", fault))
+    assert "a fault of ours" in json.loads(line)["traceback"]
 
 
 def test_refused_streams_failed_connections_and_notices_are_events_in_json() -> None:

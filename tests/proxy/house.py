@@ -178,7 +178,7 @@ def streams_of(pool: Pool) -> int:
     return sum(
         abs(conn.streams)
         for target in pool._targets.values()
-        for conn in (*target.record.with_room, *target.record.busy)
+        for conn in (*target.record.with_room, *target.record.busy, *target.record.leaving)
     )
 
 

@@ -28,6 +28,7 @@ async def test_a_refused_call_is_retried_once(engine: Engine) -> None:
         await first.request_body()
         await first.reset(REFUSED_STREAM)
         second = await house.backend.request()
+        assert second.peer is not first.peer
         assert second.request.fields == first.request.fields
         assert await second.request_body() == message(b"hello")
         await second.respond(b"at last")
@@ -37,6 +38,21 @@ async def test_a_refused_call_is_retried_once(engine: Engine) -> None:
         record = await house.record()
         assert (record.status, record.request_messages, record.request_bytes) == (Status.OK, 1, 10)
         assert house.observer.unread == 0
+
+
+@trio_test
+async def test_where_there_can_be_no_other_connection_a_refused_call_is_retried_on_the_same(
+    engine: Engine,
+) -> None:
+    async with a_proxy(engine, pool={"size": 1, "max_waiting": 5}) as house:
+        client = await house.client()
+        call = await client.request()
+        first = await house.backend.request()
+        await first.reset(REFUSED_STREAM)
+        second = await house.backend.request()
+        assert second.peer is first.peer
+        await second.respond()
+        assert (await call.answer()).status == Status.OK
 
 
 @trio_test

@@ -1,33 +1,98 @@
 """Connecting to an upstream: TCP, TLS over TCP, or a Unix socket."""
 
+import contextlib
+import errno
 import os
+import resource
 import socket
 import ssl
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import trio
 
-from rawgrpc_proxy.errors import UpstreamUnavailable
+from rawgrpc_proxy.errors import RpcError, Side, UpstreamUnavailable
 from rawgrpc_proxy.net.address import Address
+from rawgrpc_proxy.net.poller import current_poller
 from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
 
+T = TypeVar("T")
 
-async def dial(address: Address, *, ssl_context: ssl.SSLContext | None, timeout_s: float) -> Transport:
-    """Connect within `timeout_s` seconds, TLS included.
 
-    Raises `UpstreamUnavailable` with the cause in its message. Cancellation leaves nothing open.
+async def dial(
+    address: Address,
+    *,
+    ssl_context: ssl.SSLContext | None,
+    timeout_s: float,
+    greet: Callable[[Transport], Awaitable[T]],
+) -> T:
+    """Connect within `timeout_s` seconds, TLS and `greet` included, and answer what `greet` answers.
+
+    `greet` gets the link, which is its own from then on, and waits until the peer has shown that it is of use. Where a
+    name has several addresses, the first that takes a connection is tried; if it then fails, or is not done after a
+    third of the time, the others have a try as well, and the first of all that is done wins. `greet` may be cancelled
+    then, or its answer be dropped.
+
+    Raises `UpstreamUnavailable` with the cause in its message, that of the first address if all fail; its side is
+    `LOCAL` if the cause is a lack of something here. What else `greet` raises is raised. Cancellation leaves nothing
+    open.
     """
+    tried: set[str] = set()
+    linked = False
+    done: list[T] = []
+    errors: list[Exception] = []
+
+    async def attempt(host: str, failed: trio.Event) -> None:
+        nonlocal linked
+        try:
+            transport = await _connect(address, ssl_context, host, tried)
+            linked = True
+            answer = await greet(transport)
+        except Exception as error:  # noqa: BLE001  # raised below, if no address is better
+            errors.append(error)
+            failed.set()
+        else:
+            done.append(answer)
+            nursery.cancel_scope.cancel()
+
+    with trio.move_on_after(timeout_s):
+        async with trio.open_nursery() as nursery:
+            failed = trio.Event()
+            nursery.start_soon(attempt, address.host, failed)
+            with trio.move_on_after(timeout_s / 3):
+                await failed.wait()
+            for host in await _others(address, tried):
+                failed = trio.Event()
+                nursery.start_soon(attempt, host, failed)
+                with trio.move_on_after(timeout_s / 3):
+                    await failed.wait()
+    if done:
+        return done[0]
+    if errors:
+        raise _explained(errors[0], address) from errors[0]
+    if linked:
+        raise UpstreamUnavailable(
+            f"{address} accepts connections but says nothing (no HTTP/2 SETTINGS within {timeout_s:g} s)"
+        )
+    raise UpstreamUnavailable(f"{address} did not answer within {timeout_s:g} s")
+
+
+async def _others(address: Address, tried: set[str]) -> list[str]:
+    """The other addresses of a name of which one has taken a connection."""
+    if not tried:
+        return []
     try:
-        with trio.fail_after(timeout_s):
-            return await _connect(address, ssl_context)
-    except trio.TooSlowError as error:
-        raise UpstreamUnavailable(f"{address} did not answer within {timeout_s:g} s") from error
-    except (trio.BrokenResourceError, ssl.SSLError) as error:  # before OSError, of which SSLError is one
-        raise UpstreamUnavailable(f"no TLS with {address}: {error.__cause__ or error}") from error
-    except (OSError, ValueError) as error:  # ValueError: a name or a TLS configuration that makes no sense
-        raise UpstreamUnavailable(f"cannot connect to {address}: {_cause(error)}") from error
+        found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except OSError:
+        return []
+    return [host for host in dict.fromkeys(str(entry[4][0]) for entry in found) if host not in tried]
 
 
-async def _connect(address: Address, ssl_context: ssl.SSLContext | None) -> Transport:
+async def _connect(
+    address: Address, ssl_context: ssl.SSLContext | None, host: str, tried: set[str]
+) -> Transport:
+    """A link to `host`, which is the address's, or one of the addresses of that; where it leads is added to `tried`."""
+    current_poller()  # its first use in a run opens a file: if there is no more, that is no upstream's doing
     if address.path is not None:
         if ssl_context is not None and ssl_context.check_hostname:
             # ssl itself would then check none (an SSLObject, unlike an SSLSocket, goes without).
@@ -36,7 +101,9 @@ async def _connect(address: Address, ssl_context: ssl.SSLContext | None) -> Tran
             )
         stream = await trio.open_unix_socket(address.path)
     else:
-        stream = await trio.open_tcp_stream(address.host, address.port)
+        stream = await trio.open_tcp_stream(host, address.port)
+        with contextlib.suppress(OSError):  # gone already, as will be seen
+            tried.add(stream.socket.getpeername()[0])
     if ssl_context is None:
         return SocketTransport(_detached(stream.socket), str(address))
     try:
@@ -64,15 +131,60 @@ def _detached(sock: trio.socket.SocketType) -> socket.socket:
     return plain
 
 
-def _cause(error: OSError | ValueError) -> str:
-    """The first thing that went wrong, in few words: trio tries every address of a name, and keeps all the errors."""
-    if isinstance(error, socket.gaierror):
-        return f"the name cannot be resolved ({error.strerror})"
-    if isinstance(error, UnicodeError):
-        return f"no host can have this name ({error})"
+def _explained(error: Exception, address: Address) -> Exception:
+    """The error of a dial, in words that say what to do; what is no dial's error stays as it is."""
+    if isinstance(error, RpcError):
+        return error
+    if isinstance(error, trio.BrokenResourceError | ssl.SSLError):  # before OSError, of which SSLError is one
+        return UpstreamUnavailable(f"no TLS with {address}: {error.__cause__ or error}")
+    if isinstance(
+        error, OSError | ValueError
+    ):  # ValueError: a name or a TLS configuration that makes no sense
+        cause = _cause(error)
+        lack = _lack(cause)
+        return UpstreamUnavailable(
+            f"cannot connect to {address}: {lack or _words(cause)}",
+            side=Side.LOCAL if lack else Side.UPSTREAM,
+        )
+    return error
+
+
+def _cause(error: OSError | ValueError) -> BaseException:
+    """The first thing that went wrong: trio tries every address of a name, and keeps all the errors."""
     cause: BaseException = error.__cause__ or error
     while isinstance(cause, BaseExceptionGroup):
         cause = cause.exceptions[0]
+    if isinstance(cause, socket.gaierror):
+        # A resolver that gets no descriptor says only that the name is not known, or that it cannot tell now.
+        try:
+            socket.socket().close()
+        except OSError as own:
+            return own
+    return cause
+
+
+def _lack(cause: BaseException) -> str | None:
+    """What this process, or its machine, has not got for a connection, if that is the cause."""
+    match getattr(cause, "errno", None):
+        case errno.EMFILE:
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            return (
+                f"the proxy is out of file descriptors, its limit is {limit}; raise RLIMIT_NOFILE (ulimit -n, or "
+                "LimitNOFILE= of a systemd unit), or allow fewer connections"
+            )
+        case errno.ENFILE:
+            return "the machine is out of file descriptors; raise its limit (on Linux the sysctl fs.file-max)"
+        case errno.ENOBUFS | errno.ENOMEM:
+            return f"the proxy's machine has no memory for a connection ({_words(cause)})"
+        case _:
+            return None
+
+
+def _words(cause: BaseException) -> str:
+    if isinstance(cause, socket.gaierror):
+        return f"the name cannot be resolved ({cause.strerror})"
+    if isinstance(cause, UnicodeError):
+        return f"no host can have this name ({cause})"
     if isinstance(cause, OSError) and cause.errno:
         return os.strerror(cause.errno)
     return str(cause)

@@ -20,7 +20,7 @@ import trio
 
 from rawgrpc_proxy.call import CallRecord
 from rawgrpc_proxy.codes import ErrorCode
-from rawgrpc_proxy.errors import ConnectionFailed, NotHttp2, ProxyFault
+from rawgrpc_proxy.errors import ConnectionFailed, NotHttp2, ProxyError, ProxyFault
 from rawgrpc_proxy.http2.events import StreamReset
 from rawgrpc_proxy.observe.repeats import Repeats
 
@@ -32,10 +32,12 @@ _FLUSH_INTERVAL_S = 0.25
 # A few seconds of the busiest proxy, and some 10 MB.
 _MAX_WAITING_LINES = 50_000
 _ACCEPT_LOG_INTERVAL_S = 1.0
+_UPSTREAM_LOG_INTERVAL_S = 1.0
+_REMEMBERED_UPSTREAM_CAUSES = 256
 
 
 class CallLog:
-    """A `ServerObserver` that writes lines to `file` (standard error unless told otherwise).
+    """A `ServerObserver` and `PoolObserver` that writes lines to `file` (standard error unless told otherwise).
 
     Each line says which `worker` it is from, if there are several. Start `run` in a nursery that outlives the server,
     and call `flush` when all is over. Trouble with the file never reaches the server: lines that cannot be written are
@@ -56,6 +58,7 @@ class CallLog:
         self._writing = threading.Lock()
         self._strangers = Repeats()
         self._accept_logged_at = -_ACCEPT_LOG_INTERVAL_S
+        self._upstream_causes: dict[tuple[str, str], _Repeated] = {}
         self._second = -1
         self._stamp = ""
 
@@ -158,11 +161,24 @@ class CallLog:
             if left_out:
                 text += f" ({left_out} more before this one)"
                 facts["left_out"] = left_out
-        if isinstance(error, ProxyFault) and error.__cause__ is not None:
-            cause = "".join(traceback.format_exception(error.__cause__))
-            text = "\n    ".join([text, *map(printable, cause.splitlines())])
-            facts["traceback"] = cause
-        self._event("connection_error", text, **facts)
+        self._trouble("connection_error", text, facts, error)
+
+    def upstream_failed(self, address: str, error: ProxyError) -> None:
+        """Write, once a second at the most, what is wrong with an upstream, and how often that was left out since."""
+        now, key = time.monotonic(), (address, str(error))
+        last = self._upstream_causes.get(key)
+        if last is not None and now - last.logged_at < _UPSTREAM_LOG_INTERVAL_S:
+            last.left_out += 1
+            return
+        if len(self._upstream_causes) >= _REMEMBERED_UPSTREAM_CAUSES:
+            self._upstream_causes.clear()
+        self._upstream_causes[key] = _Repeated(now)
+        text = f"- upstream {word(address)} ({error.side.value}): {printable(str(error))}"
+        facts: dict[str, object] = {"upstream": address, "side": error.side.value, "reason": str(error)}
+        if last is not None and last.left_out:
+            text += f" ({last.left_out} more of these since the last line)"
+            facts["left_out"] = last.left_out
+        self._trouble("upstream_error", text, facts, error)
 
     def limit_reached(self, peer: str, limit: str, detail: str) -> None:
         """Write which limit a peer has run into, and what becomes of it."""
@@ -182,6 +198,14 @@ class CallLog:
         self._event(event, f"- {printable(text)}", **facts)
 
     # ------------------------------------------------------------------ lines
+
+    def _trouble(self, event: str, text: str, facts: dict[str, object], error: ProxyError) -> None:
+        """Write an error, and for a fault of the proxy's own where it is."""
+        if isinstance(error, ProxyFault) and error.__cause__ is not None:
+            cause = "".join(traceback.format_exception(error.__cause__))
+            text = "\n    ".join([text, *map(printable, cause.splitlines())])
+            facts["traceback"] = cause
+        self._event(event, text, **facts)
 
     def _event(self, event: str, text: str, **facts: object) -> None:
         self._add(self._format(event, text, **facts))
@@ -208,6 +232,16 @@ class CallLog:
             self._second = second
             self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         return f"{self._stamp}.{int((now - second) * 1000):03d}Z{self._worker_text}"
+
+
+class _Repeated:
+    """What is not logged each time."""
+
+    __slots__ = ("left_out", "logged_at")
+
+    def __init__(self, logged_at: float) -> None:
+        self.logged_at = logged_at
+        self.left_out = 0
 
 
 def word(text: str) -> str:
