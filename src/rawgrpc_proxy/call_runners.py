@@ -64,24 +64,33 @@ class CallRunners:
             self._context.run(self._nursery.start_soon, self._run)
 
     async def _run(self) -> None:
-        with trio.CancelScope() as scope:
-            while True:
-                self._woken = False
-                # What another task's jobs have said, if it waits in a later one by now.
-                self._turn.flush()
-                try:
-                    await self._run_waiting(scope)
-                finally:
+        intact = True
+        try:
+            with trio.CancelScope() as scope:
+                innermost = innermost_scope()
+                while True:
+                    self._woken = False
+                    # What another task's jobs have said, if it waits in a later one by now.
                     self._turn.flush()
-                    if self._waiting and not self._woken:
-                        self._wake()
-                if self._closed or len(self._idle) >= _KEPT:
-                    return
-                await self._rest()
+                    try:
+                        await self._run_waiting(scope)
+                    finally:
+                        intact = innermost_scope() is innermost
+                        self._turn.flush()
+                        if self._waiting and not self._woken:
+                            self._wake()
+                    if self._closed or not intact or len(self._idle) >= _KEPT:
+                        return
+                    await self._rest()
+        except RuntimeError:
+            # A job has left a scope open, and ours is the first to notice that it is not the innermost. The job has
+            # been told (`Calls`); trio has put the task's scopes in order again.
+            if intact:
+                raise
 
     async def _run_waiting(self, scope: trio.CancelScope) -> None:
         """Run what waits, as far as this task can."""
-        waiting = self._waiting
+        waiting, innermost = self._waiting, innermost_scope()
         for _ in range(_JOBS_A_STEP):
             if not waiting:
                 return
@@ -90,8 +99,8 @@ class CallRunners:
                 # Should this job have to wait, the next ones need not.
                 self._wake()
             await job(subject, scope)
-            if scope.cancel_called:
-                # Ends the task at its next wait.
+            if scope.cancel_called or innermost_scope() is not innermost:
+                # Ends the task, at its next wait or at once.
                 return
             if not _same(contextvars.copy_context(), self._context):
                 return
@@ -106,6 +115,11 @@ class CallRunners:
         task.context = self._context.copy()
         self._idle.append(task)
         await trio.lowlevel.wait_task_rescheduled(give_up)
+
+
+def innermost_scope() -> object:
+    """Something that is the same as long as the running task neither enters nor leaves a cancel scope."""
+    return trio.lowlevel.current_task()._cancel_status
 
 
 def _same(now: contextvars.Context, before: contextvars.Context) -> bool:

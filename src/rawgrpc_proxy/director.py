@@ -1,8 +1,10 @@
 """`StreamDirector`: the user's code that says where a call goes."""
 
+import inspect
 from collections.abc import Awaitable, Callable
 
 from rawgrpc_proxy.call import CallContext
+from rawgrpc_proxy.describe import shown
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.pool import PoolConn
 
@@ -31,7 +33,9 @@ def checked(answer: object, context: CallContext) -> Direction:
         # A connection that was leased for this call would never come back otherwise.
         if isinstance(part, PoolConn):
             part.close()
+        elif inspect.iscoroutine(part):
+            part.close()  # an `await` was forgotten
     raise ConfigError(
-        f"the director answered {answer!r} for {context.method}; it must return (context, conn) with conn from "
+        f"the director answered {shown(answer)} for {context.method}; it must return (context, conn) with conn from "
         "`await pool.get_conn(address)`, or raise RpcError"
     )

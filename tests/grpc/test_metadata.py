@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rawgrpc_proxy.grpc.metadata import Headers, Metadata, RawHeader, Value, for_next_hop, strip_hop_by_hop
+from rawgrpc_proxy.custom_metadata import Value
+from rawgrpc_proxy.grpc.metadata import Headers, Metadata, RawHeader, for_next_hop, strip_hop_by_hop
 
 REQUEST: Headers = [
     (b":method", b"POST"),

@@ -13,12 +13,12 @@ import json
 import sys
 import threading
 import time
-import traceback
 from typing import IO, Literal
 
 import trio
 
 from rawgrpc_proxy.call import CallRecord
+from rawgrpc_proxy.describe import traceback_of
 from rawgrpc_proxy.errors import ConnectionFailed, ProxyFault
 from rawgrpc_proxy.http2.events import StreamReset
 
@@ -116,7 +116,7 @@ class CallLog:
 
     def call_failed(self, record: CallRecord, error: BaseException) -> None:
         """Write what the caller was not told, with its traceback."""
-        cause = "".join(traceback.format_exception(error))
+        cause = traceback_of(error)
         if self._json:
             self._event("handler_error", "", method=record.method, peer=record.peer, traceback=cause)
         else:
@@ -146,7 +146,7 @@ class CallLog:
         text = f"- {peer} connection closed: {printable(str(error))}"
         facts: dict[str, object] = {"peer": peer, "error_code": error.error_code, "reason": error.message}
         if isinstance(error, ProxyFault) and error.__cause__ is not None:
-            cause = "".join(traceback.format_exception(error.__cause__))
+            cause = traceback_of(error.__cause__)
             text = "\n    ".join([text, *map(printable, cause.splitlines())])
             facts["traceback"] = cause
         self._event("connection_error", text, **facts)
