@@ -1,5 +1,4 @@
 import gc
-import tracemalloc
 from typing import Any
 
 import pytest
@@ -84,6 +83,8 @@ def test_the_price_of_finding_a_route_does_not_grow_with_the_routes_or_with_a_pa
 
 
 def test_a_director_does_not_remember_long_methods() -> None:
+    tracemalloc = pytest.importorskip("tracemalloc")  # PyPy has none
+
     async def main() -> None:
         async with Pool() as pool:
             director = RouteTable([("/p.A/*", A)]).director(pool)
