@@ -125,20 +125,20 @@ class Call:
         """When the call is to end: the caller's deadline, unless a director has set another."""
         self.started = time.perf_counter()
         self.record = CallRecord(method=context.method, peer=context.peer)
-        self._scope: trio.CancelScope | None = None
         self._headers_sent = False
         self._ended = False
 
     def end_at(self, deadline: float | None) -> None:
         """Have the call end at this time of trio's clock, and no sooner."""
         self.deadline = deadline
-        if self._scope is not None:
-            self._scope.deadline = math.inf if deadline is None else deadline
+        scope = self.stream.inbox.on_failed
+        if scope is not None:
+            scope.deadline = math.inf if deadline is None else deadline
 
     def runs_in(self, scope: trio.CancelScope) -> None:
         """What the call does now it does in this scope: cancelled when its deadline passes, or its caller goes."""
         inbox = self.stream.inbox
-        self._scope = inbox.on_failed = scope
+        inbox.on_failed = scope
         if inbox.error is not None:
             scope.cancel()  # it went while the call waited for a task
         if self.deadline is not None:
@@ -146,8 +146,8 @@ class Call:
 
     def runs_no_more(self) -> None:
         """The scope is free for the next call, unless it is cancelled."""
-        scope, self._scope = self._scope, None
-        self.stream.inbox.on_failed = None
+        inbox = self.stream.inbox
+        scope, inbox.on_failed = inbox.on_failed, None
         if self.deadline is not None and scope is not None and not scope.cancel_called:
             scope.deadline = math.inf
 

@@ -67,7 +67,6 @@ class CallRunners:
         intact = True
         try:
             with trio.CancelScope() as scope:
-                innermost = innermost_scope()
                 while True:
                     self._woken = False
                     # What another task's jobs have said, if it waits in a later one by now.
@@ -75,7 +74,7 @@ class CallRunners:
                     try:
                         await self._run_waiting(scope)
                     finally:
-                        intact = innermost_scope() is innermost
+                        intact = is_innermost(scope)
                         self._turn.flush()
                         if self._waiting and not self._woken:
                             self._wake()
@@ -90,7 +89,7 @@ class CallRunners:
 
     async def _run_waiting(self, scope: trio.CancelScope) -> None:
         """Run what waits, as far as this task can."""
-        waiting, innermost = self._waiting, innermost_scope()
+        waiting, task = self._waiting, trio.lowlevel.current_task()
         for _ in range(_JOBS_A_STEP):
             if not waiting:
                 return
@@ -99,7 +98,7 @@ class CallRunners:
                 # Should this job have to wait, the next ones need not.
                 self._wake()
             await job(subject, scope)
-            if scope.cancel_called or innermost_scope() is not innermost:
+            if scope.cancel_called or task._cancel_status is not scope._cancel_status:
                 # Ends the task, at its next wait or at once.
                 return
             if not _same(contextvars.copy_context(), self._context):
@@ -117,9 +116,9 @@ class CallRunners:
         await trio.lowlevel.wait_task_rescheduled(give_up)
 
 
-def innermost_scope() -> object:
-    """Something that is the same as long as the running task neither enters nor leaves a cancel scope."""
-    return trio.lowlevel.current_task()._cancel_status
+def is_innermost(scope: trio.CancelScope) -> bool:
+    """Whether the running task is in this scope, and has left all that it has entered inside it."""
+    return trio.lowlevel.current_task()._cancel_status is scope._cancel_status
 
 
 def _same(now: contextvars.Context, before: contextvars.Context) -> bool:

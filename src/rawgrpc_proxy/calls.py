@@ -5,7 +5,6 @@ The invariants: a call's trouble never leaves it; every error of a call becomes 
 call ends in exactly one record.
 """
 
-import contextlib
 import contextvars
 import inspect
 import math
@@ -18,7 +17,7 @@ import attrs
 import trio
 
 from rawgrpc_proxy.call import Call, CallContext, Handler
-from rawgrpc_proxy.call_runners import CallRunners, innermost_scope
+from rawgrpc_proxy.call_runners import CallRunners, is_innermost
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.deadlines import Deadlines, Timer
 from rawgrpc_proxy.describe import describe, shown
@@ -57,11 +56,21 @@ class Service:
 class Calls:
     """Answers the calls of any number of connections, in tasks of `nursery` where they need one."""
 
-    __slots__ = ("_context", "_deadlines", "_fresh", "_observer", "_runners", "_service", "_timers")
+    __slots__ = (
+        "_context",
+        "_deadlines",
+        "_fresh",
+        "_observer",
+        "_runners",
+        "_service",
+        "_stopping",
+        "_timers",
+    )
 
     def __init__(self, nursery: trio.Nursery, service: Service) -> None:
         self._service = service
         self._observer = service.observer
+        self._stopping = service.stopping
         self._runners = CallRunners(nursery, current_turn())
         self._deadlines = Deadlines(nursery)
         self._context = contextvars.copy_context()
@@ -80,16 +89,13 @@ class Calls:
         if not self._fresh:
             return
         fresh, self._fresh = self._fresh, []
-        begun = 0
+        at_once = iter(fresh[:_BEGUN_A_READ])
         try:
-            for stream in fresh[:_BEGUN_A_READ]:
-                begun += 1
+            for stream in at_once:
                 self._begin(stream)
         except BaseException:  # Ctrl-C
-            for stream in fresh[begun:]:
-                call = _new_call(stream, _asked(stream), self._service.stopping)
-                call.fail(_shutting_down())
-                self._over(call)
+            for stream in (*at_once, *fresh[_BEGUN_A_READ:]):
+                self._turn_away(stream)
             raise
         for stream in fresh[_BEGUN_A_READ:]:
             self._runners.start(self._begin_later, stream)
@@ -102,8 +108,12 @@ class Calls:
     # ----------------------------------------------------------- without a task
 
     def _begin(self, stream: Stream) -> None:
-        asked = _asked(stream)
-        call = _new_call(stream, asked, self._service.stopping)
+        headers = stream.headers
+        assert isinstance(headers, HeaderList)
+        asked: _Asked | None = headers.asked
+        if asked is None:
+            asked = headers.asked = _Asked(headers)
+        call = _new_call(stream, asked, self._stopping)
         if self._refused(call, asked):
             self._over(call)
             return
@@ -120,6 +130,12 @@ class Calls:
             self._watch(begun)
         else:
             self._runners.start(self._step, (call, begun))
+
+    def _turn_away(self, stream: Stream) -> None:
+        """End a call that has not begun: nothing will begin any more."""
+        call = _new_call(stream, _Asked(stream.headers), self._stopping)
+        call.fail(_shutting_down())
+        self._over(call)
 
     def _begun(self, call: Call, asked: "_Asked") -> "Forwarding | Step":
         """The call on its way, or what has to be awaited in a task."""
@@ -148,7 +164,6 @@ class Calls:
         """
         call, step = work
         over = True
-        innermost = innermost_scope()
         try:
             call.runs_in(scope)
             try:
@@ -158,11 +173,11 @@ class Calls:
             if forwarding is not None:
                 over = False
                 self._watch(forwarding)
-            if innermost_scope() is not innermost:
+            if not is_innermost(scope):
                 # The call need not suffer, but its director has to be mended; the task ends (`CallRunners`).
                 tell(self._observer, "call_failed", call.record, _left_open())
         except BaseException as error:  # noqa: BLE001  # what has to go on does
-            if innermost_scope() is not innermost and not scope.cancel_called and _parted(error)[1] is None:
+            if not is_innermost(scope) and not scope.cancel_called and _parted(error)[1] is None:
                 left_open = _left_open()
                 left_open.__cause__ = error
                 error = left_open
@@ -336,18 +351,11 @@ class _Asked:
             self.error = partial(NoRoute, problem)
         timeout = fields.get(b"grpc-timeout")
         if timeout is not None:
-            # One that cannot be read is passed on as it came: there are servers that take more than eight digits.
-            with contextlib.suppress(ValueError):
+            try:
                 self.timeout_s = parse_timeout(timeout.strip(b" \t"))
-
-
-def _asked(stream: Stream) -> _Asked:
-    headers = stream.headers
-    assert isinstance(headers, HeaderList)
-    asked: _Asked | None = headers.asked
-    if asked is None:
-        asked = headers.asked = _Asked(headers)
-    return asked
+            except ValueError:
+                # It is passed on as it came: there are servers that take more than eight digits.
+                self.timeout_s = None
 
 
 def _refusal(fields: dict[bytes, bytes]) -> tuple[int, str] | None:

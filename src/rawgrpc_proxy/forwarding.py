@@ -174,8 +174,8 @@ class Forwarding:
             await self._trade_lease()
 
     def _mind_deadline(self) -> None:
-        """Let the director's deadline be the call's, if it has set one."""
-        if self._context is not self.call.context or self.call.deadline != self._context.deadline:
+        """Let the deadline that the director has answered be the call's."""
+        if self._context.deadline != self.call.deadline:
             self.call.end_at(checked_deadline(self._context.deadline))
 
     # ----------------------------------------------------------------- opening
@@ -220,10 +220,10 @@ def _upstream_headers(call: Call, context: CallContext) -> Headers:
     Raises `DeadlineExceeded` if none is left, and `TypeError` or `ValueError` if what the director answered as
     metadata makes no request.
     """
-    asked = call.context
-    if context.metadata is not asked.metadata:
-        _check(context.metadata)
-    headers = context.metadata.next_hop
+    asked, metadata = call.context, context.metadata
+    if metadata is not asked.metadata:
+        _check(metadata)
+    headers = metadata.next_hop
     if call.deadline is None:
         if asked.deadline is None:
             return headers

@@ -62,7 +62,8 @@ def test_a_scope_that_is_left_before_one_inside_it_complains_and_puts_the_order_
         outside = task._cancel_status
         outer, left_open = trio.CancelScope(), trio.CancelScope()
         outer.__enter__()
-        innermost = task._cancel_status
+        innermost = outer._cancel_status
+        assert task._cancel_status is innermost
         with trio.CancelScope():
             await trio.lowlevel.checkpoint()
             assert task._cancel_status is not innermost
