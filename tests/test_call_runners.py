@@ -240,3 +240,34 @@ def test_cancelling_the_nursery_ends_idle_tasks() -> None:
         nursery.cancel_scope.cancel()
 
     run(main)
+
+
+def test_a_job_that_leaves_a_cancel_scope_open_harms_neither_the_next_ones_nor_the_nursery() -> None:
+    async def main(runners: CallRunners, nursery: trio.Nursery) -> None:
+        left_open: list[trio.CancelScope] = []
+        ran: list[int] = []
+
+        async def job(subject: int, _scope: trio.CancelScope) -> None:
+            if subject % 2 == 0:
+                left_open.append(trio.CancelScope())
+                left_open[-1].__enter__()
+                if subject == 2:
+                    left_open[-1].cancel()
+                    await trio.sleep_forever()
+            else:
+                for scope in left_open:
+                    scope.cancel()
+                await trio.lowlevel.checkpoint()
+            ran.append(subject)
+
+        for subject in range(4):
+            runners.start(job, subject)
+        await settled()
+        assert ran == [0, 1, 3]
+        for subject in range(4, 6):
+            runners.start(job, subject)
+            await settled()
+        assert ran == [0, 1, 3, 4, 5]
+        assert not nursery.cancel_scope.cancel_called
+
+    run(main)

@@ -8,16 +8,34 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from trio.testing import trio_test
+from trio.testing import MockClock, trio_test
 
-from rawgrpc_proxy import CallContext, PoolConn, RpcError, Status, Target
+from rawgrpc_proxy import (
+    Call,
+    CallContext,
+    Metadata,
+    PoolConn,
+    RpcError,
+    Server,
+    Status,
+    StreamDirector,
+    Target,
+    transparent_handler,
+)
 from rawgrpc_proxy.config import Engine
+from rawgrpc_proxy.grpc.timeout import parse_timeout
 from tests.proxy.house import House, a_proxy, on_every_engine
 from tests.proxy.raw_peers import TRAILERS_ONLY, connect, message, request_fields
 
 pytestmark = on_every_engine
 
 Direction = tuple[CallContext, PoolConn]
+
+
+@pytest.fixture(name="clock")
+def time_that_stands_still() -> MockClock:
+    """A clock that moves when it is told to."""
+    return MockClock()
 
 
 @trio_test
@@ -415,3 +433,151 @@ async def test_a_deadline_changed_by_the_director_is_what_the_upstream_is_told(e
         assert int(timeout[:-1]) < 2_000_000
         await served.respond()
         await call.answer()
+
+
+async def _timeout_told(house: House, *fields: tuple[bytes, bytes]) -> float:
+    """The time that the upstream of a call with these fields is told, in seconds; the call is answered."""
+    client = await house.client()
+    call = await client.request("/a.B/C", (b"x-first", b"1"), *fields)
+    served = await house.backend.request()
+    names = [name for name, _ in served.request.fields]
+    assert names.count(b"grpc-timeout") == 1
+    if not fields:
+        assert (
+            names.index(b"grpc-timeout") == names.index(b"te") + 1
+        )  # before all that is not the call's definition
+        assert names.index(b"grpc-timeout") < names.index(b"content-type")
+    else:
+        assert names.index(b"grpc-timeout") > names.index(b"x-first")  # where the caller had it
+    await served.respond()
+    assert (await call.answer()).status == Status.OK
+    timeout = served.request.get(b"grpc-timeout")
+    assert timeout is not None
+    return parse_timeout(timeout)
+
+
+def _with_timeout(seconds: float) -> Callable[[CallContext], CallContext]:
+    return lambda context: context.with_timeout(seconds)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@trio_test
+async def test_a_directors_deadline_is_told_upstream_whatever_the_caller_has_said(
+    engine: Engine, plain: bool
+) -> None:
+    change: Callable[[CallContext], CallContext]
+
+    def plain_director(context: CallContext, method: str) -> Any:
+        conn = house.pool.get_conn_nowait(house.backend.address)
+        assert conn is not None
+        return change(context), conn
+
+    async def director(context: CallContext, method: str) -> Direction:
+        return change(context), await house.pool.get_conn(house.backend.address)
+
+    async with a_proxy(engine, director=plain_director if plain else director) as house:
+        (await house.pool.get_conn(house.backend.address)).close()
+        nine = (b"grpc-timeout", b"9S")
+        change = _with_timeout(100)
+        assert 90 < await _timeout_told(house) < 100
+        assert 5 < await _timeout_told(house, nine) < 9  # the sooner of both
+        assert 90 < await _timeout_told(house, (b"grpc-timeout", b"1000000000n")) < 100
+        change = _with_timeout(5)
+        assert 3 < await _timeout_told(house, nine) < 5
+        change = lambda context: context.with_deadline(trio.current_time() + 100)  # noqa: E731
+        assert 90 < await _timeout_told(house, nine) < 100  # the director decides
+        change = lambda context: attrs.evolve(  # noqa: E731
+            context, deadline=trio.current_time() + 100, metadata=context.metadata.without("grpc-timeout")
+        )
+        assert 90 < await _timeout_told(house) < 100
+        change = lambda context: context.with_metadata(context.metadata.with_value("grpc-timeout", "5S"))  # noqa: E731
+        assert (
+            5 < await _timeout_told(house, nine) < 9
+        )  # a deadline counts, and not what is written beside it
+
+
+@pytest.mark.parametrize("how", ["with_deadline(None)", "an infinite one", "with_metadata"])
+@trio_test
+async def test_a_director_may_take_the_deadline_away(engine: Engine, how: str, clock: MockClock) -> None:
+    async def director(context: CallContext, method: str) -> Direction:
+        conn = await house.pool.get_conn(house.backend.address)
+        match how:
+            case "with_deadline(None)":
+                return context.with_deadline(None), conn
+            case "an infinite one":
+                return context.with_deadline(float("inf")), conn
+            case _:
+                metadata = context.metadata.with_value("grpc-timeout", "5S")
+                return attrs.evolve(context, deadline=None, metadata=metadata), conn
+
+    async with a_proxy(engine, director=director) as house:
+        client = await house.client()
+        call = await client.request("/a.B/C", (b"grpc-timeout", b"1S"))
+        served = await house.backend.request()
+        assert served.request.get(b"grpc-timeout") is None
+        clock.jump(2)  # the caller's deadline passes, and nothing happens
+        await client.ping()
+        await served.respond(b"late")
+        assert (await call.answer()).body == message(b"late")
+
+
+@pytest.mark.parametrize("asked", [None, b"50S", b"123456789S"])
+@pytest.mark.parametrize("kind", ["plain", "waiting", "in a handler of one's own"])
+@trio_test
+async def test_a_directors_deadline_ends_the_call(engine: Engine, kind: str, asked: bytes | None) -> None:
+    def plain_director(context: CallContext, method: str) -> Any:
+        conn = house.pool.get_conn_nowait(house.backend.address)
+        assert conn is not None
+        return context.with_timeout(0.05), conn
+
+    async def director(context: CallContext, method: str) -> Direction:
+        return context.with_timeout(0.05), await house.pool.get_conn(house.backend.address)
+
+    def configure(server: Server, _director: StreamDirector) -> None:
+        if kind == "in a handler of one's own":
+            forward = transparent_handler(director)
+
+            async def handler(call: Call) -> None:
+                await forward(call)
+
+            server.add_handler("/a.B/C", handler)
+
+    chosen = plain_director if kind == "plain" else director
+    async with a_proxy(engine, director=chosen, configure=configure) as house:
+        (await house.pool.get_conn(house.backend.address)).close()
+        client = await house.client()
+        call = await client.request("/a.B/C", *([] if asked is None else [(b"grpc-timeout", asked)]))
+        served = await house.backend.request()
+        await served.request_body()
+        assert await served.expect_reset() == 8
+        answer = await call.answer()
+        assert (answer.status, answer.message) == (Status.DEADLINE_EXCEEDED, b"Deadline Exceeded")
+        assert (await house.record()).status == Status.DEADLINE_EXCEEDED
+
+
+@trio_test
+async def test_a_directors_deadline_that_has_passed_never_reaches_the_upstream(engine: Engine) -> None:
+    async def director(context: CallContext, method: str) -> Direction:
+        return context.with_deadline(-1), await house.pool.get_conn(house.backend.address)
+
+    async with a_proxy(engine, director=director) as house:
+        client = await house.client()
+        assert (await (await client.request()).answer()).status == Status.DEADLINE_EXCEEDED
+        assert house.backend.no_request_came()
+
+
+def test_what_is_no_deadline_is_refused_where_it_was_written(engine: Engine) -> None:
+    context = CallContext(method="/a.B/C", metadata=Metadata(), peer="127.0.0.1:9", deadline=5.0)
+    odd: list[Any] = ["5", object(), 1j]
+    for deadline in odd:
+        with pytest.raises(TypeError, match="a deadline is a number of seconds"):
+            context.with_deadline(deadline)
+        with pytest.raises(TypeError, match="a deadline is a number of seconds"):
+            context.with_timeout(deadline)
+    with pytest.raises(ValueError, match="not NaN"):
+        context.with_deadline(float("nan"))
+    with pytest.raises(ValueError, match="not NaN"):
+        context.with_timeout(float("nan"))
+    assert context.with_timeout(float("inf")) is context
+    with pytest.raises(TypeError, match="the metadata of a call are a Metadata, not dict"):
+        context.with_metadata({})  # type: ignore[arg-type]

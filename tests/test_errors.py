@@ -1,5 +1,7 @@
 """What the errors say about themselves, and the error that is refused."""
 
+from typing import Any
+
 import pytest
 
 from rawgrpc_proxy.codes import ErrorCode, Status
@@ -39,6 +41,62 @@ def test_an_rpc_error_keeps_its_trailing_metadata_in_order() -> None:
 def test_an_rpc_error_cannot_say_ok() -> None:
     with pytest.raises(ValueError, match=r"cannot carry Status\.OK"):
         RpcError(Status.OK, "fine")
+
+
+@pytest.mark.parametrize("status", [None, "UNAVAILABLE", 14.0, (14, "unavailable")])
+def test_the_status_of_an_rpc_error_is_a_status(status: Any) -> None:
+    with pytest.raises(TypeError, match=r"a Status, like Status\.UNAVAILABLE, not "):
+        RpcError(status)
+
+
+@pytest.mark.parametrize("message", [None, b"bytes", ValueError("db down"), 5])
+def test_the_message_of_an_rpc_error_is_text(message: Any) -> None:
+    with pytest.raises(TypeError, match=f"the message is str, not {type(message).__name__}"):
+        RpcError(Status.UNAVAILABLE, message)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "error", "says"),
+    [
+        ([(None, "y")], TypeError, "a metadata key is str, not NoneType"),
+        ([("x", b"y")], TypeError, "the value of 'x' is str, not bytes"),
+        ([("x-bin", "y")], TypeError, "its value is bytes, not str"),
+        ([("x", None)], TypeError, "the value of 'x' is str, not NoneType"),
+        (["xy"], TypeError, "pairs"),
+        ([("x", "y", "z")], TypeError, "pairs"),
+        ([("Not A Key", "y")], ValueError, "not a metadata key"),
+        ([("x", "line\nbreak")], ValueError, "printable ASCII"),
+        ([("connection", "close")], ValueError, "one connection only"),
+        ([(":status", "200")], ValueError, "is not custom metadata"),
+        ([("grpc-status", "0")], ValueError, "'grpc-status' cannot be metadata of a response"),
+        ([("Grpc-Message", "x")], ValueError, "'grpc-message' cannot be metadata of a response"),
+    ],
+)
+def test_trailing_metadata_that_cannot_be_sent_is_found_where_it_was_written(
+    metadata: Any, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        RpcError(Status.ABORTED, trailing_metadata=metadata)
+
+
+def test_trailing_metadata_may_be_a_mapping() -> None:
+    metadata: dict[str, str | bytes] = {"x": "1", "y-bin": b"2"}
+    error = RpcError(Status.ABORTED, trailing_metadata=metadata)
+    assert error.trailing_metadata == (("x", "1"), ("y-bin", b"2"))
+
+
+def test_an_rpc_error_is_checked_again_as_it_was_made() -> None:
+    error = StreamReset(Status.CANCELLED, 8, side=Side.UPSTREAM)
+    checked = error.checked()
+    assert (checked.status, checked.message, checked.side, checked.origin) == (
+        Status.CANCELLED,
+        error.message,
+        Side.UPSTREAM,
+        "reset",
+    )
+    error.message = None  # type: ignore[assignment]
+    with pytest.raises(TypeError, match="the message is str"):
+        error.checked()
 
 
 def test_an_rpc_error_cannot_carry_a_number_that_is_no_status() -> None:

@@ -1,3 +1,6 @@
+import gc
+from typing import Any
+
 import pytest
 import trio
 
@@ -27,6 +30,19 @@ A, B, C = "127.0.0.1:1", "127.0.0.1:2", "unix:/run/c.sock"
         ([("/p.A/*", A), ("/*", C)], "/p.B/Get", C),
         ([("/p.A/*", A), ("/p.A/*", B)], "/p.A/Get", A),
         ([("/NoPackage/*", A)], "/NoPackage/Get", A),
+        ([("/api/*", A)], "/api/p.A/Get", A),
+        ([("/api/*", A)], "/api/v1/p.A/Get", A),
+        ([("/api/*", A)], "/api/Get", A),
+        ([("/api/*", A)], "/apis/p.A/Get", None),
+        ([("/api/*", A)], "/api", None),
+        ([("/api/p.A/*", A), ("/api/*", B)], "/api/p.A/Get", A),
+        ([("/api/*", B), ("/api/p.A/*", A)], "/api/p.A/Get", B),
+        ([("/api/p.A/*", A), ("/api/*", B)], "/api/p.B/Get", B),
+        ([("/api/p.A/Get", A), ("/api/*", B)], "/api/p.A/Get", A),
+        ([("/a/b/c/M", A), ("/a/b/*", B)], "/a/b/c/M", A),
+        ([("/a/b/c/M", A), ("/a/b/*", B)], "/a/b/c/N", B),
+        ([("/Echo%20Service/*", A)], "/Echo%20Service/M", A),
+        ([("/p.A/M;v=1", B)], "/p.A/M;v=1", B),
     ],
 )
 def test_the_first_route_that_matches_decides(
@@ -41,6 +57,50 @@ def test_the_default_comes_after_every_route() -> None:
     assert table.find("/p.B/Get") == B
     assert RouteTable([("/*", A)], default=B).find("/p.B/Get") == A
     assert RouteTable(default=B).find("/p.B/Get") == B
+
+
+def test_the_price_of_finding_a_route_does_not_grow_with_the_routes_or_with_a_path_made_up_by_a_caller() -> (
+    None
+):
+    class Counted(dict[str, tuple[int, str]]):
+        looked_up = 0
+
+        def __contains__(self, key: object) -> bool:
+            self.looked_up += 1
+            return super().__contains__(key)
+
+        def get(self, key: str, default: Any = None) -> Any:
+            self.looked_up += 1
+            return super().get(key, default)
+
+    table = RouteTable([*((f"/p.S{n}/*", A) for n in range(1000)), ("/a/b/*", B), ("/c/d/e/f/g/M", C)])
+    table._places = counted = Counted(table._places)
+    assert table.find("/p.S999/Get") == A
+    assert table.find("/a/b" + "/c" * 30_000) == B
+    assert table.find("/x" * 30_000) is None
+    assert counted.looked_up <= 3 * 4
+
+
+def test_a_director_does_not_remember_long_methods() -> None:
+    tracemalloc = pytest.importorskip("tracemalloc")  # PyPy has none
+
+    async def main() -> None:
+        async with Pool() as pool:
+            director = RouteTable([("/p.A/*", A)]).director(pool)
+            gc.collect()
+            tracemalloc.start()
+            before = tracemalloc.get_traced_memory()[0]
+            for n in range(200):
+                method = f"/p.B/{n}".ljust(64_000, "x")
+                with pytest.raises(NoRoute, match=r"no route for /p\.B/\d+x+…$") as refused:
+                    director(context(method), method)
+                assert len(refused.value.message) < 200
+            del refused
+            gc.collect()
+            assert tracemalloc.get_traced_memory()[0] - before < 1_000_000
+            tracemalloc.stop()
+
+    trio.run(main)
 
 
 def test_a_literal_star_asked_for_by_a_caller_matches_nothing_but_what_its_service_matches() -> None:
@@ -66,7 +126,10 @@ def test_routes_are_read_as_they_are_written_on_the_command_line() -> None:
         ("/p.A=127.0.0.1:1", "is no pattern"),
         ("/p.*/Get=127.0.0.1:1", "is no pattern"),
         ("/p.A/Get*=127.0.0.1:1", "is no pattern"),
-        ("/p.A/B/C=127.0.0.1:1", "is no pattern"),
+        ("/p.A/../B=127.0.0.1:1", "is no pattern"),
+        ("/p.A//*=127.0.0.1:1", "is no pattern"),
+        ("/p A/B=127.0.0.1:1", "is no pattern"),
+        ("/*/*=127.0.0.1:1", "is no pattern"),
         ("/p.A/*=127.0.0.1", "is no address; write HOST:PORT or unix:PATH"),
         ("/p.A/*=", "is no address"),
         ("/p.A/*=127.0.0.1:0", "has port 0"),

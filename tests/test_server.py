@@ -156,6 +156,34 @@ async def test_the_grace_period_ends_calls_that_go_on(engine: Engine) -> None:
 
 
 @trio_test
+async def test_a_second_stop_with_less_grace_shortens_the_first(engine: Engine) -> None:
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        call = await client.open(request_fields())
+        served = await house.backend.request()
+        house.server.stop(grace_s=3600)
+        await client.expect_goaway()
+        await client.expect_goaway()
+        house.server.stop(grace_s=0)
+        assert await served.expect_reset() == 8
+        answer = await call.answer()
+        assert (answer.status, answer.message) == (Status.UNAVAILABLE, b"the proxy is shutting down")
+        await client.closed()
+
+
+@trio_test
+async def test_a_second_stop_with_more_grace_changes_nothing(engine: Engine) -> None:
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        call = await client.open(request_fields())
+        served = await house.backend.request()
+        house.server.stop(grace_s=0.1)
+        house.server.stop(grace_s=3600)
+        assert await served.expect_reset() == 8
+        assert (await call.answer()).status == Status.UNAVAILABLE
+
+
+@trio_test
 async def test_the_grace_period_ends_calls_that_wait_for_their_director(engine: Engine) -> None:
     asked = trio.Event()
 
@@ -396,7 +424,7 @@ async def test_a_handler_of_ones_own_ends_its_call_once(engine: Engine) -> None:
         ]
 
 
-@pytest.mark.parametrize("path", ["", "a/b", "/a", "/a/b/c", "/a b/c", "//b", "/a/"])
+@pytest.mark.parametrize("path", ["", "a/b", "/a b/c", "//b", "/a/", "/a/../b", "/a/b?c"])
 def test_a_handler_needs_a_grpc_method(engine: Engine, path: str) -> None:
     async def handler(call: object) -> None:
         pass

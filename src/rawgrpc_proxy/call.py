@@ -4,17 +4,22 @@ What it does not do: reach an upstream, decode messages, or decide anything.
 The invariant: whatever happens, the peer gets one end: trailers, or a reset where trailers cannot be sent any more.
 """
 
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import attrs
+import trio
 
 from rawgrpc_proxy.codes import ErrorCode, Status
+from rawgrpc_proxy.custom_metadata import response_headers_of
 from rawgrpc_proxy.errors import RpcError, Side
 from rawgrpc_proxy.grpc.metadata import Headers, Metadata
 from rawgrpc_proxy.grpc.status import encode_grpc_message
+from rawgrpc_proxy.http2.fields import trailers_problem
 from rawgrpc_proxy.net.stream import Stream
+from rawgrpc_proxy.stopping import Stopping
 
 CONTENT_TYPE = (b"content-type", b"application/grpc")
 
@@ -24,8 +29,14 @@ class CallContext:
     """What a director knows of a call.
 
     `metadata` is all request headers, pseudo-headers included; a director that answers a context with other metadata
-    changes what the upstream gets. `peer` is `HOST:PORT` or `unix:`. `deadline` is absolute, on trio's clock, None
-    without grpc-timeout. `tls_peer` is the peer's certificate as `ssl.SSLSocket.getpeercert` gives it.
+    changes what the upstream gets. `peer` is `HOST:PORT` or `unix:`. `tls_peer` is the peer's certificate as
+    `ssl.SSLSocket.getpeercert` gives it.
+
+    `deadline` is absolute, on trio's clock; None if the caller set none, or wrote a grpc-timeout that cannot be read.
+    A director that answers a context with another deadline decides: the proxy ends the call then, and tells the
+    upstream the time that is left, whatever a grpc-timeout in the metadata says. Where neither the caller nor the
+    director has set a deadline, a grpc-timeout in the metadata goes to the upstream as it is, and is the upstream's
+    affair alone.
     """
 
     method: str
@@ -35,8 +46,40 @@ class CallContext:
     tls_peer: Mapping[str, Any] | None = None
 
     def with_metadata(self, metadata: Metadata) -> "CallContext":
-        """The same call with other metadata."""
+        """The same call with other metadata; `TypeError` for anything else."""
+        if not isinstance(metadata, Metadata):
+            raise TypeError(f"the metadata of a call are a Metadata, not {type(metadata).__name__}")
         return attrs.evolve(self, metadata=metadata)
+
+    def with_deadline(self, deadline: float | None) -> "CallContext":
+        """The same call with this deadline (on trio's clock), be it sooner or later than the caller's; None: without.
+
+        Of the caller's and one of your own, `min` is the one to take. One that has passed ends the call with
+        DEADLINE_EXCEEDED. Raises `TypeError` for what is no number, `ValueError` for NaN.
+        """
+        return attrs.evolve(self, deadline=checked_deadline(deadline))
+
+    def with_timeout(self, seconds: float) -> "CallContext":
+        """The same call with a deadline this far from now, or the one that it has if that is sooner.
+
+        Errors as in `with_deadline`.
+        """
+        ours = checked_deadline(seconds)
+        if ours is None:
+            return self
+        ours += trio.current_time()
+        return attrs.evolve(self, deadline=ours if self.deadline is None else min(ours, self.deadline))
+
+
+def checked_deadline(deadline: float | None) -> float | None:
+    """The deadline if it is one; None for infinity, too. Raises `TypeError` and `ValueError` otherwise."""
+    if deadline is None:
+        return None
+    if not isinstance(deadline, int | float):
+        raise TypeError(f"a deadline is a number of seconds on trio's clock, not {type(deadline).__name__}")
+    if math.isnan(deadline):
+        raise ValueError("a deadline is a number of seconds on trio's clock, not NaN")
+    return None if deadline == math.inf else deadline
 
 
 @attrs.define(kw_only=True)
@@ -61,15 +104,52 @@ class CallRecord:
 class Call:
     """One call: its context, its downstream stream, its record."""
 
-    __slots__ = ("_ended", "_headers_sent", "context", "record", "started", "stream")
+    __slots__ = (
+        "_ended",
+        "_headers_sent",
+        "_scope",
+        "context",
+        "deadline",
+        "record",
+        "started",
+        "stopping",
+        "stream",
+    )
 
-    def __init__(self, stream: Stream, context: CallContext) -> None:
+    def __init__(self, stream: Stream, context: CallContext, stopping: Stopping) -> None:
         self.stream = stream
         self.context = context
+        self.stopping = stopping
+        """Whether the server stops: for handlers that go on for as long as their callers like."""
+        self.deadline = context.deadline
+        """When the call is to end: the caller's deadline, unless a director has set another."""
         self.started = time.perf_counter()
         self.record = CallRecord(method=context.method, peer=context.peer)
         self._headers_sent = False
         self._ended = False
+
+    def end_at(self, deadline: float | None) -> None:
+        """Have the call end at this time of trio's clock, and no sooner."""
+        self.deadline = deadline
+        scope = self.stream.inbox.on_failed
+        if scope is not None:
+            scope.deadline = math.inf if deadline is None else deadline
+
+    def runs_in(self, scope: trio.CancelScope) -> None:
+        """What the call does now it does in this scope: cancelled when its deadline passes, or its caller goes."""
+        inbox = self.stream.inbox
+        inbox.on_failed = scope
+        if inbox.error is not None:
+            scope.cancel()  # it went while the call waited for a task
+        if self.deadline is not None:
+            scope.deadline = self.deadline
+
+    def runs_no_more(self) -> None:
+        """The scope is free for the next call, unless it is cancelled."""
+        inbox = self.stream.inbox
+        scope, inbox.on_failed = inbox.on_failed, None
+        if self.deadline is not None and scope is not None and not scope.cancel_called:
+            scope.deadline = math.inf
 
     @property
     def ended(self) -> bool:
@@ -82,37 +162,42 @@ class Call:
         self._ended = self._ended or ended
 
     def send_headers(self, metadata: Headers | None = None) -> None:
-        """Send the response headers, once; later calls do nothing."""
-        if not self._headers_sent:
+        """Send the response headers, once; later calls do nothing.
+
+        Raises `TypeError` and `ValueError` for metadata that cannot be sent, with nothing sent.
+        """
+        if not self._headers_sent and not self._ended:
+            headers = [(b":status", b"200"), CONTENT_TYPE, *_checked(metadata)]
             self._headers_sent = True
-            self.stream.send_headers([(b":status", b"200"), CONTENT_TYPE, *(metadata or ())])
+            self.stream.send_headers(headers)
 
     def end(self, status: Status, message: str = "", metadata: Headers | None = None) -> None:
         """End the response with this status: trailers, or a Trailers-Only response if no headers are out yet.
 
-        What is left of the request is stopped with RST_STREAM(NO_ERROR) (RFC 9113 §8.1).
+        What is left of the request is stopped with RST_STREAM(NO_ERROR) (RFC 9113 §8.1). Raises `TypeError` and
+        `ValueError` for what cannot be sent, with nothing sent.
         """
         if self._ended:
             return
-        self._ended = True
-        trailers: Headers = [(b"grpc-status", str(int(status)).encode())]
+        trailers: Headers = [(b"grpc-status", b"%d" % Status(status))]
         if message:
             trailers.append((b"grpc-message", encode_grpc_message(message)))
-        trailers.extend(metadata or ())
+        trailers.extend(_checked(metadata))
         if not self._headers_sent:
             trailers[:0] = [(b":status", b"200"), CONTENT_TYPE]
+        self._ended = True
         self.stream.send_headers(trailers, end_stream=True)
         self.stream.reset_after_end(ErrorCode.NO_ERROR)
 
     def fail(self, error: RpcError) -> None:
         """End the response with the error's status.
 
-        A response that has ended already, and now will not get through, is reset.
+        A response that has ended already, and now will not get through, is reset. Raises as `end` does.
         """
         if self._ended:
             self.stream.reset(ErrorCode.CANCEL)
         else:
-            self.end(error.status, error.message, Metadata.from_pairs(error.trailing_metadata).raw)
+            self.end(error.status, error.message, response_headers_of(error.trailing_metadata))
         self.record.status, self.record.detail = error.status, error.message
         self.record.origin = "downstream" if error.side is Side.DOWNSTREAM else error.origin
 
@@ -134,6 +219,17 @@ class Call:
             f"HTTP {http_status}: {message}",
             "proxy",
         )
+
+
+def _checked(metadata: Headers | None) -> Headers:
+    """The fields, if they can be sent with a response."""
+    if not metadata:
+        return []
+    headers = Metadata(metadata).raw
+    problem = trailers_problem(headers)
+    if problem is not None:
+        raise ValueError(f"these headers cannot be sent: {problem}")
+    return headers
 
 
 Handler = Callable[[Call], Awaitable[None]]

@@ -64,24 +64,32 @@ class CallRunners:
             self._context.run(self._nursery.start_soon, self._run)
 
     async def _run(self) -> None:
-        with trio.CancelScope() as scope:
-            while True:
-                self._woken = False
-                # What another task's jobs have said, if it waits in a later one by now.
-                self._turn.flush()
-                try:
-                    await self._run_waiting(scope)
-                finally:
+        intact = True
+        try:
+            with trio.CancelScope() as scope:
+                while True:
+                    self._woken = False
+                    # What another task's jobs have said, if it waits in a later one by now.
                     self._turn.flush()
-                    if self._waiting and not self._woken:
-                        self._wake()
-                if self._closed or len(self._idle) >= _KEPT:
-                    return
-                await self._rest()
+                    try:
+                        await self._run_waiting(scope)
+                    finally:
+                        intact = is_innermost(scope)
+                        self._turn.flush()
+                        if self._waiting and not self._woken:
+                            self._wake()
+                    if self._closed or not intact or len(self._idle) >= _KEPT:
+                        return
+                    await self._rest()
+        except RuntimeError:
+            # A job has left a scope open, and ours is the first to notice that it is not the innermost. The job has
+            # been told (`Calls`); trio has put the task's scopes in order again.
+            if intact:
+                raise
 
     async def _run_waiting(self, scope: trio.CancelScope) -> None:
         """Run what waits, as far as this task can."""
-        waiting = self._waiting
+        waiting, task = self._waiting, trio.lowlevel.current_task()
         for _ in range(_JOBS_A_STEP):
             if not waiting:
                 return
@@ -90,8 +98,8 @@ class CallRunners:
                 # Should this job have to wait, the next ones need not.
                 self._wake()
             await job(subject, scope)
-            if scope.cancel_called:
-                # Ends the task at its next wait.
+            if scope.cancel_called or task._cancel_status is not scope._cancel_status:
+                # Ends the task, at its next wait or at once.
                 return
             if not _same(contextvars.copy_context(), self._context):
                 return
@@ -106,6 +114,11 @@ class CallRunners:
         task.context = self._context.copy()
         self._idle.append(task)
         await trio.lowlevel.wait_task_rescheduled(give_up)
+
+
+def is_innermost(scope: trio.CancelScope) -> bool:
+    """Whether the running task is in this scope, and has left all that it has entered inside it."""
+    return trio.lowlevel.current_task()._cancel_status is scope._cancel_status
 
 
 def _same(now: contextvars.Context, before: contextvars.Context) -> bool:

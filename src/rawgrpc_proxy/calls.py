@@ -6,6 +6,7 @@ call ends in exactly one record.
 """
 
 import contextvars
+import inspect
 import math
 import re
 import time
@@ -16,23 +17,23 @@ import attrs
 import trio
 
 from rawgrpc_proxy.call import Call, CallContext, Handler
-from rawgrpc_proxy.call_runners import CallRunners
+from rawgrpc_proxy.call_runners import CallRunners, is_innermost
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.deadlines import Deadlines, Timer
+from rawgrpc_proxy.describe import describe, shown
 from rawgrpc_proxy.errors import DeadlineExceeded, NoRoute, RpcError
 from rawgrpc_proxy.forwarding import Forwarding
 from rawgrpc_proxy.grpc.metadata import Headers, Metadata
+from rawgrpc_proxy.grpc.path import path_problem, shortened
 from rawgrpc_proxy.grpc.timeout import parse_timeout
 from rawgrpc_proxy.handler import TransparentHandler
 from rawgrpc_proxy.http2.header_blocks import HeaderList
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.turn import current_turn
 from rawgrpc_proxy.observe.observer import ServerObserver
+from rawgrpc_proxy.stopping import Stopping
 from rawgrpc_proxy.tell import tell
 
-# One service segment, one method segment, nothing that a router further on could read differently.
-_PATH = re.compile(rb"/(?!\.{1,2}/)[!-~]+/(?!\.{1,2}\Z)[!-~]+\Z")
-_NOT_IN_SEGMENT = re.compile(rb"[/?#\\%]")
 _CONTENT_TYPE = re.compile(rb"application/grpc(?:\Z|[+;])")
 _BEGUN_A_READ = 32
 """More calls than this in one read, and the others get their turn before the rest begins."""
@@ -48,16 +49,27 @@ class Service:
     handlers: Mapping[str, Handler]
     unknown_service_handler: Handler | None
     observer: ServerObserver | None
+    stopping: Stopping
 
 
 class Calls:
     """Answers the calls of any number of connections, in tasks of `nursery` where they need one."""
 
-    __slots__ = ("_context", "_deadlines", "_fresh", "_observer", "_runners", "_service", "_timers")
+    __slots__ = (
+        "_context",
+        "_deadlines",
+        "_fresh",
+        "_observer",
+        "_runners",
+        "_service",
+        "_stopping",
+        "_timers",
+    )
 
     def __init__(self, nursery: trio.Nursery, service: Service) -> None:
         self._service = service
         self._observer = service.observer
+        self._stopping = service.stopping
         self._runners = CallRunners(nursery, current_turn())
         self._deadlines = Deadlines(nursery)
         self._context = contextvars.copy_context()
@@ -76,8 +88,14 @@ class Calls:
         if not self._fresh:
             return
         fresh, self._fresh = self._fresh, []
-        for stream in fresh[:_BEGUN_A_READ]:
-            self._begin(stream)
+        at_once = iter(fresh[:_BEGUN_A_READ])
+        try:
+            for stream in at_once:
+                self._begin(stream)
+        except BaseException:  # Ctrl-C
+            for stream in (*at_once, *fresh[_BEGUN_A_READ:]):
+                self._turn_away(stream)
+            raise
         for stream in fresh[_BEGUN_A_READ:]:
             self._runners.start(self._begin_later, stream)
 
@@ -96,20 +114,29 @@ class Calls:
             asked = _Asked(headers)
             if asked.error is None:  # texts of errors are long, and seldom asked for again
                 headers.asked = asked
-        call = _new_call(stream, asked)
+        call = _new_call(stream, asked, self._stopping)
         if self._refused(call, asked):
             self._over(call)
             return
         try:
             begun = self._begun(call, asked)
-        except Exception as error:  # noqa: BLE001  # user code may raise anything; one call must not end the others
-            self._fail(call, error)
+        except BaseException as error:  # user code may raise anything; one call must not end the others
+            interrupted = _holds(error, KeyboardInterrupt)
+            self._fail(call, _shutting_down() if interrupted else error)
             self._over(call)
+            if interrupted:
+                raise
             return
         if isinstance(begun, Forwarding):
             self._watch(begun)
         else:
             self._runners.start(self._step, (call, begun))
+
+    def _turn_away(self, stream: Stream) -> None:
+        """End a call that has not begun: nothing will begin any more."""
+        call = _new_call(stream, _Asked(stream.headers), self._stopping)
+        call.fail(_shutting_down())
+        self._over(call)
 
     def _begun(self, call: Call, asked: "_Asked") -> "Forwarding | Step":
         """The call on its way, or what has to be awaited in a task."""
@@ -120,7 +147,7 @@ class Calls:
         service = self._service
         handler = service.handlers.get(asked.method, service.unknown_service_handler)
         if handler is None:
-            raise NoRoute(f"unknown method {asked.method}")
+            raise NoRoute(f"unknown method {shortened(asked.method)}")
         if isinstance(handler, TransparentHandler):
             # A plain director's context variables are its own, as an async one's are.
             return self._context.copy().run(handler.begin_now, call, self)
@@ -134,57 +161,56 @@ class Calls:
     async def _step(self, work: "tuple[Call, Step]", scope: trio.CancelScope) -> None:
         """Await a step of a call. Cancelled in `scope` if the caller goes, or when the deadline passes.
 
-        Every error becomes a response here.
+        Every error becomes a response here, whatever it is; only Ctrl-C and the task's own cancellation go on.
         """
         call, step = work
         over = True
         try:
-            self._enter(call, scope)
+            call.runs_in(scope)
             try:
                 forwarding = await step()
             finally:
-                self._leave(call, scope)
+                call.runs_no_more()
             if forwarding is not None:
                 over = False
                 self._watch(forwarding)
-        except trio.Cancelled:
-            self._cancelled(call, scope)
-            raise
-        except Exception as error:  # noqa: BLE001  # user code may raise anything; one call must not end the others
-            self._fail(call, error)
-        except BaseExceptionGroup as group:
-            # The call was cancelled while tasks of the handler's own ran.
-            cancelled, errors = group.split(trio.Cancelled)
-            if cancelled is None or not (errors is None or isinstance(errors, Exception)):
-                raise
-            if errors is None:
-                self._cancelled(call, scope)
-            else:
-                self._fail(call, errors)
-            raise cancelled from None
+            if not is_innermost(scope):
+                # The call need not suffer, but its director has to be mended; the task ends (`CallRunners`).
+                tell(self._observer, "call_failed", call.record, _left_open())
+        except BaseException as error:  # noqa: BLE001  # what has to go on does
+            if not is_innermost(scope) and not scope.cancel_called and _parted(error)[1] is None:
+                left_open = _left_open()
+                left_open.__cause__ = error
+                error = left_open
+            goes_on = self._contained(call, scope, error)
+            if goes_on is not None:
+                raise goes_on from None
         finally:
             if over:
                 self._over(call)
 
-    def _enter(self, call: Call, scope: trio.CancelScope) -> None:
-        """Have the scope cancelled when the call's deadline passes, or its caller goes."""
-        inbox = call.stream.inbox
-        inbox.on_failed = scope
-        if inbox.error is not None:
-            scope.cancel()  # it went while the call waited for a task
-        if call.context.deadline is not None:
-            scope.deadline = call.context.deadline
-
-    def _leave(self, call: Call, scope: trio.CancelScope) -> None:
-        call.stream.inbox.on_failed = None
-        if call.context.deadline is not None and not scope.cancel_called:
-            scope.deadline = math.inf
+    def _contained(self, call: Call, scope: trio.CancelScope, error: BaseException) -> BaseException | None:
+        """End the call with what its step has raised, and answer the part that is not the call's to keep."""
+        if _holds(error, KeyboardInterrupt):
+            self._fail(call, _shutting_down())
+            return error
+        cancelled, others = _parted(error)
+        if cancelled is not None and not (
+            scope.cancel_called or trio.current_effective_deadline() == -math.inf
+        ):
+            # Nothing that we are in is cancelled: it is another task's, which was kept, as a cache of outcomes does.
+            cancelled, others = None, error
+        if others is None:
+            self._cancelled(call, scope)
+        else:
+            self._fail(call, others)
+        return cancelled
 
     # ------------------------------------------------- calls on their way, without a task
 
     def _watch(self, forwarding: Forwarding) -> None:
         """Nobody waits for the call any more: mind its deadline."""
-        deadline = forwarding.call.context.deadline
+        deadline = forwarding.call.deadline
         if deadline is not None and not forwarding.over:
             self._timers[forwarding] = self._deadlines.add(deadline, forwarding.expire)
 
@@ -201,10 +227,6 @@ class Calls:
         if error is not None:
             self._fail(call, error)
         self._over(call)
-
-    def forwarding_misled(self, forwarding: Forwarding, error: ValueError) -> None:
-        """Somebody has given back the call's lease before us."""
-        tell(self._observer, "call_failed", forwarding.call.record, error)
 
     def forwarding_refused(self, forwarding: Forwarding) -> None:
         """The upstream has not processed the call."""
@@ -227,25 +249,27 @@ class Calls:
     def _cancelled(self, call: Call, scope: trio.CancelScope) -> None:
         """End a call whose step was cancelled: in its own scope, or with all else when the proxy stops."""
         if not scope.cancel_called:
-            call.fail(RpcError(Status.UNAVAILABLE, "the proxy is shutting down", origin="proxy"))
+            call.fail(_shutting_down())
         else:
             # grpcio's own words for a deadline, so that it makes no difference whose clock was first.
             call.fail(call.stream.inbox.error or DeadlineExceeded("Deadline Exceeded"))
 
-    def _fail(self, call: Call, error: Exception) -> None:
-        """End the call with the error's status, or with INTERNAL and no word of the cause."""
+    def _fail(self, call: Call, error: BaseException) -> None:
+        """End the call with the error's status, or with INTERNAL and no word of the cause. Total: users make errors."""
         if isinstance(error, RpcError):
             try:
-                call.fail(error)
+                call.fail(RpcError.checked(error))
                 # Where it was raised leads to the call, and the call's stream to the error: a circle.
                 error.__traceback__ = None
-            except (TypeError, ValueError) as bad_metadata:
-                bad_metadata.add_note(f"in the trailing metadata of {error!r}")
-                error = bad_metadata
+            except KeyboardInterrupt:
+                raise
+            except BaseException as odd:  # noqa: BLE001  # a subclass, or an assignment
+                odd.add_note(f"in the RpcError that was to end the call: {describe(error)}")
+                error = odd
             else:
                 return
         call.fail(RpcError(Status.INTERNAL, "internal error in the proxy", origin="proxy"))
-        call.record.detail = f"{type(error).__name__}: {error}"
+        call.record.detail = describe(error)
         tell(self._observer, "call_failed", call.record, error)
 
     def _over(self, call: Call) -> None:
@@ -255,9 +279,53 @@ class Calls:
 
 
 async def _answered_by(handler: Handler, call: Call) -> None:
+    _check_caller(call)
+    answer = handler(call)
+    if not inspect.isawaitable(answer):
+        raise TypeError(f"the handler {shown(handler)} is no async function: it answered {shown(answer)}")
+    await answer
+    if not call.ended:
+        _check_caller(call)
+        raise RuntimeError(
+            f"the handler {shown(handler)} has returned without ending the call; a handler awaits another one, "
+            "or calls `call.end(status)`, or raises RpcError"
+        )
+
+
+def _check_caller(call: Call) -> None:
+    """Raise if the caller has gone."""
     if call.stream.inbox.error is not None:
         raise call.stream.inbox.error
-    await handler(call)
+
+
+def _shutting_down() -> RpcError:
+    return RpcError(Status.UNAVAILABLE, "the proxy is shutting down", origin="proxy")
+
+
+def _holds(error: BaseException, kind: type[BaseException]) -> bool:
+    """Whether the error is one of this kind, or a group with one in it."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(_holds(each, kind) for each in error.exceptions)
+    return isinstance(error, kind)
+
+
+def _parted(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
+    """What of an error is cancellation, and what is not."""
+    if isinstance(error, trio.Cancelled):
+        return error, None
+    if not isinstance(error, BaseExceptionGroup):
+        return None, error
+    try:
+        return error.split(trio.Cancelled)
+    except Exception:  # noqa: BLE001  # a group of a user's own, who makes its parts
+        return None, error
+
+
+def _left_open() -> RuntimeError:
+    return RuntimeError(
+        "a cancel scope or a nursery was entered for this call and never left, as happens when a `with` block is in an "
+        "async generator that is not read to its end"
+    )
 
 
 class _Asked:
@@ -275,13 +343,16 @@ class _Asked:
         self.error: Callable[[], RpcError] | None = None
         """Makes the error of a call that cannot be."""
         self.timeout_s: float | None = None
+        """None without grpc-timeout, and with one that is none."""
         if (problem := path_problem(path)) is not None:
             self.error = partial(NoRoute, problem)
-        try:
-            timeout = fields.get(b"grpc-timeout")
-            self.timeout_s = None if timeout is None else parse_timeout(timeout)
-        except ValueError as error:
-            self.error = partial(RpcError, Status.INTERNAL, str(error), origin="proxy")
+        timeout = fields.get(b"grpc-timeout")
+        if timeout is not None:
+            try:
+                self.timeout_s = parse_timeout(timeout.strip(b" \t"))
+            except ValueError:
+                # It is passed on as it came: there are servers that take more than eight digits.
+                self.timeout_s = None
 
 
 def _refusal(fields: dict[bytes, bytes]) -> tuple[int, str] | None:
@@ -294,7 +365,7 @@ def _refusal(fields: dict[bytes, bytes]) -> tuple[int, str] | None:
     return None
 
 
-def _new_call(stream: Stream, asked: _Asked) -> Call:
+def _new_call(stream: Stream, asked: _Asked, stopping: Stopping) -> Call:
     connection = stream.connection
     context = CallContext(
         method=asked.method,
@@ -303,11 +374,4 @@ def _new_call(stream: Stream, asked: _Asked) -> Call:
         deadline=None if asked.timeout_s is None else trio.current_time() + asked.timeout_s,
         tls_peer=connection.tls_peer,
     )
-    return Call(stream, context)
-
-
-def path_problem(path: bytes) -> str | None:
-    """What keeps this :path from being `/service/method`."""
-    if _PATH.match(path) and path.count(b"/") == 2 and not _NOT_IN_SEGMENT.search(path.replace(b"/", b"")):  # noqa: PLR2004
-        return None
-    return f"malformed method name: {path[:128].decode('latin-1')!r}"
+    return Call(stream, context, stopping)

@@ -1,9 +1,11 @@
 """`StreamDirector`: the user's code that says where a call goes."""
 
 import contextlib
+import inspect
 from collections.abc import Awaitable, Callable
 
 from rawgrpc_proxy.call import CallContext
+from rawgrpc_proxy.describe import shown
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.pool import PoolConn, PooledConnection, Target
 
@@ -39,7 +41,9 @@ def checked(answer: object, context: CallContext) -> tuple[CallContext, PooledCo
         if isinstance(part, PoolConn):
             with contextlib.suppress(ValueError):  # it has been given back
                 part.close()
+        elif inspect.iscoroutine(part):
+            part.close()  # an `await` was forgotten
     raise ConfigError(
-        f"the director answered {answer!r} for {context.method}; it must return (context, conn) with conn from "
+        f"the director answered {shown(answer)} for {context.method}; it must return (context, conn) with conn from "
         "`await pool.get_conn(address)`, or (context, pool.target(address)), or raise RpcError"
     )

@@ -23,9 +23,10 @@ in hand.
 """
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 
 from rawgrpc_proxy.codes import ErrorCode, Status
+from rawgrpc_proxy.custom_metadata import Value, response_headers_of
 
 
 class Side(enum.Enum):
@@ -59,7 +60,8 @@ class ConfigError(ProxyError, ValueError):
 class RpcError(ProxyError):
     """One call ends with this status; a director raises it to refuse a call.
 
-    `trailing_metadata` goes out with the status: lower-case keys, `bytes` values for keys ending in `-bin`.
+    `trailing_metadata` goes out with the status: pairs of a key and a value, or a mapping; `bytes` values for keys
+    ending in `-bin`, `str` for all others.
     `origin` is a short word for the call log that says where the status comes from: "director", "proxy",
     "reset", ….
     `retry_safe` is True only where the upstream provably did not process the call.
@@ -72,17 +74,44 @@ class RpcError(ProxyError):
         status: Status,
         message: str = "",
         *,
-        trailing_metadata: Sequence[tuple[str, str | bytes]] = (),
+        trailing_metadata: Mapping[str, Value] | Iterable[tuple[str, Value]] = (),
         side: Side = Side.LOCAL,
         origin: str = "director",
     ) -> None:
-        """Raise `ValueError` for `Status.OK` and for numbers that are no gRPC status."""
+        """Check what goes to the caller, so that what cannot be sent is found where it was written.
+
+        Raises `ValueError` for `Status.OK`, for numbers that are no gRPC status, and for metadata that gRPC forbids;
+        `TypeError` for a status that is no number, a message that is no text, and metadata of other types.
+        """
+        if not isinstance(status, int):
+            raise TypeError(f"the status is a Status, like Status.UNAVAILABLE, not {type(status).__name__}")
         if status == Status.OK:
             raise ValueError("RpcError cannot carry Status.OK: to let a call succeed, do not raise")
+        if not isinstance(message, str):
+            raise TypeError(
+                f"the message is str, not {type(message).__name__}; write what the caller may know, and str(error) "
+                "only where that may be all that an error says"
+            )
+        if not isinstance(origin, str):
+            raise TypeError(f"the origin is a word for the call log, not {type(origin).__name__}")
         super().__init__(message, side=side)
         self.status = Status(status)
-        self.trailing_metadata = tuple(trailing_metadata)
+        self.trailing_metadata: tuple[tuple[str, Value], ...] = ()
+        if trailing_metadata:
+            pairs = trailing_metadata.items() if isinstance(trailing_metadata, Mapping) else trailing_metadata
+            self.trailing_metadata = tuple(pairs)
+            response_headers_of(self.trailing_metadata)
         self.origin = origin
+
+    def checked(self) -> "RpcError":
+        """The same error without what a subclass or an assignment may have done to it. Raises as the constructor."""
+        return RpcError(
+            self.status,
+            self.message,
+            trailing_metadata=self.trailing_metadata,
+            side=self.side,
+            origin=self.origin,
+        )
 
     def __str__(self) -> str:
         return f"{self.status.name}: {self.message}" if self.message else self.status.name

@@ -13,12 +13,13 @@ from typing import Protocol
 
 import trio
 
-from rawgrpc_proxy.call import Call, CallContext
+from rawgrpc_proxy.call import Call, CallContext, checked_deadline
 from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.errors import DeadlineExceeded, RpcError, StreamReset
-from rawgrpc_proxy.grpc.metadata import Headers
+from rawgrpc_proxy.grpc.metadata import TE_TRAILERS, Headers, Metadata
 from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status, status_from_http
 from rawgrpc_proxy.grpc.timeout import format_timeout
+from rawgrpc_proxy.http2.fields import request_problem
 from rawgrpc_proxy.http2.header_blocks import HeaderList
 from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.splice import Splice
@@ -83,6 +84,7 @@ class Forwarding:
         if self._conn is None or not self._conn.has_room:
             return False
         try:
+            self._mind_deadline()
             self._open()
         except BaseException:
             self.stop()
@@ -95,6 +97,7 @@ class Forwarding:
         When this is cancelled it leaves no trace, as when it raises.
         """
         try:
+            self._mind_deadline()
             await self._find_room()
             self._open()
         except BaseException:
@@ -145,7 +148,7 @@ class Forwarding:
                 self._is_second = self._needs_task = True
                 self._owner.forwarding_refused(self)
             else:
-                self._end(_settled(splice.upstream_error, self.call.context.deadline))
+                self._end(_settled(splice.upstream_error, self.call.deadline))
         elif splice.upstream_closed:
             if self._conn is not None:
                 self._give_back()
@@ -185,13 +188,18 @@ class Forwarding:
             # It went away since the director chose it; nothing has left the proxy, so another one is as good.
             await self._trade_place()
 
+    def _mind_deadline(self) -> None:
+        """Let the deadline that the director has answered be the call's."""
+        if self._context.deadline != self.call.deadline:
+            self.call.end_at(checked_deadline(self._context.deadline))
+
     # ----------------------------------------------------------------- opening
 
     def _open(self) -> None:
         conn, call, context, splice = self._conn, self.call, self._context, self._splice
         assert conn is not None
         self._check_caller()
-        headers = _upstream_headers(context)
+        headers = _upstream_headers(call, context)
         limit = conn.peer_max_header_list_bytes
         if limit < UNLIMITED and context.metadata.next_hop_size > limit and conn.has_room:
             size = context.metadata.next_hop_size
@@ -221,16 +229,43 @@ def _settled(error: RpcError, deadline: float | None) -> RpcError:
     return error
 
 
-def _upstream_headers(context: CallContext) -> Headers:
-    """The call's headers for the upstream, with the time that is left."""
-    headers = context.metadata.next_hop
-    if context.deadline is None:
-        return headers
-    left = context.deadline - trio.current_time()
+def _upstream_headers(call: Call, context: CallContext) -> Headers:
+    """The headers for the upstream, with the time that is left.
+
+    Raises `DeadlineExceeded` if none is left, and `TypeError` or `ValueError` if what the director answered as
+    metadata makes no request.
+    """
+    asked, metadata = call.context, context.metadata
+    if metadata is not asked.metadata:
+        _check(metadata)
+    headers = metadata.next_hop
+    if call.deadline is None:
+        if asked.deadline is None:
+            return headers
+        # The director has taken it away.
+        return [header for header in headers if header[0] != b"grpc-timeout"]
+    left = call.deadline - trio.current_time()
     if left <= 0:
         raise DeadlineExceeded("Deadline Exceeded")
     timeout = (b"grpc-timeout", format_timeout(left))
-    return [timeout if header[0] == b"grpc-timeout" else header for header in headers]
+    told = [timeout if header[0] == b"grpc-timeout" else header for header in headers]
+    if context is not asked and timeout not in told:
+        # The place that the protocol gives it.
+        told.insert(told.index(TE_TRAILERS) + 1, timeout)
+    return told
+
+
+def _check(metadata: object) -> None:
+    """See that a director's metadata make a request: an upstream may end the whole connection over one that is none."""
+    if not isinstance(metadata, Metadata):
+        raise TypeError(f"the metadata of a call are a Metadata, not {type(metadata).__name__}")
+    if metadata.by_hand:
+        problem = request_problem(metadata.next_hop)
+        if problem is not None:
+            raise ValueError(
+                f"the director's metadata make no request: {problem}; start from context.metadata and change it with "
+                "with_value, with_added and without"
+            )
 
 
 def _record(call: Call, splice: Splice) -> None:

@@ -4,6 +4,7 @@ What it does not do: answer calls (`calls.py`), forward them (a handler), or spe
 The invariant: a connection's trouble never leaves its task.
 """
 
+import math
 import resource
 import socket
 import ssl
@@ -12,12 +13,13 @@ from functools import partial
 import trio
 
 from rawgrpc_proxy.call import Handler
-from rawgrpc_proxy.calls import Calls, Service, path_problem
+from rawgrpc_proxy.calls import Calls, Service
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ConfigError, ConnectionFailed, ProxyFault
 from rawgrpc_proxy.grpc.codec import Codec, codec_with_parent, identity_codec
 from rawgrpc_proxy.grpc.codec import codec as protobuf_codec
+from rawgrpc_proxy.grpc.path import path_problem
 from rawgrpc_proxy.http2.events import StreamReset
 from rawgrpc_proxy.net.accept_share import AcceptShare
 from rawgrpc_proxy.net.address import Address
@@ -26,6 +28,7 @@ from rawgrpc_proxy.net.listen import accept_forever, bound_address, open_listene
 from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
 from rawgrpc_proxy.observe.observer import ServerObserver
 from rawgrpc_proxy.services.methods import MethodKind
+from rawgrpc_proxy.stopping import Stopping
 from rawgrpc_proxy.tell import tell
 
 _FD_SHARE = 0.4
@@ -52,22 +55,24 @@ class Server:
         self._codec = codec or _default_codec()
         self._settings = settings or Http2Settings()
         self._observer = observer
+        self._stopping = Stopping()
+        self._stop_by = math.inf
+        """When, on trio's clock, the calls that are left are ended."""
         self._service = Service(
             handlers=self._handlers,
             unknown_service_handler=unknown_service_handler,
             observer=observer,
+            stopping=self._stopping,
         )
         soft_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._max_connections = max_connections or max(16, int(min(soft_limit, 1 << 20) * _FD_SHARE))
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, trio.Nursery] = {}
+        """Each with the nursery for what else it needs."""
         self._accepted = 0
-        self._accepting: set[trio.CancelScope] = set()
         self._handshaking: set[trio.CancelScope] = set()
-        self._stop = trio.Event()
-        self._grace_s = 0.0
 
     def add_handler(self, path: str, handler: Handler) -> None:
-        """Let `handler` answer the method `path` (`/package.Service/Method`).
+        """Let `handler` answer the method `path` (`/package.Service/Method`), which is compared as a whole.
 
         Raises `ConfigError` for a bad path or one that is taken.
         """
@@ -106,10 +111,6 @@ class Server:
         everything at once. May run several times, on several addresses.
         """
         listener = _listen(address) if isinstance(address, str) else address
-        scope = trio.CancelScope()
-        if self._stop.is_set():
-            scope.cancel()
-        self._accepting.add(scope)
         try:
             async with trio.open_nursery() as tasks_of_calls:
                 calls = Calls(tasks_of_calls, self._service)
@@ -134,25 +135,29 @@ class Server:
                                 share.closed()
 
                     task_status.started(str(bound_address(listener)))
-                    with scope:
+                    with self._stopping.ends():
                         await accept_forever(listener, on_accept, self._accept_failed, share)
                     _close_listener(listener)
-                    await self._stop.wait()
-                    for connection in list(self._connections):
-                        nursery.start_soon(connection.drain, self._grace_s)
                 calls.close()
         finally:
-            self._accepting.discard(scope)
             _close_listener(listener)
 
     def stop(self, *, grace_s: float = 0.0) -> None:
-        """Stop accepting at once, let calls finish for up to `grace_s` seconds, then close. `serve` returns then."""
-        self._grace_s = grace_s
-        self._stop.set()
-        for scope in self._accepting:
-            scope.cancel()
+        """Stop accepting at once, let calls finish for up to `grace_s` seconds, then close. `serve` returns then.
+
+        Methods that watch `stopping` (`Health`'s Watch does) end by themselves. A second call can shorten the time that
+        is left, and not lengthen it.
+        """
+        self._stop_by = min(self._stop_by, trio.current_time() + grace_s)
+        self._stopping.set()
+        for connection, nursery in self._connections.items():
+            nursery.start_soon(connection.drain, self._grace_left_s)
         for scope in self._handshaking:
-            scope.deadline = min(scope.deadline, trio.current_time() + grace_s)
+            scope.deadline = min(scope.deadline, self._stop_by)
+
+    @property
+    def _grace_left_s(self) -> float:
+        return max(0.0, self._stop_by - trio.current_time())
 
     # ------------------------------------------------------------ connections
 
@@ -181,14 +186,14 @@ class Server:
                 on_refused=on_refused,
                 on_limit=partial(tell, self._observer, "limit_reached", peer),
             )
-            self._connections.add(connection)
-            if self._stop.is_set():
+            self._connections[connection] = nursery
+            if self._stopping.is_set():
                 # Accepted in the very moment of the stop.
-                nursery.start_soon(connection.drain, self._grace_s)
+                nursery.start_soon(connection.drain, self._grace_left_s)
             try:
                 await connection.run()
             finally:
-                self._connections.discard(connection)
+                del self._connections[connection]
             error = connection.error
             if error is not None and error.error_code != ErrorCode.NO_ERROR:
                 self._connection_failed(peer, error)
@@ -206,7 +211,8 @@ class Server:
             server_side=True,
             https_compatible=True,
         )
-        scope = trio.CancelScope(deadline=trio.current_time() + self._settings.handshake_timeout_s)
+        timeout_at = trio.current_time() + self._settings.handshake_timeout_s
+        scope = trio.CancelScope(deadline=min(timeout_at, self._stop_by))
         self._handshaking.add(scope)
         cause: object = "the handshake was not done in time"
         try:

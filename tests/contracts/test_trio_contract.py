@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import signal
 import socket
 import ssl
@@ -48,6 +49,60 @@ async def read_until_silent(stream: trio.SocketStream) -> bytes:
             await wait_all_tasks_blocked()
             scope.cancel()
     return bytes(received)
+
+
+# --- Cancel scopes ---
+
+
+def test_a_scope_that_is_left_before_one_inside_it_complains_and_puts_the_order_right() -> None:
+    """A task that runs other people's code notices by `_cancel_status` that it has left a scope open."""
+
+    async def main() -> None:
+        task = trio.lowlevel.current_task()
+        outside = task._cancel_status
+        outer, left_open = trio.CancelScope(), trio.CancelScope()
+        outer.__enter__()
+        innermost = outer._cancel_status
+        assert task._cancel_status is innermost
+        with trio.CancelScope():
+            await trio.lowlevel.checkpoint()
+            assert task._cancel_status is not innermost
+        assert task._cancel_status is innermost
+        left_open.__enter__()
+        assert task._cancel_status is not innermost
+        with pytest.raises(RuntimeError, match="Cancel scope stack corrupted"):
+            outer.__exit__(None, None, None)
+        assert task._cancel_status is outside
+        left_open.cancel()
+        await trio.lowlevel.checkpoint()  # nobody is in that scope any more
+
+    run(main)
+
+
+def test_a_cancellation_that_is_raised_again_elsewhere_ends_the_nursery_without_a_word() -> None:
+    """Whoever runs other people's code has to ask whether anything is cancelled here at all."""
+
+    async def main() -> None:
+        kept: list[trio.Cancelled] = []
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            assert trio.current_effective_deadline() == -math.inf
+            try:
+                await trio.sleep_forever()
+            except trio.Cancelled as cancelled:
+                kept.append(cancelled)
+                raise
+        assert trio.current_effective_deadline() == math.inf
+
+        async def raises_again() -> NoReturn:
+            raise kept[0]
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(raises_again)
+            nursery.start_soon(trio.sleep_forever)
+        assert nursery.cancel_scope.cancelled_caught
+
+    run(main)
 
 
 # --- Writing ---

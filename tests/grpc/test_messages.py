@@ -75,6 +75,20 @@ def test_half_a_message_does_not_change_with_the_buffer_it_was_read_from() -> No
     assert reader.feed(b"st") == [(False, b"first")]
 
 
+def test_messages_are_taken_one_by_one_at_the_price_of_each() -> None:
+    reader = MessageReader()
+    reader.add(encode_message(b"") * 200_000 + b"\x00\x00")
+    begun, count = time.process_time(), 0
+    while reader.take() == (False, b""):
+        count += 1
+    assert count == 200_000
+    assert time.process_time() - begun < 2  # to move all that is left for each takes minutes
+    assert not reader.at_boundary
+    reader.add(b"\x00\x00\x01a" + encode_message(b"b"))
+    assert [reader.take(), reader.take(), reader.take()] == [(False, b"a"), (False, b"b"), None]
+    assert reader.at_boundary
+
+
 def test_a_message_as_long_as_allowed_is_read() -> None:
     assert MessageReader(max_message_bytes=3).feed(encode_message(b"abc")) == [(False, b"abc")]
 

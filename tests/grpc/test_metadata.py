@@ -1,13 +1,23 @@
 """Metadata as a director reads and changes it, and the headers that are never forwarded."""
 
 import base64
+from typing import Any
 
 import hpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rawgrpc_proxy.grpc.metadata import Headers, Metadata, RawHeader, Value, for_next_hop, strip_hop_by_hop
+from rawgrpc_proxy.custom_metadata import Value
+from rawgrpc_proxy.grpc.metadata import (
+    FixedHeaders,
+    Headers,
+    Metadata,
+    RawHeader,
+    for_next_hop,
+    strip_hop_by_hop,
+)
+from rawgrpc_proxy.grpc.status import decode_grpc_message
 
 REQUEST: Headers = [
     (b":method", b"POST"),
@@ -299,3 +309,55 @@ def test_an_upstream_is_always_told_that_trailers_are_understood_right_behind_th
 def test_the_size_for_the_next_hop_counts_32_bytes_for_each_field() -> None:
     metadata = Metadata([(b":path", b"/p"), (b"x", b"12345")])
     assert metadata.next_hop_size == (5 + 2) + (2 + 8) + (1 + 5) + 3 * 32
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        ([("x", b"y")], "bytes, not str"),
+        ([(b"x", "y")], "bytes, not str"),
+        ([(b"x", None)], "bytes, not NoneType"),
+        ([(b"x", bytearray(b"y"))], "bytes, not bytearray"),
+        ([[b"x", b"y"]], "a tuple of name and value, not list"),
+        ([(b"x", b"y", b"z")], "a tuple of name and value"),
+        ([None], "not NoneType"),
+        (["xy"], "not str"),
+    ],
+)
+def test_raw_headers_are_pairs_of_bytes(raw: Any, says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        Metadata(raw)
+
+
+def test_headers_that_were_changed_are_as_well_checked_as_what_they_were_made_of() -> None:
+    received = Metadata(FixedHeaders(REQUEST))
+    assert not received.by_hand
+    assert (
+        not received.with_value("x", "1")
+        .with_added("x", "2")
+        .without("x-tag")
+        .with_value(":path", "/p.S/M")
+        .by_hand
+    )
+    assert Metadata(received.raw).by_hand
+    assert Metadata(received.raw).with_value("x", "1").by_hand
+
+
+@pytest.mark.parametrize(
+    ("message", "passed_on"),
+    [
+        (b"said so ", b"said so%20"),
+        (b" said so", b"%20said so"),
+        (b"\t said so \t", b"%09%20said so%20%09"),
+        (b" ", b"%20"),
+        (b"100%25 ", b"100%25%20"),
+        (b"said so", b"said so"),
+        (b"", b""),
+    ],
+)
+def test_blanks_around_a_message_are_escaped_so_that_the_text_arrives_whole(
+    message: bytes, passed_on: bytes
+) -> None:
+    headers = [(b"grpc-status", b"9"), (b"grpc-message", message), (b"x", b" y ")]
+    assert for_next_hop(headers) == [(b"grpc-status", b"9"), (b"grpc-message", passed_on), (b"x", b"y")]
+    assert decode_grpc_message(passed_on) == decode_grpc_message(message)

@@ -57,12 +57,6 @@ def test_a_reset_with_an_unknown_code_is_unknown(code: int) -> None:
     assert status_from_reset(code) is Status.UNKNOWN
 
 
-@pytest.mark.parametrize("code", ErrorCode)
-def test_a_passed_deadline_explains_a_cancel_and_nothing_else(code: ErrorCode) -> None:
-    late = status_from_reset(code, deadline_passed=True)
-    assert late is (Status.DEADLINE_EXCEEDED if code is ErrorCode.CANCEL else status_from_reset(code))
-
-
 @pytest.mark.parametrize("status", Status)
 def test_every_status_is_read_from_its_number(status: Status) -> None:
     assert parse_status(b"%d" % status) is status

@@ -492,3 +492,21 @@ async def test_a_whole_response_that_nobody_reads_is_taken_back_when_the_deadlin
         assert len(answer.body) < 100_000
         record = await house.record()
         assert (record.status, record.response_bytes) == (Status.DEADLINE_EXCEEDED, 100_000)
+
+
+@pytest.mark.parametrize("trailers_only", [True, False])
+@trio_test
+async def test_blanks_around_a_message_arrive(engine: Engine, trailers_only: bool) -> None:
+    status = [(b"grpc-status", b"9"), (b"grpc-message", b" said so\t ")]
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        call = await client.request()
+        served = await house.backend.request()
+        if trailers_only:
+            await served.headers([*RESPONSE, *status], end=True)
+        else:
+            await served.headers(RESPONSE)
+            await served.headers(status, end=True)
+        answer = await call.answer()
+        assert (answer.status, answer.message) == (9, b"%20said so%09%20")
+        assert (await house.record()).detail == " said so\t "

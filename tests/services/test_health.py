@@ -58,6 +58,62 @@ async def test_watch_tells_every_change(engine: Engine) -> None:
         assert (await house.record()).status == Status.CANCELLED
 
 
+@on_every_engine
+@trio_test
+async def test_at_the_stop_those_who_watch_are_told_and_do_not_use_up_the_time_of_others(
+    engine: Engine,
+) -> None:
+    health = Health()
+
+    def configure(server: Server, director: StreamDirector) -> None:
+        for path, method in health.methods().items():
+            server.add_method(path, method)
+
+    async with a_proxy(engine, configure=configure) as house:
+        client = await house.client()
+        watches = [await client.request(f"/{SERVICE}/Watch", body=request_for(name)) for name in ("", "x")]
+        for watch, state in zip(watches, (b"\x08\x01", b"\x08\x03"), strict=True):
+            await watch.expect_headers()
+            assert await watch.read(7) == message(state)
+        call = await client.request("/a.B/C")
+        served = await house.backend.request()
+        house.server.stop(grace_s=3600)
+        known, unknown = [await watch.answer() for watch in watches]
+        assert known.body == message(b"\x08\x02")
+        assert unknown.body == b""
+        for answer in (known, unknown):
+            assert (answer.status, answer.message) == (Status.UNAVAILABLE, b"the server is shutting down")
+        await served.respond()
+        assert (await call.answer()).status == Status.OK
+        await client.closed()
+        assert house.server.open_connections == 0
+
+
+@on_every_engine
+@trio_test
+async def test_who_asks_during_the_stop_is_told(engine: Engine) -> None:
+    health = Health()
+
+    def configure(server: Server, director: StreamDirector) -> None:
+        for path, method in health.methods().items():
+            server.add_method(path, method)
+
+    async with a_proxy(engine, configure=configure) as house:
+        client = await house.client()
+        call = await client.request("/a.B/C")
+        served = await house.backend.request()
+        client.answers_pings = False
+        house.server.stop(grace_s=3600)
+        watch = await (await client.request(f"/{SERVICE}/Watch")).answer()
+        assert (watch.body, watch.status) == (message(b"\x08\x02"), Status.UNAVAILABLE)
+        check = await (await client.request(f"/{SERVICE}/Check")).answer()
+        assert (check.body, check.status) == (message(b"\x08\x02"), Status.OK)
+        await served.respond()
+        await call.answer()
+        await client.pong(await client.expect_ping())
+        await client.aclose()
+
+
 @pytest.mark.parametrize("service", ["", "a.B", "ä", "x" * 127])
 def test_a_request_is_read_as_it_was_written(service: str) -> None:
     assert read_service(request_for(service)) == service

@@ -27,43 +27,57 @@ def encode_message(payload: bytes, *, compressed: bool = False) -> bytes:
 
 
 class MessageReader:
-    """Cuts a stream of bytes into messages. Of no more use once `feed` has raised."""
+    """Cuts a stream of bytes into messages. Of no more use once `take` or `feed` has raised.
+
+    `add` what has arrived, and `take` messages until there is none: however many there are, each costs the same, and
+    whoever takes them can let others run in between. `feed` does both at once.
+    """
 
     def __init__(self, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> None:
         self._max_message_bytes = max_message_bytes
-        self._held = bytearray()  # begins with the first byte of a prefix
+        self._held: bytes | bytearray = b""
+        self._start = 0  # of the first prefix in what is held
 
     @property
     def at_boundary(self) -> bool:
         """False in mid-message: a stream that ends now is truncated."""
-        return not self._held
+        return self._start == len(self._held)
 
-    def feed(self, data: bytes | memoryview) -> list[tuple[bool, bytes]]:
-        """Take the bytes of one frame and answer the messages they complete: (compressed, payload), in order.
+    def add(self, data: bytes | memoryview) -> None:
+        """Take the bytes of one frame."""
+        if self.at_boundary:
+            self._held = bytes(data)
+        else:
+            if not isinstance(self._held, bytearray):
+                self._held = bytearray(self._held)
+            # All messages have been taken, or nearly: what is left and moved here is mostly less than the last frame
+            # brought, so the work is linear.
+            del self._held[: self._start]
+            self._held += data
+        self._start = 0
+
+    def take(self) -> tuple[bool, bytes] | None:
+        """The next message, as (compressed, payload); None until more bytes have come.
 
         Raises `RpcError`, as soon as the prefix is there: RESOURCE_EXHAUSTED if the message is longer than
         `max_message_bytes`, INTERNAL if the flag is neither 0 nor 1.
         """
         held = self._held
-        if held:
-            held += data
-        whole = memoryview(held or data)
-        messages = []
-        start = 0
-        while len(whole) - start >= _PREFIX_BYTES:
-            flag, length = _PREFIX.unpack_from(whole, start)
-            self._check(flag, length)
-            payload = start + _PREFIX_BYTES
-            end = payload + length
-            if end > len(whole):
-                break
-            messages.append((flag == 1, bytes(whole[payload:end])))
-            start = end
-        # The first message to be completed ends within `data`, so what is left after it is never more than
-        # `data`: this is what keeps the work linear.
-        if start or not held:
-            self._held = bytearray(whole[start:])
-        return messages
+        payload = self._start + _PREFIX_BYTES
+        if payload > len(held):
+            return None
+        flag, length = _PREFIX.unpack_from(held, self._start)
+        self._check(flag, length)
+        end = payload + length
+        if end > len(held):
+            return None
+        self._start = end
+        return flag == 1, bytes(memoryview(held)[payload:end])
+
+    def feed(self, data: bytes | memoryview) -> list[tuple[bool, bytes]]:
+        """Take the bytes of one frame and answer the messages they complete, in order. Raises as `take`."""
+        self.add(data)
+        return list(iter(self.take, None))
 
     def _check(self, flag: int, length: int) -> None:
         if flag > 1:

@@ -1,19 +1,20 @@
 """The metadata of a call: a view of raw HTTP/2 headers for people, and the headers never to forward.
 
 This module does not judge what a peer sent: raw headers are the HTTP/2 engine's to check. It checks what
-users put in. The invariant: a header that nobody changed leaves as it came, the same object, in the same
-place. A `-bin` value is decoded when somebody reads it and never encoded again.
+users put in, by the rules of `custom_metadata.py`. The invariant: a header that nobody changed leaves as it came, the
+same object, in the same place. A `-bin` value is decoded when somebody reads it and never encoded again.
 
 Owns: "Custom-Metadata" of the gRPC over HTTP/2 specification, RFC 9113 §8.2.2.
 """
 
 import binascii
-import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final, TypeVar, overload
+from typing import Any, TypeVar, overload
+
+from rawgrpc_proxy.custom_metadata import HOP_BY_HOP, Value, checked_text, header_of, headers_of
 
 FIELD_OVERHEAD = 32  # RFC 9113 §6.5.2
-_TE_TRAILERS = (b"te", b"trailers")
+TE_TRAILERS = (b"te", b"trailers")
 _BLANKS = (b" ", b"\t")
 _EDGE_BLANKS = (b"\n ", b" \n", b"\n\t", b"\t\n")
 
@@ -27,19 +28,9 @@ class FixedHeaders(list[RawHeader]):
     __slots__ = ("__weakref__",)
 
 
-Value = str | bytes
-"""What metadata holds: `bytes` under a key that ends in "-bin", `str` under any other."""
-
 T = TypeVar("T")
 
-_KEY = re.compile(r"[0-9a-z_.-]+")
-_ASCII_VALUE = re.compile(r"[ -~]*")
 _SETTABLE_PSEUDO_HEADERS = (":authority", ":path")
-# RFC 9113 §8.2.2 forbids all of these in HTTP/2 but `te`; that one is between two neighbours, and the proxy
-# sends its own.
-_HOP_BY_HOP: Final = frozenset(
-    (b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade")
-)
 
 
 class Metadata:
@@ -56,20 +47,26 @@ class Metadata:
     `with_value`, `with_added` and `without` answer a new `Metadata` and leave this one alone.
     """
 
-    __slots__ = ("_next_hop", "_next_hop_size", "_raw")
+    __slots__ = ("_next_hop", "_next_hop_size", "_raw", "by_hand")
 
     def __init__(self, raw: Iterable[RawHeader] = ()) -> None:
-        """Take headers as they are on the wire: lower-case names, `-bin` values in base64; unchecked."""
+        """Take headers as they are on the wire: lower-case names, `-bin` values in base64.
+
+        Raises `TypeError` for anything but pairs of `bytes`. Whether they make a request shows when they are sent.
+        """
         self._raw = tuple(raw)
+        self.by_hand = not isinstance(raw, FixedHeaders)
+        """Made from headers that no peer has sent, so that nobody has held them against the rules yet."""
+        if self.by_hand:
+            for header in self._raw:
+                _check_pair(header)
         self._next_hop: FixedHeaders | None = None
         self._next_hop_size = 0
 
     @classmethod
     def from_pairs(cls, pairs: Mapping[str, Value] | Iterable[tuple[str, Value]]) -> "Metadata":
         """Make custom metadata from keys and values; errors as in `with_added`."""
-        if isinstance(pairs, Mapping):
-            pairs = pairs.items()
-        return cls([_custom_header(key, value) for key, value in pairs])
+        return cls(headers_of(pairs))
 
     @property
     def raw(self) -> Headers:
@@ -85,7 +82,7 @@ class Metadata:
         if self._next_hop is None:
             headers = for_next_hop(list(self._raw))
             first_regular = next((i for i, (name, _) in enumerate(headers) if name[:1] != b":"), len(headers))
-            self._next_hop = FixedHeaders((*headers[:first_regular], _TE_TRAILERS, *headers[first_regular:]))
+            self._next_hop = FixedHeaders((*headers[:first_regular], TE_TRAILERS, *headers[first_regular:]))
         return self._next_hop
 
     @property
@@ -137,19 +134,19 @@ class Metadata:
         """
         if key.startswith(":"):
             return self._with_pseudo_header(key.lower(), value)
-        header = _custom_header(key, value)
+        header = header_of(key, value)
         return self._replacing(header, otherwise_at=len(self._raw))
 
     def with_added(self, key: str, value: Value) -> "Metadata":
         """Add a value at the end and keep those the key has. Errors as in `with_value`; no pseudo-headers."""
-        return Metadata((*self._raw, _custom_header(key, value)))
+        return self._changed((*self._raw, header_of(key, value)))
 
     def without(self, key: str) -> "Metadata":
         """Remove every value of the key; one that has none is no error. `ValueError` for pseudo-headers."""
         if key.startswith(":"):
             raise ValueError(f"a request needs its {key}: pseudo-headers cannot be removed")
         unwanted = _wire_name(key)
-        return Metadata(header for header in self._raw if header[0] != unwanted)
+        return self._changed(tuple(header for header in self._raw if header[0] != unwanted))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Metadata):
@@ -172,7 +169,7 @@ class Metadata:
     def _with_pseudo_header(self, key: str, value: Value) -> "Metadata":
         if key not in _SETTABLE_PSEUDO_HEADERS:
             raise ValueError(f"{key} cannot be set; of the pseudo-headers only :authority and :path can")
-        text = _checked_text(key, value)
+        text = checked_text(key, value)
         if " " in text or not text:
             raise ValueError(f"the value of {key} is empty or has a space in it: {text!r}")
         if key == ":path" and not text.startswith("/"):
@@ -187,7 +184,13 @@ class Metadata:
         place = next((i for i, (name, _) in enumerate(self._raw) if name == header[0]), otherwise_at)
         kept_before = self._raw[:place]
         kept_after = (other for other in self._raw[place:] if other[0] != header[0])
-        return Metadata((*kept_before, header, *kept_after))
+        return self._changed((*kept_before, header, *kept_after))
+
+    def _changed(self, raw: tuple[RawHeader, ...]) -> "Metadata":
+        """The metadata after a change that keeps to the rules, if these do."""
+        changed = Metadata()
+        changed._raw, changed.by_hand = raw, self.by_hand
+        return changed
 
 
 def strip_hop_by_hop(headers: Headers) -> Headers:
@@ -195,7 +198,7 @@ def strip_hop_by_hop(headers: Headers) -> Headers:
 
     Answers the very list it was given if there is nothing to drop.
     """
-    kept = [header for header in headers if header[0] not in _HOP_BY_HOP]
+    kept = [header for header in headers if header[0] not in HOP_BY_HOP]
     if len(kept) == len(headers):
         return headers
     named = [value.lower().split(b",") for name, value in headers if name == b"connection"]
@@ -210,8 +213,8 @@ def for_next_hop(headers: Headers) -> Headers:
     """The list without hop-by-hop fields, and without leading and trailing blanks in its values.
 
     grpcio sends such blanks as they are, though RFC 9113 §8.2.1 calls them malformed, and peers that keep to the
-    letter answer with the end of the whole connection. gRPC allows to strip them. Answers the very list it was given if
-    there is nothing to change.
+    letter answer with the end of the whole connection. gRPC allows to strip them; those of a grpc-message, which is a
+    text, are percent-encoded instead. Answers the very list it was given if there is nothing to change.
     """
     headers = strip_hop_by_hop(headers)
     # No value has a line feed in it, so between two of them they show where a value begins and ends.
@@ -227,47 +230,29 @@ def _trimmed(header: RawHeader) -> RawHeader:
         # hpack marks a field that must never be indexed by its type, and so it stays (RFC 7541 §7.1.3).
         kind: Any = type(header)
         trimmed = value.strip(b" \t")
+        if name == b"grpc-message":
+            # Here they are part of a text, and the text has a way to write them.
+            before = value[: len(value) - len(value.lstrip(b" \t"))]
+            after = value[len(before) + len(trimmed) :]
+            trimmed = _escaped(before) + trimmed + _escaped(after)
         return (name, trimmed) if kind is tuple else kind(name, trimmed)
     return header
 
 
+def _escaped(blanks: bytes) -> bytes:
+    return blanks.replace(b" ", b"%20").replace(b"\t", b"%09")
+
+
+def _check_pair(header: object) -> None:
+    if not isinstance(header, tuple) or len(header) != 2:  # noqa: PLR2004
+        raise TypeError(f"a raw header is a tuple of name and value, not {type(header).__name__}")
+    for part in header:
+        if not isinstance(part, bytes):
+            raise TypeError(f"the name and the value of a raw header are bytes, not {type(part).__name__}")
+
+
 def _wire_name(key: str) -> bytes:
     return key.lower().encode()
-
-
-def _custom_header(key: str, value: Value) -> RawHeader:
-    """The header for a key and a value that come from a user, checked."""
-    key = key.lower()
-    if key.startswith(":"):
-        raise ValueError(
-            f"{key} exists once and is not custom metadata; set it with with_value({key!r}, ...)"
-        )
-    if not _KEY.fullmatch(key):
-        raise ValueError(f"not a metadata key: {key!r}; a key is made of letters, digits, '_', '-' and '.'")
-    name = key.encode()
-    if name in _HOP_BY_HOP:
-        raise ValueError(f"{key!r} concerns one connection only and cannot be metadata of a call")
-    if not key.endswith("-bin"):
-        return name, _checked_text(key, value).encode()
-    if not isinstance(value, bytes):
-        raise TypeError(f"the key {key!r} ends in '-bin', so its value is bytes, not {type(value).__name__}")
-    # The specification asks for base64 without padding from those who write it.
-    return name, binascii.b2a_base64(value, newline=False).rstrip(b"=")
-
-
-def _checked_text(key: str, value: Value) -> str:
-    if not isinstance(value, str):
-        raise TypeError(
-            f"the value of {key!r} is str, not {type(value).__name__}; bytes need a key that ends in '-bin'"
-        )
-    if not _ASCII_VALUE.fullmatch(value):
-        raise ValueError(
-            f"the value of {key!r} has characters outside printable ASCII; any bytes can go under '-bin' keys"
-        )
-    if value != value.strip():
-        # RFC 9113 §8.2.1: a strict peer resets the stream over this.
-        raise ValueError(f"the value of {key!r} begins or ends with a space, which HTTP/2 forbids")
-    return value
 
 
 def _decode(name: bytes, raw: bytes) -> Iterator[Value]:

@@ -54,13 +54,8 @@ def status_from_http(http_status: int) -> Status:
     return _FROM_HTTP.get(http_status, Status.UNKNOWN)
 
 
-def status_from_reset(error_code: int, *, deadline_passed: bool = False) -> Status:
-    """The gRPC status of a stream ended by RST_STREAM with this code; an unknown code gives UNKNOWN.
-
-    A server cancels the stream of a call whose deadline has passed, so CANCEL means DEADLINE_EXCEEDED then.
-    """
-    if deadline_passed and error_code == ErrorCode.CANCEL:
-        return Status.DEADLINE_EXCEEDED
+def status_from_reset(error_code: int) -> Status:
+    """The gRPC status of a stream ended by RST_STREAM with this code; an unknown code gives UNKNOWN."""
     return _FROM_RESET.get(error_code, Status.UNKNOWN)
 
 

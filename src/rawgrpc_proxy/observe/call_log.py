@@ -13,13 +13,13 @@ import json
 import sys
 import threading
 import time
-import traceback
 from typing import IO, Literal
 
 import trio
 
 from rawgrpc_proxy.call import CallRecord
 from rawgrpc_proxy.codes import ErrorCode
+from rawgrpc_proxy.describe import traceback_of
 from rawgrpc_proxy.errors import ConnectionFailed, NotHttp2, ProxyError, ProxyFault
 from rawgrpc_proxy.http2.events import StreamReset
 from rawgrpc_proxy.observe.repeats import Repeats
@@ -122,7 +122,7 @@ class CallLog:
 
     def call_failed(self, record: CallRecord, error: BaseException) -> None:
         """Write what the caller was not told, with its traceback."""
-        cause = "".join(traceback.format_exception(error))
+        cause = traceback_of(error)
         if self._json:
             self._event("handler_error", "", method=record.method, peer=record.peer, traceback=cause)
         else:
@@ -202,7 +202,7 @@ class CallLog:
     def _trouble(self, event: str, text: str, facts: dict[str, object], error: ProxyError) -> None:
         """Write an error, and for a fault of the proxy's own where it is."""
         if isinstance(error, ProxyFault) and error.__cause__ is not None:
-            cause = "".join(traceback.format_exception(error.__cause__))
+            cause = traceback_of(error.__cause__)
             text = "\n    ".join([text, *map(printable, cause.splitlines())])
             facts["traceback"] = cause
         self._event(event, text, **facts)

@@ -3,6 +3,9 @@
 Its two messages are so small that they are read and written here: a request is one string (field 1), a response one
 enum (field 1). Check of an unknown service is NOT_FOUND; the empty name is the whole server. Watch of an unknown
 service says SERVICE_UNKNOWN and goes on watching.
+
+When the server stops, everything it knows is NOT_SERVING: those who watch are told, and their calls end with
+UNAVAILABLE, so that they do not use up the time that is for others.
 """
 
 from collections.abc import AsyncIterator
@@ -50,22 +53,30 @@ class Health:
             f"/{SERVICE}/Watch": unary_stream(self._watch, bytes, max_message_bytes=_MAX_REQUEST_BYTES),
         }
 
-    async def _check(self, request: bytes, _call: ServedCall) -> bytes:
+    async def _check(self, request: bytes, call: ServedCall) -> bytes:
         service = read_service(request)
-        status = self._status.get(service)
-        if status is None:
+        status = self._now(service, call)
+        if status is ServingStatus.SERVICE_UNKNOWN:
             raise RpcError(Status.NOT_FOUND, f"there is no service {service!r} here", origin="served")
         return _response(status)
 
-    async def _watch(self, request: bytes, _call: ServedCall) -> AsyncIterator[bytes]:
+    async def _watch(self, request: bytes, call: ServedCall) -> AsyncIterator[bytes]:
         service = read_service(request)
         told: ServingStatus | None = None
         while True:
-            changed, status = self._changed, self._status.get(service, ServingStatus.SERVICE_UNKNOWN)
+            changed, stopping, status = self._changed, call.stopping.is_set(), self._now(service, call)
             if status is not told:
                 told = status
                 yield _response(status)
-            await changed.wait()
+            if stopping:
+                raise RpcError(Status.UNAVAILABLE, "the server is shutting down", origin="served")
+            with call.stopping.ends():
+                await changed.wait()
+
+    def _now(self, service: str, call: ServedCall) -> ServingStatus:
+        status = self._status.get(service, ServingStatus.SERVICE_UNKNOWN)
+        is_known = status is not ServingStatus.SERVICE_UNKNOWN
+        return ServingStatus.NOT_SERVING if is_known and call.stopping.is_set() else status
 
 
 def request_for(service: str) -> bytes:

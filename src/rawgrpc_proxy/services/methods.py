@@ -5,22 +5,29 @@ request messages come one by one or as an async iterator; a streaming response i
 request messages are understood; answers are not compressed. An `RpcError` from the function is the call's status.
 """
 
+import inspect
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
+import trio
+
 from rawgrpc_proxy.call import Call, Handler
 from rawgrpc_proxy.codes import Status
+from rawgrpc_proxy.custom_metadata import Value, response_headers_of
+from rawgrpc_proxy.describe import shown
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.codec import Codec
 from rawgrpc_proxy.grpc.messages import DEFAULT_MAX_MESSAGE_BYTES, MessageReader, encode_message
-from rawgrpc_proxy.grpc.metadata import Metadata, Value
 from rawgrpc_proxy.net.stream import LocalSender
 
 Request = TypeVar("Request")
 
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 _ACCEPT_ENCODING = (b"grpc-accept-encoding", b"identity,deflate,gzip")
+_MESSAGES_A_TURN = 256
+_BYTES_A_TURN = 256 * 1024
+"""Of messages that are here already: then everything else gets its turn, for a window can hold 200,000 empty ones."""
 
 
 class ServedCall:
@@ -28,13 +35,15 @@ class ServedCall:
 
     def __init__(self, call: Call) -> None:
         self.context = call.context
+        self.stopping = call.stopping
+        """Whether the server stops. A method that would go on as long as its caller likes ends then."""
         self._call = call
         self.trailing_metadata: list[tuple[str, Value]] = []
         """Goes out with the status; append to it at any time before the function ends."""
 
     def send_initial_metadata(self, pairs: list[tuple[str, Value]]) -> None:
         """Send the response headers now, with this metadata. Without it they go out with the first message."""
-        self._call.send_headers([_ACCEPT_ENCODING, *Metadata.from_pairs(pairs).raw])
+        self._call.send_headers([_ACCEPT_ENCODING, *response_headers_of(pairs)])
 
 
 class _Messages(AsyncIterator[Request]):
@@ -46,11 +55,14 @@ class _Messages(AsyncIterator[Request]):
         self._type = request_type
         self._max_message_bytes = max_message_bytes
         self._reader = MessageReader(max_message_bytes=max_message_bytes)
-        self._read: list[tuple[bool, bytes]] = []
+        self._taken = self._taken_bytes = 0
         self._encoding = dict(call.stream.headers).get(b"grpc-encoding", b"identity")
 
     async def __anext__(self) -> Request:
-        while not self._read:
+        if self._taken >= _MESSAGES_A_TURN or self._taken_bytes >= _BYTES_A_TURN:
+            self._taken = self._taken_bytes = 0
+            await trio.lowlevel.checkpoint()
+        while (message := self._reader.take()) is None:
             data = await self._call.stream.inbox.receive()
             if data is None:
                 if not self._reader.at_boundary:
@@ -59,10 +71,14 @@ class _Messages(AsyncIterator[Request]):
                     )
                 raise StopAsyncIteration
             self._call.record.request_bytes += len(data)
-            self._read = self._reader.feed(data)
-        compressed, payload = self._read.pop(0)
+            self._reader.add(data)
+        compressed, payload = message
+        if compressed:
+            payload = self._inflate(payload)
+        self._taken += 1
+        self._taken_bytes += len(payload)
         self._call.record.request_messages += 1
-        return self._codec.unmarshal(self._inflate(payload) if compressed else payload, self._type)
+        return self._codec.unmarshal(payload, self._type)
 
     async def only(self) -> Request:
         """The one message of a unary request. Raises INTERNAL if there is none, or more than one."""
@@ -113,17 +129,27 @@ class _Answers:
         self._sender = LocalSender(call.stream)
 
     async def send(self, message: object) -> None:
-        data = encode_message(self._codec.marshal(message))
+        payload = self._codec.marshal(message)
+        if not isinstance(payload, bytes):
+            raise TypeError(f"the codec {shown(self._codec.name)} has marshalled bytes, not {shown(payload)}")
+        data = encode_message(payload)
         self._call.send_headers([_ACCEPT_ENCODING])
         self._call.record.response_bytes += len(data)
         self._call.record.response_messages += 1
         await self._sender.send(data)
 
-    async def send_all(self, messages: AsyncIterator[object]) -> None:
+    async def send_all(self, messages: object) -> None:
         """Send what an async generator yields, and close it here if the call ends first.
 
         Left to the garbage collector, its `finally` blocks would run much later, outside of the call.
         """
+        if not isinstance(messages, AsyncIterator):
+            if inspect.iscoroutine(messages):
+                messages.close()
+            raise TypeError(
+                f"a method with a streaming response is an async generator, `async def` with `yield`; this one "
+                f"answered {shown(messages)}"
+            )
         try:
             async for message in messages:
                 await self.send(message)
@@ -145,7 +171,7 @@ def unary_unary(
     """One message in, one out: `async def fn(request, call): return reply`."""
 
     async def answer(messages: _Messages[Request], answers: _Answers, served: ServedCall) -> None:
-        await answers.send(await function(await messages.only(), served))
+        await answers.send(await _awaited(function(await messages.only(), served)))
 
     return _method(answer, request_type, max_message_bytes)
 
@@ -173,7 +199,7 @@ def stream_unary(
     """Many messages in, one out: `async def fn(requests, call): return reply`."""
 
     async def answer(messages: _Messages[Request], answers: _Answers, served: ServedCall) -> None:
-        await answers.send(await function(messages, served))
+        await answers.send(await _awaited(function(messages, served)))
 
     return _method(answer, request_type, max_message_bytes)
 
@@ -190,6 +216,16 @@ def stream_stream(
         await answers.send_all(function(messages, served))
 
     return _method(answer, request_type, max_message_bytes)
+
+
+def _awaited(answer: Awaitable[object]) -> Awaitable[object]:
+    """What a function has answered, if it can be awaited."""
+    if not inspect.isawaitable(answer):
+        raise TypeError(
+            f"a method with one response is an async function, `async def` with `return`; this one answered "
+            f"{shown(answer)}"
+        )
+    return answer
 
 
 def _of_this_method(error: RpcError, served: ServedCall) -> RpcError:
@@ -221,7 +257,7 @@ def _method(
             except RpcError as error:
                 raise _of_this_method(error, served) from error
             call.send_headers([_ACCEPT_ENCODING])
-            call.end(Status.OK, metadata=Metadata.from_pairs(served.trailing_metadata).raw)
+            call.end(Status.OK, metadata=response_headers_of(served.trailing_metadata))
             call.record.status = Status.OK
 
         return handle
