@@ -76,6 +76,10 @@ class Calls:
         self._fresh: list[Stream] = []
         self._timers: dict[Forwarding, Timer] = {}
 
+    def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
+        """Call `callback` at this moment of trio's clock, or soon after. It must neither wait nor raise."""
+        return self._deadlines.add(when, callback)
+
     def take(self, stream: Stream) -> None:
         """The peer has opened `stream` for a call."""
         self._fresh.append(stream)

@@ -22,6 +22,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -30,6 +31,7 @@ import trio
 
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.config import Http2Settings
+from rawgrpc_proxy.deadlines import Deadlines
 from rawgrpc_proxy.errors import (
     ConfigError,
     ConnectionGone,
@@ -45,6 +47,7 @@ from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.connection import Connection, ConnectionState
 from rawgrpc_proxy.net.dial import dial
+from rawgrpc_proxy.net.keepalive import Keepalive, pinged_too_often
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.transport import Transport
 from rawgrpc_proxy.pool_record import Phase, PoolLimits, PoolRecord
@@ -79,6 +82,9 @@ class PoolObserver(Protocol):
         The upstream broke the rules, the link was lost with calls on it, or there was a fault here (`ProxyFault`, its
         cause in `__cause__`). Side `LOCAL`: it is not the upstream's doing.
         """
+
+    def limit_reached(self, address: str, limit: str, detail: str) -> None:
+        """What an upstream has sent ran into the limit that `limit` names; `detail` says what becomes of it."""
 
 
 class PooledConnection:
@@ -340,6 +346,7 @@ class Target:
         "connections",
         "dialling",
         "failures",
+        "keepalive_s",
         "key",
         "line",
         "parsed",
@@ -369,6 +376,8 @@ class Target:
         self.asked_at = -math.inf
         """When a call last found no connection with room."""
         self.peer_limit: int = UNLIMITED
+        self.keepalive_s = pool._settings.upstream_keepalive_s
+        """Twice as long each time that the upstream has complained of `too_many_pings`."""
 
     def take_now(self) -> PooledConnection | None:
         """A place on the newest connection with room. None: `await take()`."""
@@ -468,6 +477,7 @@ class Pool:
         self._settings = settings or Http2Settings()
         self._observer = observer
         self._rng = rng or random.Random()  # noqa: S311  # jitter, not a secret
+        self._timers: Deadlines | None = None
         self._targets: dict[_Key, Target] = {}
         """Those with connections, or with calls that want one."""
         self._known_targets: weakref.WeakValueDictionary[_Key, Target] = weakref.WeakValueDictionary()
@@ -484,6 +494,7 @@ class Pool:
         self._trio = trio.lowlevel.current_trio_token()
         self._nursery_manager = trio.open_nursery()
         self._nursery = await self._nursery_manager.__aenter__()
+        self._timers = Deadlines(self._nursery)
         return self
 
     async def __aexit__(
@@ -771,7 +782,11 @@ class Pool:
 
         async def greet(transport: Transport) -> Connection:
             connection = Connection(
-                transport, self._settings, client_side=True, on_change=lambda: self._changed(conn, connection)
+                transport,
+                self._settings,
+                client_side=True,
+                on_limit=partial(tell, self._observer, "limit_reached", conn.address),
+                on_change=lambda: self._changed(conn, connection),
             )
             tried.append(connection)
             nursery.start_soon(self._run_connection, conn, connection)
@@ -802,6 +817,14 @@ class Pool:
 
     async def _run_connection(self, conn: PooledConnection, connection: Connection) -> None:
         """Run it to its end, whatever that is, and let the observer hear if it was none in good order."""
+        assert self._timers is not None
+        target = conn._target
+        keepalive = Keepalive(
+            connection,
+            self._timers.add,
+            interval_s=target.keepalive_s,
+            timeout_s=self._settings.keepalive_timeout_s,
+        )
         try:
             await connection.run()
         except BaseException as raised:  # noqa: BLE001  # as in `_run`
@@ -810,8 +833,12 @@ class Pool:
                 connection.error = ProxyFault(faults, side=Side.UPSTREAM)
             if others is not None:
                 raise others from None
+        finally:
+            keepalive.stop()
+        error = connection.error
+        if error is not None and pinged_too_often(error):
+            target.keepalive_s *= 2
         if conn._connection is connection:
-            error = connection.error
             assert error is not None
             orderly = isinstance(error, ConnectionGone) and not error.error_code
             if not orderly or conn._cut_off or conn.streams:

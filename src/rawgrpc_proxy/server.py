@@ -24,8 +24,9 @@ from rawgrpc_proxy.http2.events import StreamReset
 from rawgrpc_proxy.net.accept_share import AcceptShare
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.connection import Connection
+from rawgrpc_proxy.net.keepalive import Keepalive
 from rawgrpc_proxy.net.listen import accept_forever, bound_address, open_listener
-from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
+from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport, mind_lost_bytes
 from rawgrpc_proxy.observe.observer import ServerObserver
 from rawgrpc_proxy.services.methods import MethodKind
 from rawgrpc_proxy.stopping import Stopping
@@ -190,9 +191,16 @@ class Server:
             if self._stopping.is_set():
                 # Accepted in the very moment of the stop.
                 nursery.start_soon(connection.drain, self._grace_left_s)
+            keepalive = Keepalive(
+                connection,
+                calls.call_at,
+                interval_s=self._settings.downstream_keepalive_s,
+                timeout_s=self._settings.keepalive_timeout_s,
+            )
             try:
                 await connection.run()
             finally:
+                keepalive.stop()
                 del self._connections[connection]
             error = connection.error
             if error is not None and error.error_code != ErrorCode.NO_ERROR:
@@ -205,6 +213,7 @@ class Server:
         if ssl_context is None:
             return SocketTransport(sock, peer)
         sock.settimeout(0)
+        mind_lost_bytes(sock)
         stream = trio.SSLStream(
             trio.SocketStream(trio.socket.from_stdlib_socket(sock)),
             ssl_context,

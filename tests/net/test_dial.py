@@ -203,7 +203,7 @@ def test_if_one_address_of_a_name_accepts_and_says_nothing_another_one_is_taken(
 
 def test_if_one_address_of_a_name_fails_in_tls_or_says_nothing_there_another_one_is_taken() -> None:
     async def test() -> None:
-        certificates = Certificates()
+        certificates = Certificates(client=["h2"], server=["h2"])
         for first in (echo, close_at_once, say_nothing):
             async with two_peers(first, certificates.echo) as port:
                 certificates.client.check_hostname = False

@@ -14,7 +14,7 @@ import trio
 from rawgrpc_proxy.errors import RpcError, Side, UpstreamUnavailable
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.poller import current_poller
-from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
+from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport, mind_lost_bytes
 
 T = TypeVar("T")
 
@@ -104,6 +104,7 @@ async def _connect(
         stream = await trio.open_tcp_stream(host, address.port)
         with contextlib.suppress(OSError):  # gone already, as will be seen
             tried.add(stream.socket.getpeername()[0])
+            mind_lost_bytes(stream.socket)
     if ssl_context is None:
         return SocketTransport(_detached(stream.socket), str(address))
     try:

@@ -18,13 +18,19 @@ from typing import Protocol
 
 import trio
 
-from rawgrpc_proxy.errors import ConnectionGone
+from rawgrpc_proxy.codes import ErrorCode
+from rawgrpc_proxy.errors import ConnectionFailed, ConnectionGone
 from rawgrpc_proxy.net.connection import Connection, ConnectionState
 
 _OPAQUE = b"alive?  "
 _EARLY_PINGS = 2
 _WITHOUT_DATA_S = 300.0
 """gRPC's shortest time between PINGs without data that a server tolerates unless it is told otherwise."""
+
+
+def pinged_too_often(error: ConnectionFailed) -> bool:
+    """Whether the peer has ended the connection since it had more PINGs than it likes (gRPC's own words for that)."""
+    return error.error_code == ErrorCode.ENHANCE_YOUR_CALM and "too_many_pings" in error.message
 
 
 class Timer(Protocol):

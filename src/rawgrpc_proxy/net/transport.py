@@ -29,7 +29,7 @@ _FLUSH_AT_ONCE_BYTES = 16 * 1024
 _JOIN_UP_TO_BYTES = 16 * 1024
 """One copy of so little costs less than the system call's look at each piece."""
 _TLS_RECORD_BYTES = 16 * 1024  # RFC 8446 §5.1
-_LOST_AFTER_S = 30.0
+_LOST_AFTER_S = 30.0  # as `send_timeout_s`: TCP counts a peer that takes nothing, too
 _IOV_MAX = 1024  # chunks for one sendmsg: the limit of Linux, macOS and the BSDs
 
 
@@ -212,9 +212,9 @@ class StreamTransport:
         await trio.aclose_forcefully(self._stream)
 
 
-def mind_lost_bytes(sock: socket.socket) -> None:
+def mind_lost_bytes(sock: socket.socket | trio.socket.SocketType) -> None:
     """Have TCP give up a link on which what was sent is not acknowledged for 30 s, not 15 min (RFC 5482)."""
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
+    if hasattr(socket, "TCP_USER_TIMEOUT") and sock.family in {socket.AF_INET, socket.AF_INET6}:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * _LOST_AFTER_S))
 
 
