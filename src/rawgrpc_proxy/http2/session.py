@@ -732,7 +732,12 @@ class Session(ABC):
         return bool(self._output) or bool(self._ready and self._connection_window() > 0)
 
     def take_output(self) -> tuple[list[Data], list[Receipt]]:
-        """The bytes to write next, and the receipts to honour once they are written: then call `output_written`."""
+        """The bytes to write next, and the receipts to honour once they are written: then call `output_written`.
+
+        Whoever takes more says that what was taken before is with the socket.
+        """
+        if self._batches_written < self._batches_taken:
+            self.output_written()
         if self._ready:
             self._fill_output()
         chunks, receipts = self._output, self._receipts
