@@ -28,6 +28,7 @@ from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.connection import Connection, ConnectionState
 from rawgrpc_proxy.net.dial import dial
+from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.pool_record import Phase, PoolLimits, PoolRecord
 
@@ -218,10 +219,13 @@ class Pool:
     `dial_timeout_s` covers all up to the upstream's first SETTINGS: name, TCP, TLS, HTTP/2. The original has 1 s; a
     lost SYN is only sent again after that time.
 
+    `max_connections` bounds the connections to all addresses together: beyond it calls stand in line, or without
+    `max_waiting` are RESOURCE_EXHAUSTED. With a `loop_guard` no connection leads to the proxy itself.
+
     Use it as `async with Pool(...) as pool:`; leaving ends its connections.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the original's, and what it lacks
         self,
         size: int = 100,
         ttl: float = 60.0,
@@ -229,7 +233,9 @@ class Pool:
         ms: int = 20,
         *,
         max_waiting: int | None = None,
+        max_connections: int | None = None,
         dial_timeout_s: float = 3.0,
+        loop_guard: LoopGuard | None = None,
         settings: Http2Settings | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -242,6 +248,9 @@ class Pool:
             )
         self._limits = PoolLimits(size=size, ttl_s=ttl, idle=max(idle, 0), ms=max(ms, 1))
         self._max_waiting = max_waiting
+        self._max_connections = max_connections
+        self._connections = 0
+        self._loop_guard = loop_guard
         self._dial_timeout_s = dial_timeout_s
         self._settings = settings or Http2Settings()
         self._rng = rng or random.Random()  # noqa: S311  # jitter, not a secret
@@ -383,12 +392,22 @@ class Pool:
         line = target.line
         line.append(caller)
         self._serve(target)
+        if self._is_full and len(line) > (self._max_waiting or 0):
+            line.pop()
+            raise PoolExhausted(
+                f"all {self._connections} connections to upstreams are in use, as many as may be (max_connections; "
+                "the command's follows from the limit on open files)"
+            )
         if self._max_waiting is not None and len(line) > self._max_waiting:
             line.pop()
             raise PoolExhausted(
                 f"none of the {target.record.count} connections to {target.address} has room, and {len(line)} calls "
                 "wait already"
             )
+
+    @property
+    def _is_full(self) -> bool:
+        return self._max_connections is not None and self._connections >= self._max_connections
 
     def _serve(self, target: _Target) -> None:
         """Give those who stand in line what there is, first come first served."""
@@ -414,7 +433,7 @@ class Pool:
     def _dial(self, target: _Target) -> PoolConn | None:
         """Begin to dial, if that may be done now. The connection has one stream already, its first caller's."""
         now, record = trio.current_time(), target.record
-        if self._max_waiting is not None and not record.may_grow:
+        if self._is_full or (self._max_waiting is not None and not record.may_grow):
             return None
         if self._nursery is None or now < target.retry_at or (target.failures and target.dialling):
             return None
@@ -422,6 +441,7 @@ class Pool:
         if record.may_grow:
             record.add(conn)
         target.connections += 1
+        self._connections += 1
         target.dialling += 1
         self._nursery.start_soon(self._run, conn)
         return conn
@@ -432,7 +452,10 @@ class Pool:
         try:
             with conn._scope:
                 transport = await dial(
-                    target.address, ssl_context=target.key[1], timeout_s=self._dial_timeout_s
+                    target.address,
+                    ssl_context=target.key[1],
+                    timeout_s=self._dial_timeout_s,
+                    loop_guard=self._loop_guard,
                 )
                 connection = Connection(
                     transport,
@@ -450,8 +473,12 @@ class Pool:
             if conn.phase is Phase.CONNECTING:
                 self._dial_ended(conn, "the pool is closed")
             target.connections -= 1
+            self._connections -= 1
             if not target.failures:
                 self._forget_if_unused(target)
+            if self._max_connections is not None:
+                for other in list(self._targets.values()):
+                    self._serve(other)  # there is room for one of theirs now
 
     async def _look_after(self, conn: PoolConn, connection: Connection, until: float) -> None:
         """See a connection through its handshake, and to its ttl."""

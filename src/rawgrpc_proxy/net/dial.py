@@ -8,17 +8,24 @@ import trio
 
 from rawgrpc_proxy.errors import UpstreamUnavailable
 from rawgrpc_proxy.net.address import Address
+from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
 
 
-async def dial(address: Address, *, ssl_context: ssl.SSLContext | None, timeout_s: float) -> Transport:
+async def dial(
+    address: Address,
+    *,
+    ssl_context: ssl.SSLContext | None,
+    timeout_s: float,
+    loop_guard: LoopGuard | None = None,
+) -> Transport:
     """Connect within `timeout_s` seconds, TLS included.
 
     Raises `UpstreamUnavailable` with the cause in its message. Cancellation leaves nothing open.
     """
     try:
         with trio.fail_after(timeout_s):
-            return await _connect(address, ssl_context)
+            return await _connect(address, ssl_context, loop_guard)
     except trio.TooSlowError as error:
         raise UpstreamUnavailable(f"{address} did not answer within {timeout_s:g} s") from error
     except (trio.BrokenResourceError, ssl.SSLError) as error:  # before OSError, of which SSLError is one
@@ -27,7 +34,9 @@ async def dial(address: Address, *, ssl_context: ssl.SSLContext | None, timeout_
         raise UpstreamUnavailable(f"cannot connect to {address}: {_cause(error)}") from error
 
 
-async def _connect(address: Address, ssl_context: ssl.SSLContext | None) -> Transport:
+async def _connect(
+    address: Address, ssl_context: ssl.SSLContext | None, loop_guard: LoopGuard | None
+) -> Transport:
     if address.path is not None:
         if ssl_context is not None and ssl_context.check_hostname:
             # ssl itself would then check none (an SSLObject, unlike an SSLSocket, goes without).
@@ -37,6 +46,12 @@ async def _connect(address: Address, ssl_context: ssl.SSLContext | None) -> Tran
         stream = await trio.open_unix_socket(address.path)
     else:
         stream = await trio.open_tcp_stream(address.host, address.port)
+    if loop_guard is not None:
+        try:
+            loop_guard.check(address, stream.socket.getpeername)
+        except UpstreamUnavailable:
+            await trio.aclose_forcefully(stream)
+            raise
     if ssl_context is None:
         return SocketTransport(_detached(stream.socket), str(address))
     try:
