@@ -77,11 +77,24 @@ class Program:
         self._changed = trio.Event()
 
 
+_WITH_FILES = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])))
+os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
+"""
+
+
 @contextlib.asynccontextmanager
-async def program(*arguments: str) -> AsyncIterator[Program]:
-    """Run `rawgrpc-proxy` with these arguments; what is left of it at the end of the block is killed."""
+async def program(*arguments: str, files: tuple[int, int] | None = None) -> AsyncIterator[Program]:
+    """Run `rawgrpc-proxy` with these arguments; what is left of it at the end of the block is killed.
+
+    `files` are its soft and hard limits on files.
+    """
+    command = ["-m", "rawgrpc_proxy", *arguments]
+    if files is not None:
+        command = ["-c", _WITH_FILES, *map(str, files), *command]
     process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "rawgrpc_proxy", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout is not None
     assert process.stderr is not None

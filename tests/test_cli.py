@@ -1,10 +1,16 @@
+import contextlib
+import gc
 import json
+import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,8 +20,9 @@ from rawgrpc_proxy import cli
 from rawgrpc_proxy.call import Call
 from rawgrpc_proxy.cli import main
 from rawgrpc_proxy.codes import Status
-from rawgrpc_proxy.config import ENGINES
+from rawgrpc_proxy.config import ENGINES, Http2Settings
 from rawgrpc_proxy.demo import Trial, make_call
+from rawgrpc_proxy.descriptors import DescriptorPlan
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.codec import identity_codec
 from rawgrpc_proxy.grpc.messages import encode_message
@@ -24,7 +31,7 @@ from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.pool import Pool
 from rawgrpc_proxy.server import Server
 from rawgrpc_proxy.services.methods import ServedCall, stream_stream
-from tests.processes import Program, program
+from tests.processes import TIMEOUT_S, Program, program
 
 TALK = "/p.Talk/Bidi"
 
@@ -361,6 +368,274 @@ def test_a_reader_of_the_log_who_has_gone_does_not_end_the_proxy() -> None:
             assert await talking.end() is Status.OK
 
 
+def fill(pipe: int) -> None:
+    """Write into a pipe until it takes no more, and leave it as it was."""
+    os.set_blocking(pipe, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(pipe, b"x" * 4096)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(pipe, b"x")
+    os.set_blocking(pipe, True)
+
+
+async def until_it_listens(path: Path) -> None:
+    """Wait for one that cannot tell us."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        while probe.connect_ex(str(path)):  # noqa: ASYNC110  # there is no event
+            await trio.sleep(0.02)
+
+
+@contextmanager
+def nobody_reads() -> Iterator[int]:
+    """The writing end of a pipe that is full."""
+    reading, writing = os.pipe()
+    fill(writing)
+    try:
+        yield writing
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+@asynccontextmanager
+async def unread(*arguments: str, stdout: int = subprocess.DEVNULL) -> AsyncIterator[trio.Process]:
+    """`rawgrpc-proxy serve`, whose standard error is a full pipe."""
+    with nobody_reads() as stderr:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-m", "rawgrpc_proxy", "serve", *arguments], stdout=stdout, stderr=stderr
+        )
+        try:
+            with trio.fail_after(TIMEOUT_S):
+                yield process
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
+@pytest.mark.parametrize("more", [[], ["--log-format", "none"], ["--workers", "2"]])
+@pytest.mark.parametrize("signals", [1, 2])
+def test_sigterm_ends_the_process_whatever_the_reader_of_the_log_does(
+    more: list[str], signals: int, folder: Path
+) -> None:
+    async def main() -> None:
+        listen = f"unix:{folder}/proxy.sock"
+        grace = "0" if signals == 1 else "3600"
+        async with backends("127.0.0.1:0") as [upstream], Pool() as client:
+            arguments = ["--listen", listen, "--upstream", upstream, "--grace", grace, *more]
+            async with unread(*arguments) as proxy:
+                await until_it_listens(folder / "proxy.sock")
+                async with talk(client, listen) as talking:
+                    proxy.send_signal(signal.SIGTERM)
+                    if signals == 2:
+                        while client.explain(listen)[0].startswith("has room"):  # noqa: ASYNC110
+                            await trio.sleep(0.01)  # until GOAWAY says that it has heard the first one
+                        assert await talking.say(b"still there?") == b"still there?"
+                        proxy.send_signal(signal.SIGTERM)
+                    before = trio.current_time()
+                    assert await proxy.wait() == 0
+                    assert trio.current_time() - before < 10
+                    assert await talking.failure() is Status.UNAVAILABLE
+
+    trio.run(main)
+
+
+def test_a_full_standard_output_does_not_keep_it_from_serving(folder: Path) -> None:
+    async def main() -> None:
+        listen = f"unix:{folder}/proxy.sock"
+        with nobody_reads() as stdout:
+            async with (
+                backends("127.0.0.1:0") as [upstream],
+                Pool() as client,
+                unread("--listen", listen, "--upstream", upstream, stdout=stdout) as proxy,
+            ):
+                await until_it_listens(folder / "proxy.sock")
+                assert await answer_to(client, listen, "/p.A/Get") == b"a"
+                proxy.send_signal(signal.SIGTERM)
+                assert await proxy.wait() == 0
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_without_standard_streams_nothing_is_written_to_whatever_has_their_numbers(
+    closed: str, folder: Path
+) -> None:
+    async def main() -> None:
+        listen = f"unix:{folder}/proxy.sock"
+        async with backends("127.0.0.1:0") as [upstream], Pool() as client:
+            arguments = ["-m", "rawgrpc_proxy", "serve", "--listen", listen, "--upstream", upstream]
+            process = await trio.lowlevel.open_process(
+                ["/bin/sh", "-c", f'exec "$0" "$@" {closed}', sys.executable, *arguments],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            with trio.fail_after(TIMEOUT_S):
+                await until_it_listens(folder / "proxy.sock")
+                assert await answer_to(client, listen, "/p.A/Get") == b"a"
+                async with talk(client, listen) as talking:
+                    process.send_signal(signal.SIGTERM)
+                    assert await talking.end() is Status.OK
+                assert await process.wait() == 0
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("log_format", ["text", "json", "none"])
+def test_a_crash_is_in_the_log_with_its_traceback_and_in_the_exit_code(
+    log_format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = cli._parser().parse_args([*SERVE, "--log-format", log_format])
+
+    def crash() -> cli._Service:
+        raise RuntimeError("a fault")
+
+    assert cli._run_process(cli._log(options, worker=3), crash) == 1
+    first, *rest = capsys.readouterr().err.splitlines()
+    if log_format == "json":
+        event = json.loads(first)
+        assert (event["event"], event["worker"]) == ("crashed", 3)
+        assert "RuntimeError: a fault" in event["traceback"]
+        assert rest == []
+    else:
+        assert re.search(r" w3 (- )?the proxy crashed:$", first)
+        assert rest[-1] == "    RuntimeError: a fault"
+
+
+def test_what_python_would_write_to_standard_error_is_in_the_log(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Faulty:
+        def __del__(self) -> None:
+            raise RuntimeError("a fault")
+
+    options = cli._parser().parse_args([*SERVE, "--log-format", "json"])
+    log = cli._log(options)
+    with warnings.catch_warnings(), cli._heard_by(log):
+        warnings.simplefilter("always")
+        Faulty()
+        gc.collect()  # PyPy
+        warnings.warn("look out", RuntimeWarning, stacklevel=1)
+    unraisable, warning = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    assert unraisable["event"] == "unraisable"
+    assert "RuntimeError: a fault" in unraisable["traceback"]
+    assert "RuntimeWarning: look out" in warning["message"]
+
+
+# -------------------------------------------------------------------------- loops
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_upstream_that_comes_to_be_the_proxy_itself_is_told_of_at_the_first_call(
+    workers: str, folder: Path
+) -> None:
+    async def main() -> None:
+        listen, link = f"unix:{folder}/proxy.sock", folder / "upstream.sock"
+        arguments = ["--listen", listen, "--upstream", f"unix:{link}", "--workers", workers]
+        async with program("serve", *arguments) as proxy, Pool() as client:
+            await proxy.address()
+            link.symlink_to(folder / "proxy.sock")
+            for _ in range(3):
+                with pytest.raises(RpcError) as refused:
+                    await answer_to(client, listen, "/p.A/Get")
+                assert refused.value.status is Status.UNAVAILABLE
+                assert (
+                    f"unix:{link} is this proxy itself, which listens on {listen}: "
+                    "calls would go round in a loop"
+                ) in refused.value.message
+            proxy.signal(signal.SIGTERM)
+            assert await proxy.exit_code() == 0
+            told = [line for line in proxy.stderr if " - " in line and line.endswith("round in a loop")]
+            assert len(told) == 1
+
+    trio.run(main)
+
+
+def test_proxies_that_lead_to_each_other_end_a_call_at_the_limit_of_hops(folder: Path) -> None:
+    async def main() -> None:
+        one, two = f"unix:{folder}/one.sock", f"unix:{folder}/two.sock"
+        limit = ("--hop-limit", "5", "--grace", "0")
+        async with (
+            program("serve", "--listen", one, "--upstream", two, *limit) as first,
+            program("serve", "--listen", two, "--upstream", one, *limit) as second,
+            Pool() as client,
+        ):
+            await first.address()
+            await second.address()
+            with pytest.raises(RpcError) as refused:
+                await answer_to(client, one, "/p.A/Get")
+            assert refused.value.status is Status.FAILED_PRECONDITION
+            assert "has passed 5 proxies, and the limit is 5 (--hop-limit)" in refused.value.message
+            for proxy in (first, second):
+                proxy.signal(signal.SIGTERM)
+                assert await proxy.exit_code() == 0
+
+    trio.run(main)
+
+
+# -------------------------------------------------------------------------- files
+
+
+def test_a_burst_of_slow_calls_needs_few_connections() -> None:
+    async def main() -> None:
+        upstream = backend("a")
+        async with trio.open_nursery() as nursery, Pool(ms=100) as client:
+            address = await nursery.start(upstream.serve, "127.0.0.1:0")
+            async with program("serve", "--listen", "127.0.0.1:0", "--upstream", address) as proxy:
+                listening = await proxy.address()
+                all_open = trio.Event()
+                opened = 0
+
+                async def hold() -> None:
+                    nonlocal opened
+                    async with talk(client, listening) as talking:
+                        opened += 1
+                        if opened == 600:
+                            all_open.set()
+                        await all_open.wait()
+                        assert await talking.end() is Status.OK
+
+                async with trio.open_nursery() as callers:
+                    for _ in range(600):
+                        callers.start_soon(hold)
+                    await all_open.wait()
+                    assert upstream.open_connections <= 8
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_the_limit_on_files_is_raised_at_the_start() -> None:
+    async def main() -> None:
+        async with backends("127.0.0.1:0") as [upstream]:
+            arguments = ("serve", "--listen", "127.0.0.1:0", "--upstream", upstream)
+            async with program(*arguments, files=(64, 256)) as proxy, contextlib.AsyncExitStack() as clients:
+                address = await proxy.address()
+                for _ in range(100):
+                    client = await clients.enter_async_context(Pool())
+                    assert await answer_to(client, address, "/p.A/Get") == b"a"
+
+    trio.run(main)
+
+
+def test_where_files_are_few_the_log_says_which_limit_turns_connections_away() -> None:
+    async def main() -> None:
+        async with backends("127.0.0.1:0") as [upstream]:
+            arguments = ("serve", "--listen", "127.0.0.1:0", "--upstream", upstream)
+            async with program(*arguments, files=(64, 64)) as proxy, contextlib.AsyncExitStack() as clients:
+                address = await proxy.address()
+                host, port = address.split(":")
+                for _ in range(40):
+                    await clients.enter_async_context(await trio.open_tcp_stream(host, int(port)))
+                told = await proxy.line(r"\d+ connections? turned away: (\d+) connections are open.*")
+                assert int(told[1]) == DescriptorPlan.of(64).downstream
+                assert "the process may have 64 files open; raise that with `ulimit -n`" in told[0]
+
+    trio.run(main)
+
+
 # ---------------------------------------------------------------------- arguments
 
 
@@ -382,7 +657,7 @@ SERVE = ["serve", "--listen", "127.0.0.1:0", "--upstream", "127.0.0.1:1"]
             [*SERVE, "--listen", "8080"],
             "argument --listen: '8080' is no address; write HOST:PORT or unix:PATH",
         ),
-        ([*SERVE, "--listen", ":8080"], "argument --listen: ':8080' names no host"),
+        ([*SERVE, "--upstream", ":8080"], "argument --upstream: ':8080' names no host"),
         ([*SERVE, "--upstream", "127.0.0.1:0"], "argument --upstream: '127.0.0.1:0' has port 0"),
         ([*SERVE, "--route", "/p.S/*"], "argument --route: '/p.S/*' is no route; write"),
         ([*SERVE, "--route", "p.S=h:1"], "argument --route: 'p.S' is no pattern; write"),
@@ -392,8 +667,25 @@ SERVE = ["serve", "--listen", "127.0.0.1:0", "--upstream", "127.0.0.1:1"]
         ([*SERVE, "--ttl", "nan"], "argument --ttl: 'nan' is no number of seconds; write 0 or more"),
         ([*SERVE, "--grace", "-1"], "argument --grace: '-1' is no number of seconds; write 0 or more"),
         ([*SERVE, "--grace", "soon"], "argument --grace: 'soon' is no number of seconds"),
-        ([*SERVE, "--max-waiting", "1.5"], "argument --max-waiting: '1.5' is no whole number"),
+        (
+            [*SERVE, "--max-waiting", "1.5"],
+            "argument --max-waiting: '1.5' is no whole number of 0 or more, nor 'none'",
+        ),
         ([*SERVE, "--size", "0", "--max-waiting", "1"], "a size of 0 would never let a call through"),
+        ([*SERVE, "--size", "0"], "give --max-waiting none, too"),
+        ([*SERVE, "--hop-limit", "0"], "argument --hop-limit: '0' is no whole number of 1 or more"),
+        (
+            [*SERVE, "--max-concurrent-streams", "0"],
+            "argument --max-concurrent-streams: max_concurrent_streams is 0; it must be between 1 and",
+        ),
+        (
+            [*SERVE, "--max-header-list-bytes", "8k"],
+            "argument --max-header-list-bytes: '8k' is no whole number",
+        ),
+        (
+            [*SERVE, "--max-header-fields", "7"],
+            "argument --max-header-fields: max_header_fields is 7; it must be between 8 and 10000",
+        ),
         ([*SERVE, "--engine", "steam"], "argument --engine: invalid choice: 'steam'"),
         ([*SERVE, "--log-format", "xml"], "argument --log-format: invalid choice: 'xml'"),
         ([*SERVE, "--up", "127.0.0.1:1"], "unrecognized arguments: --up"),
@@ -412,6 +704,34 @@ def test_a_wrong_argument_is_one_line_on_stderr_and_exit_code_2(
     assert captured.err.startswith("rawgrpc-proxy: ")
     assert captured.err.count("\n") == 1
     assert says in captured.err
+
+
+@pytest.mark.parametrize("upstream", ["127.0.0.1", "localhost", "0.0.0.0"])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_proxy_that_would_be_its_own_upstream_does_not_start(
+    upstream: str, workers: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    listen = ["serve", "--listen", f"127.0.0.1:{port}", "--workers", workers]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    try:
+        assert main([*listen, "--route", f"/p.A/*={upstream}:{port}", "--upstream", "127.0.0.1:1"]) == 2
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert capfd.readouterr().err == (
+        f"rawgrpc-proxy: argument --route: {upstream}:{port} is this proxy itself, which listens on "
+        f"127.0.0.1:{port}: calls would go round in a loop\n"
+    )
+
+
+def test_a_unix_socket_that_would_be_its_own_upstream_does_not_start_by_any_name(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "link").symlink_to(folder / "proxy.sock")
+    assert main(["serve", "--listen", f"unix:{folder}/proxy.sock", "--upstream", f"unix:{folder}/link"]) == 2
+    assert "in a loop" in capsys.readouterr().err
+    assert not (folder / "proxy.sock").exists()
 
 
 def test_a_taken_port_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -455,8 +775,12 @@ def test_the_help_of_serve_tells_the_default_of_each_option(capsys: pytest.Captu
         ("--size N", "(default: 100)"),
         ("--ttl SECONDS", "in seconds (default: 60)"),
         ("--idle N", "(default: 50)"),
-        ("--ms N", "(default: 20)"),
-        ("--max-waiting N", "(default: no limit"),
+        ("--ms N", "(default: 100)"),
+        ("--max-waiting N", "(default: 1000)"),
+        ("--hop-limit N", "(default: none)"),
+        ("--max-concurrent-streams N", f"(default: {Http2Settings().max_concurrent_streams})"),
+        ("--max-header-list-bytes N", f"(default: {Http2Settings().max_header_list_bytes})"),
+        ("--max-header-fields N", f"(default: {Http2Settings().max_header_fields})"),
         ("--grace SECONDS", "in seconds (default: 30)"),
         ("--log-format {text,json,none}", "(default: text)"),
         ("--engine {", "(default: relay)"),

@@ -24,6 +24,7 @@ from rawgrpc_proxy import (
     transparent_handler,
 )
 from rawgrpc_proxy.config import Engine
+from rawgrpc_proxy.net.listen import ConnectionLimit
 from tests.proxy.house import a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import (
     INITIAL_WINDOW_SIZE,
@@ -346,7 +347,10 @@ async def test_connections_beyond_the_limit_are_closed(engine: Engine) -> None:
         for _ in range(3):
             async with await trio.open_tcp_stream(host, int(port)) as third:
                 assert await _reads_to_the_end(third) == b""
-        assert house.observer.accepts_failed == [None] * 3
+        assert [type(error) for error in house.observer.accepts_failed] == [ConnectionLimit] * 3
+        assert str(house.observer.accepts_failed[0]) == (
+            "2 connections are open, as many as may be: set by max_connections"
+        )
         await clients.pop().aclose()
         await until(lambda: house.server.open_connections == 1)
         await house.client()

@@ -1,16 +1,21 @@
 """Workers, as real processes: who answers, who is replaced, how they stop."""
 
+import errno
 import json
 import os
+import re
 import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import trio
 
 from rawgrpc_proxy.demo import Trial, make_call
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.pool import Pool
-from rawgrpc_proxy.workers import run_workers
+from rawgrpc_proxy.workers import Serve, cores, run_workers
 from tests.processes import Program, program
 
 WORKERS = ("serve", "--listen", "127.0.0.1:0", "--upstream", "127.0.0.1:1", "--workers", "2", "--grace", "1")
@@ -97,6 +102,143 @@ def test_workers_whose_parent_is_killed_stop_by_themselves() -> None:
             await running.line("the parent of the workers is gone")
 
     trio.run(main)
+
+
+def in_a_process(test: Callable[[], None]) -> str:
+    """Run this in a process of its own, and answer what it has written to standard error."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.dup2(writing, 2)
+        sys.stderr = os.fdopen(2, "w")
+        try:
+            test()
+        finally:
+            sys.stderr.flush()
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as written:
+        text = written.read()
+    os.waitpid(pid, 0)
+    return text
+
+
+def supervised(serve: Serve) -> None:
+    """Run one worker, until it calls `stop`."""
+
+    def say(text: str) -> None:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+    run_workers(1, serve, say)
+
+
+def stop() -> int:
+    os.kill(os.getppid(), signal.SIGTERM)
+    return 0
+
+
+def test_a_worker_that_crashes_leaves_its_traceback(tmp_path: Path) -> None:
+    crashed = tmp_path / "crashed"
+
+    def serve(_number: int, _orphaned: int) -> int:
+        if crashed.exists():
+            return stop()
+        crashed.touch()
+        raise RuntimeError("a bug in the worker")
+
+    written = in_a_process(lambda: supervised(serve))
+    assert "worker 1 crashed:\nTraceback" in written
+    assert "RuntimeError: a bug in the worker\n" in written
+    assert re.search(r"worker 1 \(pid \d+\) ended with exit code 1; it is replaced in 0\.2 s", written)
+
+
+def test_a_fork_that_fails_is_told_of_and_tried_again_ever_more_slowly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failures = [errno.EAGAIN, errno.ENOMEM]
+    fork = os.fork
+
+    def scarce() -> int:
+        if failures:
+            code = failures.pop(0)
+            raise OSError(code, os.strerror(code))
+        return fork()
+
+    def test() -> None:
+        monkeypatch.setattr(os, "fork", scarce)
+        supervised(lambda _number, _orphaned: stop())
+
+    assert in_a_process(test).splitlines() == [
+        "worker 1 cannot be started: Resource temporarily unavailable; next try in 0.2 s",
+        "worker 1 cannot be started: Cannot allocate memory; next try in 0.4 s",
+    ]
+
+
+def test_a_worker_whose_end_somebody_else_was_told_of_is_replaced_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = tmp_path / "ended"
+
+    def serve(_number: int, _orphaned: int) -> int:
+        if ended.exists():
+            return stop()
+        ended.touch()
+        return 0
+
+    def test() -> None:
+        waitpid = os.waitpid
+
+        def nobody_knows(pid: int, options: int) -> tuple[int, int]:
+            if waitpid(pid, options)[0]:
+                raise ChildProcessError(errno.ECHILD, os.strerror(errno.ECHILD))
+            return 0, 0
+
+        monkeypatch.setattr(os, "waitpid", nobody_knows)
+        supervised(serve)
+
+    assert re.search(r"worker 1 \(pid \d+\) is gone; it is replaced", in_a_process(test))
+
+
+def test_the_end_of_a_worker_is_heard_where_sigchld_was_ignored(tmp_path: Path) -> None:
+    ended = tmp_path / "ended"
+
+    def serve(_number: int, _orphaned: int) -> int:
+        if ended.exists():
+            return stop()
+        ended.touch()
+        return 3
+
+    def test() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # as a parent may leave it to us
+        supervised(serve)
+
+    assert "ended with exit code 3; it is replaced" in in_a_process(test)
+
+
+def test_a_worker_that_a_real_time_signal_has_killed_is_replaced(tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+
+    def serve(_number: int, _orphaned: int) -> int:
+        if killed.exists():
+            return stop()
+        killed.touch()
+        os.kill(os.getpid(), 40)
+        return 0
+
+    assert "was killed by signal 40; it is replaced" in in_a_process(lambda: supervised(serve))
+
+
+def test_the_processors_are_counted_on_systems_without_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "process_cpu_count", raising=False)
+    if hasattr(os, "sched_getaffinity"):
+        assert cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert cores() == os.cpu_count()
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert cores() == 1
+    monkeypatch.setattr(os, "process_cpu_count", lambda: 7, raising=False)
+    assert cores() == 7
 
 
 def test_a_worker_that_fails_while_stopping_makes_the_exit_code_1() -> None:

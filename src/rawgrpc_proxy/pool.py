@@ -48,6 +48,7 @@ from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.connection import Connection, ConnectionState
 from rawgrpc_proxy.net.dial import dial
 from rawgrpc_proxy.net.keepalive import Keepalive, pinged_too_often
+from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.transport import Transport
 from rawgrpc_proxy.pool_record import Phase, PoolLimits, PoolRecord
@@ -438,6 +439,9 @@ class Pool:
     lost SYN is only sent again after that time. Of a name with several addresses another one is tried when the first
     fails, or has not said anything in a third of the time. `observer` hears of failed dials and connections.
 
+    `max_connections` bounds the connections to all addresses together: beyond it calls stand in line, or without
+    `max_waiting` are RESOURCE_EXHAUSTED. With a `loop_guard` no connection leads to the proxy itself.
+
     Use it as `async with Pool(...) as pool:`; leaving ends its connections.
     """
 
@@ -449,8 +453,10 @@ class Pool:
         ms: int = 20,
         *,
         max_waiting: int | None = None,
+        max_connections: int | None = None,
         dial_timeout_s: float = 3.0,
         connect_wait: float = 1.0,
+        loop_guard: LoopGuard | None = None,
         settings: Http2Settings | None = None,
         observer: PoolObserver | None = None,
         rng: random.Random | None = None,
@@ -472,6 +478,9 @@ class Pool:
             )
         self._limits = PoolLimits(size=size, ttl_s=ttl, idle=max(idle, 0), ms=max(ms, 1))
         self._max_waiting = max_waiting
+        self._max_connections = max_connections
+        self._connections = 0
+        self._loop_guard = loop_guard
         self._dial_timeout_s = dial_timeout_s
         self._connect_wait_s = connect_wait
         self._settings = settings or Http2Settings()
@@ -669,6 +678,12 @@ class Pool:
         line, record = target.line, target.record
         line.append(caller)
         self._serve(target)
+        if self._is_full and len(line) > (self._max_waiting or 0):
+            line.pop()
+            raise PoolExhausted(
+                f"all {self._connections} connections to upstreams are in use, as many as may be (max_connections; "
+                "the command's follows from the limit on open files)"
+            )
         if self._max_waiting is None:
             return
         to_come = 0 if target.trouble is None else (self._limits.size - record.count) * self._limits.ms
@@ -678,6 +693,10 @@ class Pool:
                 f"none of the {record.count} connections to {target.parsed} has room, and {len(line)} calls "
                 "wait already"
             )
+
+    @property
+    def _is_full(self) -> bool:
+        return self._max_connections is not None and self._connections >= self._max_connections
 
     def _serve(self, target: Target) -> None:
         """Give those who stand in line what there is, first come first served."""
@@ -734,7 +753,7 @@ class Pool:
         record = target.record
         if self._nursery is None or target.trouble is not None:
             return None
-        if self._max_waiting is not None and not record.may_grow:
+        if self._is_full or (self._max_waiting is not None and not record.may_grow):
             return None
         conn = PooledConnection(target, trio.current_time(), streams=1)
         if record.may_grow:
@@ -744,7 +763,7 @@ class Pool:
 
     def _probe(self, target: Target) -> None:
         """Begin the next dial to an upstream in trouble, for whoever stands in line when it is done."""
-        if target.dialling or (self._max_waiting is not None and not target.record.may_grow):
+        if target.dialling or self._is_full or (self._max_waiting is not None and not target.record.may_grow):
             return
         self._start(PooledConnection(target, trio.current_time(), streams=0))
 
@@ -752,6 +771,7 @@ class Pool:
         assert self._nursery is not None
         conn._target.connections += 1
         conn._target.dialling += 1
+        self._connections += 1
         self._nursery.start_soon(self._run, conn)
 
     async def _run(self, conn: PooledConnection) -> None:
@@ -773,7 +793,11 @@ class Pool:
             if conn.phase is Phase.CONNECTING:
                 self._dial_ended(conn, UpstreamUnavailable("the pool is closed"))
             target.connections -= 1
+            self._connections -= 1
             self._forget_if_unused(target)
+            if self._max_connections is not None and self._connections + 1 >= self._max_connections:
+                for other in list(self._targets.values()):
+                    self._serve(other)  # there is room for one of theirs now
 
     async def _connect(self, conn: PooledConnection, nursery: trio.Nursery) -> Connection:
         """Dial, and greet whoever answers. What is tried on the way lives in `nursery`, and is closed."""
@@ -801,6 +825,7 @@ class Pool:
                 ssl_context=conn._target.ssl_context,
                 timeout_s=self._dial_timeout_s,
                 greet=greet,
+                loop_guard=self._loop_guard,
             )
             self._check_open(conn, chosen)
         finally:

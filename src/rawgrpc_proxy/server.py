@@ -5,9 +5,9 @@ The invariant: a connection's trouble never leaves its task.
 """
 
 import math
-import resource
 import socket
 import ssl
+from collections.abc import Sequence
 from functools import partial
 
 import trio
@@ -16,6 +16,7 @@ from rawgrpc_proxy.call import Handler
 from rawgrpc_proxy.calls import Calls, Service
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Http2Settings
+from rawgrpc_proxy.descriptors import DescriptorPlan, remedy
 from rawgrpc_proxy.errors import ConfigError, ConnectionFailed, ProxyFault
 from rawgrpc_proxy.grpc.codec import Codec, codec_with_parent, identity_codec
 from rawgrpc_proxy.grpc.codec import codec as protobuf_codec
@@ -25,22 +26,26 @@ from rawgrpc_proxy.net.accept_share import AcceptShare
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.net.keepalive import Keepalive
-from rawgrpc_proxy.net.listen import accept_forever, bound_address, open_listener
+from rawgrpc_proxy.net.listen import (
+    ConnectionLimit,
+    accept_on_each,
+    address_of,
+    bound_address,
+    open_listeners,
+)
 from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport, mind_lost_bytes
 from rawgrpc_proxy.observe.observer import ServerObserver
 from rawgrpc_proxy.services.methods import MethodKind
 from rawgrpc_proxy.stopping import Stopping
 from rawgrpc_proxy.tell import tell
 
-_FD_SHARE = 0.4
-
 
 class Server:
     """A gRPC server whose unknown methods go to `unknown_service_handler` (usually `transparent_handler(director)`).
 
     `codec` turns payloads into messages for the methods that are served here; by default protobuf's, if it is
-    installed, else raw bytes. `max_connections` bounds the downstream connections; by default 40 % of the process's
-    limit on file descriptors, which leaves as many for the upstreams.
+    installed, else raw bytes. `max_connections` bounds the downstream connections; by default they get what
+    `DescriptorPlan` leaves them of the process's limit on file descriptors.
     """
 
     def __init__(
@@ -65,8 +70,8 @@ class Server:
             observer=observer,
             stopping=self._stopping,
         )
-        soft_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._max_connections = max_connections or max(16, int(min(soft_limit, 1 << 20) * _FD_SHARE))
+        self._max_connections = max_connections or DescriptorPlan.of_this_process().downstream
+        self._why_no_more = "set by max_connections" if max_connections else remedy()
         self._connections: dict[Connection, trio.Nursery] = {}
         """Each with the nursery for what else it needs."""
         self._accepted = 0
@@ -99,19 +104,20 @@ class Server:
 
     async def serve(
         self,
-        address: str | socket.socket,
+        address: str | socket.socket | Sequence[socket.socket],
         *,
         ssl_context: ssl.SSLContext | None = None,
         share: AcceptShare | None = None,
         task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Serve on `address` (`HOST:PORT`, port 0 for a free one, or `unix:PATH`; or a listening socket) until `stop`.
+        """Serve on `address` until `stop`: `HOST:PORT`, `:PORT`, `unix:PATH`, or sockets that listen.
 
-        `share` is for a listening socket from which other processes accept, too. Started with `nursery.start` it
-        answers the address it really listens on. Raises `ConfigError` if it cannot listen there. Cancellation closes
-        everything at once. May run several times, on several addresses.
+        A name is every address that it has on this machine, see `open_listeners`; port 0 is a free one. `share` is for
+        sockets from which other processes accept, too. Started with `nursery.start` it answers the address it really
+        listens on. Raises `ConfigError` if it cannot listen there. Cancellation closes everything at once. May run
+        several times, on several addresses.
         """
-        listener = _listen(address) if isinstance(address, str) else address
+        listeners, where = _listen(address)
         try:
             async with trio.open_nursery() as tasks_of_calls:
                 calls = Calls(tasks_of_calls, self._service)
@@ -120,7 +126,7 @@ class Server:
                     def on_accept(sock: socket.socket, peer: str) -> None:
                         if self._accepted >= self._max_connections:
                             sock.close()
-                            self._accept_failed(None)
+                            self._turned_away()
                         else:
                             self._accepted += 1
                             if share is not None:
@@ -135,13 +141,13 @@ class Server:
                             if share is not None:
                                 share.closed()
 
-                    task_status.started(str(bound_address(listener)))
+                    task_status.started(str(where))
                     with self._stopping.ends():
-                        await accept_forever(listener, on_accept, self._accept_failed, share)
-                    _close_listener(listener)
+                        await accept_on_each(listeners, on_accept, self._accept_failed, share)
+                    _close_listeners(listeners)
                 calls.close()
         finally:
-            _close_listener(listener)
+            _close_listeners(listeners)
 
     def stop(self, *, grace_s: float = 0.0) -> None:
         """Stop accepting at once, let calls finish for up to `grace_s` seconds, then close. `serve` returns then.
@@ -245,8 +251,13 @@ class Server:
     def _connection_failed(self, peer: str, error: ConnectionFailed) -> None:
         tell(self._observer, "connection_failed", peer, error)
 
-    def _accept_failed(self, error: OSError | None) -> None:
+    def _accept_failed(self, error: OSError) -> None:
         tell(self._observer, "accept_failed", error)
+
+    def _turned_away(self) -> None:
+        self._accept_failed(
+            ConnectionLimit(f"{self._accepted} connections are open, as many as may be: {self._why_no_more}")
+        )
 
 
 def _default_codec() -> Codec:
@@ -256,11 +267,20 @@ def _default_codec() -> Codec:
         return codec_with_parent(identity_codec())
 
 
-def _listen(address: str) -> socket.socket:
-    return open_listener(Address.parse(address, may_choose_port=True))
+def _listen(
+    address: str | socket.socket | Sequence[socket.socket],
+) -> tuple[Sequence[socket.socket], Address]:
+    """The listening sockets, and what clients connect to."""
+    if isinstance(address, str):
+        asked = Address.parse(address, to_listen=True)
+        listeners: Sequence[socket.socket] = open_listeners(asked)
+        return listeners, address_of(listeners, asked)
+    listeners = [address] if isinstance(address, socket.socket) else address
+    return listeners, bound_address(listeners[0])
 
 
-def _close_listener(listener: socket.socket) -> None:
-    if listener.fileno() >= 0:
-        trio.lowlevel.notify_closing(listener)
-        listener.close()
+def _close_listeners(listeners: Sequence[socket.socket]) -> None:
+    for listener in listeners:
+        if listener.fileno() >= 0:
+            trio.lowlevel.notify_closing(listener)
+            listener.close()

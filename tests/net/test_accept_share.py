@@ -6,8 +6,8 @@ import socket
 import trio
 
 from rawgrpc_proxy.net.accept_share import AcceptShare, shared_counts
-from rawgrpc_proxy.net.listen import accept_forever, open_listener
-from tests.net.test_listen import LOOPBACK, connected_to, no_trouble
+from rawgrpc_proxy.net.listen import accept_forever
+from tests.net.test_listen import LOOPBACK, connected_to, no_trouble, open_listener
 from tests.pool_backend import run
 
 

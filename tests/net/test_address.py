@@ -19,6 +19,7 @@ from rawgrpc_proxy.net.address import Address
         ("unix:relative.sock", Address(path="relative.sock"), None),
         ("unix:///run/app.sock", Address(path="/run/app.sock"), "unix:/run/app.sock"),
         ("unix:/run/with:colon", Address(path="/run/with:colon"), None),
+        ("unix:./@file", Address(path="./@file"), None),
     ],
 )
 def test_an_address_is_read_and_written(text: str, address: Address, written: str | None) -> None:
@@ -49,6 +50,7 @@ def test_an_address_is_read_and_written(text: str, address: Address, written: st
         ("localhost:" + 5000 * "9", "port 99999999999999999999; a port is 1 to 65535"),
         ("unix:", "names no path; write unix:PATH"),
         ("unix://", "names no path; write unix:PATH"),
+        ("unix:@", "names no socket; write unix:@NAME"),
         ("unix:a\0b", "has a NUL"),
         ("a\0b:80", "has a NUL"),
     ],
@@ -58,7 +60,22 @@ def test_what_is_no_address_is_told_what_one_looks_like(text: str, lesson: str) 
         Address.parse(text)
 
 
+@pytest.mark.parametrize("text", ["unix:@name", "unix-abstract:name"])
+def test_a_socket_without_a_file_is_linux_s(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    address = Address.parse(text)
+    assert (address, str(address)) == (Address(path="\0name"), "unix:@name")
+    monkeypatch.setattr("sys.platform", "darwin")
+    with pytest.raises(ConfigError, match="which only Linux has; write unix:PATH"):
+        Address.parse(text)
+
+
+def test_a_listener_may_leave_out_its_host_and_so_have_every_address() -> None:
+    assert Address.parse(":8080", to_listen=True) == Address(port=8080)
+    assert str(Address(port=8080)) == ":8080"
+
+
 def test_a_listener_may_leave_the_choice_of_its_port() -> None:
-    assert Address.parse("127.0.0.1:0", may_choose_port=True).port == 0
+    assert Address.parse("127.0.0.1:0", to_listen=True).port == 0
     with pytest.raises(ConfigError, match="a port is 0 to 65535"):
-        Address.parse("127.0.0.1:70000", may_choose_port=True)
+        Address.parse("127.0.0.1:70000", to_listen=True)

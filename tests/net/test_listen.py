@@ -15,14 +15,30 @@ import trio
 
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.net.address import Address
-from rawgrpc_proxy.net.listen import accept_forever, bound_address, open_listener
+from rawgrpc_proxy.net.listen import accept_forever, accept_on_each, address_of, bound_address, open_listeners
 from tests.pool_backend import run
 
 LOOPBACK = Address(host="127.0.0.1", port=0)
 
 
+def open_listener(address: Address) -> socket.socket:
+    """For an address that is one socket."""
+    (listener,) = open_listeners(address)
+    return listener
+
+
 def no_trouble(error: OSError) -> None:
     raise AssertionError(error)
+
+
+def reaches_itself(host: str) -> bool:
+    """Whether this machine has that address."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
+            sock.bind((host, 0))
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -105,6 +121,116 @@ def test_a_port_that_is_taken_is_told_as_such() -> None:
 def test_a_host_that_is_not_this_machine_is_told_as_such(host: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=f"cannot listen on {host}:8080: .*{reason}"):
         open_listener(Address(host=host, port=8080))
+
+
+def reaches(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as client:
+        return client.connect_ex((host, port)) == 0
+
+
+@contextmanager
+def listening_on(text: str) -> Iterator[tuple[list[socket.socket], Address]]:
+    asked = Address.parse(text, to_listen=True)
+    listeners = open_listeners(asked)
+    try:
+        yield listeners, address_of(listeners, asked)
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+needs_ipv6 = pytest.mark.skipif(not reaches_itself("::1"), reason="this machine has no ::1")
+
+
+@needs_ipv6
+@pytest.mark.parametrize(
+    ("text", "written"), [("localhost:0", "localhost"), ("[::]:0", "[::]"), (":0", "[::]")]
+)
+def test_a_name_for_both_families_is_reached_by_both_on_one_port(text: str, written: str) -> None:
+    with listening_on(text) as (_, address):
+        assert str(address) == f"{written}:{address.port}"
+        assert reaches("127.0.0.1", address.port)
+        assert reaches("::1", address.port)
+
+
+@pytest.mark.parametrize("text", ["localhost:0", ":0"])
+def test_a_family_that_the_machine_does_not_have_is_passed_over(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OnlyV4(socket.socket):
+        def bind(self, address: Any) -> None:
+            if self.family == socket.AF_INET6:
+                raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+            super().bind(address)
+
+    monkeypatch.setattr(socket, "socket", OnlyV4)
+    with listening_on(text) as ((listener,), address):
+        assert listener.family == socket.AF_INET
+        assert reaches("127.0.0.1", address.port)
+
+
+@needs_ipv6
+def test_a_free_port_of_one_family_that_is_taken_in_the_other_is_not_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refused: list[int] = []
+
+    class TakenInV6(socket.socket):
+        def bind(self, address: Any) -> None:
+            if self.family == socket.AF_INET6 and len(refused) < 3:
+                refused.append(address[1])
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+            super().bind(address)
+
+    monkeypatch.setattr(socket, "socket", TakenInV6)
+    with listening_on("localhost:0") as (listeners, address):
+        assert {bound_address(listener).port for listener in listeners} == {address.port}
+        assert len(listeners) == 2
+        assert len(refused) == 3
+
+
+@needs_ipv6
+def test_a_client_of_the_other_family_has_the_address_that_it_knows_itself_by() -> None:
+    async def test() -> None:
+        with listening_on("[::]:0") as ((listener,), address), socket.socket() as client:
+            client.connect(("127.0.0.1", address.port))
+            assert await accepted(listener, 1) == [f"127.0.0.1:{client.getsockname()[1]}"]
+
+    run(test)
+
+
+@needs_ipv6
+def test_connections_are_accepted_on_each_of_the_sockets() -> None:
+    async def test() -> None:
+        with listening_on("localhost:0") as (listeners, address):
+            peers: list[str] = []
+
+            def on_accept(sock: socket.socket, peer: str) -> None:
+                sock.close()
+                peers.append(peer.rpartition(":")[0])
+                if len(peers) == 2:
+                    scope.cancel()
+
+            with trio.CancelScope() as scope:
+                assert reaches("127.0.0.1", address.port)
+                assert reaches("::1", address.port)
+                await accept_on_each(listeners, on_accept, no_trouble)
+            assert sorted(peers) == ["127.0.0.1", "[::1]"]
+
+    run(test)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
+@pytest.mark.parametrize("prefix", ["unix:@", "unix-abstract:"])
+def test_an_abstract_socket_is_bound_without_a_file(
+    prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"rawgrpc-{os.getpid()}"
+    with listening_on(prefix + name) as ((listener,), address), connected_to(listener):
+        assert str(address) == f"unix:@{name}"
+        assert list(tmp_path.iterdir()) == []
 
 
 def resolving_to(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
@@ -285,10 +411,10 @@ def test_what_does_not_listen_is_an_error_and_no_endless_loop(code: int) -> None
 OUT_OF_DESCRIPTORS = """
 import resource, socket, trio
 from rawgrpc_proxy.net.address import Address
-from rawgrpc_proxy.net.listen import accept_forever, open_listener
+from rawgrpc_proxy.net.listen import accept_forever, open_listeners
 
 async def main():
-    listener = open_listener(Address(host="127.0.0.1", port=0))
+    (listener,) = open_listeners(Address(host="127.0.0.1", port=0))
     clients = [socket.create_connection(listener.getsockname()) for _ in range(20)]
     held, accepted, troubles = [], 0, 0
 

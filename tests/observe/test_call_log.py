@@ -1,9 +1,13 @@
+import errno
 import io
 import json
+import os
 import re
+import resource
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import trio
@@ -13,8 +17,10 @@ from rawgrpc_proxy.call import CallRecord
 from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.errors import ConnectionFailed, NotHttp2, ProxyFault, UpstreamUnavailable
 from rawgrpc_proxy.http2.events import StreamReset
-from rawgrpc_proxy.observe import call_log
+from rawgrpc_proxy.net.listen import ConnectionLimit
+from rawgrpc_proxy.observe import line_writer
 from rawgrpc_proxy.observe.call_log import CallLog, LogFormat
+from rawgrpc_proxy.observe.line_writer import unbuffered
 
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z "
 
@@ -184,8 +190,32 @@ def test_connections_turned_away_are_told_of_once_a_second_at_the_most(log_forma
 
     [line] = lines_of(log_format, happens)
     assert "cannot accept: no more files" in line
-    [line] = lines_of(log_format, lambda log: log.accept_failed(None))
-    assert "the limit on connections is reached" in line
+
+
+def test_a_limit_on_files_is_told_with_its_number_and_the_remedy() -> None:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    [line] = lines_of("text", lambda log: log.accept_failed(error))
+    assert "cannot accept: [Errno 24] Too many open files; " in line
+    assert f"may have {limit} files open; raise that with `ulimit -n` or systemd's LimitNOFILE=" in line
+
+
+def test_connections_that_were_turned_away_are_counted_from_line_to_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def happens(log: CallLog) -> None:
+        nonlocal now
+        log.accept_failed(ConnectionLimit("7 connections are open"))
+        for _ in range(4):
+            now += 0.3
+            log.accept_failed(ConnectionLimit("7 connections are open"))
+
+    first, second = lines_of("text", happens)
+    assert first.endswith("- 1 connection turned away: 7 connections are open")
+    assert second.endswith("- 4 connections turned away: 7 connections are open")
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
@@ -272,12 +302,16 @@ def test_with_run_the_lines_of_a_quarter_second_are_written_together() -> None:
         """Tells the loop when it has been written to."""
 
         def flush(self) -> None:
-            trio.from_thread.run_sync(written.set)
+            assert token is not None
+            trio.from_thread.run_sync(written.set, trio_token=token)
 
     written = trio.Event()
+    token: trio.lowlevel.TrioToken | None = None
     file = TellingFile()
 
     async def main() -> None:
+        nonlocal token
+        token = trio.lowlevel.current_trio_token()
         log = CallLog("text", file)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(log.run)
@@ -314,20 +348,26 @@ def test_what_was_collected_when_run_was_cancelled_is_written_by_flush_in_order(
     assert [line.split()[1] for line in file.getvalue().splitlines()] == ["/p.S/First", "/p.S/Second"]
 
 
-def test_a_reader_who_stopped_reading_holds_up_nobody_and_costs_a_bounded_number_of_lines(
+class StuckFile(io.StringIO):
+    """A pipe that nobody empties until `read_on`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stuck, self.read_on = threading.Event(), threading.Event()
+
+    def write(self, text: str, /) -> int:
+        self.stuck.set()
+        assert self.read_on.wait(60)
+        return super().write(text)
+
+
+def methods_of(file: io.StringIO) -> list[str]:
+    return [line.split()[1] for line in file.getvalue().splitlines()]
+
+
+def test_a_reader_who_stopped_reading_holds_up_nobody_and_costs_bounded_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(call_log, "_MAX_WAITING_LINES", 10)
-    stuck, read_on = threading.Event(), threading.Event()
-
-    class StuckFile(io.StringIO):
-        """A pipe that nobody empties until `read_on`."""
-
-        def write(self, text: str, /) -> int:
-            stuck.set()
-            assert read_on.wait(60)
-            return super().write(text)
-
     file = StuckFile()
     log = CallLog("text", file)
 
@@ -335,21 +375,95 @@ def test_a_reader_who_stopped_reading_holds_up_nobody_and_costs_a_bounded_number
         async with trio.open_nursery() as nursery:
             nursery.start_soon(log.run)
             await trio.testing.wait_all_tasks_blocked()
-            log.call_ended(record("/p.S/Stuck"))
-            await trio.to_thread.run_sync(stuck.wait, 60)
-            for number in range(13):
+            log.call_ended(record("/p.S/M0"))
+            await trio.to_thread.run_sync(file.stuck.wait, 60)
+            # What is being written has not left the memory: ten more of these lines, and no eleventh.
+            monkeypatch.setattr(line_writer, "_MAX_WAITING", 11 * log._writer._added)
+            for number in range(1, 10):
                 log.call_ended(record(f"/p.S/M{number}"))
+            log.call_ended(record("/p.S/Ma"))
+            for _ in range(3):
+                log.call_ended(record("/p.S/Mb"))
             nursery.cancel_scope.cancel()
-        read_on.set()
 
     trio.run(main)
+    log.flush(timeout_s=0)
+    file.read_on.set()
+    log.flush(timeout_s=60)
+    assert methods_of(file)[:-1] == [*(f"/p.S/M{number}" for number in range(10)), "/p.S/Ma"]
+    assert file.getvalue().endswith("- 3 lines are missing here\n")
+
+
+def test_the_missing_are_told_of_where_they_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line_writer, "_MAX_WAITING", 300)
+    file = io.StringIO()
+    log = CallLog("text", file)
+    log.collect()
+    log.call_ended(record("/p.S/First"))
+    log.call_ended(record("/p.S/Dropped"))
+    monkeypatch.setattr(line_writer, "_MAX_WAITING", 1000)
+    log.call_ended(record("/p.S/Second"))
     log.flush()
-    lines = file.getvalue().splitlines()
-    assert [line.split()[1] for line in lines[:-1]] == [
-        "/p.S/Stuck",
-        *(f"/p.S/M{number}" for number in range(10)),
-    ]
-    assert lines[-1].endswith("- 3 lines are missing here")
+    assert methods_of(file) == ["/p.S/First", "-", "/p.S/Second"]
+    assert "- 1 lines are missing here" in file.getvalue()
+
+
+def test_flush_waits_for_a_reader_who_does_not_read_no_longer_than_it_is_told() -> None:
+    file = StuckFile()
+    log = CallLog("text", file)
+    log.collect()
+    log.call_ended(record("/p.S/First"))
+    before = time.monotonic()
+    log.flush(timeout_s=0.2)
+    assert 0.2 <= time.monotonic() - before < 10
+    # Nor does anybody wait after that.
+    log.call_ended(record("/p.S/Second"))
+    file.read_on.set()
+    log.flush(timeout_s=60)
+    assert methods_of(file) == ["/p.S/First", "/p.S/Second"]
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_what_is_absurdly_long_is_cut(log_format: LogFormat) -> None:
+    long = "x" * 60_000
+
+    def happens(log: CallLog) -> None:
+        log.call_ended(record(f"/p.S/{long}", detail=long))
+        log.call_failed(record(f"/p.S/{long}"), RuntimeError(long * 2))
+        log.stream_refused("10.0.0.1:1", StreamReset(1, ErrorCode.PROTOCOL_ERROR, True, long))
+        log.connection_failed("10.0.0.1:1", ConnectionFailed(long, error_code=1))
+
+    lines = lines_of(log_format, happens)
+    assert all(len(line) < 40_000 for line in lines)
+    assert len(lines[0]) < 10_000
+    assert "characters" in lines[0]
+
+
+def test_lines_go_to_the_descriptor_of_a_stream_and_past_its_buffer(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w", encoding="ascii") as stream:
+        file = unbuffered(stream)
+        stream.write("kept in the buffer")
+        file.write("é\n")
+        assert (tmp_path / "log").read_text(encoding="ascii") == "\\xe9\n"
+    assert unbuffered(None).write("nothing") == 7
+    text = io.StringIO()
+    assert unbuffered(text) is text
+
+
+def test_a_descriptor_that_somebody_has_made_non_blocking_gets_it_all(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    text = "x" * 1_000_000
+    with os.fdopen(reader) as received, os.fdopen(writer, "w") as stream:
+
+        def write() -> None:
+            unbuffered(stream).write(text)
+            stream.close()
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        assert received.read() == text
+        thread.join()
 
 
 def test_a_file_that_cannot_be_written_hurts_nobody() -> None:

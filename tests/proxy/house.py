@@ -46,7 +46,7 @@ class Recorder:
         self.failed: list[BaseException] = []
         self.refused: list[StreamReset] = []
         self.connections_failed: list[ConnectionFailed] = []
-        self.accepts_failed: list[OSError | None] = []
+        self.accepts_failed: list[OSError] = []
         self.limits_reached: list[tuple[str, str]] = []
 
     def call_ended(self, record: CallRecord) -> None:
@@ -61,7 +61,7 @@ class Recorder:
     def connection_failed(self, peer: str, error: ConnectionFailed) -> None:
         self.connections_failed.append(error)
 
-    def accept_failed(self, error: OSError | None) -> None:
+    def accept_failed(self, error: OSError) -> None:
         self.accepts_failed.append(error)
 
     def limit_reached(self, peer: str, limit: str, detail: str) -> None:

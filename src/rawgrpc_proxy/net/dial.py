@@ -13,6 +13,7 @@ import trio
 
 from rawgrpc_proxy.errors import RpcError, Side, UpstreamUnavailable
 from rawgrpc_proxy.net.address import Address
+from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.poller import current_poller
 from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport, mind_lost_bytes
 
@@ -25,6 +26,7 @@ async def dial(
     ssl_context: ssl.SSLContext | None,
     timeout_s: float,
     greet: Callable[[Transport], Awaitable[T]],
+    loop_guard: LoopGuard | None = None,
 ) -> T:
     """Connect within `timeout_s` seconds, TLS and `greet` included, and answer what `greet` answers.
 
@@ -45,7 +47,7 @@ async def dial(
     async def attempt(host: str, failed: trio.Event) -> None:
         nonlocal linked
         try:
-            transport = await _connect(address, ssl_context, host, tried)
+            transport = await _connect(address, ssl_context, host, tried, loop_guard)
             linked = True
             answer = await greet(transport)
         except Exception as error:  # noqa: BLE001  # raised below, if no address is better
@@ -89,7 +91,11 @@ async def _others(address: Address, tried: set[str]) -> list[str]:
 
 
 async def _connect(
-    address: Address, ssl_context: ssl.SSLContext | None, host: str, tried: set[str]
+    address: Address,
+    ssl_context: ssl.SSLContext | None,
+    host: str,
+    tried: set[str],
+    loop_guard: LoopGuard | None,
 ) -> Transport:
     """A link to `host`, which is the address's, or one of the addresses of that; where it leads is added to `tried`."""
     current_poller()  # its first use in a run opens a file: if there is no more, that is no upstream's doing
@@ -105,6 +111,12 @@ async def _connect(
         with contextlib.suppress(OSError):  # gone already, as will be seen
             tried.add(stream.socket.getpeername()[0])
             mind_lost_bytes(stream.socket)
+    if loop_guard is not None:
+        try:
+            loop_guard.check(address, stream.socket.getpeername)
+        except UpstreamUnavailable:
+            await trio.aclose_forcefully(stream)
+            raise
     if ssl_context is None:
         return SocketTransport(_detached(stream.socket), str(address))
     try:

@@ -25,8 +25,8 @@ class ServerObserver(Protocol):
     def connection_failed(self, peer: str, error: ConnectionFailed) -> None:
         """A downstream connection ended by a fault of its peer."""
 
-    def accept_failed(self, error: OSError | None) -> None:
-        """No connection could be accepted: the process, or the server (None), is at its limit."""
+    def accept_failed(self, error: OSError) -> None:
+        """No connection could be accepted: a limit of the system (EMFILE, …), or the server's (`ConnectionLimit`)."""
 
     def limit_reached(self, peer: str, limit: str, detail: str) -> None:
         """A peer has run into the limit that the setting `limit` names; `detail` says what becomes of it."""

@@ -1,0 +1,177 @@
+"""Lines for a reader who may be slow, or have stopped reading: written by a thread, so that nobody waits for him.
+
+A pipe that nobody empties blocks whoever writes into it, for ever. So lines are collected, a thread writes them, and
+whoever has to know waits for the thread, for a bounded time. What it does not do: format, or open and rotate files.
+The invariants: memory is bounded, and what had to be dropped is counted where it is missing; once lines are collected
+no method but `flush` waits, and `flush` not beyond its time.
+"""
+
+import contextlib
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import IO, Protocol, TextIO
+
+import trio
+
+_INTERVAL_S = 0.25
+_MAX_WAITING = 8 * 1024 * 1024
+"""Characters of the lines that are not written yet: some seconds of the busiest proxy."""
+_LINE_OVERHEAD = 64
+"""What Python adds to a line, in bytes: many short ones cost memory, too."""
+_AT_ONCE = 64 * 1024
+"""Characters in one write: what a pipe takes on Linux."""
+_FLUSH_TIMEOUT_S = 1.0
+
+
+class LineFile(Protocol):
+    """What lines are written to."""
+
+    def write(self, text: str, /) -> int:
+        """Write all of it, waiting as needed."""
+
+    def flush(self) -> None:
+        """See that it has left the process."""
+
+
+class LineWriter:
+    """Writes lines to a file: at once, or once `collect` was called, from a thread and many together.
+
+    `missing` makes the line that says how many had to be dropped. For one thread, but for its own. Whatever the file
+    raises is ignored: nobody reads any more, the disk is full, it is closed.
+    """
+
+    def __init__(self, file: LineFile | IO[str], missing: Callable[[int], str]) -> None:
+        self._file = file
+        self._missing = missing
+        self._lines: deque[str] = deque()
+        self._added = 0
+        """Characters, overhead included, of all lines so far."""
+        self._written = 0
+        """As many of them are written. Two counts, each with one writer, need no lock."""
+        self._dropped = 0
+        self._collecting = False
+        self._thread: threading.Thread | None = None
+        self._writing = threading.Lock()
+
+    def add(self, line: str) -> None:
+        """Write this line, or have it written. One that finds no room is counted, and told of in its place."""
+        size = len(line) + _LINE_OVERHEAD
+        if self._added - self._written + size > _MAX_WAITING:
+            self._dropped += 1
+            return
+        if self._dropped:
+            self._tell_dropped()
+        self._added += size
+        self._lines.append(line)
+        if not self._collecting:
+            self._write()
+
+    def collect(self) -> None:
+        """From now on until `flush` has written them, lines wait."""
+        self._collecting = True
+
+    async def run(self) -> None:
+        """Collect lines, and have them written four times a second, until cancelled; then they wait for `flush`."""
+        self.collect()
+        while True:
+            await trio.sleep(_INTERVAL_S)
+            if self._dropped and not self._lines:
+                self._tell_dropped()
+            if self._lines:
+                self._start_thread()
+
+    def flush(self, timeout_s: float = _FLUSH_TIMEOUT_S) -> None:
+        """Have all that waits written, and wait for that, but no longer than `timeout_s` seconds."""
+        if self._dropped:
+            self._tell_dropped()
+        until = time.monotonic() + timeout_s
+        while self._added != self._written and (left := until - time.monotonic()) > 0:
+            self._start_thread()
+            if self._thread is None:
+                break
+            self._thread.join(left)
+        self._collecting = self._added != self._written
+
+    def _tell_dropped(self) -> None:
+        dropped, self._dropped = self._dropped, 0
+        line = self._missing(dropped)
+        self._added += len(line) + _LINE_OVERHEAD
+        self._lines.append(line)
+
+    def _start_thread(self) -> None:
+        if self._thread is None or not self._thread.is_alive():
+            # A daemon: the process may end while it waits for a reader.
+            thread = threading.Thread(target=self._write, name="log", daemon=True)
+            with contextlib.suppress(RuntimeError):  # the system has no thread for us now
+                thread.start()
+                self._thread = thread
+
+    def _write(self) -> None:
+        """Write all that waits; the only method that may run in another thread."""
+        lines = self._lines
+        with self._writing:
+            while lines:
+                together: list[str] = []
+                size = 0
+                while lines and size < _AT_ONCE:
+                    together.append(lines.popleft())
+                    size += len(together[-1]) + _LINE_OVERHEAD
+                try:
+                    self._file.write("".join(together))
+                    self._file.flush()
+                except Exception:  # noqa: BLE001, S110  # calls go on, and there is nobody to tell
+                    pass
+                self._written += size
+
+
+class DescriptorFile:
+    """A file descriptor as text, without buffers and their locks.
+
+    A thread that hangs in a write to `sys.stderr` holds the lock of its buffer, and Python waits for that, or aborts,
+    when it ends.
+    """
+
+    def __init__(self, descriptor: int, encoding: str) -> None:
+        self._descriptor = descriptor
+        self._encoding = encoding
+
+    def write(self, text: str, /) -> int:
+        """Write all of it, waiting as needed. Raises `OSError`."""
+        data = memoryview(text.encode(self._encoding, "backslashreplace"))
+        while data:
+            try:
+                data = data[os.write(self._descriptor, data) :]
+            except BlockingIOError:  # somebody who shares the descriptor has made it so
+                poll = select.poll()
+                poll.register(self._descriptor, select.POLLOUT)
+                poll.poll()
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+
+def unbuffered(stream: TextIO | None) -> LineFile:
+    """One of `sys.stdout` and `sys.stderr` by its descriptor; as it is if it has none, nothing if there is none.
+
+    Whoever starts us with a descriptor closed gives its number to the next file we open, which may be a peer's.
+    """
+    if stream is None:
+        return _Nowhere()
+    try:
+        stream.flush()
+        return DescriptorFile(stream.fileno(), stream.encoding or "utf-8")
+    except (OSError, ValueError, AttributeError):
+        return stream
+
+
+class _Nowhere:
+    def write(self, text: str, /) -> int:
+        return len(text)
+
+    def flush(self) -> None:
+        pass
