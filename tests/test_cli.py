@@ -547,7 +547,7 @@ def test_an_upstream_that_comes_to_be_the_proxy_itself_is_told_of_at_the_first_c
                 ) in refused.value.message
             proxy.signal(signal.SIGTERM)
             assert await proxy.exit_code() == 0
-            told = [line for line in proxy.stderr if " - " in line and line.endswith("round in a loop")]
+            told = [line for line in proxy.stderr if " - unix:" in line and line.endswith("round in a loop")]
             assert len(told) == 1
 
     trio.run(main)
