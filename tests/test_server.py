@@ -1,5 +1,6 @@
 """How a server listens, refuses, and stops."""
 
+import contextlib
 import socket
 import ssl
 import subprocess
@@ -25,6 +26,7 @@ from rawgrpc_proxy import (
 )
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.net.listen import ConnectionLimit
+from tests.http2 import peer as wire
 from tests.proxy.house import a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import (
     INITIAL_WINDOW_SIZE,
@@ -525,6 +527,31 @@ async def test_calls_pass_over_tls_in_both_directions(engine: Engine, certificat
         assert not outer.tls_peer
         assert inner.tls_peer is not None
         assert inner.tls_peer["subject"] == ((("commonName", "localhost"),),)
+
+
+@trio_test
+async def test_over_tls_a_connection_that_ends_lets_its_last_words_be_read(
+    engine: Engine, certificate: tuple[Path, Path]
+) -> None:
+    """The peer is in the middle of something else that it says: a socket closed with that unread would be reset."""
+    async with a_proxy(engine) as house:
+        address = await house.nursery.start(_serve_tls(house.server, certificate))
+        host, _, port = address.rpartition(":")
+        for _ in range(5):
+            stream = await trio.open_tcp_stream(host, int(port))
+            tls = trio.SSLStream(
+                stream, _client_tls(certificate), server_hostname="localhost", https_compatible=True
+            )
+            await tls.send_all(
+                PREFACE + wire.settings() + wire.raw(0x0, 0, 0, b"on no stream") + wire.ping() * 20_000
+            )
+            got = b""
+            with contextlib.suppress(trio.BrokenResourceError):
+                while chunk := await tls.receive_some():
+                    got += chunk
+            await tls.aclose()
+            assert [wire.show(frame) for frame in wire.parse(got)][-1] == "GOAWAY 0 PROTOCOL_ERROR"
+        await until(lambda: len(house.observer.connections_failed) == 5)
 
 
 @pytest.mark.parametrize("stop", ["stop", "cancel"])

@@ -1,20 +1,25 @@
 """A side that does not read stops the side that writes, and nobody else."""
 
+import contextlib
 import hashlib
 import random
+import socket
 from typing import Any
 
 import pytest
 import trio
 from trio.testing import trio_test
 
-from rawgrpc_proxy import Status
+from rawgrpc_proxy import RpcError, Status
+from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine
-from tests.proxy.house import House, a_proxy, on_every_engine
+from tests.http2 import peer as wire
+from tests.proxy.house import House, a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import (
     INITIAL_WINDOW,
     INITIAL_WINDOW_SIZE,
     OK,
+    PREFACE,
     RESPONSE,
     Answer,
     PeerStream,
@@ -263,3 +268,49 @@ async def test_a_window_that_shrinks_below_zero_only_pauses(engine: Engine) -> N
         await call.read(len(body) - INITIAL_WINDOW)
         await served.headers(OK, end=True)
         assert (await call.answer()).status == Status.OK
+
+
+@trio_test
+async def test_a_caller_who_asks_and_never_reads_is_read_no_further_and_loses_its_connection(
+    engine: Engine,
+) -> None:
+    def director(_context: object, _method: str) -> Any:
+        raise RpcError(Status.UNIMPLEMENTED, "no " * 1000)
+
+    async with a_proxy(
+        engine, director=director, send_timeout_s=0.5, max_concurrent_streams=1_000_000
+    ) as house:
+        host, _, port = house.address.rpartition(":")
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            await trio.to_thread.run_sync(deaf.connect, (host, int(port)))
+            deaf.settimeout(0)
+            request = wire.headers(1, request_fields("/a.B/C"), end_stream=True)
+            sent, flood = 0, PREFACE + wire.settings()
+            for number in range(200_000):
+                flood += request[:5] + (1 + 2 * number).to_bytes(4, "big") + request[9:]
+                if len(flood) > 50_000:
+                    sent += await _send(deaf, flood)
+                    flood = b""
+                if house.observer.connections_failed:
+                    break
+            await until(lambda: bool(house.observer.connections_failed))
+            (error,) = house.observer.connections_failed
+            assert error.error_code == ErrorCode.ENHANCE_YOUR_CALM
+            assert "has taken nothing of what waits for it for 0.5 s (send_timeout_s)" in error.message
+            assert sent < 2 * SOCKETS  # of 24 MB
+            await until(lambda: house.server.open_connections == 0)
+        while house.observer.unread:
+            await house.record()
+
+
+async def _send(sock: socket.socket, data: bytes) -> int:
+    """Send, and wait for whoever does not read; answer how much went before the connection was gone."""
+    sent = 0
+    with contextlib.suppress(ConnectionError):
+        while sent < len(data):
+            try:
+                sent += sock.send(data[sent:])
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(sock)
+    return sent

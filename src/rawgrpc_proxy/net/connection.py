@@ -123,6 +123,8 @@ class Connection:
         self.heard_at = trio.current_time()
         """When the peer has last sent anything."""
         self._scope = trio.CancelScope()
+        self._writer_scope = trio.CancelScope(shield=True)
+        """The writer's own, so that a write under way may come to its end."""
         self._handshake = trio.CancelScope()
         self._failure: ConnectionFailed | None = None
         """How the peer has broken the connection's rules, if it has."""
@@ -185,7 +187,16 @@ class Connection:
         self.error = self.error or error or ConnectionGone("closed by the proxy")
         # Until `run` has come to its end, nobody may open a stream that could only fail.
         self.state = _DRAINING
+        self._end()
+
+    def _end(self) -> None:
+        """Have `run` end, when what is being written is with the socket; it has a second for that."""
         self._scope.cancel()
+        if self._writing:
+            latest = trio.current_time() + _FAREWELL_TIMEOUT_S
+            self._writer_scope.deadline = min(self._writer_scope.deadline, latest)
+        else:
+            self._writer_scope.cancel()
 
     async def drain(self, grace_s: float) -> None:
         """Take no more streams, let the open ones finish for up to `grace_s` seconds, then close.
@@ -253,10 +264,12 @@ class Connection:
                     if self.session.client_side:
                         self.session.start()
                         self.touch()
-                    failure = await self._read_loop()
-                    # Until the writer has ended too, nobody may open a stream that could only fail.
-                    self.state = _DRAINING
-                    self._scope.cancel()
+                    try:
+                        failure = await self._read_loop()
+                    finally:
+                        # Until the writer has ended too, nobody may open a stream that could only fail.
+                        self.state = _DRAINING
+                        self._end()
             if self._fault is not None:
                 raise self._fault
         except Exception as fault:  # noqa: BLE001  # a fault of ours must not end the connections of others
@@ -383,7 +396,7 @@ class Connection:
             self.error = ConnectionGone(f"the peer sent GOAWAY {text!r}", error_code=code)
             self._changed()
             if not self.streams:
-                self._scope.cancel()
+                self._end()
 
     def _changed(self) -> None:
         if self._on_change is not None:
@@ -401,7 +414,7 @@ class Connection:
         if not self.streams and self.state is _DRAINING:
             self._empty.set()
             if self.side is Side.UPSTREAM:
-                self._scope.cancel()
+                self._end()
 
     def _end_streams(self, error: ConnectionFailed) -> None:
         self.state = _CLOSED
@@ -483,9 +496,13 @@ class Connection:
         self._report_closed()
 
     async def _write_loop(self) -> None:
+        with self._writer_scope:
+            await self._write()
+
+    async def _write(self) -> None:
         session = self.session
         try:
-            while True:
+            while self._writing or not self._scope.cancel_called:
                 if self._writing:
                     chunks, receipts = self._unsent, self._unhonoured
                     self._unsent, self._unhonoured = [], []
