@@ -1,0 +1,154 @@
+// The client and the server of grpc-go's own interop suite, told what to do as the other peers are told.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"regexp"
+	"strings"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	_ "google.golang.org/grpc/encoding/gzip" // requests may come compressed
+	"google.golang.org/grpc/grpclog"
+	"google.golang.org/grpc/interop"
+	"google.golang.org/grpc/interop/grpc_testing"
+)
+
+const (
+	messageLimit = 80 << 20
+	caseTime     = 60 * time.Second // a case that takes longer than this hangs
+)
+
+// What the server of the suite cannot do, as the runner wants to be told.
+var serverCannot = map[string]string{
+	"records":                     "the interop server of grpc-go keeps no records of its calls",
+	"server_compressed_unary":     "the interop server of grpc-go does not compress",
+	"server_compressed_streaming": "the interop server of grpc-go does not compress",
+	"headers_without_message":     "the interop server of grpc-go echoes no metadata in StreamingOutputCall",
+}
+
+type testCase func(context.Context, *grpc.ClientConn)
+
+// A case of the suite that takes a stub of the test service.
+func onTestService(do func(context.Context, grpc_testing.TestServiceClient, ...grpc.CallOption)) testCase {
+	return func(ctx context.Context, conn *grpc.ClientConn) {
+		do(ctx, grpc_testing.NewTestServiceClient(conn))
+	}
+}
+
+var clientCases = map[string]testCase{
+	"empty_unary":                 onTestService(interop.DoEmptyUnaryCall),
+	"large_unary":                 onTestService(interop.DoLargeUnaryCall),
+	"client_streaming":            onTestService(interop.DoClientStreaming),
+	"server_streaming":            onTestService(interop.DoServerStreaming),
+	"ping_pong":                   onTestService(interop.DoPingPong),
+	"empty_stream":                onTestService(interop.DoEmptyStream),
+	"custom_metadata":             onTestService(interop.DoCustomMetadata),
+	"status_code_and_message":     onTestService(interop.DoStatusCodeAndMessage),
+	"special_status_message":      onTestService(interop.DoSpecialStatusMessage),
+	"unimplemented_method":        interop.DoUnimplementedMethod,
+	"cancel_after_begin":          onTestService(interop.DoCancelAfterBegin),
+	"cancel_after_first_response": onTestService(interop.DoCancelAfterFirstResponse),
+	"timeout_on_sleeping_server":  onTestService(interop.DoTimeoutOnSleepingServer),
+	"unimplemented_service": func(ctx context.Context, conn *grpc.ClientConn) {
+		interop.DoUnimplementedService(ctx, grpc_testing.NewUnimplementedServiceClient(conn))
+	},
+}
+
+// One line for the runner.
+func report(name string, start time.Time, key string, value any) {
+	line, err := json.Marshal(map[string]any{"case": name, "seconds": time.Since(start).Seconds(), key: value})
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(string(line))
+}
+
+// The suite reports a failed case as a fatal message of the log, and the process ends with it. The runner starts
+// another one for the cases that are left.
+type failures struct {
+	grpclog.LoggerV2
+	report func(text string)
+}
+
+var address = regexp.MustCompile(`0x[0-9a-f]+`)
+
+func (f *failures) fail(text string) {
+	f.report(address.ReplaceAllString(strings.TrimSpace(text), "0x…"))
+	os.Exit(1)
+}
+
+func (f *failures) Fatal(args ...any)                 { f.fail(fmt.Sprint(args...)) }
+func (f *failures) Fatalln(args ...any)               { f.fail(fmt.Sprintln(args...)) }
+func (f *failures) Fatalf(format string, args ...any) { f.fail(fmt.Sprintf(format, args...)) }
+
+func client(target string, cases []string) {
+	log := &failures{LoggerV2: grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard)}
+	grpclog.SetLoggerV2(log)
+	for _, name := range cases {
+		start := time.Now()
+		play, known := clientCases[name]
+		if !known {
+			report(name, start, "cannot", "the interop client of grpc-go does not have it")
+			continue
+		}
+		log.report = func(text string) { report(name, start, "failure", text) }
+		hangs := time.AfterFunc(caseTime, func() { log.fail("hangs") })
+		conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			log.fail(err.Error())
+		}
+		play(context.Background(), conn)
+		hangs.Stop()
+		conn.Close()
+		report(name, start, "passed", true)
+	}
+}
+
+func serve() error {
+	server := grpc.NewServer(grpc.MaxRecvMsgSize(messageLimit))
+	grpc_testing.RegisterTestServiceServer(server, interop.NewTestServer())
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
+	go func() {
+		<-stop
+		server.Stop()
+	}()
+	for name, reason := range serverCannot {
+		fmt.Printf("cannot %s: %s\n", name, reason)
+	}
+	fmt.Printf("listening on %s\n", listener.Addr())
+	return server.Serve(listener)
+}
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == "server" {
+		if err := serve(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	flags := flag.NewFlagSet("client", flag.ExitOnError)
+	target := flags.String("target", "", "HOST:PORT")
+	cases := flags.String("cases", "", "comma-separated")
+	flags.String("run-id", "", "of no use here: the server keeps no records")
+	if len(os.Args) < 2 || os.Args[1] != "client" || flags.Parse(os.Args[2:]) != nil {
+		fmt.Fprintln(os.Stderr, "grpc_go client|server")
+		os.Exit(2)
+	}
+	client(*target, strings.Split(*cases, ","))
+}
