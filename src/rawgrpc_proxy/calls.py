@@ -21,7 +21,7 @@ from rawgrpc_proxy.call_runners import CallRunners, is_innermost
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.deadlines import Deadlines, Timer
 from rawgrpc_proxy.describe import describe, shown
-from rawgrpc_proxy.errors import DeadlineExceeded, NoRoute, RpcError
+from rawgrpc_proxy.errors import DeadlineExceeded, NoRoute, RpcError, Side
 from rawgrpc_proxy.forwarding import Forwarding
 from rawgrpc_proxy.grpc.metadata import Headers, Metadata
 from rawgrpc_proxy.grpc.path import path_problem, shortened
@@ -37,6 +37,13 @@ from rawgrpc_proxy.tell import tell
 _CONTENT_TYPE = re.compile(rb"application/grpc(?:\Z|[+;])")
 _BEGUN_A_READ = 32
 """More calls than this in one read, and the others get their turn before the rest begins."""
+_VAIN = 64
+_EARNED = 8
+_PAUSE_S = 0.002
+"""When so many calls were given up by their callers without any answer, of which each answered one makes up for eight,
+the next calls begin that much later. For proxies that lead to each other pass a call around, and a cancel that follows
+it just as fast never gets there. Callers who cancel now and then are far from this, and where nothing is answered a
+pause hurts nobody."""
 
 Step = Callable[[], Awaitable[Forwarding | None]]
 """What may have to wait. Answers the forwarding that goes on without a task; None when the call is over."""
@@ -64,6 +71,7 @@ class Calls:
         "_service",
         "_stopping",
         "_timers",
+        "_vain",
     )
 
     def __init__(self, nursery: trio.Nursery, service: Service) -> None:
@@ -75,6 +83,7 @@ class Calls:
         self._context = contextvars.copy_context()
         self._fresh: list[Stream] = []
         self._timers: dict[Forwarding, Timer] = {}
+        self._vain = 0
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
         """Call `callback` at this moment of trio's clock, or soon after. It must neither wait nor raise."""
@@ -92,6 +101,10 @@ class Calls:
         if not self._fresh:
             return
         fresh, self._fresh = self._fresh, []
+        if self._vain >= _VAIN:
+            for stream in fresh:
+                self._runners.start(self._begin_after_a_pause, stream)
+            return
         at_once = iter(fresh[:_BEGUN_A_READ])
         try:
             for stream in at_once:
@@ -162,6 +175,12 @@ class Calls:
     async def _begin_later(self, stream: Stream, _scope: trio.CancelScope) -> None:
         self._begin(stream)
 
+    async def _begin_after_a_pause(self, stream: Stream, _scope: trio.CancelScope) -> None:
+        try:
+            await trio.sleep(_PAUSE_S)
+        finally:
+            self._begin(stream)  # when all ends, too: so the call has its end
+
     async def _step(self, work: "tuple[Call, Step]", scope: trio.CancelScope) -> None:
         """Await a step of a call. Cancelled in `scope` if the caller goes, or when the deadline passes.
 
@@ -228,7 +247,12 @@ class Calls:
         """The call has ended, well or not."""
         self._unwatch(forwarding)
         call = forwarding.call
-        if error is not None:
+        if error is None:
+            if self._vain:
+                self._vain = max(0, self._vain - _EARNED)
+        else:
+            if error.side is Side.DOWNSTREAM and not call.record.response_bytes:
+                self._vain = min(2 * _VAIN, self._vain + 1)
             self._fail(call, error)
         self._over(call)
 

@@ -472,6 +472,8 @@ class Pool:
             raise ConfigError(
                 "a pool needs size >= 0, ttl >= 0, max_waiting >= 0, connect_wait >= 0 and dial_timeout_s > 0"
             )
+        if max_connections is not None and max_connections < 1:
+            raise ConfigError("a pool needs max_connections >= 1, or None")
         if size == 0 and max_waiting is not None:
             raise ConfigError(
                 "a pool with max_waiting has a hard cap: a size of 0 would never let a call through"
