@@ -9,6 +9,8 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 PYTEST_ARGS ?=
 INTEROP_ARGS ?=
 BOUNDS_ARGS ?=
+SOAK_ARGS ?=
+FAULTS_ARGS ?=
 BENCH_ARGS ?=
 PROFILE_ARGS ?=
 
@@ -30,7 +32,7 @@ export CHECK_PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check format interop bounds bench profile clean
+.PHONY: help venv demo test check format interop bounds soak faults bench profile clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -75,6 +77,14 @@ interop: $(DEV) ## run against real gRPC peers (INTEROP_ARGS=...)
 
 bounds: $(DEV) ## measure what the README promises: memory with slow readers, streams per connection (BOUNDS_ARGS=...)
 	$(BIN)/python interop/bounds.py $(BOUNDS_ARGS)
+
+soak: $(DEV) ## 25 minutes of honest clients at full load: none may lose its connection (SOAK_ARGS=...)
+	sh interop/setup.sh $(BIN)/python
+	$(BIN)/python interop/soak.py $(SOAK_ARGS)
+
+faults: $(DEV) ## links that go silent, backends that come back: how long until calls go through again (FAULTS_ARGS=...)
+	sh interop/setup.sh $(BIN)/python
+	$(BIN)/python interop/faults.py $(FAULTS_ARGS)
 
 bench: ## measure the proxy beside others in one run (BENCH_ARGS=...)
 	sh interop/bench/setup.sh

@@ -17,10 +17,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import hpack
 import trio
+from processes import memory_mb
 
 from rawgrpc_proxy import ServedCall, Server, codec_with_parent, identity_codec, unary_stream, unary_unary
 from rawgrpc_proxy.call import Call
@@ -82,14 +82,6 @@ def proxy_process(upstream: str, engine: str) -> Iterator[tuple[str, int]]:
             yield process.stdout.readline().split()[-1], process.pid
         finally:
             process.terminate()
-
-
-def memory_mb(pid: int, field: str) -> float:
-    """VmRSS or VmHWM of a process."""
-    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    raise LookupError(field)
 
 
 class RawClient:

@@ -13,6 +13,7 @@ have etcd || packages="$packages etcd-server"
 have etcdctl || packages="$packages etcd-client"
 have node || packages="$packages nodejs"
 have npm || packages="$packages npm"
+have h2load || packages="$packages nghttp2-client" # for soak.py
 if [ -n "$packages" ]; then
     $as_root apt-get update -qq
     # shellcheck disable=SC2086  # a list of packages
