@@ -180,12 +180,14 @@ class EtcdUser:
     def finish(self) -> list[Row]:
         """Wait for its end."""
         self._thread.join(PATIENCE_SECONDS)
-        seen = self._watch.take(3 * self._puts, etcd.COMMAND_SECONDS)  # PUT, the key, the value
+        # Each put is three lines of the watch: PUT, the key, the value. The first ones may be older than the watch.
+        seen = self._watch.take(3, etcd.COMMAND_SECONDS)
+        first = int(seen[2]) if len(seen) > 2 and seen[2].isdigit() else 1
+        wanted = [str(number) for number in range(first, self._puts + 1)]
+        seen = self._watch.take(3 * len(wanted), etcd.COMMAND_SECONDS)
         self._watch.stop()
-        values = [int(value) for value in seen[2::3] if value.isdigit()]
-        # The first puts may be older than the watch.
-        if not values or values != list(range(values[0], self._puts + 1)) or values[0] > 3:
-            self._row.unexpected[f"the watch saw {len(values)} of {self._puts} puts: {seen[-1:]}"] += 1
+        if seen[2::3] != wanted:
+            self._row.unexpected[f"the watch saw {len(seen) // 3} of {len(wanted)} puts: {seen[-1:]}"] += 1
             self._row.connections_lost += 1
         return [self._row]
 
