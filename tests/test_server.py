@@ -4,6 +4,7 @@ import contextlib
 import socket
 import ssl
 import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -529,6 +530,9 @@ async def test_calls_pass_over_tls_in_both_directions(engine: Engine, certificat
         assert inner.tls_peer["subject"] == ((("commonName", "localhost"),),)
 
 
+@pytest.mark.skipif(
+    sys.implementation.name == "pypy", reason="with PyPy's ssl the test's own peer reads nothing"
+)
 @trio_test
 async def test_over_tls_a_connection_that_ends_lets_its_last_words_be_read(
     engine: Engine, certificate: tuple[Path, Path]

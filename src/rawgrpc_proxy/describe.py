@@ -40,5 +40,6 @@ def _text(make: Callable[[object], str], value: object) -> str:
         raise
     except BaseException as failure:  # noqa: BLE001  # any code of a user's
         return f"<{type(value).__name__} whose {make.__name__}() raises {type(failure).__name__}>"
-    text = str.__str__(text)  # of a subclass, which may have methods of its own, the characters
+    # Of a subclass, which may have methods of its own, the characters. PyPy's str.__str__ asks those methods.
+    text = str.encode(text, "utf-8", "surrogatepass").decode("utf-8", "surrogatepass")
     return text if len(text) <= _MOST else f"{text[:_MOST]}…"
