@@ -1394,7 +1394,7 @@ def test_dials_that_fail_together_count_once() -> None:
                     nursery.start_soon(caller.run)
                 for caller in callers:
                     await caller.problem()
-                # Counted one by one it would be more than two seconds; on a busy machine the next dial may have failed, too.
+                # Counted one by one: above two seconds. On a busy machine the next dial may have failed as well.
                 assert await pause_of(pool, address) <= 1.0
 
     run_with_clock(test)
