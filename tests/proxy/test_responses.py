@@ -452,6 +452,26 @@ async def test_a_response_respects_the_longest_list_that_the_caller_takes(engine
         await house.record()
 
 
+@pytest.mark.parametrize("only", [False, True])
+@trio_test
+async def test_trailers_that_are_too_long_for_us_and_for_the_caller_keep_the_status(
+    engine: Engine, only: bool
+) -> None:
+    failed = [(b"grpc-status", b"9"), (b"grpc-message", b"Userspace error."), (b"x-long", b"x" * 3000)]
+    async with a_proxy(engine, max_header_list_bytes=2000) as house:
+        client = await house.client(settings={MAX_HEADER_LIST_SIZE: 1000})
+        for _ in range(2):
+            call = await client.request()
+            served = await house.backend.request()
+            if not only:
+                await served.headers(RESPONSE)
+            await served.headers([*(RESPONSE if only else []), *failed], end=True)
+            answer = await call.answer()
+            assert answer.status == Status.FAILED_PRECONDITION
+            assert answer.message == b"Userspace error."
+            await house.record()
+
+
 @pytest.mark.parametrize("trailers", [False, True])
 @trio_test
 async def test_a_header_list_from_the_upstream_that_is_too_long_ends_that_call_alone(

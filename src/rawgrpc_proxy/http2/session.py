@@ -378,7 +378,7 @@ class Session(ABC):
                     text = f"the response headers have {checked.excess.text}"
                     self._stream_error(state, ErrorCode.ENHANCE_YOUR_CALM, text)
                     return
-                headers = self._only_the_status(state, headers, checked.excess)
+                headers = self._only_the_status(state, headers, checked)
             self._accept_headers(state, headers, end_stream)
             state.receiving = _BODY
             self._events.append(ResponseReceived(state.id, headers, end_stream))
@@ -399,22 +399,27 @@ class Session(ABC):
             self._stream_error(state, ErrorCode.ENHANCE_YOUR_CALM, text)
         else:
             if checked.excess is not None:
-                headers = self._only_the_status(state, headers, checked.excess)
+                headers = self._only_the_status(state, headers, checked)
             self._accept_headers(state, headers, end_stream=True)
             self._events.append(TrailersReceived(state.id, headers))
             self._peer_ended(state)
 
-    def _only_the_status(self, state: StreamState, headers: HeaderList, excess: fields.Excess) -> HeaderList:
+    def _only_the_status(
+        self, state: StreamState, headers: HeaderList, checked: fields.CheckedFields
+    ) -> HeaderList:
         """What is passed on of the end of a response that is too long: how the call went is never lost."""
+        assert checked.excess is not None
+        limit, text = checked.excess
         self._events.append(
             LimitReached(
-                excess.limit,
-                f"the trailers of stream {state.id} have {excess.text}: of them only grpc-status and grpc-message "
+                limit,
+                f"the trailers of stream {state.id} have {text}: of them only grpc-status and grpc-message "
                 "are passed on",
             )
         )
         reduced = HeaderList(status_fields(headers, self._settings.max_header_list_bytes))
-        self._check(reduced, fields.trailers_problem)
+        # By the rule of the whole list: every list that is passed on has been checked, and its size is known.
+        self._check(reduced, checked.rule)
         return reduced
 
     def _receive_rst_stream(self, stream_id: int, payload: Data) -> None:
