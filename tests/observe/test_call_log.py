@@ -248,7 +248,7 @@ def test_causes_of_trouble_with_upstreams_are_remembered_within_bounds() -> None
     log = CallLog("text", io.StringIO())
     for number in range(1000):
         log.upstream_failed("10.0.0.2:50051", UpstreamUnavailable(f"cause {number}"))
-    assert len(log._upstream_causes) <= 256
+    assert len(log._upstream_causes._told) <= 256
 
 
 def test_a_fault_met_by_an_upstream_connection_is_told_with_its_traceback() -> None:

@@ -35,6 +35,8 @@ _MAX_TRACEBACK = 32 * 1024
 _ACCEPT_LOG_INTERVAL_S = 1.0
 _UPSTREAM_LOG_INTERVAL_S = 1.0
 _REMEMBERED_UPSTREAM_CAUSES = 256
+_STRANGERS_LOG_INTERVAL_S = 60.0
+_REMEMBERED_STRANGERS = 1024
 
 
 class CallLog:
@@ -58,10 +60,10 @@ class CallLog:
         self._worker_json = "" if worker is None else f'"worker": {worker}, '
         self._writer = LineWriter(file if file is not None else sys.stderr, self._missing)
         self._add = self._writer.add
-        self._strangers = Repeats()
+        self._strangers = Repeats(interval_s=_STRANGERS_LOG_INTERVAL_S, most=_REMEMBERED_STRANGERS)
+        self._upstream_causes = Repeats(interval_s=_UPSTREAM_LOG_INTERVAL_S, most=_REMEMBERED_UPSTREAM_CAUSES)
         self._accept_logged_at = -_ACCEPT_LOG_INTERVAL_S
         self._turned_away = 0
-        self._upstream_causes: dict[tuple[str, str], _Repeated] = {}
         self._second = -1
         self._stamp = ""
 
@@ -144,7 +146,7 @@ class CallLog:
             "reason": cut(error.message),
         }
         if isinstance(error, NotHttp2) or error.error_code == ErrorCode.INADEQUATE_SECURITY:
-            left_out = self._strangers.left_out(peer, error.message, time.monotonic())
+            left_out = self._strangers.left_out(peer.rpartition(":")[0], error.message, time.monotonic())
             if left_out is None:
                 return
             if left_out:
@@ -154,19 +156,14 @@ class CallLog:
 
     def upstream_failed(self, address: str, error: ProxyError) -> None:
         """Write, once a second at the most, what is wrong with an upstream, and how often that was left out since."""
-        now, key = time.monotonic(), (address, str(error))
-        last = self._upstream_causes.get(key)
-        if last is not None and now - last.logged_at < _UPSTREAM_LOG_INTERVAL_S:
-            last.left_out += 1
+        left_out = self._upstream_causes.left_out(address, str(error), time.monotonic())
+        if left_out is None:
             return
-        if len(self._upstream_causes) >= _REMEMBERED_UPSTREAM_CAUSES:
-            self._upstream_causes.clear()
-        self._upstream_causes[key] = _Repeated(now)
         text = f"- upstream {word(address)} ({error.side.value}): {printable(cut(str(error)))}"
         facts: dict[str, object] = {"upstream": address, "side": error.side.value, "reason": cut(str(error))}
-        if last is not None and last.left_out:
-            text += f" ({last.left_out} more of these since the last line)"
-            facts["left_out"] = last.left_out
+        if left_out:
+            text += f" ({left_out} more of these since the last line)"
+            facts["left_out"] = left_out
         self._trouble("upstream_error", text, facts, error)
 
     def limit_reached(self, peer: str, limit: str, detail: str) -> None:
@@ -225,16 +222,6 @@ class CallLog:
             self._second = second
             self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         return f"{self._stamp}.{int((now - second) * 1000):03d}Z{self._worker_text}"
-
-
-class _Repeated:
-    """What is not logged each time."""
-
-    __slots__ = ("left_out", "logged_at")
-
-    def __init__(self, logged_at: float) -> None:
-        self.logged_at = logged_at
-        self.left_out = 0
 
 
 def word(text: str) -> str:
