@@ -16,6 +16,7 @@ from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.http2.events import StreamReset
+from rawgrpc_proxy.http2.session import Session
 from rawgrpc_proxy.net.connection import Connection, ConnectionState
 from rawgrpc_proxy.net.poller import current_poller
 from rawgrpc_proxy.net.stream import Stream
@@ -220,20 +221,6 @@ async def test_a_drain_that_is_cancelled_closes_at_once(engine: Engine) -> None:
         await link.ended.wait()
 
 
-@trio_test
-async def test_draining_an_upstream_lets_its_streams_finish(engine: Engine) -> None:
-    async with a_link(engine, client_side=True) as link:
-        stream = link.connection.open_stream(request_fields(), end_stream=True)
-        link.nursery.start_soon(link.connection.drain, 60)
-        await trio.testing.wait_all_tasks_blocked()
-        assert not link.connection.has_room
-        served = link.peer.streams[stream.id]
-        await served.headers(TRAILERS_ONLY, end=True)
-        await link.ended.wait()
-        assert stream.inbox.trailers_received == TRAILERS_ONLY
-        assert stream.inbox.error is None
-
-
 # --- the end -------------------------------------------------------------------------------------------------------
 
 
@@ -345,10 +332,10 @@ async def test_a_fault_of_ours_in_a_write_ends_the_connection_and_is_raised_by_i
     ours, theirs = socket.socketpair()
     connection = Connection(SocketTransport(ours, "pair"), Http2Settings(engine=engine), client_side=False)
 
-    def fault() -> NoReturn:
+    def fault(_session: Session) -> NoReturn:
         raise AssertionError("a fault of ours")
 
-    monkeypatch.setattr(connection.session, "take_output", fault)
+    monkeypatch.setattr(Session, "take_output", fault)
     with trio.fail_after(5), pytest.raises(ExceptionGroup) as raised:  # noqa: PT012
         async with trio.open_nursery() as nursery:
             nursery.start_soon(connection.run)

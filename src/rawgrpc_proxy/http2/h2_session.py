@@ -35,6 +35,8 @@ from rawgrpc_proxy.http2.stream_state import StreamState
 class H2Session(Session):
     """`Session` on `h2.connection.H2Connection`."""
 
+    __slots__ = ("_h2", "_ready_headers")
+
     def __init__(self, settings: Http2Settings, *, client_side: bool) -> None:
         super().__init__(settings, client_side=client_side)
         self._h2 = _Connection(

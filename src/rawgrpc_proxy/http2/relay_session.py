@@ -21,6 +21,8 @@ _pack_header = frames.HEADER.pack  # as `frame_header` does, for a quarter of a 
 class RelaySession(Session):
     """`Session` with windows and frames of its own."""
 
+    __slots__ = ("_encoder", "_receive_window", "_send_window")
+
     def __init__(self, settings: Http2Settings, *, client_side: bool) -> None:
         super().__init__(settings, client_side=client_side)
         self._send_window = DEFAULT_WINDOW

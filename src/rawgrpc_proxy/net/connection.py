@@ -48,14 +48,12 @@ from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.h2_session import H2Session
 from rawgrpc_proxy.http2.relay_session import RelaySession
 from rawgrpc_proxy.http2.session import Receipt, Session
+from rawgrpc_proxy.net.drain import Drain
 from rawgrpc_proxy.net.stream import Stream, lost_error, reset_error
 from rawgrpc_proxy.net.transport import Transport
 from rawgrpc_proxy.net.turn import current_turn
 
 _WRITES_A_TURN = 4
-_DRAIN_PING = b"draining"
-_LAST_PING = b"finished"
-_DRAIN_PING_TIMEOUT_S = 5.0
 _FAREWELL_TIMEOUT_S = 1.0
 
 
@@ -90,6 +88,43 @@ class Connection:
     changed: SETTINGS, GOAWAY, a closed stream, the end. None of them may wait or raise.
     """
 
+    __slots__ = (
+        "_dirty",
+        "_drain",
+        "_failure",
+        "_fault",
+        "_handshake",
+        "_on_change",
+        "_on_limit",
+        "_on_read",
+        "_on_refused",
+        "_on_request",
+        "_opened_id",
+        "_peer_is_gone",
+        "_reading_resumes",
+        "_scope",
+        "_settings",
+        "_taken_id",
+        "_transport",
+        "_unhonoured",
+        "_unsent",
+        "_wake_pending",
+        "_write_by",
+        "_write_scope",
+        "_writer",
+        "_writing",
+        "error",
+        "heard_at",
+        "peer",
+        "ready",
+        "session",
+        "side",
+        "state",
+        "streams",
+        "tls_peer",
+        "turn",
+    )
+
     def __init__(
         self,
         transport: Transport,
@@ -123,8 +158,6 @@ class Connection:
         self.heard_at = trio.current_time()
         """When the peer has last sent anything."""
         self._scope = trio.CancelScope()
-        self._writer_scope = trio.CancelScope(shield=True)
-        """The writer's own, so that a write under way may come to its end."""
         self._handshake = trio.CancelScope()
         self._failure: ConnectionFailed | None = None
         """How the peer has broken the connection's rules, if it has."""
@@ -134,16 +167,16 @@ class Connection:
         self._writing = False
         self._unsent: list[Data] = []
         self._unhonoured: list[Receipt] = []
+        self._write_scope: trio.CancelScope | None = None
+        """Of the write that waits for the socket. When the connection ends, it has until `_write_by`."""
+        self._write_by = math.inf
         self._writer: trio.lowlevel.Task | None = None
         self._wake_pending = False
         self._opened_id = 0
         self._taken_id = 0
         self._peer_is_gone = False
         self._reading_resumes: trio.Event | None = None
-        self._draining: trio.CancelScope | None = None
-        self._acknowledged = {_DRAIN_PING: trio.Event(), _LAST_PING: trio.Event()}
-        self._empty = trio.Event()
-        self._written = trio.Event()
+        self._drain: Drain | None = None
 
     # --------------------------------------------------------------- commands
 
@@ -192,62 +225,32 @@ class Connection:
     def _end(self) -> None:
         """Have `run` end, when what is being written is with the socket; it has a second for that."""
         self._scope.cancel()
-        if self._writing:
-            latest = trio.current_time() + _FAREWELL_TIMEOUT_S
-            self._writer_scope.deadline = min(self._writer_scope.deadline, latest)
-        else:
-            self._writer_scope.cancel()
+        self._write_by = min(self._write_by, trio.current_time() + _FAREWELL_TIMEOUT_S)
+        if self._write_scope is not None:
+            self._write_scope.deadline = self._write_by
 
     async def drain(self, grace_s: float) -> None:
         """Take no more streams, let the open ones finish for up to `grace_s` seconds, then close.
 
-        Two GOAWAYs with a PING between them (RFC 9113 §6.8), so that no stream in flight is lost. Cancellation
-        closes at once. A second call while the first one runs returns at once, and may only shorten its grace.
+        For the server side. Cancellation closes at once. A second call while the first one runs returns at once, and
+        may only shorten its grace.
         """
         if self.state is _CLOSED:
             return
-        if self._draining is not None:
-            self._draining.deadline = min(self._draining.deadline, trio.current_time() + grace_s)
+        if self._drain is not None:
+            self._drain.shorten(grace_s)
             return
         self.state = _DRAINING
+        self._drain = Drain(self, grace_s)
         try:
-            with trio.move_on_after(grace_s) as self._draining:
-                had_streams = bool(self.streams)
-                if not self.session.client_side:
-                    await self._announce_the_end()
-                had_streams = had_streams or bool(self.streams)
-                while self.streams:
-                    self._empty = trio.Event()
-                    await self._empty.wait()
-                while (self._writing or self.session.wants_output) and not self._over:
-                    # A closed stream's last bytes may still wait for the socket.
-                    self._written = trio.Event()
-                    self.wake_writer()
-                    await self._written.wait()
-                if had_streams and not self.session.client_side:
-                    # They may wait in the kernel still, which drops them if the peer says anything once the socket
-                    # is closed, and it will, if only WINDOW_UPDATE. When it answers this it has read them all.
-                    self.session.ping(_LAST_PING)
-                    self.touch()
-                    await self._acknowledged[_LAST_PING].wait()
+            await self._drain.run()
         finally:
             self.close(ProxyStopping())
 
     @property
-    def _over(self) -> bool:
-        return self.state is _CLOSED
-
-    async def _announce_the_end(self) -> None:
-        with trio.move_on_after(_DRAIN_PING_TIMEOUT_S):
-            # The first frame of a server is SETTINGS, and they are sent when the peer's have come.
-            await self.ready.wait()
-            self.session.go_away(final=False)
-            self.session.ping(_DRAIN_PING)
-            self.touch()
-            await self._acknowledged[_DRAIN_PING].wait()
-        if self.session.peer_settings_seen:
-            self.session.go_away(final=True)
-            self.touch()
+    def has_output(self) -> bool:
+        """Whether anything waits for the socket."""
+        return self._writing or self.session.wants_output
 
     # ------------------------------------------------------------------- life
 
@@ -371,7 +374,8 @@ class Connection:
             case SettingsReceived():
                 self._changed()
             case PingAcknowledged(opaque):
-                self._acknowledged.get(opaque, trio.Event()).set()
+                if self._drain is not None:
+                    self._drain.ping_answered(opaque)
             case GoAwayReceived(_, code, debug):
                 self._peer_goes_away(code, debug)
             case LimitReached(limit, detail):
@@ -403,6 +407,8 @@ class Connection:
             self._on_change()
 
     def _report_closed(self) -> None:
+        if self._drain is not None:
+            self._drain.look()
         closed = self.session.take_closed()
         if not closed:
             return
@@ -411,19 +417,14 @@ class Connection:
             if stream is not None:
                 stream.sink.closed()
         self._changed()
-        if not self.streams and self.state is _DRAINING:
-            self._empty.set()
-            if self.side is Side.UPSTREAM:
-                self._end()
+        if not self.streams and self.state is _DRAINING and self.side is Side.UPSTREAM:
+            self._end()
 
     def _end_streams(self, error: ConnectionFailed) -> None:
         self.state = _CLOSED
         self.ready.set()
-        # A peer that closes when it sees GOAWAY owes us no PING any more.
-        for event in self._acknowledged.values():
-            event.set()
-        self._empty.set()
-        self._written.set()
+        if self._drain is not None:
+            self._drain.connection_ended()
         streams = list(self.streams.values())
         self.streams.clear()
         for stream in streams:
@@ -496,10 +497,6 @@ class Connection:
         self._report_closed()
 
     async def _write_loop(self) -> None:
-        with self._writer_scope:
-            await self._write()
-
-    async def _write(self) -> None:
         session = self.session
         try:
             while self._writing or not self._scope.cancel_called:
@@ -511,12 +508,13 @@ class Connection:
                     chunks, receipts = session.take_output()
                     self._taken_id = self._opened_id
                     self._writing = True
+                    chunks = self._transport.send_now(chunks)
                 else:
                     self._dirty = False  # so that the next touch wakes us
-                    self._written.set()
                     await self._wait_for_work()
                     continue
-                await self._transport.send_all(chunks, self._settings.send_timeout_s)
+                if chunks and not await self._wait_and_write(chunks):
+                    return
                 self._writing = False
                 session.output_written()
                 for source, size in receipts:
@@ -535,6 +533,14 @@ class Connection:
             )
         except OSError as error:
             self.close(ConnectionGone(_describe(error)))
+
+    async def _wait_and_write(self, chunks: list[Data]) -> bool:
+        """Write all of this, even if the connection ends meanwhile: it has until `_write_by` then. False: too late."""
+        with trio.CancelScope(shield=True, deadline=self._write_by) as self._write_scope:
+            await self._transport.send_all(chunks, self._settings.send_timeout_s)
+        late = self._write_scope.cancelled_caught
+        self._write_scope = None
+        return not late
 
     async def _wait_for_work(self) -> None:
         if self._wake_pending:
