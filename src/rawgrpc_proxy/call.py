@@ -107,7 +107,6 @@ class Call:
     __slots__ = (
         "_ended",
         "_headers_sent",
-        "_scope",
         "context",
         "deadline",
         "record",

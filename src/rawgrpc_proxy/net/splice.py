@@ -72,7 +72,7 @@ class Splice:
         """Why the downstream peer is gone, if it is."""
         self.upstream_error: RpcError | None = None
         """Why the upstream stream ended without a complete response, if it did."""
-        self.replay: bytearray | None = bytearray()
+        self.replay: bytes | bytearray | None = b""
         """The request so far, until the call is committed to its upstream; None from then on."""
         self.downstream_closed = False
         """All of the response is out, or the peer has given up."""
@@ -164,7 +164,10 @@ class _RequestPipe:
         if replay is not None:
             if splice.request_bytes <= REPLAY_BYTES:
                 # Kept here, and so delivered as far as the sender is concerned.
-                replay += data
+                if replay:
+                    replay += data
+                else:
+                    splice.replay = bytearray(data)
                 if not end_stream:
                     splice.downstream.credit(credit)
                 upstream.send_data(data, end_stream)
