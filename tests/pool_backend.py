@@ -225,9 +225,11 @@ class UpstreamConnection:
         await self._send_settings(settings)
         await self._upstream.until(lambda: self._settings_acknowledged == self._settings_sent)
 
-    async def go_away(self, *, last_stream_id: int = 2**31 - 1) -> None:
+    async def go_away(
+        self, *, last_stream_id: int = 2**31 - 1, error_code: int = 0, debug: bytes = b"restart"
+    ) -> None:
         """Send GOAWAY, and wait until the peer has taken note, or closed."""
-        await self._send(GoAwayFrame(0, last_stream_id=last_stream_id, additional_data=b"restart"))
+        await self._send(GoAwayFrame(0, last_stream_id, error_code, debug))
         pongs = self._pongs
         await self._send(PingFrame(0, opaque_data=b"noticed?"))
         await self._upstream.until(lambda: self._pongs > pongs or self.ended)

@@ -990,6 +990,23 @@ def test_the_death_of_a_connection_is_noticed_when_it_happens() -> None:
     run(test)
 
 
+def test_connections_that_end_together_for_too_many_pings_double_the_keepalive_once() -> None:
+    async def test() -> None:
+        async with pool_and_upstream(ms=1) as (pool, upstream):
+            target = pool.target(upstream.address)
+            for _ in range(2):
+                for conn in await leases(pool, upstream.address, 3):
+                    conn.open_stream(REQUEST)
+                for peer in await upstream.connected(3):
+                    await peer.go_away(error_code=ErrorCode.ENHANCE_YOUR_CALM, debug=b"too_many_pings")
+                    await peer.close()
+                while target.connections:
+                    await trio.lowlevel.checkpoint()
+            assert target.keepalive_s == 4 * Http2Settings().upstream_keepalive_s
+
+    run(test)
+
+
 def test_an_idle_connection_is_closed_as_its_ttl_passes() -> None:
     async def test(clock: Clock) -> None:
         async with pool_and_upstream(ttl=60) as (pool, upstream):

@@ -846,10 +846,11 @@ class Pool:
         """Run it to its end, whatever that is, and let the observer hear if it was none in good order."""
         assert self._timers is not None
         target = conn._target
+        interval_s = target.keepalive_s
         keepalive = Keepalive(
             connection,
             self._timers.add,
-            interval_s=target.keepalive_s,
+            interval_s=interval_s,
             timeout_s=self._settings.keepalive_timeout_s,
         )
         try:
@@ -864,7 +865,8 @@ class Pool:
             keepalive.stop()
         error = connection.error
         if error is not None and pinged_too_often(error):
-            target.keepalive_s *= 2
+            # Of what this one had: others may have been told so at the same time.
+            target.keepalive_s = max(target.keepalive_s, 2 * interval_s)
         if conn._connection is connection:
             assert error is not None
             orderly = isinstance(error, ConnectionGone) and not error.error_code
