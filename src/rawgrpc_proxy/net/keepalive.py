@@ -7,9 +7,9 @@ for as long as TCP believes in it, and a caller that has vanished is never freed
 nothing while there is traffic is one timer for each connection, which looks once in an interval.
 
 gRPC's servers count PINGs, too: more than two that come within five minutes of each other, with nothing of a call sent
-in between, and they end the connection with "too_many_pings". So of the PINGs to a peer that answers them and says
-nothing else, two come early, a third only if a call was begun since; all others keep five minutes' distance. What it
-does not do: judge the PINGs of others.
+in between, and they end the connection with "too_many_pings". So of the PINGs to an upstream that answers them and says
+nothing else, two come early, a third only if a call was begun since; all others keep five minutes' distance. Callers do
+not count. What it does not do: judge the PINGs of others.
 """
 
 import math
@@ -113,8 +113,10 @@ class Keepalive:
         heard_at = connection.heard_at
         if heard_at != self._heard_at:
             self._early = 0  # it has said something since it answered the last PING
-        if self._early < _EARLY_PINGS or (
-            self._early == _EARLY_PINGS and connection.session.streams_opened > self._opened
+        if (
+            not connection.session.client_side
+            or self._early < _EARLY_PINGS
+            or (self._early == _EARLY_PINGS and connection.session.streams_opened > self._opened)
         ):
             return heard_at + self._interval_s
         return heard_at + max(self._interval_s, _WITHOUT_DATA_S)
