@@ -174,6 +174,7 @@ class Call:
     def end(self, status: Status, message: str = "", metadata: Headers | None = None) -> None:
         """End the response with this status: trailers, or a Trailers-Only response if no headers are out yet.
 
+        Of more than the caller takes (SETTINGS_MAX_HEADER_LIST_SIZE) the metadata are left out, and the message is cut.
         What is left of the request is stopped with RST_STREAM(NO_ERROR) (RFC 9113 §8.1). Raises `TypeError` and
         `ValueError` for what cannot be sent, with nothing sent.
         """
@@ -186,7 +187,7 @@ class Call:
         if not self._headers_sent:
             trailers[:0] = [(b":status", b"200"), CONTENT_TYPE]
         self._ended = True
-        self.stream.send_headers(trailers, end_stream=True)
+        self.stream.send_end(trailers)
         self.stream.reset_after_end(ErrorCode.NO_ERROR)
 
     def fail(self, error: RpcError) -> None:
@@ -204,14 +205,13 @@ class Call:
     def refuse(self, http_status: int, status: Status, message: str) -> None:
         """Answer a request that is no gRPC call with an HTTP status, and the reason where a gRPC peer finds it."""
         self._ended = self._headers_sent = True
-        self.stream.send_headers(
+        self.stream.send_end(
             [
                 (b":status", str(http_status).encode()),
                 CONTENT_TYPE,
                 (b"grpc-status", str(int(status)).encode()),
                 (b"grpc-message", encode_grpc_message(message)),
-            ],
-            end_stream=True,
+            ]
         )
         self.stream.reset_after_end(ErrorCode.NO_ERROR)
         self.record.status, self.record.detail, self.record.origin = (
