@@ -91,7 +91,7 @@ class CallRecord:
     upstream: str | None = None
     status: Status = Status.UNKNOWN
     origin: str = "proxy"
-    """Who made the status: upstream, director, proxy, served, downstream, "RST_STREAM", "HTTP 502"."""
+    """Who made the status: upstream, director, proxy, served, downstream, reset, "HTTP 502"."""
     detail: str = ""
     """The status's message, or the cause that the caller was not told."""
     request_bytes: int = 0
