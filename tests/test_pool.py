@@ -1007,6 +1007,47 @@ def test_connections_that_end_together_for_too_many_pings_double_the_keepalive_o
     run(test)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_connection_that_owes_the_answer_to_a_ping_gets_new_calls_only_when_it_has_come(
+    engine: Engine,
+) -> None:
+    async def test(clock: Clock) -> None:
+        async with pool_and_upstream(settings=Http2Settings(engine=engine)) as (pool, upstream):
+            old = await lease(pool, upstream.address)
+            old.open_stream(REQUEST)
+            (peer,) = await upstream.connected(1)
+            clock.jump(20)
+            await upstream.until(lambda: peer.pinged is not None)
+            assert pool.explain(upstream.address) == ["owes the answer to a PING: 1 of 0 streams"]
+            new = await lease(pool, upstream.address)
+            assert new.shared is not old.shared
+            await peer.pong()
+            while pool.stats()[upstream.address].busy:
+                await trio.lowlevel.checkpoint()
+            assert (await lease(pool, upstream.address)).shared is old.shared
+
+    run_with_clock(test)
+
+
+def test_in_line_a_connection_that_owes_the_answer_to_a_ping_is_waited_for() -> None:
+    async def test(clock: Clock) -> None:
+        async with (
+            pool_and_upstream(size=1, max_waiting=1) as (pool, upstream),
+            trio.open_nursery() as nursery,
+        ):
+            old = await lease(pool, upstream.address)
+            old.open_stream(REQUEST)
+            (peer,) = await upstream.connected(1)
+            clock.jump(20)
+            await upstream.until(lambda: peer.pinged is not None)
+            (caller,) = await waiters(nursery, pool, upstream.address, 1)
+            assert pool.stats()[upstream.address].waiting == 1
+            await peer.pong()
+            assert (await caller.result()).shared is old.shared
+
+    run_with_clock(test)
+
+
 def test_an_idle_connection_is_closed_as_its_ttl_passes() -> None:
     async def test(clock: Clock) -> None:
         async with pool_and_upstream(ttl=60) as (pool, upstream):

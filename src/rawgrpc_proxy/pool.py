@@ -99,6 +99,7 @@ class PooledConnection:
         "_target",
         "created_at",
         "err",
+        "in_doubt",
         "peer_limit",
         "pool",
         "pooled",
@@ -116,6 +117,8 @@ class PooledConnection:
         """Why the connection failed or drains, if it does."""
         self.peer_limit: int = max(1, target.peer_limit)
         """The upstream's SETTINGS_MAX_CONCURRENT_STREAMS; before they have come, what it said last."""
+        self.in_doubt = False
+        """The upstream owes the answer to a PING: until it comes there are no new calls here."""
         self._target = target
         self._connection: Connection | None = None
         self._scope = trio.CancelScope()
@@ -978,17 +981,19 @@ class Pool:
     # -------------------------------------------------------------- connections
 
     def _changed(self, conn: PooledConnection, connection: Connection) -> None:
-        """SETTINGS, GOAWAY, a closed stream, or the end."""
+        """SETTINGS, GOAWAY, a closed stream, a PING or its answer, or the end."""
         target = conn._target
         if conn._connection is not connection:
             return  # while it is dialled, `_connect` looks
         if connection.state is _OPEN:
             limit = connection.session.peer_max_concurrent_streams
-            if limit == conn.peer_limit:
+            if limit == conn.peer_limit and connection.in_doubt == conn.in_doubt:
                 return
-            conn.peer_limit = target.peer_limit = limit
-            if limit:
-                target.dialling_works()
+            conn.in_doubt = connection.in_doubt
+            if limit != conn.peer_limit:
+                conn.peer_limit = target.peer_limit = limit
+                if limit:
+                    target.dialling_works()
             target.record.refresh(conn)
         else:
             conn.err = conn.err or connection.error

@@ -158,6 +158,23 @@ async def test_whoever_says_something_is_not_asked(clock: MockClock) -> None:
 
 
 @trio_test
+async def test_whoever_is_asked_is_in_doubt_until_it_answers_or_has_said_something_in_time(
+    clock: MockClock,
+) -> None:
+    async with a_watched_link() as (connection, upstream, ended):
+        connection.open_stream(request_fields())
+        await trio.sleep(20.1)
+        assert (len(upstream.pinged_at), connection.in_doubt) == (1, False)
+        upstream.answers = False
+        await trio.sleep(30)
+        assert (len(upstream.pinged_at), connection.in_doubt) == (2, True)
+        await upstream.say(frames.ping(b"whatever"))
+        await trio.sleep(19)
+        assert not connection.in_doubt
+        assert not ended.is_set()
+
+
+@trio_test
 async def test_a_connection_without_calls_is_not_asked(clock: MockClock) -> None:
     async with a_watched_link() as (_, upstream, ended):
         upstream.answers = False

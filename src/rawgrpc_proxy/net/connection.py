@@ -53,6 +53,7 @@ from rawgrpc_proxy.net.transport import Transport
 from rawgrpc_proxy.net.turn import current_turn
 
 _WRITES_A_TURN = 4
+_ALIVE_PING = b"alive?  "
 _DRAIN_PING = b"draining"
 _LAST_PING = b"finished"
 _DRAIN_PING_TIMEOUT_S = 5.0
@@ -87,7 +88,7 @@ class Connection:
     `on_request` (server side) is called with each stream the peer opens, and `on_read` at the end of each read;
     `on_refused` with id and reason of one that was malformed or too many; `on_limit` with the setting that limits the
     peer, when it has run into it, and what becomes of it. `on_change` is called when the room for streams may have
-    changed: SETTINGS, GOAWAY, a closed stream, the end. None of them may wait or raise.
+    changed: SETTINGS, GOAWAY, a closed stream, doubt (`ask`) and its end, the end. None of them may wait or raise.
     """
 
     def __init__(
@@ -122,6 +123,8 @@ class Connection:
         self.turn = current_turn()
         self.heard_at = trio.current_time()
         """When the peer has last sent anything."""
+        self.in_doubt = False
+        """The peer was asked for a sign of life (`ask`), and has not answered."""
         self._scope = trio.CancelScope()
         self._writer_scope = trio.CancelScope(shield=True)
         """The writer's own, so that a write under way may come to its end."""
@@ -174,6 +177,19 @@ class Connection:
         turn.dirty.append(self)
         if not turn.collecting:
             self.wake_writer()
+
+    def ask(self) -> None:
+        """Ask the peer for a sign of life, with a PING. Until the answer the connection is `in_doubt`."""
+        self.session.ping(_ALIVE_PING)
+        self.touch()
+        self.in_doubt = True
+        self._changed()
+
+    def trust(self) -> None:
+        """The peer has given a sign of life."""
+        if self.in_doubt:
+            self.in_doubt = False
+            self._changed()
 
     def tell_limit(self, limit: str, detail: str) -> None:
         """The peer has run into `limit`."""
@@ -370,6 +386,8 @@ class Connection:
                 self._stream_reset(event)
             case SettingsReceived():
                 self._changed()
+            case PingAcknowledged(opaque) if opaque == _ALIVE_PING:
+                self.trust()
             case PingAcknowledged(opaque):
                 self._acknowledged.get(opaque, trio.Event()).set()
             case GoAwayReceived(_, code, debug):

@@ -2,6 +2,8 @@
 
     silent for `interval_s` ──► PING ──► silent for `timeout_s` more ──► the connection counts as lost
 
+(From the PING on it is in doubt, and a pool gives new calls to others.)
+
 Without it a link that is dead without a word (a machine without power, a firewall that has forgotten) takes new calls
 for as long as TCP believes in it, and a caller that has vanished is never freed. Any byte is a sign of life; what costs
 nothing while there is traffic is one timer for each connection, which looks once in an interval.
@@ -22,7 +24,6 @@ from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.errors import ConnectionFailed, ConnectionGone
 from rawgrpc_proxy.net.connection import Connection, ConnectionState
 
-_OPAQUE = b"alive?  "
 _EARLY_PINGS = 2
 _WITHOUT_DATA_S = 300.0
 """gRPC's shortest time between PINGs without data that a server tolerates unless it is told otherwise."""
@@ -103,6 +104,7 @@ class Keepalive:
                 )
                 return
             self._heard_at = connection.heard_at
+            connection.trust()
         elif connection.streams and now >= self._due(now):
             self._ask(now)
         self._timer = self._at(self._next(now), self._look)
@@ -126,8 +128,7 @@ class Keepalive:
         self._early += 1
         self._asked_at = now
         self._opened = connection.session.streams_opened
-        connection.session.ping(_OPAQUE)
-        connection.touch()
+        connection.ask()
 
     def _next(self, now: float) -> float:
         """When to look again."""
