@@ -125,6 +125,8 @@ class Connection:
         """When the peer has last sent anything."""
         self.in_doubt = False
         """The peer was asked for a sign of life (`ask`), and has not answered."""
+        self.given_up = 0
+        """Calls that the peer gave up in vain, as the server counts them (`calls.py`)."""
         self._scope = trio.CancelScope()
         self._writer_scope = trio.CancelScope(shield=True)
         """The writer's own, so that a write under way may come to its end."""
