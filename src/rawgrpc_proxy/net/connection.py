@@ -114,6 +114,7 @@ class Connection:
         self.ready = trio.Event()
         """Set when the peer's SETTINGS are in force, or the connection has ended before."""
         self._transport = transport
+        transport.mind_lost_bytes(settings.send_timeout_s)
         self._settings = settings
         self._on_request = on_request
         self._on_read = on_read

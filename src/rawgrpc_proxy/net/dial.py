@@ -15,7 +15,7 @@ from rawgrpc_proxy.errors import RpcError, Side, UpstreamUnavailable
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.poller import current_poller
-from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport, mind_lost_bytes
+from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
 
 T = TypeVar("T")
 
@@ -110,7 +110,6 @@ async def _connect(
         stream = await trio.open_tcp_stream(host, address.port)
         with contextlib.suppress(OSError):  # gone already, as will be seen
             tried.add(stream.socket.getpeername()[0])
-            mind_lost_bytes(stream.socket)
     if loop_guard is not None:
         try:
             loop_guard.check(address, stream.socket.getpeername)
