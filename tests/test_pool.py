@@ -1048,6 +1048,24 @@ def test_in_line_a_connection_that_owes_the_answer_to_a_ping_is_waited_for() -> 
     run_with_clock(test)
 
 
+@pytest.mark.parametrize("limits", [{"size": 1, "max_waiting": 0}, {"max_connections": 1}])
+def test_where_a_call_would_be_refused_a_connection_that_owes_the_answer_to_a_ping_is_good_enough(
+    limits: dict[str, Any],
+) -> None:
+    async def test(clock: Clock) -> None:
+        async with pool_and_upstream(ms=2, **limits) as (pool, upstream):
+            old = await lease(pool, upstream.address)
+            old.open_stream(REQUEST)
+            (peer,) = await upstream.connected(1)
+            clock.jump(20)
+            await upstream.until(lambda: peer.pinged is not None)
+            assert (await lease(pool, upstream.address)).shared is old.shared
+            with pytest.raises(PoolExhausted):
+                await lease(pool, upstream.address)
+
+    run_with_clock(test)
+
+
 def test_an_idle_connection_is_closed_as_its_ttl_passes() -> None:
     async def test(clock: Clock) -> None:
         async with pool_and_upstream(ttl=60) as (pool, upstream):

@@ -680,24 +680,34 @@ class Pool:
     # ---------------------------------------------------------------- the line
 
     def _stand_in_line(self, target: Target, caller: _Caller) -> None:
-        line, record = target.line, target.record
+        line = target.line
         line.append(caller)
         self._serve(target)
-        if self._is_full and len(line) > (self._max_waiting or 0):
+        refusal = self._refusal(target)
+        if refusal is None:
+            return
+        conn = target.record.pick_in_doubt()
+        if conn is not None:
+            _place(line.popleft(), conn)
+        else:
             line.pop()
-            raise PoolExhausted(
+            raise PoolExhausted(refusal)
+
+    def _refusal(self, target: Target) -> str | None:
+        """Why the last of those in line may not wait there, if so."""
+        record, others = target.record, len(target.line) - 1
+        if self._is_full and others >= (self._max_waiting or 0):
+            return (
                 f"all {self._connections} connections to upstreams are in use, as many as may be (max_connections; "
                 "the command's follows from the limit on open files)"
             )
         if self._max_waiting is None:
-            return
+            return None
         to_come = 0 if target.trouble is None else (self._limits.size - record.count) * self._limits.ms
-        if len(line) > self._max_waiting + max(to_come, 0):
-            line.pop()
-            raise PoolExhausted(
-                f"none of the {record.count} connections to {target.parsed} has room, and {len(line)} calls "
-                "wait already"
-            )
+        if others >= self._max_waiting + max(to_come, 0):
+            count = record.count
+            return f"none of the {count} connections to {target.parsed} has room, and {others} calls wait already"
+        return None
 
     @property
     def _is_full(self) -> bool:

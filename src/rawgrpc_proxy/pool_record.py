@@ -13,7 +13,7 @@ is there; the limit is min(ms, what the peer allows) and follows the peer; an er
 still carries streams; one that has failed or drains is closed with its last stream, not on a later call; one that takes
 no more streams but still carries some (past its ttl, failed, draining) counts for `size` no more, so that a few long
 calls never fill the pool, and is `leaving` then, from when a pick meets it or its owner retires it; one in doubt, whose
-peer owes the answer to a PING, counts as one at its limit.
+peer owes the answer to a PING, counts as one at its limit as long as calls may wait or dial.
 
 The invariant: a connection is in `with_room`, in `busy` (and pooled), in `leaving`, or beyond `size`; `streams` is the
 number of leases on it.
@@ -178,6 +178,15 @@ class PoolRecord(Generic[C]):
             connecting.streams += 1
             answer.connection = connecting
         return answer
+
+    def pick_in_doubt(self) -> C | None:
+        """After a `pick` that has found none: one with room but for its doubt, if the call would be refused else."""
+        for connection in reversed(self.busy):
+            limit = min(self._limits.ms, connection.peer_limit)
+            if connection.in_doubt and connection.phase is _READY and connection.streams < limit:
+                connection.streams += 1
+                return connection
+        return None
 
     def add(self, connection: C) -> None:
         """Keep a connection that is being dialled for its first caller, or adopt one."""
