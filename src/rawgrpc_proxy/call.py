@@ -15,10 +15,11 @@ import trio
 from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.custom_metadata import response_headers_of
 from rawgrpc_proxy.errors import RpcError, Side
-from rawgrpc_proxy.grpc.metadata import Headers, Metadata
+from rawgrpc_proxy.grpc.metadata import Headers, Metadata, size_of
 from rawgrpc_proxy.grpc.status import encode_grpc_message
 from rawgrpc_proxy.http2.fields import trailers_problem
-from rawgrpc_proxy.net.stream import Stream
+from rawgrpc_proxy.http2.session import UNLIMITED
+from rawgrpc_proxy.net.stream import Stream, headers_too_long
 from rawgrpc_proxy.stopping import Stopping
 
 CONTENT_TYPE = (b"content-type", b"application/grpc")
@@ -164,10 +165,14 @@ class Call:
     def send_headers(self, metadata: Headers | None = None) -> None:
         """Send the response headers, once; later calls do nothing.
 
-        Raises `TypeError` and `ValueError` for metadata that cannot be sent, with nothing sent.
+        Raises `TypeError` and `ValueError` for metadata that cannot be sent, and `RpcError` if they are longer than the
+        caller takes, with nothing sent.
         """
         if not self._headers_sent and not self._ended:
             headers = [(b":status", b"200"), CONTENT_TYPE, *_checked(metadata)]
+            limit = self.stream.connection.session.peer_max_header_list_bytes
+            if limit < UNLIMITED and (size := size_of(headers)) > limit:
+                raise headers_too_long(size, limit)
             self._headers_sent = True
             self.stream.send_headers(headers)
 

@@ -13,14 +13,14 @@ happens upstream after it; each call ends exactly once.
 
 from collections.abc import Callable
 
-from rawgrpc_proxy.codes import ErrorCode, Status
+from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.messages import MessageCounter
 from rawgrpc_proxy.grpc.metadata import FixedHeaders, Headers, for_next_hop
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.header_blocks import HeaderList
 from rawgrpc_proxy.http2.session import UNLIMITED
-from rawgrpc_proxy.net.stream import Stream
+from rawgrpc_proxy.net.stream import Stream, headers_too_long
 
 _NO_ERROR, _CANCEL = ErrorCode.NO_ERROR, ErrorCode.CANCEL  # looked up once, not for every call
 REPLAY_BYTES = 64 * 1024
@@ -212,11 +212,7 @@ class _ResponsePipe:
         downstream = splice.downstream
         limit = downstream.connection.session.peer_max_header_list_bytes
         if limit < UNLIMITED and _size(headers) > limit and not end_stream:
-            splice.upstream_error = RpcError(
-                Status.RESOURCE_EXHAUSTED,
-                f"the response headers have {_size(headers)} bytes; the caller takes {limit}",
-                origin="proxy",
-            )
+            splice.upstream_error = headers_too_long(_size(headers), limit)
             splice.abandon(_CANCEL)
             splice._changed()
             return

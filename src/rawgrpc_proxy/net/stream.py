@@ -282,6 +282,12 @@ class LocalSender:
             self._event = None
 
 
+def headers_too_long(size: int, limit: int) -> RpcError:
+    """The error of a call whose response headers are longer than its caller takes: of these nothing can be left out."""
+    text = f"the response headers have {size} bytes; the caller takes {limit}"
+    return RpcError(Status.RESOURCE_EXHAUSTED, text, origin="proxy")
+
+
 def reset_error(error_code: int, side: Side, reason: str) -> StreamReset:
     """The error of a call whose stream was reset by `side` (table in `grpc/status.py`)."""
     error = StreamReset(status_from_reset(error_code), error_code, side=side)
