@@ -95,7 +95,9 @@ class Keepalive:
             return
         asked_at, self._asked_at = self._asked_at, None
         if asked_at is not None:
-            if connection.heard_at < asked_at and not connection.reading_pauses:
+            if connection.heard_at >= asked_at:
+                connection.trust()
+            elif not connection.reading_pauses:
                 connection.close(
                     ConnectionGone(
                         f"no sign of life for {now - connection.heard_at:.0f} s, nor an answer to a PING within "
@@ -104,7 +106,6 @@ class Keepalive:
                 )
                 return
             self._heard_at = connection.heard_at
-            connection.trust()
         elif connection.streams and now >= self._due(now):
             self._ask(now)
         self._timer = self._at(self._next(now), self._look)
