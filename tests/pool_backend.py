@@ -145,6 +145,8 @@ class UpstreamConnection:
         self.peak = 0
         """The most streams that were open at once."""
         self.goaway: GoAwayFrame | None = None
+        self.pinged: bytes | None = None
+        """The last PING that has not been answered; nobody answers by himself."""
         self.greeted = False
         self.ended = False
         self._upstream = upstream
@@ -195,8 +197,10 @@ class UpstreamConnection:
                 self.peak = max(self.peak, len(self.open))
             case RstStreamFrame():
                 self.open.discard(frame.stream_id)
-            case PingFrame():
+            case PingFrame() if "ACK" in frame.flags:
                 self._pongs += 1
+            case PingFrame():
+                self.pinged = frame.opaque_data
             case GoAwayFrame():
                 self.goaway = frame
             case _:
@@ -225,12 +229,20 @@ class UpstreamConnection:
         await self._send_settings(settings)
         await self._upstream.until(lambda: self._settings_acknowledged == self._settings_sent)
 
-    async def go_away(self, *, last_stream_id: int = 2**31 - 1) -> None:
+    async def go_away(
+        self, *, last_stream_id: int = 2**31 - 1, error_code: int = 0, debug: bytes = b"restart"
+    ) -> None:
         """Send GOAWAY, and wait until the peer has taken note, or closed."""
-        await self._send(GoAwayFrame(0, last_stream_id=last_stream_id, additional_data=b"restart"))
+        await self._send(GoAwayFrame(0, last_stream_id, error_code, debug))
         pongs = self._pongs
         await self._send(PingFrame(0, opaque_data=b"noticed?"))
         await self._upstream.until(lambda: self._pongs > pongs or self.ended)
+
+    async def pong(self) -> None:
+        """Answer the last PING."""
+        assert self.pinged is not None
+        await self._send(PingFrame(0, opaque_data=self.pinged, flags=["ACK"]))
+        self.pinged = None
 
     async def answer(self, stream_id: int) -> None:
         """End a stream with status OK."""

@@ -676,7 +676,7 @@ SERVE = ["serve", "--listen", "127.0.0.1:0", "--upstream", "127.0.0.1:1"]
         ([*SERVE, "--hop-limit", "0"], "argument --hop-limit: '0' is no whole number of 1 or more"),
         (
             [*SERVE, "--max-concurrent-streams", "0"],
-            "argument --max-concurrent-streams: max_concurrent_streams is 0; it must be between 1 and",
+            "argument --max-concurrent-streams: max_concurrent_streams is 0; it must be between 1 and 2147483647",
         ),
         (
             [*SERVE, "--max-header-list-bytes", "8k"],

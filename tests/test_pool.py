@@ -990,6 +990,82 @@ def test_the_death_of_a_connection_is_noticed_when_it_happens() -> None:
     run(test)
 
 
+def test_connections_that_end_together_for_too_many_pings_double_the_keepalive_once() -> None:
+    async def test() -> None:
+        async with pool_and_upstream(ms=1) as (pool, upstream):
+            target = pool.target(upstream.address)
+            for _ in range(2):
+                for conn in await leases(pool, upstream.address, 3):
+                    conn.open_stream(REQUEST)
+                for peer in await upstream.connected(3):
+                    await peer.go_away(error_code=ErrorCode.ENHANCE_YOUR_CALM, debug=b"too_many_pings")
+                    await peer.close()
+                while target.connections:
+                    await trio.lowlevel.checkpoint()
+            assert target.keepalive_s == 4 * Http2Settings().upstream_keepalive_s
+
+    run(test)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_connection_that_owes_the_answer_to_a_ping_gets_new_calls_only_when_it_has_come(
+    engine: Engine,
+) -> None:
+    async def test(clock: Clock) -> None:
+        async with pool_and_upstream(settings=Http2Settings(engine=engine)) as (pool, upstream):
+            old = await lease(pool, upstream.address)
+            old.open_stream(REQUEST)
+            (peer,) = await upstream.connected(1)
+            clock.jump(20)
+            await upstream.until(lambda: peer.pinged is not None)
+            assert pool.explain(upstream.address) == ["owes the answer to a PING: 1 of 0 streams"]
+            new = await lease(pool, upstream.address)
+            assert new.shared is not old.shared
+            await peer.pong()
+            while pool.stats()[upstream.address].busy:
+                await trio.lowlevel.checkpoint()
+            assert (await lease(pool, upstream.address)).shared is old.shared
+
+    run_with_clock(test)
+
+
+def test_in_line_a_connection_that_owes_the_answer_to_a_ping_is_waited_for() -> None:
+    async def test(clock: Clock) -> None:
+        async with (
+            pool_and_upstream(size=1, max_waiting=1) as (pool, upstream),
+            trio.open_nursery() as nursery,
+        ):
+            old = await lease(pool, upstream.address)
+            old.open_stream(REQUEST)
+            (peer,) = await upstream.connected(1)
+            clock.jump(20)
+            await upstream.until(lambda: peer.pinged is not None)
+            (caller,) = await waiters(nursery, pool, upstream.address, 1)
+            assert pool.stats()[upstream.address].waiting == 1
+            await peer.pong()
+            assert (await caller.result()).shared is old.shared
+
+    run_with_clock(test)
+
+
+@pytest.mark.parametrize("limits", [{"size": 1, "max_waiting": 0}, {"max_connections": 1}])
+def test_where_a_call_would_be_refused_a_connection_that_owes_the_answer_to_a_ping_is_good_enough(
+    limits: dict[str, Any],
+) -> None:
+    async def test(clock: Clock) -> None:
+        async with pool_and_upstream(ms=2, **limits) as (pool, upstream):
+            old = await lease(pool, upstream.address)
+            old.open_stream(REQUEST)
+            (peer,) = await upstream.connected(1)
+            clock.jump(20)
+            await upstream.until(lambda: peer.pinged is not None)
+            assert (await lease(pool, upstream.address)).shared is old.shared
+            with pytest.raises(PoolExhausted):
+                await lease(pool, upstream.address)
+
+    run_with_clock(test)
+
+
 def test_an_idle_connection_is_closed_as_its_ttl_passes() -> None:
     async def test(clock: Clock) -> None:
         async with pool_and_upstream(ttl=60) as (pool, upstream):

@@ -25,6 +25,7 @@ class Conn:
     created_at: float = 0.0
     phase: Phase = Phase.READY
     peer_limit: int = UNLIMITED
+    in_doubt: bool = False
     streams: int = 1
     pooled: bool = False
 
@@ -313,6 +314,19 @@ def test_a_connection_that_takes_no_more_streams_counts_for_the_size_no_more() -
     assert record.release(old, 11, failed=False) is True
     assert record.release(going, 11, failed=False) is True
     assert record.leaving == []
+
+
+def test_a_connection_that_owes_the_answer_to_a_ping_is_busy_whatever_ends_on_it_until_it_has_come() -> None:
+    record = record_of()
+    conn = pooled(record, streams=2)
+    conn.in_doubt = True
+    assert record.pick(0).passed_over == [(conn, Objection.IN_DOUBT)]
+    assert record.release(conn, 0, failed=False) is False
+    assert record.release(conn, 0, failed=False) is False
+    assert (record.busy, record.pick(0).connection) == ([conn], None)
+    conn.in_doubt = False
+    record.refresh(conn)
+    assert record.pick(0).connection is conn
 
 
 def test_a_connection_past_its_ttl_is_not_adopted() -> None:

@@ -15,10 +15,11 @@ import trio
 from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.custom_metadata import response_headers_of
 from rawgrpc_proxy.errors import RpcError, Side
-from rawgrpc_proxy.grpc.metadata import Headers, Metadata
+from rawgrpc_proxy.grpc.metadata import Headers, Metadata, size_of
 from rawgrpc_proxy.grpc.status import encode_grpc_message
 from rawgrpc_proxy.http2.fields import trailers_problem
-from rawgrpc_proxy.net.stream import Stream
+from rawgrpc_proxy.http2.session import UNLIMITED
+from rawgrpc_proxy.net.stream import Stream, headers_too_long
 from rawgrpc_proxy.stopping import Stopping
 
 CONTENT_TYPE = (b"content-type", b"application/grpc")
@@ -91,7 +92,7 @@ class CallRecord:
     upstream: str | None = None
     status: Status = Status.UNKNOWN
     origin: str = "proxy"
-    """Who made the status: upstream, director, proxy, served, downstream, "RST_STREAM", "HTTP 502"."""
+    """Who made the status: upstream, director, proxy, served, downstream, reset, "HTTP 502"."""
     detail: str = ""
     """The status's message, or the cause that the caller was not told."""
     request_bytes: int = 0
@@ -163,16 +164,21 @@ class Call:
     def send_headers(self, metadata: Headers | None = None) -> None:
         """Send the response headers, once; later calls do nothing.
 
-        Raises `TypeError` and `ValueError` for metadata that cannot be sent, with nothing sent.
+        Raises `TypeError` and `ValueError` for metadata that cannot be sent, and `RpcError` if they are longer than the
+        caller takes, with nothing sent.
         """
         if not self._headers_sent and not self._ended:
             headers = [(b":status", b"200"), CONTENT_TYPE, *_checked(metadata)]
+            limit = self.stream.connection.session.peer_max_header_list_bytes
+            if limit < UNLIMITED and (size := size_of(headers)) > limit:
+                raise headers_too_long(size, limit)
             self._headers_sent = True
             self.stream.send_headers(headers)
 
     def end(self, status: Status, message: str = "", metadata: Headers | None = None) -> None:
         """End the response with this status: trailers, or a Trailers-Only response if no headers are out yet.
 
+        Of more than the caller takes (SETTINGS_MAX_HEADER_LIST_SIZE) the metadata are left out, and the message is cut.
         What is left of the request is stopped with RST_STREAM(NO_ERROR) (RFC 9113 §8.1). Raises `TypeError` and
         `ValueError` for what cannot be sent, with nothing sent.
         """
@@ -185,7 +191,7 @@ class Call:
         if not self._headers_sent:
             trailers[:0] = [(b":status", b"200"), CONTENT_TYPE]
         self._ended = True
-        self.stream.send_headers(trailers, end_stream=True)
+        self.stream.send_end(trailers)
         self.stream.reset_after_end(ErrorCode.NO_ERROR)
 
     def fail(self, error: RpcError) -> None:
@@ -203,14 +209,13 @@ class Call:
     def refuse(self, http_status: int, status: Status, message: str) -> None:
         """Answer a request that is no gRPC call with an HTTP status, and the reason where a gRPC peer finds it."""
         self._ended = self._headers_sent = True
-        self.stream.send_headers(
+        self.stream.send_end(
             [
                 (b":status", str(http_status).encode()),
                 CONTENT_TYPE,
                 (b"grpc-status", str(int(status)).encode()),
                 (b"grpc-message", encode_grpc_message(message)),
-            ],
-            end_stream=True,
+            ]
         )
         self.stream.reset_after_end(ErrorCode.NO_ERROR)
         self.record.status, self.record.detail, self.record.origin = (

@@ -40,8 +40,8 @@ _BEGUN_A_READ = 32
 _VAIN = 64
 _EARNED = 8
 _PAUSE_S = 0.002
-"""When so many calls were given up by their callers without any answer, of which each answered one makes up for eight,
-the next calls begin that much later. For proxies that lead to each other pass a call around, and a cancel that follows
+"""When so many calls of a connection were given up without any answer, of which each answered one makes up for eight,
+its next calls begin that much later. For proxies that lead to each other pass a call around, and a cancel that follows
 it just as fast never gets there. Callers who cancel now and then are far from this, and where nothing is answered a
 pause hurts nobody."""
 
@@ -71,7 +71,6 @@ class Calls:
         "_service",
         "_stopping",
         "_timers",
-        "_vain",
     )
 
     def __init__(self, nursery: trio.Nursery, service: Service) -> None:
@@ -83,7 +82,6 @@ class Calls:
         self._context = contextvars.copy_context()
         self._fresh: list[Stream] = []
         self._timers: dict[Forwarding, Timer] = {}
-        self._vain = 0
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
         """Call `callback` at this moment of trio's clock, or soon after. It must neither wait nor raise."""
@@ -94,14 +92,14 @@ class Calls:
         self._fresh.append(stream)
 
     def begin(self) -> None:
-        """Begin the calls that were taken. Never waits.
+        """Begin the calls that were taken, all of one connection. Never waits.
 
         Called when all of a read has been heard: a call that came and went in one read then leaves no trace upstream.
         """
         if not self._fresh:
             return
         fresh, self._fresh = self._fresh, []
-        if self._vain >= _VAIN:
+        if fresh[0].connection.given_up >= _VAIN:
             for stream in fresh:
                 self._runners.start(self._begin_after_a_pause, stream)
             return
@@ -247,12 +245,13 @@ class Calls:
         """The call has ended, well or not."""
         self._unwatch(forwarding)
         call = forwarding.call
+        connection = call.stream.connection
         if error is None:
-            if self._vain:
-                self._vain = max(0, self._vain - _EARNED)
+            if connection.given_up:
+                connection.given_up = max(0, connection.given_up - _EARNED)
         else:
             if error.side is Side.DOWNSTREAM and not call.record.response_bytes:
-                self._vain = min(2 * _VAIN, self._vain + 1)
+                connection.given_up = min(2 * _VAIN, connection.given_up + 1)
             self._fail(call, error)
         self._over(call)
 

@@ -24,7 +24,7 @@ MAX_FRAME_SIZE = 2**24 - 1
 def _between(low: float, high: float) -> Callable[[object, "attrs.Attribute[Any]", Any], None]:
     def check(_instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
         if not low <= value <= high:
-            raise ConfigError(f"{attribute.name} is {value!r}; it must be between {low:g} and {high:g}")
+            raise ConfigError(f"{attribute.name} is {value!r}; it must be between {low:.10g} and {high:.10g}")
 
     return check
 

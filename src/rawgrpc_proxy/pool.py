@@ -99,6 +99,7 @@ class PooledConnection:
         "_target",
         "created_at",
         "err",
+        "in_doubt",
         "peer_limit",
         "pool",
         "pooled",
@@ -116,6 +117,8 @@ class PooledConnection:
         """Why the connection failed or drains, if it does."""
         self.peer_limit: int = max(1, target.peer_limit)
         """The upstream's SETTINGS_MAX_CONCURRENT_STREAMS; before they have come, what it said last."""
+        self.in_doubt = False
+        """The upstream owes the answer to a PING: until it comes there are no new calls here."""
         self._target = target
         self._connection: Connection | None = None
         self._scope = trio.CancelScope()
@@ -677,24 +680,34 @@ class Pool:
     # ---------------------------------------------------------------- the line
 
     def _stand_in_line(self, target: Target, caller: _Caller) -> None:
-        line, record = target.line, target.record
+        line = target.line
         line.append(caller)
         self._serve(target)
-        if self._is_full and len(line) > (self._max_waiting or 0):
+        refusal = self._refusal(target)
+        if refusal is None:
+            return
+        conn = target.record.pick_in_doubt()
+        if conn is not None:
+            _place(line.popleft(), conn)
+        else:
             line.pop()
-            raise PoolExhausted(
+            raise PoolExhausted(refusal)
+
+    def _refusal(self, target: Target) -> str | None:
+        """Why the last of those in line may not wait there, if so."""
+        record, others = target.record, len(target.line) - 1
+        if self._is_full and others >= (self._max_waiting or 0):
+            return (
                 f"all {self._connections} connections to upstreams are in use, as many as may be (max_connections; "
                 "the command's follows from the limit on open files)"
             )
         if self._max_waiting is None:
-            return
+            return None
         to_come = 0 if target.trouble is None else (self._limits.size - record.count) * self._limits.ms
-        if len(line) > self._max_waiting + max(to_come, 0):
-            line.pop()
-            raise PoolExhausted(
-                f"none of the {record.count} connections to {target.parsed} has room, and {len(line)} calls "
-                "wait already"
-            )
+        if others >= self._max_waiting + max(to_come, 0):
+            count = record.count
+            return f"none of the {count} connections to {target.parsed} has room, and {others} calls wait already"
+        return None
 
     @property
     def _is_full(self) -> bool:
@@ -846,10 +859,11 @@ class Pool:
         """Run it to its end, whatever that is, and let the observer hear if it was none in good order."""
         assert self._timers is not None
         target = conn._target
+        interval_s = target.keepalive_s
         keepalive = Keepalive(
             connection,
             self._timers.add,
-            interval_s=target.keepalive_s,
+            interval_s=interval_s,
             timeout_s=self._settings.keepalive_timeout_s,
         )
         try:
@@ -864,7 +878,8 @@ class Pool:
             keepalive.stop()
         error = connection.error
         if error is not None and pinged_too_often(error):
-            target.keepalive_s *= 2
+            # Of what this one had: others may have been told so at the same time.
+            target.keepalive_s = max(target.keepalive_s, 2 * interval_s)
         if conn._connection is connection:
             assert error is not None
             orderly = isinstance(error, ConnectionGone) and not error.error_code
@@ -976,17 +991,19 @@ class Pool:
     # -------------------------------------------------------------- connections
 
     def _changed(self, conn: PooledConnection, connection: Connection) -> None:
-        """SETTINGS, GOAWAY, a closed stream, or the end."""
+        """SETTINGS, GOAWAY, a closed stream, a PING or its answer, or the end."""
         target = conn._target
         if conn._connection is not connection:
             return  # while it is dialled, `_connect` looks
         if connection.state is _OPEN:
             limit = connection.session.peer_max_concurrent_streams
-            if limit == conn.peer_limit:
+            if limit == conn.peer_limit and connection.in_doubt == conn.in_doubt:
                 return
-            conn.peer_limit = target.peer_limit = limit
-            if limit:
-                target.dialling_works()
+            conn.in_doubt = connection.in_doubt
+            if limit != conn.peer_limit:
+                conn.peer_limit = target.peer_limit = limit
+                if limit:
+                    target.dialling_works()
             target.record.refresh(conn)
         else:
             conn.err = conn.err or connection.error

@@ -8,11 +8,12 @@ The rules are those of the reference's pool, in its order:
              that was at its limit is the newest of those with room; at zero streams it is closed if there was an
              error, if enough idle ones are kept, or if it is past its ttl
 
-and five changes: a connection that is being dialled takes callers up to its limit, who wait for it, when nothing else
+and six changes: a connection that is being dialled takes callers up to its limit, who wait for it, when nothing else
 is there; the limit is min(ms, what the peer allows) and follows the peer; an error does not drop a connection that
 still carries streams; one that has failed or drains is closed with its last stream, not on a later call; one that takes
 no more streams but still carries some (past its ttl, failed, draining) counts for `size` no more, so that a few long
-calls never fill the pool. It is `leaving` then, from when a pick meets it or its owner retires it.
+calls never fill the pool, and is `leaving` then, from when a pick meets it or its owner retires it; one in doubt, whose
+peer owes the answer to a PING, counts as one at its limit as long as calls may wait or dial.
 
 The invariant: a connection is in `with_room`, in `busy` (and pooled), in `leaving`, or beyond `size`; `streams` is the
 number of leases on it.
@@ -40,6 +41,7 @@ class Objection(enum.Enum):
     CLOSED = "shut down"
     DRAINING = "draining"
     EXPIRED = "past its ttl"
+    IN_DOUBT = "owes the answer to a PING"
     FULL = "full"
 
 
@@ -54,6 +56,8 @@ class Leasable(Protocol):
     pooled: bool
     peer_limit: int
     """The peer's SETTINGS_MAX_CONCURRENT_STREAMS; while it is being dialled, what is hoped for."""
+    in_doubt: bool
+    """Whether its peer owes the answer to a PING."""
 
     @property
     def phase(self) -> Phase:
@@ -111,8 +115,8 @@ class PoolRecord(Generic[C]):
         return self.count < self._limits.size
 
     def limit_of(self, connection: C) -> int:
-        """How many streams the connection may carry."""
-        return min(self._limits.ms, connection.peer_limit)
+        """How many streams the connection may carry now."""
+        return 0 if connection.in_doubt else min(self._limits.ms, connection.peer_limit)
 
     def expires_at(self, connection: C) -> float:
         """The last moment at which it takes new streams."""
@@ -125,6 +129,8 @@ class PoolRecord(Generic[C]):
             return Objection[phase.name]
         if now > connection.created_at + self._limits.ttl_s:
             return Objection.EXPIRED
+        if connection.in_doubt:
+            return Objection.IN_DOUBT
         streams = connection.streams
         if streams >= self._limits.ms or streams >= connection.peer_limit:
             return _FULL
@@ -163,7 +169,7 @@ class PoolRecord(Generic[C]):
             if objection is Objection.CONNECTING:
                 if connecting is None and connection.streams < self.limit_of(connection):
                     connecting = connection
-            elif objection is Objection.FULL:
+            elif objection is Objection.FULL or objection is Objection.IN_DOUBT:
                 self.with_room.remove(connection)
                 self.busy.append(connection)
             elif self.retire(connection):
@@ -172,6 +178,15 @@ class PoolRecord(Generic[C]):
             connecting.streams += 1
             answer.connection = connecting
         return answer
+
+    def pick_in_doubt(self) -> C | None:
+        """After a `pick` that has found none: one with room but for its doubt, if the call would be refused else."""
+        for connection in reversed(self.busy):
+            limit = min(self._limits.ms, connection.peer_limit)
+            if connection.in_doubt and connection.phase is _READY and connection.streams < limit:
+                connection.streams += 1
+                return connection
+        return None
 
     def add(self, connection: C) -> None:
         """Keep a connection that is being dialled for its first caller, or adopt one."""

@@ -33,7 +33,7 @@ from rawgrpc_proxy.net.listen import (
     bound_address,
     open_listeners,
 )
-from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport, mind_lost_bytes
+from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
 from rawgrpc_proxy.observe.observer import ServerObserver
 from rawgrpc_proxy.services.methods import MethodKind
 from rawgrpc_proxy.stopping import Stopping
@@ -219,7 +219,6 @@ class Server:
         if ssl_context is None:
             return SocketTransport(sock, peer)
         sock.settimeout(0)
-        mind_lost_bytes(sock)
         stream = trio.SSLStream(
             trio.SocketStream(trio.socket.from_stdlib_socket(sock)),
             ssl_context,

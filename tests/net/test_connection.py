@@ -427,3 +427,18 @@ async def _a_link_with_a_fault(engine: Engine) -> None:
         link.requests[0].sink = None  # type: ignore[assignment]
         await stream.data(b"x")
         await trio.sleep_forever()
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system's TCP cannot be told")
+@pytest.mark.parametrize(("send_timeout_s", "tcp_s"), [(0.5, 30), (120.0, 120)])
+@trio_test
+async def test_tcp_gives_up_a_peer_that_takes_nothing_no_sooner_than_the_connection(
+    engine: Engine, send_timeout_s: float, tcp_s: int
+) -> None:
+    settings = Http2Settings(engine=engine, send_timeout_s=send_timeout_s)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+        with ours, theirs:
+            Connection(SocketTransport(ours, "tcp"), settings, client_side=True)
+            assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000 * tcp_s

@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -13,7 +14,7 @@ import trio
 import trio.testing
 
 from rawgrpc_proxy.codes import Status
-from rawgrpc_proxy.errors import UpstreamUnavailable
+from rawgrpc_proxy.errors import Side, UpstreamUnavailable
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.dial import dial
 from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
@@ -274,6 +275,39 @@ def test_where_every_address_of_a_name_fails_the_first_cause_is_told() -> None:
                 UpstreamUnavailable, match=f"cannot connect to backend:{port}: Connection refused"
             ):
                 await dialled(f"backend:{port}")
+
+    run(test)
+
+
+class OnePort(trio.abc.SocketFactory):
+    """Makes sockets as on a machine of which all ports but one are in use."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    def socket(self, *args: Any) -> trio.socket.SocketType:
+        sock = socket.socket(*args)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("", self._port))
+        return trio.socket.from_stdlib_socket(sock)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others refuse to bind the port a second time")
+def test_a_machine_without_a_free_port_is_no_fault_of_the_upstreams() -> None:
+    async def test() -> None:
+        with deaf_port() as free:
+            async with listener(say_nothing) as port:
+                trio.socket.set_custom_socket_factory(OnePort(int(free.rpartition(":")[2])))
+                first = await dialled(f"127.0.0.1:{port}")
+                with pytest.raises(UpstreamUnavailable, match="has no free port to connect from") as error:
+                    await dialled(f"127.0.0.1:{port}")
+                assert error.value.side is Side.LOCAL
+                # Where another address of the name has refused, that is the upstream's answer.
+                trio.socket.set_custom_hostname_resolver(Names("127.0.0.1", "127.0.0.2"))
+                with pytest.raises(UpstreamUnavailable, match="Connection refused") as error:
+                    await dialled(f"backend:{port}")
+                assert error.value.side is Side.UPSTREAM
+                await first.aclose()
 
     run(test)
 

@@ -13,23 +13,25 @@ from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.deadlines import Deadlines
 from rawgrpc_proxy.errors import ConnectionGone
 from rawgrpc_proxy.http2 import frames
+from rawgrpc_proxy.http2.header_blocks import HeaderEncoder
 from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.net.keepalive import Keepalive, pinged_too_often
 from rawgrpc_proxy.net.transport import StreamTransport
 from tests.proxy.raw_peers import request_fields
 
 
-class Upstream:
+class Peer:
     """A peer of which the test decides whether it answers PINGs. Notes when they came."""
 
-    def __init__(self, stream: trio.abc.Stream) -> None:
+    def __init__(self, stream: trio.abc.Stream, *, calls: bool) -> None:
         self._stream = stream
+        self._calls = calls
         self.answers = True
         self.pinged_at: list[float] = []
 
     async def run(self) -> None:
-        await self.say(frames.settings({}))
-        splitter = frames.FrameSplitter(2**14, expect_preface=True)
+        await self.say((frames.PREFACE if self._calls else b"") + frames.settings({}))
+        splitter = frames.FrameSplitter(2**14, expect_preface=not self._calls)
         async for chunk in self._stream:
             for frame_type, flags, _, payload in splitter.split(bytes(chunk)):
                 if frame_type == frames.PING and not flags & frames.ACK:
@@ -42,10 +44,12 @@ class Upstream:
 
 
 @asynccontextmanager
-async def a_watched_link(interval_s: float = 20) -> AsyncIterator[tuple[Connection, Upstream, trio.Event]]:
+async def a_watched_link(
+    interval_s: float = 20, *, to_a_caller: bool = False
+) -> AsyncIterator[tuple[Connection, Peer, trio.Event]]:
     near, far = trio.testing.memory_stream_pair()
-    connection = Connection(StreamTransport(near, "peer"), Http2Settings(), client_side=True)
-    upstream, ended = Upstream(far), trio.Event()
+    connection = Connection(StreamTransport(near, "peer"), Http2Settings(), client_side=not to_a_caller)
+    peer, ended = Peer(far, calls=to_a_caller), trio.Event()
     async with trio.open_nursery() as nursery:
         timers = Deadlines(nursery)
 
@@ -58,9 +62,9 @@ async def a_watched_link(interval_s: float = 20) -> AsyncIterator[tuple[Connecti
                 ended.set()
 
         nursery.start_soon(run)
-        nursery.start_soon(upstream.run)
+        nursery.start_soon(peer.run)
         await connection.ready.wait()
-        yield connection, upstream, ended
+        yield connection, peer, ended
         nursery.cancel_scope.cancel()
 
 
@@ -128,6 +132,22 @@ async def test_a_call_that_is_begun_on_a_quiet_connection_may_be_asked_about_at_
 
 
 @trio_test
+async def test_a_caller_that_vanishes_in_a_long_quiet_call_is_noticed_as_soon_as_any_other(
+    clock: MockClock,
+) -> None:
+    """gRPC's clients do not count PINGs, as its servers do."""
+    async with a_watched_link(60, to_a_caller=True) as (connection, caller, ended):
+        block = HeaderEncoder().encode(request_fields())
+        await caller.say(frames.frame_header(frames.HEADERS, frames.END_HEADERS, 1, len(block)) + block)
+        await trio.sleep(3600)
+        assert len(connection.streams) == 1
+        caller.answers = False
+        silent_since = trio.current_time()
+        await ended.wait()
+        assert trio.current_time() - silent_since <= 80
+
+
+@trio_test
 async def test_whoever_says_something_is_not_asked(clock: MockClock) -> None:
     async with a_watched_link() as (connection, upstream, _):
         connection.open_stream(request_fields())
@@ -135,6 +155,23 @@ async def test_whoever_says_something_is_not_asked(clock: MockClock) -> None:
             await trio.sleep(19)
             await upstream.say(frames.ping(b"whatever", ack=True))
         assert upstream.pinged_at == []
+
+
+@trio_test
+async def test_whoever_is_asked_is_in_doubt_until_it_answers_or_has_said_something_in_time(
+    clock: MockClock,
+) -> None:
+    async with a_watched_link() as (connection, upstream, ended):
+        connection.open_stream(request_fields())
+        await trio.sleep(20.1)
+        assert (len(upstream.pinged_at), connection.in_doubt) == (1, False)
+        upstream.answers = False
+        await trio.sleep(30)
+        assert (len(upstream.pinged_at), connection.in_doubt) == (2, True)
+        await upstream.say(frames.ping(b"whatever"))
+        await trio.sleep(19)
+        assert not connection.in_doubt
+        assert not ended.is_set()
 
 
 @trio_test

@@ -244,6 +244,34 @@ def test_the_same_trouble_with_an_upstream_is_told_of_once_a_second_with_the_num
         assert lines[3].endswith("cannot connect (4 more of these since the last line)")
 
 
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_limit_that_a_peer_runs_into_with_every_call_is_told_of_once_a_second(
+    log_format: LogFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def happens(log: CallLog) -> None:
+        nonlocal now
+        for number in range(5):
+            log.limit_reached("10.0.0.1:4711", "max_header_list_bytes", f"stream {number}")
+        log.limit_reached("10.0.0.1:4712", "max_header_list_bytes", "stream 1")
+        log.limit_reached("10.0.0.1:4711", "max_concurrent_streams", "1024 calls")
+        now += 1.1
+        log.limit_reached("10.0.0.1:4711", "max_header_list_bytes", "stream 9")
+
+    lines = lines_of(log_format, happens)
+    if log_format == "json":
+        assert [json.loads(line).get("left_out") for line in lines] == [None, None, None, 4]
+    else:
+        assert [line.partition(" - ")[2] for line in lines] == [
+            "10.0.0.1:4711 max_header_list_bytes: stream 0",
+            "10.0.0.1:4712 max_header_list_bytes: stream 1",
+            "10.0.0.1:4711 max_concurrent_streams: 1024 calls",
+            "10.0.0.1:4711 max_header_list_bytes: stream 9 (4 more of these since the last line)",
+        ]
+
+
 def test_causes_of_trouble_with_upstreams_are_remembered_within_bounds() -> None:
     log = CallLog("text", io.StringIO())
     for number in range(1000):

@@ -1,16 +1,19 @@
 """Two proxies that lead to each other: what ends a call that goes round."""
 
+import time
+
 import trio
 from trio.testing import trio_test
 
 from rawgrpc_proxy import Pool, Server, transparent_handler
+from rawgrpc_proxy.calls import _PAUSE_S
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine, Http2Settings
 from rawgrpc_proxy.net.listen import bound_address
 from rawgrpc_proxy.routes import RouteTable
 from tests.net.test_listen import LOOPBACK, open_listener
 from tests.pool_backend import REQUEST
-from tests.proxy.house import A_TEST_S, on_every_engine
+from tests.proxy.house import A_TEST_S, a_proxy, on_every_engine
 
 pytestmark = on_every_engine
 
@@ -39,6 +42,33 @@ async def test_a_cancel_overtakes_a_call_that_goes_round_between_two_proxies(eng
                 await trio.sleep(0.002)
             conn.close()
             nursery.cancel_scope.cancel()
+
+
+@trio_test
+async def test_a_caller_who_gives_up_every_call_delays_nobody_elses(engine: Engine) -> None:
+    async with a_proxy(engine) as house:
+        impatient, patient = await house.client(), await house.client()
+
+        async def give_up(calls: int) -> None:
+            for _ in range(calls):
+                call = await impatient.request()
+                await house.backend.request()
+                await call.reset()
+                await house.record()
+
+        async def duration() -> float:
+            began = time.perf_counter()
+            call = await patient.request()
+            await (await house.backend.request()).respond()
+            await call.answer()
+            return time.perf_counter() - began
+
+        await give_up(150)
+        durations = []
+        for _ in range(20):
+            await give_up(10)
+            durations.append(await duration())
+        assert min(durations) < _PAUSE_S
 
 
 def _leading_to(address: str, pool: Pool, settings: Http2Settings) -> Server:

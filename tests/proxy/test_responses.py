@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import trio_test
 
-from rawgrpc_proxy import Status
+from rawgrpc_proxy import CallContext, PoolConn, RpcError, Status
 from rawgrpc_proxy.config import Engine
 from tests.proxy.house import a_proxy, on_every_engine
 from tests.proxy.raw_peers import (
@@ -449,6 +449,30 @@ async def test_a_response_respects_the_longest_list_that_the_caller_takes(engine
             assert answer.status == Status.FAILED_PRECONDITION
             assert answer.message == b"Userspace error."
             assert [limit for limit, _ in house.observer.limits_reached] == ["SETTINGS_MAX_HEADER_LIST_SIZE"]
+        await house.record()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RpcError(Status.NOT_FOUND, "who?", trailing_metadata={"x-long": "x" * 2000}), b"who?"),
+        (RpcError(Status.NOT_FOUND, "?" * 2000), b"?" * 810),
+    ],
+)
+@trio_test
+async def test_a_status_of_our_own_respects_the_longest_list_that_the_caller_takes(
+    engine: Engine, error: RpcError, message: bytes
+) -> None:
+    def director(context: CallContext, method: str) -> tuple[CallContext, PoolConn]:
+        raise error
+
+    async with a_proxy(engine, director=director) as house:
+        client = await house.client(settings={MAX_HEADER_LIST_SIZE: 1000})
+        answer = await (await client.request()).answer()
+        assert (answer.status, answer.message) == (Status.NOT_FOUND, message)
+        assert answer.headers is not None
+        assert sum(len(name) + len(value) + 32 for name, value in answer.headers.fields) <= 1000
+        assert [limit for limit, _ in house.observer.limits_reached] == ["SETTINGS_MAX_HEADER_LIST_SIZE"]
         await house.record()
 
 

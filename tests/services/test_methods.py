@@ -26,7 +26,15 @@ from rawgrpc_proxy import (
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.services.methods import MethodKind
 from tests.proxy.house import House, a_proxy, on_every_engine
-from tests.proxy.raw_peers import INITIAL_WINDOW, Answer, Field, RawPeer, message, request_fields
+from tests.proxy.raw_peers import (
+    INITIAL_WINDOW,
+    MAX_HEADER_LIST_SIZE,
+    Answer,
+    Field,
+    RawPeer,
+    message,
+    request_fields,
+)
 
 pytestmark = on_every_engine
 
@@ -192,6 +200,20 @@ async def test_metadata_goes_both_ways(engine: Engine) -> None:
         assert answer.headers.fields[3:] == [(b"x-first", b"2"), (b"y-bin", b"/wA")]
         assert answer.trailers is not None
         assert answer.trailers.fields == [(b"grpc-status", b"0"), (b"x-last", b"3")]
+
+
+@trio_test
+async def test_initial_metadata_that_are_longer_than_the_caller_takes_end_the_call(engine: Engine) -> None:
+    async def long(request: bytes, call: ServedCall) -> bytes:
+        call.send_initial_metadata([("x-long", "x" * 2000)])
+        return request
+
+    async with a_proxy(engine, configure=serving(Long=unary_unary(long, bytes)), codec=RAW) as house:
+        client = await house.client(settings={MAX_HEADER_LIST_SIZE: 1000})
+        answer = await ask(client, "Long", message(b"x"))
+        assert answer.status == Status.RESOURCE_EXHAUSTED
+        assert b"the caller takes 1000" in (answer.message or b"")
+        await house.record()
 
 
 @trio_test

@@ -28,6 +28,11 @@ class FixedHeaders(list[RawHeader]):
     __slots__ = ("__weakref__",)
 
 
+def size_of(headers: Iterable[RawHeader]) -> int:
+    """The size of a list as SETTINGS_MAX_HEADER_LIST_SIZE counts it (RFC 9113 §6.5.2)."""
+    return sum([len(name) + len(value) + FIELD_OVERHEAD for name, value in headers])
+
+
 T = TypeVar("T")
 
 _SETTABLE_PSEUDO_HEADERS = (":authority", ":path")
@@ -87,11 +92,9 @@ class Metadata:
 
     @property
     def next_hop_size(self) -> int:
-        """The size of `next_hop` as SETTINGS_MAX_HEADER_LIST_SIZE counts it (RFC 9113 §6.5.2)."""
+        """The size of `next_hop`."""
         if not self._next_hop_size:
-            self._next_hop_size = sum(
-                [len(name) + len(value) + FIELD_OVERHEAD for name, value in self.next_hop]
-            )
+            self._next_hop_size = size_of(self.next_hop)
         return self._next_hop_size
 
     def __getitem__(self, key: str) -> Value:

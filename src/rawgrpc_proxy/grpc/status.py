@@ -11,7 +11,7 @@ import re
 from urllib.parse import unquote_to_bytes
 
 from rawgrpc_proxy.codes import ErrorCode, Status
-from rawgrpc_proxy.grpc.metadata import FIELD_OVERHEAD, Headers
+from rawgrpc_proxy.grpc.metadata import Headers, size_of
 
 _FROM_HTTP = {
     400: Status.INTERNAL,
@@ -79,7 +79,7 @@ def status_fields(headers: Headers, max_bytes: int) -> Headers:
     most `max_bytes` bytes as RFC 9113 §6.5.2 counts them, if it is long enough to be cut by so much.
     """
     kept = [field for field in headers if field[0][:1] == b":" or field[0] in _STATUS_FIELDS]
-    excess = sum([len(name) + len(value) + FIELD_OVERHEAD for name, value in kept]) - max_bytes
+    excess = size_of(kept) - max_bytes
     if excess > 0:
         kept = [
             (name, _CUT_ESCAPE.sub(b"", value[: max(0, len(value) - excess)]))

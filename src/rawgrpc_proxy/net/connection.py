@@ -54,6 +54,7 @@ from rawgrpc_proxy.net.transport import Transport
 from rawgrpc_proxy.net.turn import current_turn
 
 _WRITES_A_TURN = 4
+_ALIVE_PING = b"alive?  "
 _FAREWELL_TIMEOUT_S = 1.0
 
 
@@ -85,7 +86,7 @@ class Connection:
     `on_request` (server side) is called with each stream the peer opens, and `on_read` at the end of each read;
     `on_refused` with id and reason of one that was malformed or too many; `on_limit` with the setting that limits the
     peer, when it has run into it, and what becomes of it. `on_change` is called when the room for streams may have
-    changed: SETTINGS, GOAWAY, a closed stream, the end. None of them may wait or raise.
+    changed: SETTINGS, GOAWAY, a closed stream, doubt (`ask`) and its end, the end. None of them may wait or raise.
     """
 
     __slots__ = (
@@ -114,7 +115,9 @@ class Connection:
         "_writer",
         "_writing",
         "error",
+        "given_up",
         "heard_at",
+        "in_doubt",
         "peer",
         "ready",
         "session",
@@ -148,6 +151,7 @@ class Connection:
         self.ready = trio.Event()
         """Set when the peer's SETTINGS are in force, or the connection has ended before."""
         self._transport = transport
+        transport.mind_lost_bytes(settings.send_timeout_s)
         self._settings = settings
         self._on_request = on_request
         self._on_read = on_read
@@ -157,6 +161,10 @@ class Connection:
         self.turn = current_turn()
         self.heard_at = trio.current_time()
         """When the peer has last sent anything."""
+        self.in_doubt = False
+        """The peer was asked for a sign of life (`ask`), and has not answered."""
+        self.given_up = 0
+        """Calls that the peer gave up in vain, as the server counts them (`calls.py`)."""
         self._scope = trio.CancelScope()
         self._handshake = trio.CancelScope()
         self._failure: ConnectionFailed | None = None
@@ -207,6 +215,19 @@ class Connection:
         turn.dirty.append(self)
         if not turn.collecting:
             self.wake_writer()
+
+    def ask(self) -> None:
+        """Ask the peer for a sign of life, with a PING. Until the answer the connection is `in_doubt`."""
+        self.session.ping(_ALIVE_PING)
+        self.touch()
+        self.in_doubt = True
+        self._changed()
+
+    def trust(self) -> None:
+        """The peer has given a sign of life."""
+        if self.in_doubt:
+            self.in_doubt = False
+            self._changed()
 
     def tell_limit(self, limit: str, detail: str) -> None:
         """The peer has run into `limit`."""
@@ -373,6 +394,8 @@ class Connection:
                 self._stream_reset(event)
             case SettingsReceived():
                 self._changed()
+            case PingAcknowledged(opaque) if opaque == _ALIVE_PING:
+                self.trust()
             case PingAcknowledged(opaque):
                 if self._drain is not None:
                     self._drain.ping_answered(opaque)

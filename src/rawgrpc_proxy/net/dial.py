@@ -15,7 +15,7 @@ from rawgrpc_proxy.errors import RpcError, Side, UpstreamUnavailable
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.poller import current_poller
-from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport, mind_lost_bytes
+from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
 
 T = TypeVar("T")
 
@@ -110,7 +110,6 @@ async def _connect(
         stream = await trio.open_tcp_stream(host, address.port)
         with contextlib.suppress(OSError):  # gone already, as will be seen
             tried.add(stream.socket.getpeername()[0])
-            mind_lost_bytes(stream.socket)
     if loop_guard is not None:
         try:
             loop_guard.check(address, stream.socket.getpeername)
@@ -163,10 +162,14 @@ def _explained(error: Exception, address: Address) -> Exception:
 
 
 def _cause(error: OSError | ValueError) -> BaseException:
-    """The first thing that went wrong: trio tries every address of a name, and keeps all the errors."""
+    """The first thing that went wrong: trio tries every address of a name, and keeps all the errors.
+
+    A machine without IPv6 has no address to go to some of them from; what another one has answered tells more.
+    """
     cause: BaseException = error.__cause__ or error
     while isinstance(cause, BaseExceptionGroup):
-        cause = cause.exceptions[0]
+        answers = [each for each in cause.exceptions if getattr(each, "errno", None) != errno.EADDRNOTAVAIL]
+        cause = (answers or cause.exceptions)[0]
     if isinstance(cause, socket.gaierror):
         # A resolver that gets no descriptor says only that the name is not known, or that it cannot tell now.
         try:
@@ -187,6 +190,11 @@ def _lack(cause: BaseException) -> str | None:
             )
         case errno.ENFILE:
             return "the machine is out of file descriptors; raise its limit (on Linux the sysctl fs.file-max)"
+        case errno.EADDRNOTAVAIL:
+            return (
+                "the proxy's machine has no free port to connect from (on Linux see the sysctl "
+                f"net.ipv4.ip_local_port_range), or no address of that family ({_words(cause)})"
+            )
         case errno.ENOBUFS | errno.ENOMEM:
             return f"the proxy's machine has no memory for a connection ({_words(cause)})"
         case _:

@@ -2,14 +2,16 @@
 
     silent for `interval_s` ──► PING ──► silent for `timeout_s` more ──► the connection counts as lost
 
+(From the PING on it is in doubt, and a pool gives new calls to others.)
+
 Without it a link that is dead without a word (a machine without power, a firewall that has forgotten) takes new calls
 for as long as TCP believes in it, and a caller that has vanished is never freed. Any byte is a sign of life; what costs
 nothing while there is traffic is one timer for each connection, which looks once in an interval.
 
 gRPC's servers count PINGs, too: more than two that come within five minutes of each other, with nothing of a call sent
-in between, and they end the connection with "too_many_pings". So of the PINGs to a peer that answers them and says
-nothing else, two come early, a third only if a call was begun since; all others keep five minutes' distance. What it
-does not do: judge the PINGs of others.
+in between, and they end the connection with "too_many_pings". So of the PINGs to an upstream that answers them and says
+nothing else, two come early, a third only if a call was begun since; all others keep five minutes' distance. Callers do
+not count. What it does not do: judge the PINGs of others.
 """
 
 import math
@@ -22,7 +24,6 @@ from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.errors import ConnectionFailed, ConnectionGone
 from rawgrpc_proxy.net.connection import Connection, ConnectionState
 
-_OPAQUE = b"alive?  "
 _EARLY_PINGS = 2
 _WITHOUT_DATA_S = 300.0
 """gRPC's shortest time between PINGs without data that a server tolerates unless it is told otherwise."""
@@ -94,7 +95,9 @@ class Keepalive:
             return
         asked_at, self._asked_at = self._asked_at, None
         if asked_at is not None:
-            if connection.heard_at < asked_at and not connection.reading_pauses:
+            if connection.heard_at >= asked_at:
+                connection.trust()
+            elif not connection.reading_pauses:
                 connection.close(
                     ConnectionGone(
                         f"no sign of life for {now - connection.heard_at:.0f} s, nor an answer to a PING within "
@@ -113,8 +116,10 @@ class Keepalive:
         heard_at = connection.heard_at
         if heard_at != self._heard_at:
             self._early = 0  # it has said something since it answered the last PING
-        if self._early < _EARLY_PINGS or (
-            self._early == _EARLY_PINGS and connection.session.streams_opened > self._opened
+        if (
+            not connection.session.client_side
+            or self._early < _EARLY_PINGS
+            or (self._early == _EARLY_PINGS and connection.session.streams_opened > self._opened)
         ):
             return heard_at + self._interval_s
         return heard_at + max(self._interval_s, _WITHOUT_DATA_S)
@@ -124,8 +129,7 @@ class Keepalive:
         self._early += 1
         self._asked_at = now
         self._opened = connection.session.streams_opened
-        connection.session.ping(_OPAQUE)
-        connection.touch()
+        connection.ask()
 
     def _next(self, now: float) -> float:
         """When to look again."""

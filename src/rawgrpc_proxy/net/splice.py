@@ -13,15 +13,14 @@ happens upstream after it; each call ends exactly once.
 
 from collections.abc import Callable
 
-from rawgrpc_proxy.codes import ErrorCode, Status
+from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.messages import MessageCounter
 from rawgrpc_proxy.grpc.metadata import FixedHeaders, Headers, for_next_hop
-from rawgrpc_proxy.grpc.status import status_fields
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.header_blocks import HeaderList
 from rawgrpc_proxy.http2.session import UNLIMITED
-from rawgrpc_proxy.net.stream import Stream
+from rawgrpc_proxy.net.stream import Stream, headers_too_long
 
 _NO_ERROR, _CANCEL = ErrorCode.NO_ERROR, ErrorCode.CANCEL  # looked up once, not for every call
 REPLAY_BYTES = 64 * 1024
@@ -216,18 +215,16 @@ class _ResponsePipe:
         downstream = splice.downstream
         limit = downstream.connection.session.peer_max_header_list_bytes
         if limit < UNLIMITED and _size(headers) > limit and not end_stream:
-            splice.upstream_error = RpcError(
-                Status.RESOURCE_EXHAUSTED,
-                f"the response headers have {_size(headers)} bytes; the caller takes {limit}",
-                origin="proxy",
-            )
+            splice.upstream_error = headers_too_long(_size(headers), limit)
             splice.abandon(_CANCEL)
             splice._changed()
             return
         splice.response_headers = headers
-        downstream.send_headers(_passed_on(headers) if not end_stream else self._end_of(headers), end_stream)
         if end_stream:
+            downstream.send_end(_passed_on(headers), _size(headers))
             splice._response_complete()
+        else:
+            downstream.send_headers(_passed_on(headers))
 
     def data(self, data: Data, credit: int, end_stream: bool) -> None:
         splice = self._splice
@@ -240,21 +237,8 @@ class _ResponsePipe:
     def trailers(self, headers: HeaderList) -> None:
         splice = self._splice
         splice.response_trailers = headers
-        splice.downstream.send_headers(self._end_of(headers), end_stream=True)
+        splice.downstream.send_end(_passed_on(headers), _size(headers))
         splice._response_complete()
-
-    def _end_of(self, headers: HeaderList) -> Headers:
-        """The end of the response as it goes on: whole, or how the call went, if the caller takes no more."""
-        connection = self._splice.downstream.connection
-        limit = connection.session.peer_max_header_list_bytes
-        if limit == UNLIMITED or _size(headers) <= limit:
-            return _passed_on(headers)
-        connection.tell_limit(
-            "SETTINGS_MAX_HEADER_LIST_SIZE",
-            f"the trailers of a response have {_size(headers)} bytes; this caller takes {limit}: of them only "
-            "grpc-status and grpc-message are passed on",
-        )
-        return status_fields(_passed_on(headers), limit)
 
     def failed(self, error: RpcError) -> None:
         splice = self._splice

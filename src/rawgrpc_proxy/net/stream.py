@@ -2,7 +2,7 @@
 
 Commands go straight into the connection's session and never wait. What comes from the peer goes to the stream's
 `sink`: an `Inbox` at first, which holds it for somebody who waits, and a pipe of a `Splice` once the call is joined
-to its other side. What it does not do: know about gRPC, or about the stream's other side.
+to its other side. What it does not do: know about the stream's other side, or of gRPC more than how a call ends.
 """
 
 from collections import deque
@@ -20,10 +20,11 @@ from rawgrpc_proxy.errors import (
     StreamReset,
     UpstreamUnavailable,
 )
-from rawgrpc_proxy.grpc.metadata import Headers
-from rawgrpc_proxy.grpc.status import status_from_reset
+from rawgrpc_proxy.grpc.metadata import Headers, size_of
+from rawgrpc_proxy.grpc.status import status_fields, status_from_reset
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.header_blocks import HeaderList
+from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.http2.stream_state import CreditSource
 
 if TYPE_CHECKING:
@@ -77,6 +78,25 @@ class Stream:
         """Send response headers or trailers, behind the DATA that waits."""
         connection = self.connection
         connection.session.send_headers(self.id, headers, end_stream)
+        connection.touch()
+
+    def send_end(self, headers: Headers, size: int | None = None) -> None:
+        """Send what ends a response, behind the DATA that waits; only how the call went, if the peer takes no more.
+
+        `size` is what the list counted as when it came, if it came from a peer.
+        """
+        connection = self.connection
+        limit = connection.session.peer_max_header_list_bytes
+        if limit < UNLIMITED:
+            size = size or size_of(headers)
+            if size > limit:
+                connection.tell_limit(
+                    "SETTINGS_MAX_HEADER_LIST_SIZE",
+                    f"the trailers of a response have {size} bytes; this caller takes {limit}: of them only "
+                    "grpc-status and grpc-message are passed on",
+                )
+                headers = status_fields(headers, limit)
+        connection.session.send_headers(self.id, headers, end_stream=True)
         connection.touch()
 
     def send_data(
@@ -262,6 +282,12 @@ class LocalSender:
             self._event = None
 
 
+def headers_too_long(size: int, limit: int) -> RpcError:
+    """The error of a call whose response headers are longer than its caller takes: of these nothing can be left out."""
+    text = f"the response headers have {size} bytes; the caller takes {limit}"
+    return RpcError(Status.RESOURCE_EXHAUSTED, text, origin="proxy")
+
+
 def reset_error(error_code: int, side: Side, reason: str) -> StreamReset:
     """The error of a call whose stream was reset by `side` (table in `grpc/status.py`)."""
     error = StreamReset(status_from_reset(error_code), error_code, side=side)
@@ -276,6 +302,4 @@ def lost_error(error: ConnectionFailed, connection: "Connection") -> RpcError:
         return RpcError(Status.INTERNAL, error.message, origin="proxy")
     if isinstance(error, ProxyStopping):
         return RpcError(Status.UNAVAILABLE, error.message, origin="proxy")
-    if isinstance(error, ProxyFault):
-        return RpcError(Status.INTERNAL, error.message, origin="proxy")
     return UpstreamUnavailable(f"the connection to {connection.peer} is lost: {error}", side=connection.side)

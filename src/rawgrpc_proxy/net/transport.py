@@ -29,7 +29,8 @@ _FLUSH_AT_ONCE_BYTES = 16 * 1024
 _JOIN_UP_TO_BYTES = 16 * 1024
 """One copy of so little costs less than the system call's look at each piece."""
 _TLS_RECORD_BYTES = 16 * 1024  # RFC 8446 §5.1
-_LOST_AFTER_S = 30.0  # as `send_timeout_s`: TCP counts a peer that takes nothing, too
+_LOST_AFTER_S = 30.0
+"""TCP gives up no link sooner: what was sent may be lost on the way, and has to be sent again."""
 _IOV_MAX = 1024  # chunks for one sendmsg: the limit of Linux, macOS and the BSDs
 
 
@@ -39,6 +40,12 @@ class Transport(Protocol):
     peer: str
     tls_peer: Mapping[str, Any] | None
     """The peer's certificate, where it has shown one."""
+
+    def mind_lost_bytes(self, timeout_s: float) -> None:
+        """Have TCP give up the link when what was sent is not acknowledged, or not taken, for so long, at least 30 s.
+
+        By itself it would try for 15 min (RFC 5482). Nothing happens where the link is not TCP, or cannot be told.
+        """
 
     async def receive_each(self, take: Callable[[bytes], bool]) -> None:
         """Call `take` with what comes, read by read, until it answers False or nothing comes any more.
@@ -75,7 +82,9 @@ class SocketTransport:
         if sock.family in {socket.AF_INET, socket.AF_INET6}:
             # Frames are written when they are complete; waiting for more (Nagle) only adds latency.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            mind_lost_bytes(sock)
+
+    def mind_lost_bytes(self, timeout_s: float) -> None:
+        _mind_lost_bytes(self._sock, timeout_s)
 
     async def receive_each(self, take: Callable[[bytes], bool]) -> None:
         sock, turn = self._sock, current_turn()
@@ -163,6 +172,11 @@ class StreamTransport:
             stream.getpeercert() if isinstance(stream, trio.SSLStream) else None
         )
 
+    def mind_lost_bytes(self, timeout_s: float) -> None:
+        stream = self._stream.transport_stream if isinstance(self._stream, trio.SSLStream) else self._stream
+        if isinstance(stream, trio.SocketStream):
+            _mind_lost_bytes(stream.socket, timeout_s)
+
     async def receive_each(self, take: Callable[[bytes], bool]) -> None:
         turn = current_turn()
         more = True
@@ -212,10 +226,10 @@ class StreamTransport:
         await trio.aclose_forcefully(self._stream)
 
 
-def mind_lost_bytes(sock: socket.socket | trio.socket.SocketType) -> None:
-    """Have TCP give up a link on which what was sent is not acknowledged for 30 s, not 15 min (RFC 5482)."""
+def _mind_lost_bytes(sock: socket.socket | trio.socket.SocketType, timeout_s: float) -> None:
     if hasattr(socket, "TCP_USER_TIMEOUT") and sock.family in {socket.AF_INET, socket.AF_INET6}:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * _LOST_AFTER_S))
+        timeout_ms = int(1000 * max(timeout_s, _LOST_AFTER_S))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
 
 
 def _after(chunks: list[Data], sent: int) -> list[Data]:

@@ -35,6 +35,8 @@ _MAX_TRACEBACK = 32 * 1024
 _ACCEPT_LOG_INTERVAL_S = 1.0
 _UPSTREAM_LOG_INTERVAL_S = 1.0
 _REMEMBERED_UPSTREAM_CAUSES = 256
+_LIMITS_LOG_INTERVAL_S = 1.0
+_REMEMBERED_LIMITS = 256
 _STRANGERS_LOG_INTERVAL_S = 60.0
 _REMEMBERED_STRANGERS = 1024
 
@@ -62,6 +64,7 @@ class CallLog:
         self._add = self._writer.add
         self._strangers = Repeats(interval_s=_STRANGERS_LOG_INTERVAL_S, most=_REMEMBERED_STRANGERS)
         self._upstream_causes = Repeats(interval_s=_UPSTREAM_LOG_INTERVAL_S, most=_REMEMBERED_UPSTREAM_CAUSES)
+        self._limits = Repeats(interval_s=_LIMITS_LOG_INTERVAL_S, most=_REMEMBERED_LIMITS)
         self._accept_logged_at = -_ACCEPT_LOG_INTERVAL_S
         self._turned_away = 0
         self._second = -1
@@ -149,9 +152,7 @@ class CallLog:
             left_out = self._strangers.left_out(peer.rpartition(":")[0], error.message, time.monotonic())
             if left_out is None:
                 return
-            if left_out:
-                text += f" ({left_out} more before this one)"
-                facts["left_out"] = left_out
+            text += _left_out_too(left_out, facts)
         self._trouble("connection_error", text, facts, error)
 
     def upstream_failed(self, address: str, error: ProxyError) -> None:
@@ -161,14 +162,17 @@ class CallLog:
             return
         text = f"- upstream {word(address)} ({error.side.value}): {printable(cut(str(error)))}"
         facts: dict[str, object] = {"upstream": address, "side": error.side.value, "reason": cut(str(error))}
-        if left_out:
-            text += f" ({left_out} more of these since the last line)"
-            facts["left_out"] = left_out
+        text += _left_out_too(left_out, facts)
         self._trouble("upstream_error", text, facts, error)
 
     def limit_reached(self, peer: str, limit: str, detail: str) -> None:
-        """Write which limit a peer has run into, and what becomes of it."""
-        self._event("limit", f"- {peer} {limit}: {printable(detail)}", peer=peer, limit=limit, detail=detail)
+        """Write, once a second at the most, which limit a peer has run into, and what becomes of it."""
+        left_out = self._limits.left_out(peer, limit, time.monotonic())
+        if left_out is None:
+            return
+        facts: dict[str, object] = {"peer": peer, "limit": limit, "detail": detail}
+        text = f"- {peer} {limit}: {printable(detail)}"
+        self._event("limit", text + _left_out_too(left_out, facts), **facts)
 
     def accept_failed(self, error: OSError) -> None:
         """Write, once a second at the most, that connections are not accepted, which limit that is, and what to do."""
@@ -222,6 +226,14 @@ class CallLog:
             self._second = second
             self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         return f"{self._stamp}.{int((now - second) * 1000):03d}Z{self._worker_text}"
+
+
+def _left_out_too(left_out: int, facts: dict[str, object]) -> str:
+    """How many of these were not told since the last one that was: as the end of a line, and among its facts."""
+    if not left_out:
+        return ""
+    facts["left_out"] = left_out
+    return f" ({left_out} more of these since the last line)"
 
 
 def word(text: str) -> str:
