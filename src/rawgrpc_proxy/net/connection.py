@@ -514,6 +514,8 @@ class Connection:
                 else:
                     self._dirty = False  # so that the next touch wakes us
                     self._written.set()
+                    if self._reading_resumes is not None:
+                        self._reading_resumes.set()  # a turn has written what was owed
                     await self._wait_for_work()
                     continue
                 await self._transport.send_all(chunks, self._settings.send_timeout_s)
