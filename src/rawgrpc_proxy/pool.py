@@ -439,8 +439,9 @@ class Pool:
     lost SYN is only sent again after that time. Of a name with several addresses another one is tried when the first
     fails, or has not said anything in a third of the time. `observer` hears of failed dials and connections.
 
-    `max_connections` bounds the connections to all addresses together: beyond it calls stand in line, or without
-    `max_waiting` are RESOURCE_EXHAUSTED. With a `loop_guard` no connection leads to the proxy itself.
+    `max_connections` bounds the connections to all addresses together. Beyond it those without calls make room for
+    others; where there are none, calls stand in line, or without `max_waiting` are RESOURCE_EXHAUSTED. With a
+    `loop_guard` no connection leads to the proxy itself.
 
     Use it as `async with Pool(...) as pool:`; leaving ends its connections.
     """
@@ -482,6 +483,8 @@ class Pool:
         self._max_waiting = max_waiting
         self._max_connections = max_connections
         self._connections = 0
+        self._making_room: set[PooledConnection] = set()
+        """Of them those that end without need, since others want their place."""
         self._loop_guard = loop_guard
         self._dial_timeout_s = dial_timeout_s
         self._connect_wait_s = connect_wait
@@ -680,14 +683,11 @@ class Pool:
         line, record = target.line, target.record
         line.append(caller)
         self._serve(target)
-        if self._is_full and len(line) > (self._max_waiting or 0):
-            line.pop()
-            raise PoolExhausted(
-                f"all {self._connections} connections to upstreams are in use, as many as may be (max_connections; "
-                "the command's follows from the limit on open files)"
-            )
         if self._max_waiting is None:
             return
+        if self._is_full and len(line) > self._max_waiting:
+            line.pop()
+            raise self._all_in_use()
         to_come = 0 if target.trouble is None else (self._limits.size - record.count) * self._limits.ms
         if len(line) > self._max_waiting + max(to_come, 0):
             line.pop()
@@ -699,6 +699,24 @@ class Pool:
     @property
     def _is_full(self) -> bool:
         return self._max_connections is not None and self._connections >= self._max_connections
+
+    def _all_in_use(self) -> PoolExhausted:
+        return PoolExhausted(
+            f"all {self._connections} connections to upstreams are in use, as many as may be (max_connections; "
+            "the command's follows from the limit on open files)"
+        )
+
+    def _make_room(self, target: Target) -> int:
+        """End connections that nobody uses, for those in line; answer how many calls will find room by that."""
+        ms = self._limits.ms
+        while len(target.line) > ms * len(self._making_room):
+            unused = next(filter(None, (other.record.unused for other in self._targets.values())), None)
+            if unused is None:
+                break
+            self._making_room.add(unused)
+            unused._target.record.remove(unused)
+            unused._end()
+        return ms * len(self._making_room)
 
     def _serve(self, target: Target) -> None:
         """Give those who stand in line what there is, first come first served."""
@@ -720,6 +738,10 @@ class Pool:
                 overdue = trio.current_time() - self._connect_wait_s
                 while line and line[0].since <= overdue:
                     line.popleft().fail(self._problem(target))
+        elif self._is_full and (self._max_waiting is None or target.record.may_grow):
+            room = self._make_room(target)
+            while self._max_waiting is None and len(line) > room:
+                line.pop().fail(self._all_in_use())
 
     def _nothing_else_to_be_had(self, target: Target) -> bool:
         """Whether those in line have but the next dial to wait for."""
@@ -796,6 +818,7 @@ class Pool:
                 self._dial_ended(conn, UpstreamUnavailable("the pool is closed"))
             target.connections -= 1
             self._connections -= 1
+            self._making_room.discard(conn)
             self._forget_if_unused(target)
             if self._max_connections is not None and self._connections + 1 >= self._max_connections:
                 for other in list(self._targets.values()):
