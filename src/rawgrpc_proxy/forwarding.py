@@ -158,11 +158,10 @@ class Forwarding:
                 self._owner.forwarding_refused(self)
             else:
                 self._end(_settled(splice.upstream_error, self.call.deadline))
-        elif splice.upstream_closed:
-            if self._conn is not None:
-                self._give_back()
-            if splice.downstream_closed:
-                self._end(None)
+        elif splice.downstream_closed and splice.response_ended:
+            self._end(None)
+        elif splice.upstream_closed and self._conn is not None:
+            self._give_back()
 
     def _may_open_again(self, error: RpcError) -> bool:
         """Whether the upstream provably did not process the call, its request is still here, and it was the first."""

@@ -341,6 +341,26 @@ async def test_calls_that_were_given_up_count_until_an_upstream_that_does_not_re
         assert (await call.answer()).status == Status.OK
 
 
+@trio_test
+async def test_a_call_is_over_when_its_caller_has_all_whatever_the_upstream_reads(engine: Engine) -> None:
+    wide = {INITIAL_WINDOW_SIZE: 2**30}
+    async with a_proxy(engine, **SMALL, backend=wide) as house, trio.open_nursery() as writers:
+        client = await house.client()
+        call = await client.open(request_fields("/a.B/C"))
+        served = await house.backend.request()
+        await served.peer.credit(None, 2**30)
+        await settled(served.peer)
+        served.peer.stop_reading()
+        writers.start_soon(call.body, bytes(SOCKETS + MIB))
+        await call.blocked.wait()
+        await served.respond(b"enough")
+        assert (await call.answer()).status == Status.OK
+        assert (await house.record()).status == Status.OK
+        assert streams_of(house.pool) == 1  # for the upstream it goes on
+        served.peer.go_on_reading()
+        writers.cancel_scope.cancel()
+
+
 async def _send(sock: socket.socket, data: bytes) -> int:
     """Send, and wait for whoever does not read; answer how much went before the connection was gone."""
     sent = 0
