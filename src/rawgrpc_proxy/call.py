@@ -15,9 +15,10 @@ import trio
 from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.custom_metadata import response_headers_of
 from rawgrpc_proxy.errors import RpcError, Side
-from rawgrpc_proxy.grpc.metadata import Headers, Metadata
+from rawgrpc_proxy.grpc.metadata import FIELD_OVERHEAD, Headers, Metadata
 from rawgrpc_proxy.grpc.status import encode_grpc_message
-from rawgrpc_proxy.http2.fields import trailers_problem
+from rawgrpc_proxy.http2.fields import list_size, trailers_problem
+from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.stopping import Stopping
 
@@ -174,7 +175,8 @@ class Call:
     def end(self, status: Status, message: str = "", metadata: Headers | None = None) -> None:
         """End the response with this status: trailers, or a Trailers-Only response if no headers are out yet.
 
-        What is left of the request is stopped with RST_STREAM(NO_ERROR) (RFC 9113 §8.1). Raises `TypeError` and
+        What is left of the request is stopped with RST_STREAM(NO_ERROR) (RFC 9113 §8.1). Of what is longer than the
+        caller takes (SETTINGS_MAX_HEADER_LIST_SIZE) it gets the status, and the message, cut. Raises `TypeError` and
         `ValueError` for what cannot be sent, with nothing sent.
         """
         if self._ended:
@@ -185,6 +187,9 @@ class Call:
         trailers.extend(_checked(metadata))
         if not self._headers_sent:
             trailers[:0] = [(b":status", b"200"), CONTENT_TYPE]
+        limit = self.stream.connection.session.peer_max_header_list_bytes
+        if limit < UNLIMITED and (size := list_size(trailers) + FIELD_OVERHEAD * len(trailers)) > limit:
+            trailers = self.stream.only_the_status(trailers, size, limit)
         self._ended = True
         self.stream.send_headers(trailers, end_stream=True)
         self.stream.reset_after_end(ErrorCode.NO_ERROR)

@@ -1,10 +1,12 @@
 """What the caller gets of a response, whole or broken."""
 
+from typing import NoReturn
+
 import pytest
 import trio
 from trio.testing import trio_test
 
-from rawgrpc_proxy import Status
+from rawgrpc_proxy import CallContext, RpcError, Status
 from rawgrpc_proxy.config import Engine
 from tests.proxy.house import a_proxy, on_every_engine
 from tests.proxy.raw_peers import (
@@ -449,6 +451,24 @@ async def test_a_response_respects_the_longest_list_that_the_caller_takes(engine
             assert answer.status == Status.FAILED_PRECONDITION
             assert answer.message == b"Userspace error."
             assert [limit for limit, _ in house.observer.limits_reached] == ["SETTINGS_MAX_HEADER_LIST_SIZE"]
+        await house.record()
+
+
+@trio_test
+async def test_an_answer_of_our_own_respects_the_longest_list_that_the_caller_takes(engine: Engine) -> None:
+    def director(_context: CallContext, _method: str) -> NoReturn:
+        raise RpcError(
+            Status.FAILED_PRECONDITION, "why not: " * 1000, trailing_metadata={"x-long": "x" * 2000}
+        )
+
+    async with a_proxy(engine, director=director) as house:
+        client = await house.client(settings={MAX_HEADER_LIST_SIZE: 1000})
+        answer = await (await client.request()).answer()
+        assert answer.status == Status.FAILED_PRECONDITION
+        assert (answer.message or b"").startswith(b"why not: why not: ")
+        assert answer.headers is not None
+        assert sum(len(name) + len(value) + 32 for name, value in answer.headers.fields) == 1000
+        assert [limit for limit, _ in house.observer.limits_reached] == ["SETTINGS_MAX_HEADER_LIST_SIZE"]
         await house.record()
 
 

@@ -17,7 +17,6 @@ from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.messages import MessageCounter
 from rawgrpc_proxy.grpc.metadata import FixedHeaders, Headers, for_next_hop
-from rawgrpc_proxy.grpc.status import status_fields
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.header_blocks import HeaderList
 from rawgrpc_proxy.http2.session import UNLIMITED
@@ -242,16 +241,11 @@ class _ResponsePipe:
 
     def _end_of(self, headers: HeaderList) -> Headers:
         """The end of the response as it goes on: whole, or how the call went, if the caller takes no more."""
-        connection = self._splice.downstream.connection
-        limit = connection.session.peer_max_header_list_bytes
+        downstream = self._splice.downstream
+        limit = downstream.connection.session.peer_max_header_list_bytes
         if limit == UNLIMITED or _size(headers) <= limit:
             return _passed_on(headers)
-        connection.tell_limit(
-            "SETTINGS_MAX_HEADER_LIST_SIZE",
-            f"the trailers of a response have {_size(headers)} bytes; this caller takes {limit}: of them only "
-            "grpc-status and grpc-message are passed on",
-        )
-        return status_fields(_passed_on(headers), limit)
+        return downstream.only_the_status(_passed_on(headers), _size(headers), limit)
 
     def failed(self, error: RpcError) -> None:
         splice = self._splice

@@ -21,7 +21,7 @@ from rawgrpc_proxy.errors import (
     UpstreamUnavailable,
 )
 from rawgrpc_proxy.grpc.metadata import Headers
-from rawgrpc_proxy.grpc.status import status_from_reset
+from rawgrpc_proxy.grpc.status import status_fields, status_from_reset
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.header_blocks import HeaderList
 from rawgrpc_proxy.http2.stream_state import CreditSource
@@ -78,6 +78,15 @@ class Stream:
         connection = self.connection
         connection.session.send_headers(self.id, headers, end_stream)
         connection.touch()
+
+    def only_the_status(self, headers: Headers, size: int, limit: int) -> Headers:
+        """What is sent of a response's end that has `size` bytes, where the peer takes `limit`. The log is told."""
+        self.connection.tell_limit(
+            "SETTINGS_MAX_HEADER_LIST_SIZE",
+            f"the trailers of a response have {size} bytes; this caller takes {limit}: of them only grpc-status and "
+            "grpc-message are passed on",
+        )
+        return status_fields(headers, limit)
 
     def send_data(
         self, data: Data, end_stream: bool = False, source: CreditSource | None = None, credit: int = 0
