@@ -959,6 +959,11 @@ class Pool:
             caller.conn = None
             target.line.appendleft(caller)
         self._serve(target)
+        if self._nursery is None or target.trouble is None or target.dialling:
+            return
+        if trio.current_time() >= target.retry_at:
+            # Given up, and it was under way when the pause was over: nobody else would dial.
+            self._nursery.start_soon(self._dial_again, target, target.retry_at)
 
     def _back_off(self, conn: PooledConnection, trouble: RpcError) -> None:
         """A dial has failed: see that the next one comes, in time."""
