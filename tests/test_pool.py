@@ -723,6 +723,33 @@ def test_a_dial_of_its_own_that_its_call_does_not_wait_for_is_given_up() -> None
     run(test)
 
 
+def test_a_dial_that_is_given_up_after_another_has_failed_leaves_no_trouble_behind() -> None:
+    async def test() -> None:
+        async with (
+            pool_and_upstream(silent=True, size=0, ms=1) as (pool, upstream),
+            trio.open_nursery() as nursery,
+        ):
+
+            def pauses() -> bool:
+                return any(line.startswith("dialling pauses") for line in pool.explain(upstream.address))
+
+            upstream.refuse_next = 1
+            callers = await waiters_at_once(nursery, pool, upstream, 2)
+            while not pauses():
+                await trio.lowlevel.checkpoint()
+            while pauses():
+                await trio.lowlevel.checkpoint()
+            await upstream.until(lambda: len(upstream.connections) == 1)
+            await trio.testing.wait_all_tasks_blocked()
+            upstream.silent = False
+            for caller in callers:
+                caller.scope.cancel()
+            await upstream.until(lambda: len(upstream.connections) == 2)
+            await nothing_left(pool)
+
+    run(test)
+
+
 def test_a_place_left_on_a_dial_goes_to_the_first_in_line() -> None:
     async def test() -> None:
         async with (

@@ -20,9 +20,11 @@ from rawgrpc_proxy.grpc.metadata import TE_TRAILERS, Headers, Metadata
 from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status, status_from_http
 from rawgrpc_proxy.grpc.timeout import format_timeout
 from rawgrpc_proxy.http2.fields import request_problem
+from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.header_blocks import HeaderList
 from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.splice import Splice
+from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.pool import PooledConnection, Target
 
 _FRESH_CONNECTIONS = 3
@@ -126,10 +128,17 @@ class Forwarding:
         if self.over:
             return
         self.over = True
-        self._splice.end()
+        splice = self._splice
+        splice.end()
         if self._conn is not None:
-            self._give_back()
-        _record(self.call, self._splice)
+            if splice.upstream is None or splice.upstream_closed:
+                self._give_back()
+            else:
+                # What the call has left in the output counts, or an upstream that does not read could have us hold any
+                # number of calls that were given up.
+                splice.upstream.sink = _Leaving(splice.upstream, self._conn)
+                self._conn = None
+        _record(self.call, splice)
 
     def _end(self, error: RpcError | None) -> None:
         if not self.over:
@@ -149,11 +158,10 @@ class Forwarding:
                 self._owner.forwarding_refused(self)
             else:
                 self._end(_settled(splice.upstream_error, self.call.deadline))
-        elif splice.upstream_closed:
-            if self._conn is not None:
-                self._give_back()
-            if splice.downstream_closed:
-                self._end(None)
+        elif splice.downstream_closed and splice.response_ended:
+            self._end(None)
+        elif splice.upstream_closed and self._conn is not None:
+            self._give_back()
 
     def _may_open_again(self, error: RpcError) -> bool:
         """Whether the upstream provably did not process the call, its request is still here, and it was the first."""
@@ -215,6 +223,32 @@ class Forwarding:
             splice.join(conn.open_stream(headers, call.stream.ended_by_headers))
         finally:
             turn.collecting = in_turn
+
+
+class _Leaving:
+    """Sink of an upstream stream that its call has left: gives the place back when its last frame is out."""
+
+    __slots__ = ("_conn", "_upstream")
+
+    def __init__(self, upstream: Stream, conn: PooledConnection) -> None:
+        self._upstream = upstream
+        self._conn = conn
+
+    def response(self, headers: HeaderList, end_stream: bool) -> None:
+        """Too late."""
+
+    def data(self, data: Data, credit: int, end_stream: bool) -> None:
+        """Too late."""
+
+    def trailers(self, headers: HeaderList) -> None:
+        """Too late."""
+
+    def failed(self, error: RpcError) -> None:
+        """Too late."""
+
+    def closed(self) -> None:
+        self._upstream.sink = self._upstream.inbox  # opens the circle that the two are in
+        self._conn.give_back()
 
 
 def _settled(error: RpcError, deadline: float | None) -> RpcError:

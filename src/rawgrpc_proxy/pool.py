@@ -442,8 +442,9 @@ class Pool:
     lost SYN is only sent again after that time. Of a name with several addresses another one is tried when the first
     fails, or has not said anything in a third of the time. `observer` hears of failed dials and connections.
 
-    `max_connections` bounds the connections to all addresses together: beyond it calls stand in line, or without
-    `max_waiting` are RESOURCE_EXHAUSTED. With a `loop_guard` no connection leads to the proxy itself.
+    `max_connections` bounds the connections to all addresses together. Beyond it those without calls make room for
+    others; where there are none, calls stand in line, or without `max_waiting` are RESOURCE_EXHAUSTED. With a
+    `loop_guard` no connection leads to the proxy itself.
 
     Use it as `async with Pool(...) as pool:`; leaving ends its connections.
     """
@@ -485,6 +486,8 @@ class Pool:
         self._max_waiting = max_waiting
         self._max_connections = max_connections
         self._connections = 0
+        self._making_room: set[PooledConnection] = set()
+        """Of them those that end without need, since others want their place."""
         self._loop_guard = loop_guard
         self._dial_timeout_s = dial_timeout_s
         self._connect_wait_s = connect_wait
@@ -684,34 +687,51 @@ class Pool:
         line.append(caller)
         self._serve(target)
         refusal = self._refusal(target)
-        if refusal is None:
-            return
-        conn = target.record.pick_in_doubt()
-        if conn is not None:
-            _place(line.popleft(), conn)
-        else:
-            line.pop()
-            raise PoolExhausted(refusal)
+        if refusal is not None:
+            self._refuse(target, refusal)
 
     def _refusal(self, target: Target) -> str | None:
         """Why the last of those in line may not wait there, if so."""
         record, others = target.record, len(target.line) - 1
-        if self._is_full and others >= (self._max_waiting or 0):
-            return (
-                f"all {self._connections} connections to upstreams are in use, as many as may be (max_connections; "
-                "the command's follows from the limit on open files)"
-            )
         if self._max_waiting is None:
-            return None
+            return None  # `_serve` has seen to it
+        if self._is_full and others >= self._max_waiting:
+            return self._all_in_use()
         to_come = 0 if target.trouble is None else (self._limits.size - record.count) * self._limits.ms
         if others >= self._max_waiting + max(to_come, 0):
             count = record.count
             return f"none of the {count} connections to {target.parsed} has room, and {others} calls wait already"
         return None
 
+    def _refuse(self, target: Target, refusal: str) -> None:
+        """There is one too many in line. A connection in doubt is better than none."""
+        conn = target.record.pick_in_doubt()
+        if conn is not None:
+            _place(target.line.popleft(), conn)
+        else:
+            target.line.pop().fail(PoolExhausted(refusal))
+
     @property
     def _is_full(self) -> bool:
         return self._max_connections is not None and self._connections >= self._max_connections
+
+    def _all_in_use(self) -> str:
+        return (
+            f"all {self._connections} connections to upstreams are in use, as many as may be (max_connections; "
+            "the command's follows from the limit on open files)"
+        )
+
+    def _make_room(self, target: Target) -> int:
+        """End connections that nobody uses, for those in line; answer how many calls will find room by that."""
+        ms = self._limits.ms
+        while len(target.line) > ms * len(self._making_room):
+            unused = next(filter(None, (other.record.unused for other in self._targets.values())), None)
+            if unused is None:
+                break
+            self._making_room.add(unused)
+            unused._target.record.remove(unused)
+            unused._end()
+        return ms * len(self._making_room)
 
     def _serve(self, target: Target) -> None:
         """Give those who stand in line what there is, first come first served."""
@@ -733,6 +753,10 @@ class Pool:
                 overdue = trio.current_time() - self._connect_wait_s
                 while line and line[0].since <= overdue:
                     line.popleft().fail(self._problem(target))
+        elif self._is_full and (self._max_waiting is None or target.record.may_grow):
+            room = self._make_room(target)
+            while self._max_waiting is None and len(line) > room:
+                self._refuse(target, self._all_in_use())
 
     def _nothing_else_to_be_had(self, target: Target) -> bool:
         """Whether those in line have but the next dial to wait for."""
@@ -809,6 +833,7 @@ class Pool:
                 self._dial_ended(conn, UpstreamUnavailable("the pool is closed"))
             target.connections -= 1
             self._connections -= 1
+            self._making_room.discard(conn)
             self._forget_if_unused(target)
             if self._max_connections is not None and self._connections + 1 >= self._max_connections:
                 for other in list(self._targets.values()):
@@ -951,6 +976,11 @@ class Pool:
             caller.conn = None
             target.line.appendleft(caller)
         self._serve(target)
+        if self._nursery is None or target.trouble is None or target.dialling:
+            return
+        if trio.current_time() >= target.retry_at:
+            # Given up, and it was under way when the pause was over: nobody else would dial.
+            self._nursery.start_soon(self._dial_again, target, target.retry_at)
 
     def _back_off(self, conn: PooledConnection, trouble: RpcError) -> None:
         """A dial has failed: see that the next one comes, in time."""

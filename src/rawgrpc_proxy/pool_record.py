@@ -110,6 +110,11 @@ class PoolRecord(Generic[C]):
         return sum(not connection.streams for place in (self.with_room, self.busy) for connection in place)
 
     @property
+    def unused(self) -> C | None:
+        """The oldest connection without streams, if there is one that is established."""
+        return next((each for each in self.with_room if not each.streams and each.phase is _READY), None)
+
+    @property
     def may_grow(self) -> bool:
         """Whether there is room for one connection more."""
         return self.count < self._limits.size

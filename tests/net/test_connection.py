@@ -1,5 +1,6 @@
 """A connection over in-memory streams: handshake, drain, and every way to end."""
 
+import contextlib
 import math
 import socket
 from collections.abc import AsyncIterator
@@ -21,6 +22,7 @@ from rawgrpc_proxy.net.connection import Connection, ConnectionState
 from rawgrpc_proxy.net.poller import current_poller
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport
+from tests.http2 import peer as wire
 from tests.proxy.house import on_every_engine
 from tests.proxy.raw_peers import OK, PREFACE, RESPONSE, TRAILERS_ONLY, Headers, RawPeer, request_fields
 
@@ -295,6 +297,55 @@ async def test_a_socket_that_takes_no_more_ends_the_connection(engine: Engine) -
         ours.shutdown(socket.SHUT_WR)
         await peer.closed()
         await connection.ready.wait()
+    assert connection.state is ConnectionState.CLOSED
+
+
+@dataclass
+class TouchesWhenPaid:
+    """Has the connection written to at once, as one whose own answer comes of the credit."""
+
+    connection: Connection
+
+    def credit(self, _size: int) -> None:
+        self.connection.touch()
+
+
+@trio_test
+async def test_a_peer_that_reads_at_last_is_heard_again_whoever_writes_the_rest(engine: Engine) -> None:
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    theirs.settimeout(0)
+    requests: list[Stream] = []
+    connection = Connection(
+        SocketTransport(ours, "pair"),
+        Http2Settings(engine=engine, max_owed_bytes=1024),
+        client_side=False,
+        on_request=requests.append,
+    )
+
+    def pauses() -> bool:
+        return connection.reading_pauses
+
+    with theirs, trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.run)
+            wide = wire.settings({wire.INITIAL_WINDOW_SIZE: 2**30}) + wire.window_update(0, 2**30)
+            theirs.send(PREFACE + wide + wire.headers(1))
+            while not requests:
+                await trio.lowlevel.checkpoint()
+            requests[0].send_headers(RESPONSE)
+            # More than the socket takes, and the writer waits with the end of it.
+            source, piece = TouchesWhenPaid(connection), bytes(4096)
+            for _ in range(20):
+                requests[0].send_data(piece, source=source, credit=len(piece))
+            while not pauses():
+                await trio.testing.wait_all_tasks_blocked()
+                theirs.send(wire.ping() * 100)
+            while pauses():
+                with contextlib.suppress(BlockingIOError):
+                    theirs.recv(2**20)
+                await trio.lowlevel.checkpoint()
+            connection.close()
     assert connection.state is ConnectionState.CLOSED
 
 

@@ -12,11 +12,18 @@ from contextlib import contextmanager
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock, trio_test
 
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.net.transport import READ_BYTES, SocketTransport, StreamTransport
 from tests.net.links import one_read
 from tests.pool_backend import run
+
+
+@pytest.fixture
+def autojump_clock() -> MockClock:
+    """Time that jumps ahead whenever everybody waits."""
+    return MockClock(autojump_threshold=0)
 
 
 @contextmanager
@@ -112,6 +119,30 @@ def test_sending_all_waits_for_the_peer_to_read() -> None:
             assert received + len(drain(peer)) == len(whole)
 
     run(test)
+
+
+@trio_test
+async def test_a_peer_that_takes_little_is_waited_for_and_one_that_takes_nothing_is_not(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(_fd: int) -> None:
+        await trio.sleep_forever()
+
+    # As on Linux while less than a third of the buffer is free, for minutes if the peer is slow.
+    monkeypatch.setattr(trio.lowlevel, "wait_writable", never)
+    with linked(send_buffer=4096) as (transport, peer):
+        async with trio.open_nursery() as nursery:
+
+            async def read_slowly() -> None:
+                while True:
+                    await trio.sleep(20)
+                    drain(peer)
+
+            nursery.start_soon(read_slowly)
+            await transport.send_all([bytes(100_000)], 30)
+            nursery.cancel_scope.cancel()
+        with pytest.raises(TimeoutError):
+            await transport.send_all([bytes(100_000)], 30)
 
 
 def test_reading_gives_what_has_come_and_then_the_end() -> None:

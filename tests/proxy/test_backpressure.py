@@ -14,7 +14,7 @@ from rawgrpc_proxy import RpcError, Status
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine
 from tests.http2 import peer as wire
-from tests.proxy.house import House, a_proxy, on_every_engine, until
+from tests.proxy.house import House, a_proxy, on_every_engine, streams_of, until
 from tests.proxy.raw_peers import (
     INITIAL_WINDOW,
     INITIAL_WINDOW_SIZE,
@@ -303,6 +303,62 @@ async def test_a_caller_who_asks_and_never_reads_is_read_no_further_and_loses_it
             await until(lambda: house.server.open_connections == 0)
         while house.observer.unread:
             await house.record()
+
+
+@trio_test
+async def test_calls_that_were_given_up_count_until_an_upstream_that_does_not_read_has_taken_them(
+    engine: Engine,
+) -> None:
+    large = (b"x-large", bytes(50_000).replace(b"\0", b"x"))
+    calls = 20
+    async with a_proxy(engine, pool={"ms": calls, "max_waiting": 0, "size": 1}) as house:
+        client = await house.client()
+        await client.request()
+        served = await house.backend.request()
+        await served.respond()
+        served.peer.stop_reading()
+        (conn,) = house.pool._targets[house.backend.address, None].record.with_room
+        upstream = conn._connection
+        assert upstream is not None
+        given_up = 0
+        while (left := calls - streams_of(house.pool)) > 0:
+            assert given_up < 2 * SOCKETS // len(large[1])
+            batch = [await client.open(request_fields("/a.B/C", large), end=True) for _ in range(left)]
+            given_up += left
+            while upstream.session.streams_opened <= given_up:
+                await trio.lowlevel.checkpoint()
+            for call in batch:
+                await call.reset()
+            await client.ping()
+        refused = await client.request()
+        assert (await refused.answer()).status == Status.RESOURCE_EXHAUSTED
+        served.peer.go_on_reading()
+        await until(lambda: streams_of(house.pool) == 0)
+        call = await client.request()
+        while (served := await house.backend.request()).request.get(b"x-large"):
+            pass  # those that were given up
+        await served.respond()
+        assert (await call.answer()).status == Status.OK
+
+
+@trio_test
+async def test_a_call_is_over_when_its_caller_has_all_whatever_the_upstream_reads(engine: Engine) -> None:
+    wide = {INITIAL_WINDOW_SIZE: 2**30}
+    async with a_proxy(engine, **SMALL, backend=wide) as house, trio.open_nursery() as writers:
+        client = await house.client()
+        call = await client.open(request_fields("/a.B/C"))
+        served = await house.backend.request()
+        await served.peer.credit(None, 2**30)
+        await settled(served.peer)
+        served.peer.stop_reading()
+        writers.start_soon(call.body, bytes(SOCKETS + MIB))
+        await call.blocked.wait()
+        await served.respond(b"enough")
+        assert (await call.answer()).status == Status.OK
+        assert (await house.record()).status == Status.OK
+        assert streams_of(house.pool) == 1  # for the upstream it goes on
+        served.peer.go_on_reading()
+        writers.cancel_scope.cancel()
 
 
 async def _send(sock: socket.socket, data: bytes) -> int:

@@ -534,6 +534,8 @@ class Connection:
                     chunks = self._transport.send_now(chunks)
                 else:
                     self._dirty = False  # so that the next touch wakes us
+                    if self._reading_resumes is not None:
+                        self._reading_resumes.set()  # a turn has written what was owed
                     await self._wait_for_work()
                     continue
                 if chunks and not await self._wait_and_write(chunks):
