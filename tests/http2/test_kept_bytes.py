@@ -242,7 +242,8 @@ def test_nothing_of_a_caller_s_own_outlives_its_connections() -> None:
     assert not [
         thing
         for thing in gc.get_objects()
-        if isinstance(thing, HeaderList | FixedHeaders) and b"secret" in repr(thing).encode()
+        # Not isinstance: it asks the proxies of weakref, too, which raise when what they stand for is gone.
+        if issubclass(type(thing), HeaderList | FixedHeaders) and b"secret" in repr(thing).encode()
     ]
     assert b"secret" not in repr(list(upstream._table)).encode()
     assert not upstream._answers
