@@ -4,7 +4,6 @@ import contextlib
 import socket
 import ssl
 import subprocess
-import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -530,9 +529,6 @@ async def test_calls_pass_over_tls_in_both_directions(engine: Engine, certificat
         assert inner.tls_peer["subject"] == ((("commonName", "localhost"),),)
 
 
-@pytest.mark.skipif(
-    sys.implementation.name == "pypy", reason="with PyPy's ssl the test's own peer reads nothing"
-)
 @trio_test
 async def test_over_tls_a_connection_that_ends_lets_its_last_words_be_read(
     engine: Engine, certificate: tuple[Path, Path]
@@ -556,6 +552,32 @@ async def test_over_tls_a_connection_that_ends_lets_its_last_words_be_read(
             await tls.aclose()
             assert [wire.show(frame) for frame in wire.parse(got)][-1] == "GOAWAY 0 PROTOCOL_ERROR"
         await until(lambda: len(house.observer.connections_failed) == 5)
+
+
+@pytest.mark.parametrize("how", ["speaks no TLS", "leaves without close_notify"])
+@trio_test
+async def test_what_goes_wrong_on_one_tls_connection_breaks_no_other(
+    engine: Engine, certificate: tuple[Path, Path], how: str
+) -> None:
+    async with a_proxy(engine) as house:
+        address = await house.nursery.start(_serve_tls(house.server, certificate))
+        client = await _tls_client(address, _client_tls(certificate), house.nursery)
+        house.clients.append(client)
+        host, _, port = address.rpartition(":")
+        async with await trio.open_tcp_stream(host, int(port)) as stranger:
+            if how == "speaks no TLS":
+                await stranger.send_all(b"GET / HTTP/1.1\r\n\r\n")
+            else:
+                tls = trio.SSLStream(stranger, _client_tls(certificate), server_hostname="localhost")
+                await tls.send_all(PREFACE + wire.settings())
+                await until(lambda: len(house.server._connections) == 2)
+                await stranger.send_eof()
+            await _reads_to_the_end(stranger)
+        for _ in range(2):
+            call = await client.request()
+            served = await house.backend.request()
+            await served.respond()
+            assert (await call.answer()).status == Status.OK
 
 
 @pytest.mark.parametrize("stop", ["stop", "cancel"])

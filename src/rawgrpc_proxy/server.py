@@ -33,6 +33,7 @@ from rawgrpc_proxy.net.listen import (
     bound_address,
     open_listeners,
 )
+from rawgrpc_proxy.net.tls import tls_stream
 from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
 from rawgrpc_proxy.observe.observer import ServerObserver
 from rawgrpc_proxy.services.methods import MethodKind
@@ -219,11 +220,8 @@ class Server:
         if ssl_context is None:
             return SocketTransport(sock, peer)
         sock.settimeout(0)
-        stream = trio.SSLStream(
-            trio.SocketStream(trio.socket.from_stdlib_socket(sock)),
-            ssl_context,
-            server_side=True,
-            https_compatible=True,
+        stream = tls_stream(
+            trio.SocketStream(trio.socket.from_stdlib_socket(sock)), ssl_context, server_side=True
         )
         timeout_at = trio.current_time() + self._settings.handshake_timeout_s
         scope = trio.CancelScope(deadline=min(timeout_at, self._stop_by))

@@ -15,6 +15,7 @@ from rawgrpc_proxy.errors import RpcError, Side, UpstreamUnavailable
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.poller import current_poller
+from rawgrpc_proxy.net.tls import tls_stream
 from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
 
 T = TypeVar("T")
@@ -119,7 +120,7 @@ async def _connect(
     if ssl_context is None:
         return SocketTransport(_detached(stream.socket), str(address))
     try:
-        tls = trio.SSLStream(stream, ssl_context, server_hostname=address.host or None, https_compatible=True)
+        tls = tls_stream(stream, ssl_context, server_hostname=address.host or None)
         await tls.do_handshake()
         chosen = tls.selected_alpn_protocol()
         if chosen != "h2":
