@@ -6,21 +6,25 @@ import types
 from typing import Any
 
 import pytest
+import trio
 from trio.testing import trio_test
 
-from rawgrpc_proxy import CallContext, Metadata, PoolConn, Status
+from rawgrpc_proxy import Call, CallContext, Metadata, PoolConn, Server, Status, transparent_handler
 from rawgrpc_proxy.config import Engine
+from rawgrpc_proxy.director import Direction
 from rawgrpc_proxy.grpc.metadata import FixedHeaders
 from rawgrpc_proxy.grpc.timeout import parse_timeout
 from rawgrpc_proxy.net import poller
 from tests.proxy.house import a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import (
+    INITIAL_WINDOW_SIZE,
     MAX_HEADER_LIST_SIZE,
     OK,
     RESPONSE,
     TRAILERS_ONLY,
     Field,
     Headers,
+    PeerStream,
     message,
     request_fields,
 )
@@ -98,16 +102,75 @@ async def test_the_end_of_the_request_is_passed_on_as_it_came(engine: Engine) ->
         await on_empty_data.answer()
 
 
+ENDINGS: dict[str, list[str]] = {
+    "by headers": ["HEADERS END_STREAM"],
+    "by empty data": ["HEADERS", "DATA END_STREAM"],
+    "by data": ["HEADERS", "DATA END_STREAM"],
+    "by trailers": ["HEADERS", "HEADERS END_STREAM"],
+    "by trailers after data": ["HEADERS", "DATA", "HEADERS END_STREAM"],
+}
+"""How a request may end, and the frames that say so."""
+
+
+def a_whole_request(call: PeerStream, ending: str) -> bytes:
+    """All frames of a request, to be sent in one write."""
+    peer = call.peer
+    frames = peer.header_frames(call.id, request_fields(), end=ending == "by headers")
+    if "data" in ending:
+        body = b"" if ending == "by empty data" else message(b"x")
+        frames += peer.data_frame(call.id, body, end="trailers" not in ending)
+    if "trailers" in ending:
+        frames += peer.header_frames(call.id, [(b"x-end", b"1")], end=True)
+    return frames
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("director", ["plain", "slow", "wrapped", "one of many"])
 @trio_test
-async def test_headers_then_empty_data_is_an_empty_request(engine: Engine) -> None:
-    async with a_proxy(engine) as house:
+async def test_a_request_that_came_before_its_upstream_stream_ends_there_as_it_ended_here(
+    engine: Engine, director: str, ending: str
+) -> None:
+    """There are servers that hang when a request whose end came in a DATA frame ends on HEADERS."""
+    decide = trio.Event()
+
+    def plain(context: CallContext, _method: str) -> Direction:
+        return context, house.pool.target(house.backend.address)
+
+    async def slow(context: CallContext, _method: str) -> Direction:
+        await decide.wait()
+        return context, await house.pool.get_conn(house.backend.address)
+
+    async def around(call: Call) -> None:
+        await decide.wait()
+        await transparent_handler(plain)(call)
+
+    def configure(server: Server, _director: object) -> None:
+        if director == "wrapped":
+            server.add_handler("/a.B/C", around)
+
+    async with a_proxy(engine, director=slow if director == "slow" else plain, configure=configure) as house:
+        client = await house.client()
+        calls = [client.new_stream() for _ in range(40 if director == "one of many" else 1)]
+        await client.send_bytes(b"".join(a_whole_request(call, ending) for call in calls))
+        await client.ping()
+        decide.set()
+        for _ in calls:
+            served = await house.backend.request()
+            assert await served.request_frames() == ENDINGS[ending]
+            await served.respond()
+        for call in calls:
+            assert (await call.answer()).status == Status.OK
+
+
+@pytest.mark.parametrize("ending", ["by empty data", "by headers"])
+@trio_test
+async def test_the_end_of_an_empty_request_needs_no_window(engine: Engine, ending: str) -> None:
+    async with a_proxy(engine, backend={INITIAL_WINDOW_SIZE: 0}) as house:
         client = await house.client()
         call = client.new_stream()
-        # In one write, so that the proxy has both before it opens the upstream stream.
-        headers = client.header_frames(call.id, request_fields())
-        await client.send_bytes(headers + b"\0\0\0\0\1" + call.id.to_bytes(4, "big"))
+        await client.send_bytes(a_whole_request(call, ending))
         served = await house.backend.request()
-        assert await served.request_body() == b""
+        assert await served.request_frames() == ENDINGS[ending]
         await served.respond()
         assert (await call.answer()).status == Status.OK
 

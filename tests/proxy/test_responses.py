@@ -8,6 +8,7 @@ from rawgrpc_proxy import Status
 from rawgrpc_proxy.config import Engine
 from tests.proxy.house import a_proxy, on_every_engine
 from tests.proxy.raw_peers import (
+    INITIAL_WINDOW_SIZE,
     MAX_HEADER_LIST_SIZE,
     OK,
     RESPONSE,
@@ -58,6 +59,41 @@ async def test_headers_and_trailers_without_a_message_stay_two_frames(engine: En
         await served.headers(RESPONSE)
         await served.headers(OK, end=True)
         assert (await call.answer()).frames == ["HEADERS", "HEADERS END_STREAM"]
+
+
+@pytest.mark.parametrize("body", [[], [b"<br/>"]])
+@trio_test
+async def test_a_response_that_ends_with_empty_data_goes_on_with_it(
+    engine: Engine, body: list[bytes]
+) -> None:
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        call = await client.request()
+        served = await house.backend.request()
+        await served.headers(RESPONSE)
+        for piece in body:
+            await served.data(piece)
+            assert (await call.expect_headers()).fields == RESPONSE
+            assert (await call.expect_data()).data == piece
+        await served.data(b"", end=True)
+        assert (await call.answer()).frames == [*([] if body else ["HEADERS"]), "DATA END_STREAM"]
+        record = await house.record()
+        assert (record.status, record.origin) == (Status.UNKNOWN, "HTTP 200")
+
+
+@trio_test
+async def test_an_end_by_trailers_is_not_brought_forward_to_data_that_waits_for_the_caller(
+    engine: Engine,
+) -> None:
+    async with a_proxy(engine) as house:
+        client = await house.client(settings={INITIAL_WINDOW_SIZE: 0})
+        call = await client.request()
+        served = await house.backend.request()
+        await served.respond(b"x")
+        await served.peer.ping()
+        assert (await call.expect_headers()).fields == RESPONSE
+        await client.credit(call, 100)
+        assert (await call.answer()).frames == ["DATA", "HEADERS END_STREAM"]
 
 
 @trio_test
