@@ -42,9 +42,20 @@ class Upstream:
 
 
 @asynccontextmanager
-async def a_watched_link(interval_s: float = 20) -> AsyncIterator[tuple[Connection, Upstream, trio.Event]]:
+async def a_watched_link(
+    interval_s: float = 20, takes_16_kib_in_s: float = 0
+) -> AsyncIterator[tuple[Connection, Upstream, trio.Event]]:
     near, far = trio.testing.memory_stream_pair()
-    connection = Connection(StreamTransport(near, "peer"), Http2Settings(), client_side=True)
+    settings = Http2Settings(max_owed_bytes=1024)
+    pump = near.send_stream.send_all_hook
+
+    async def slowly() -> None:
+        assert pump is not None
+        await trio.sleep(takes_16_kib_in_s)
+        await pump()
+
+    near.send_stream.send_all_hook = slowly
+    connection = Connection(StreamTransport(near, "peer"), settings, client_side=True)
     upstream, ended = Upstream(far), trio.Event()
     async with trio.open_nursery() as nursery:
         timers = Deadlines(nursery)
@@ -135,6 +146,23 @@ async def test_whoever_says_something_is_not_asked(clock: MockClock) -> None:
             await trio.sleep(19)
             await upstream.say(frames.ping(b"whatever", ack=True))
         assert upstream.pinged_at == []
+
+
+@trio_test
+async def test_whoever_is_not_read_at_present_is_not_given_up_for_its_silence(clock: MockClock) -> None:
+    """It takes what it is owed, if slowly, and its answer to the PING waits where we do not look."""
+    async with a_watched_link(takes_16_kib_in_s=15) as (connection, upstream, ended):
+        await trio.sleep(20)
+        stream = connection.open_stream(request_fields())
+        stream.send_data(bytes(60_000))
+        await trio.sleep(1)
+        await upstream.say(frames.settings({}) * 500)  # whose acknowledgements have 4500 bytes
+        await trio.sleep(45)
+        paused = connection.reading_pauses
+        assert paused
+        await trio.sleep(300)
+        assert not connection.reading_pauses
+        assert not ended.is_set()
 
 
 @trio_test

@@ -187,6 +187,20 @@ async def test_a_caller_who_disconnects_cancels_the_upstream(engine: Engine) -> 
 
 
 @trio_test
+async def test_a_caller_who_says_that_no_more_comes_has_disconnected(engine: Engine) -> None:
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        await client.request()
+        served = await house.backend.request()
+        await served.request_body()
+        client.end_at_once()
+        assert await served.expect_reset() == CANCEL
+        record = await house.record()
+        assert (record.status, record.origin) == (Status.UNAVAILABLE, "downstream")
+        await client.closed()
+
+
+@trio_test
 async def test_headers_and_reset_in_one_read_never_reach_the_upstream(engine: Engine) -> None:
     async with a_proxy(engine) as house:
         client = await house.client()

@@ -262,6 +262,30 @@ async def test_a_caller_who_gives_up_while_the_retry_waits_is_not_retried(engine
 
 
 @trio_test
+async def test_a_retry_that_is_given_up_gives_back_its_place_where_it_was_refused(engine: Engine) -> None:
+    async with a_proxy(engine, pool={"ms": 1}) as house:
+        dialled = trio.Event()
+
+        async def says_nothing(_stream: trio.SocketStream) -> None:
+            dialled.set()
+            await trio.sleep_forever()
+
+        client = await house.client()
+        call = await client.request()
+        first = await house.backend.request()
+        house.backend.raw_script = says_nothing
+        await first.reset(REFUSED_STREAM)
+        await dialled.wait()
+        await call.reset(CANCEL)
+        assert (await house.record()).status == Status.CANCELLED
+        other = await client.request()
+        served = await house.backend.request()
+        assert served.peer is first.peer
+        await served.respond()
+        assert (await other.answer()).status == Status.OK
+
+
+@trio_test
 async def test_a_retry_that_finds_no_upstream_is_unavailable(engine: Engine) -> None:
     async with a_proxy(engine) as house:
         client = await house.client()

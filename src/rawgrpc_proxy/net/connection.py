@@ -526,15 +526,18 @@ class Connection:
                     self._reading_resumes.set()
                 self.turn.flush()
                 await trio.lowlevel.checkpoint()
-        except TimeoutError:
-            self.close(
-                PeerAbuse(
-                    f"the peer has taken nothing of what waits for it for {self._settings.send_timeout_s:g} s "
-                    "(send_timeout_s)"
-                )
-            )
         except OSError as error:
-            self.close(ConnectionGone(_describe(error)))
+            if (
+                isinstance(error, TimeoutError) and not error.errno
+            ):  # the system's own, for a dead link, has a number
+                self.close(
+                    PeerAbuse(
+                        f"the peer has taken nothing of what waits for it for {self._settings.send_timeout_s:g} s "
+                        "(send_timeout_s)"
+                    )
+                )
+            else:
+                self.close(ConnectionGone(_describe(error)))
 
     async def _wait_for_work(self) -> None:
         if self._wake_pending:

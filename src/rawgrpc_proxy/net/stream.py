@@ -276,6 +276,4 @@ def lost_error(error: ConnectionFailed, connection: "Connection") -> RpcError:
         return RpcError(Status.INTERNAL, error.message, origin="proxy")
     if isinstance(error, ProxyStopping):
         return RpcError(Status.UNAVAILABLE, error.message, origin="proxy")
-    if isinstance(error, ProxyFault):
-        return RpcError(Status.INTERNAL, error.message, origin="proxy")
     return UpstreamUnavailable(f"the connection to {connection.peer} is lost: {error}", side=connection.side)
