@@ -272,6 +272,23 @@ async def test_the_order_of_headers_and_duplicates_are_kept(engine: Engine) -> N
         assert answer.trailers.fields == [*OK, *extra]
 
 
+@trio_test
+async def test_nine_hundred_small_entries_of_metadata_pass_both_ways(engine: Engine) -> None:
+    entries: list[Field] = [(b"x-%d" % number, b"%d" % number) for number in range(900)]
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        call = await client.request("/a.B/C", *entries)
+        served = await house.backend.request()
+        assert [field for field in served.request.fields if field in entries] == entries
+        await served.headers([*RESPONSE, *entries])
+        await served.headers([*OK, *entries], end=True)
+        answer = await call.answer()
+        assert answer.headers is not None
+        assert answer.headers.fields == [*RESPONSE, *entries]
+        assert answer.trailers is not None
+        assert answer.trailers.fields == [*OK, *entries]
+
+
 @pytest.mark.parametrize("te", [[], [(b"te", b"trailers")], [(b"te", b"trailers"), (b"te", b"trailers")]])
 @trio_test
 async def test_te_trailers_is_sent_upstream_exactly_once(engine: Engine, te: list[Field]) -> None:
@@ -420,6 +437,24 @@ async def test_a_path_goes_to_the_director_and_to_the_upstream_as_it_came(
         await served.respond()
         assert (await call.answer()).status == Status.OK
         assert asked == [path.decode()]
+
+
+@pytest.mark.parametrize("path", ["/api/a.B/Own", "/a.B/Own/More", "/A.B/Own", "/a.B/%4Fwn"])
+@trio_test
+async def test_a_method_of_our_own_answers_to_its_whole_path_and_no_other(engine: Engine, path: str) -> None:
+    async def own(call: Call) -> None:
+        call.end(Status.OK, "our own")
+
+    def configure(server: Server, _director: object) -> None:
+        server.add_handler("/a.B/Own", own)
+
+    async with a_proxy(engine, configure=configure) as house:
+        client = await house.client()
+        assert (await (await client.request("/a.B/Own")).answer()).message == b"our own"
+        call = await client.request(path)
+        await (await house.backend.request()).respond()
+        answer = await call.answer()
+        assert (answer.status, answer.message) == (Status.OK, None)
 
 
 @trio_test

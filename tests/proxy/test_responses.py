@@ -6,7 +6,7 @@ from trio.testing import trio_test
 
 from rawgrpc_proxy import Status
 from rawgrpc_proxy.config import Engine
-from tests.proxy.house import a_proxy, on_every_engine
+from tests.proxy.house import Recorder, a_proxy, on_every_engine
 from tests.proxy.raw_peers import (
     INITIAL_WINDOW_SIZE,
     MAX_HEADER_LIST_SIZE,
@@ -473,6 +473,20 @@ async def test_trailers_that_are_too_long_keep_the_status(engine: Engine) -> Non
             assert answer.status == Status.FAILED_PRECONDITION
             assert answer.message == b"Userspace error."
             assert (await house.record()).status is Status.FAILED_PRECONDITION
+
+
+@trio_test
+async def test_the_observer_of_the_pool_hears_of_trailers_that_are_too_long(engine: Engine) -> None:
+    heard = Recorder()
+    async with a_proxy(engine, pool={"observer": heard}, max_header_list_bytes=2000) as house:
+        client = await house.client()
+        call = await client.request()
+        served = await house.backend.request()
+        await served.headers([*TRAILERS_ONLY, (b"x-long", b"x" * 2000)], end=True)
+        assert (await call.answer()).status == Status.OK
+        ((limit, detail),) = heard.limits_reached
+        assert limit == "max_header_list_bytes"
+        assert "max_header_list_bytes is 2000: of them only grpc-status and grpc-message" in detail
 
 
 @pytest.mark.parametrize("kind", ["headers", "trailers", "trailers only"])
