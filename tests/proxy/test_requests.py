@@ -14,6 +14,7 @@ from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.director import Direction
 from rawgrpc_proxy.grpc.metadata import FixedHeaders
 from rawgrpc_proxy.grpc.timeout import parse_timeout
+from rawgrpc_proxy.http2.header_blocks import HeaderList
 from rawgrpc_proxy.net import poller
 from tests.proxy.house import a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import (
@@ -538,6 +539,26 @@ async def test_what_a_caller_has_told_goes_with_its_connection(engine: Engine) -
         await until(lambda: house.server.open_connections == 0)
 
         assert not kept_with(b"the-secret-of-alice")
+
+
+@pytest.mark.skipif(sys.implementation.name == "pypy", reason="PyPy does not tell what there is")
+@trio_test
+async def test_long_texts_that_are_worked_out_of_a_header_list_are_not_kept_with_it(engine: Engine) -> None:
+    """Connections keep lists, and count what they take, but not what such texts do."""
+    path, text = b"/a/../" + b"b" * 200, b"t" * 200
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        for _ in range(2):
+            refused = await client.request(path.decode())
+            assert (await refused.answer()).status == Status.UNIMPLEMENTED
+            call = await client.request()
+            served = await house.backend.request()
+            await served.headers([*RESPONSE, (b"grpc-status", b"9"), (b"grpc-message", text)], end=True)
+            assert (await call.answer()).message == text
+        for value in (path, text):
+            lists = [headers for headers in kept_with(value) if isinstance(headers, HeaderList)]
+            assert lists
+            assert [(headers.asked, headers.told) for headers in lists] == [(None, None)] * len(lists)
 
 
 def kept_with(value: bytes) -> list[object]:
