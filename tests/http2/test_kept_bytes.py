@@ -91,6 +91,15 @@ def of_long_entries() -> Blocks:
         )
 
 
+def of_long_paths() -> Blocks:
+    """Each answer refers to a path of a kilobyte, of which calls make a text."""
+    yield insertions((b":path", b"/a/" + b"p" * 1000))
+    while True:
+        yield (
+            literals(*REQUEST[:2]) + b"\xbe" + literals(REQUEST[3]) + literals((b"x", b"%d" % next(_numbers)))
+        )
+
+
 def of_huffman_codes() -> Blocks:
     encoder = hpack.Encoder()
     while True:
@@ -105,6 +114,7 @@ HOSTILE = [
     with_paths_that_are_none,
     behind_a_full_table,
     of_long_entries,
+    of_long_paths,
     of_huffman_codes,
 ]
 
