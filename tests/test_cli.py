@@ -269,6 +269,19 @@ def test_the_options_of_the_pool_reach_it() -> None:
         proxy.signal(signal.SIGTERM)
 
 
+def test_the_options_of_http2_are_in_force() -> None:
+    @serve(
+        *("--listen", "127.0.0.1:0", "--upstream", "{a}", "--grace", "0", "--max-concurrent-streams", "7"),
+        *("--max-header-list-bytes", "2000", "--max-header-fields", "30"),
+    )
+    async def _test(proxy: Program, address: str, client: Pool) -> None:
+        conn = await client.get_conn(address)
+        assert conn.peer_limit == 7
+        assert conn.peer_max_header_list_bytes == 2000 + 30 * 32  # RFC 9113 §6.5.2 counts 32 for each field
+        conn.close()
+        proxy.signal(signal.SIGTERM)
+
+
 # ----------------------------------------------------------------------- stopping
 
 
@@ -632,6 +645,24 @@ def test_where_files_are_few_the_log_says_which_limit_turns_connections_away() -
                 told = await proxy.line(r"\d+ connections? turned away: (\d+) connections are open.*")
                 assert int(told[1]) == DescriptorPlan.of(64).downstream
                 assert "the process may have 64 files open; raise that with `ulimit -n`" in told[0]
+
+    trio.run(main)
+
+
+def test_where_files_are_few_connections_to_upstreams_have_their_share_and_no_more() -> None:
+    async def main() -> None:
+        async with backends("127.0.0.1:0") as [upstream], Pool(ms=100) as client:
+            arguments = ("serve", "--listen", "127.0.0.1:0", "--upstream", upstream, "--ms", "1")
+            async with (
+                program(*arguments, "--max-waiting", "0", files=(64, 64)) as proxy,
+                contextlib.AsyncExitStack() as calls,
+            ):
+                address = await proxy.address()
+                for _ in range(DescriptorPlan.of(64).upstream):
+                    await calls.enter_async_context(talk(client, address))
+                with pytest.raises(RpcError, match="max_connections") as refused:
+                    await answer_to(client, address, "/p.A/Get")
+                assert refused.value.status is Status.RESOURCE_EXHAUSTED
 
     trio.run(main)
 

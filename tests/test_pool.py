@@ -1979,6 +1979,23 @@ def test_calls_wait_for_descriptors_as_for_an_upstream() -> None:
     run(test)
 
 
+def test_however_long_descriptors_are_missing_the_pauses_do_not_grow() -> None:
+    async def test() -> None:
+        heard = Heard()
+        async with (
+            pool_and_upstream(connect_wait=60, observer=heard) as (pool, upstream),
+            trio.open_nursery() as nursery,
+        ):
+            with no_descriptors_left():
+                (caller,) = await waiters(nursery, pool, upstream.address, 1)
+                while len(heard.failures) < 5:
+                    await trio.testing.wait_all_tasks_blocked()
+                assert await pause_of(pool, upstream.address) <= 0.1
+            await caller.result()
+
+    run(test)
+
+
 def test_a_connection_of_its_own_goes_to_the_next_in_line_while_no_other_can_be_dialled() -> None:
     async def test() -> None:
         async with (

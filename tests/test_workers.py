@@ -17,11 +17,12 @@ from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.pool import Pool
 from rawgrpc_proxy.workers import Serve, cores, run_workers
 from tests.processes import Program, program
+from tests.test_cli import unread
 
 WORKERS = ("serve", "--listen", "127.0.0.1:0", "--upstream", "127.0.0.1:1", "--workers", "2", "--grace", "1")
 
 
-def children(running: Program) -> set[int]:
+def children(running: Program | trio.Process) -> set[int]:
     """Process ids of the workers."""
     pid = running.pid
     return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()))
@@ -75,6 +76,22 @@ def test_a_worker_that_dies_is_replaced_and_calls_go_on() -> None:
             assert victim not in children(running)
             running.signal(signal.SIGTERM)
             assert await running.exit_code() == 0
+
+    trio.run(main)
+
+
+def test_a_worker_that_dies_is_replaced_though_nobody_reads_of_it() -> None:
+    async def main() -> None:
+        async with unread(*WORKERS[1:]) as running:
+            with trio.fail_after(30):
+                while len(children(running)) < 2:  # noqa: ASYNC110  # /proc tells nobody when it changes
+                    await trio.sleep(0.02)
+                victim = min(children(running))
+                os.kill(victim, signal.SIGKILL)
+                while victim in children(running) or len(children(running)) < 2:  # noqa: ASYNC110
+                    await trio.sleep(0.02)
+            running.send_signal(signal.SIGTERM)
+            assert await running.wait() == 0
 
     trio.run(main)
 

@@ -130,6 +130,16 @@ def test_a_long_message_in_small_pieces_is_not_copied_again_for_each() -> None:
     assert read == [(False, payload)]
 
 
+def test_many_small_messages_in_one_piece_are_not_moved_for_each_that_is_taken() -> None:
+    count = 1_200_000
+    stream = encode_message(b"") * count
+    reader = MessageReader()
+    begun = time.process_time()
+    assert len(reader.feed(stream)) == count
+    # Linear work takes half a second, moving the rest each time a minute.
+    assert time.process_time() - begun < 15
+
+
 @given(messages, chunk_sizes, st.sampled_from([bytes, bytearray, memoryview]))
 def test_messages_are_counted_however_they_are_cut(
     passing: list[tuple[bool, bytes]],

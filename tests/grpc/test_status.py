@@ -5,10 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rawgrpc_proxy.codes import ErrorCode, Status
+from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.grpc.status import (
     decode_grpc_message,
     encode_grpc_message,
     parse_status,
+    status_fields,
     status_from_http,
     status_from_reset,
 )
@@ -132,3 +134,39 @@ def test_a_broken_message_is_read_as_well_as_can_be(raw: bytes, text: str) -> No
 @given(st.binary())
 def test_reading_a_message_never_fails(raw: bytes) -> None:
     assert isinstance(decode_grpc_message(raw), str)
+
+
+END = [
+    (b":status", b"200"),
+    (b"x-a", b"1"),
+    (b"grpc-status", b"9"),
+    (b"grpc-message", b"a%20%E2%82%ACb"),
+    (b"x-b", b"2"),
+]
+
+
+def size_of(headers: Headers) -> int:
+    return sum(len(name) + len(value) + 32 for name, value in headers)
+
+
+def test_of_an_end_that_is_too_long_the_status_and_the_message_stay() -> None:
+    kept = [field for field in END if not field[0].startswith(b"x-")]
+    assert status_fields(END, size_of(kept)) == kept
+
+
+def test_a_message_that_is_too_long_is_cut_at_its_end_and_in_no_escape() -> None:
+    kept = [field for field in END if not field[0].startswith(b"x-")]
+    cut = {}
+    for less in range(15):
+        reduced = status_fields(END, size_of(kept) - less)
+        assert size_of(reduced) <= size_of(kept) - less
+        assert [field for field in reduced if field[0] != b"grpc-message"] == kept[:2]
+        cut[less] = reduced[-1][1]
+    assert [cut[less] for less in (0, 1, 2, 3, 4, 10, 11, 12, 13, 14)] == [
+        *(b"a%20%E2%82%ACb", b"a%20%E2%82%AC", b"a%20%E2%82", b"a%20%E2%82", b"a%20%E2%82"),
+        *(b"a%20", b"a", b"a", b"a", b""),
+    ]
+
+
+def test_a_limit_that_even_the_status_passes_leaves_an_empty_message() -> None:
+    assert status_fields(END, 1)[-2:] == [(b"grpc-status", b"9"), (b"grpc-message", b"")]

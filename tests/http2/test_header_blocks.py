@@ -192,7 +192,8 @@ def test_what_is_encoded_is_what_any_decoder_reads(
 
 def test_a_list_that_repeats_is_encoded_once() -> None:
     encoder, fixed = HeaderEncoder(), FixedHeaders(REQUEST)
-    for _ in range(3):
+    # Fields whose hashes share a place are seen one after the other, and hashes differ from run to run.
+    for _ in range(1 + len(REQUEST)):
         block = encoder.encode(fixed)
 
     assert encoder.encode(fixed) is block
@@ -326,7 +327,7 @@ def test_an_encoder_keeps_nothing_of_a_list_that_is_gone() -> None:
     """Lists of callers who have left, with what they hold, do not stay with the upstream's connection."""
     encoder = HeaderEncoder()
     headers = FixedHeaders([*REQUEST, (b"authorization", b"of-alice")])
-    for _ in range(3):
+    for _ in range(1 + len(headers)):
         encoder.encode(headers)
     assert [kept() for kept in encoder._answers.values()] == [headers]
 

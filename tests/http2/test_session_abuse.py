@@ -103,6 +103,17 @@ def test_a_server_may_reset_every_stream_that_we_open(client: Peer, answered: bo
     assert_alive(client)
 
 
+def test_a_server_all_of_whose_answers_are_malformed_keeps_its_connection(client: Peer) -> None:
+    """Each costs its call, and a new connection would bring no better ones."""
+    for number in range(3 * BURST):
+        stream_id = client.session.open_stream(REQUEST)
+        client.tell(wire.headers(stream_id, [(b"content-type", b"application/grpc")]))
+        client.take()
+        assert not client.session.ended, number
+
+    assert_alive(client)
+
+
 def test_a_server_that_resets_closed_streams_again_and_again_has_a_budget(client: Peer) -> None:
     client.session.open_stream(REQUEST)
     client.tell(wire.rst_stream(1) * (1 + BURST))

@@ -309,6 +309,23 @@ def test_a_stream_counts_until_its_last_frame_is_with_the_socket(engine: Engine)
     assert resets(server.tell(wire.headers(7))) == []
 
 
+@pytest.mark.parametrize("whose", ["ours", "the peer's"])
+def test_a_stream_that_is_reset_counts_until_the_reset_is_with_the_socket(engine: Engine, whose: str) -> None:
+    server = wire.server(engine, max_concurrent_streams=1)
+    server.tell(wire.headers(1))
+    if whose == "ours":
+        server.session.reset(1, CANCEL)
+    else:
+        server.tell(wire.window_update(1, 0))  # a mistake, for which we reset the stream
+
+    assert server.session.take_closed() == []
+    assert resets(server.tell(wire.headers(3))) == [(3, REFUSED, False)]
+    server.session.take_output()
+    server.session.output_written()
+    assert server.session.take_closed() == [1]
+    assert resets(server.tell(wire.headers(5))) == []
+
+
 def test_whoever_has_as_many_streams_open_as_allowed_is_told_of_once(engine: Engine) -> None:
     server = wire.server(engine, max_concurrent_streams=2)
 

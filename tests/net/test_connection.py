@@ -1,12 +1,13 @@
 """A connection over in-memory streams: handshake, drain, and every way to end."""
 
 import contextlib
+import errno
 import math
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import trio
@@ -15,7 +16,7 @@ from trio.testing import MemorySendStream, MockClock, memory_stream_pair, trio_t
 from rawgrpc_proxy import Http2Settings
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine
-from rawgrpc_proxy.errors import RpcError
+from rawgrpc_proxy.errors import ConnectionGone, RpcError
 from rawgrpc_proxy.http2.events import StreamReset
 from rawgrpc_proxy.http2.session import Session
 from rawgrpc_proxy.net.connection import Connection, ConnectionState
@@ -49,14 +50,16 @@ class Link:
 
 
 @asynccontextmanager
-async def a_link(engine: Engine, *, client_side: bool = False, silent: bool = False) -> AsyncIterator[Link]:
+async def a_link(
+    engine: Engine, *, client_side: bool = False, silent: bool = False, **http2: Any
+) -> AsyncIterator[Link]:
     """A running connection; unless `silent`, its peer runs too and the SETTINGS of both are there."""
     near, far = memory_stream_pair()
     requests: list[Stream] = []
     refused: list[StreamReset] = []
     connection = Connection(
         StreamTransport(near, "in memory"),
-        Http2Settings(engine=engine),
+        Http2Settings(engine=engine, **http2),
         client_side=client_side,
         on_request=requests.append,
         on_refused=refused.append,
@@ -114,6 +117,66 @@ async def test_a_connection_may_be_idle_once_the_settings_are_there(
         await trio.sleep(50)
         assert link.connection.state is ConnectionState.OPEN
         await link.peer.ping()
+
+
+# --- a peer that does not read -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("client_side", [True, False])
+@trio_test
+async def test_a_peer_that_asks_and_does_not_read_is_read_no_further_until_it_does(
+    engine: Engine, client_side: bool
+) -> None:
+    async with a_link(engine, client_side=client_side, max_owed_bytes=1024) as link:
+        pump, gate = link.ours.send_all_hook, trio.Event()
+
+        async def wait() -> None:
+            await gate.wait()
+            assert pump is not None
+            await pump()
+
+        link.ours.send_all_hook = wait
+        for _ in range(200):
+            await link.peer.change_settings({})  # whose acknowledgement has 9 bytes
+            await trio.testing.wait_all_tasks_blocked()
+        paused = link.connection.reading_pauses
+        assert paused
+        assert 1024 < link.connection.session.owed_bytes <= 1024 + 9
+        gate.set()
+        await link.peer.ping()
+        assert not link.connection.reading_pauses
+        assert link.peer.log.count("SETTINGS 0 ACK") == 201
+
+
+@pytest.mark.parametrize("client_side", [True, False])
+@trio_test
+async def test_a_peer_that_takes_nothing_for_thirty_seconds_loses_its_connection(
+    engine: Engine, client_side: bool, pseudo_time: MockClock
+) -> None:
+    async with a_link(engine, client_side=client_side) as link:
+        link.ours.send_all_hook = trio.sleep_forever
+        await link.peer.change_settings({})
+        started = trio.current_time()
+        await link.ended.wait()
+        assert trio.current_time() - started == pytest.approx(30, abs=2)
+        assert link.connection.error is not None
+        assert link.connection.error.error_code == ErrorCode.ENHANCE_YOUR_CALM
+        assert "for 30 s (send_timeout_s)" in link.connection.error.message
+
+
+@trio_test
+async def test_a_link_that_the_system_gives_up_is_lost_and_no_abuse(engine: Engine) -> None:
+    """ETIMEDOUT (TCP_USER_TIMEOUT) is a `TimeoutError`, as is our own for a peer that takes nothing."""
+    async with a_link(engine) as link:
+
+        async def dead() -> NoReturn:
+            raise trio.BrokenResourceError from OSError(errno.ETIMEDOUT, "Connection timed out")
+
+        link.ours.send_all_hook = dead
+        await link.peer.change_settings({})
+        await link.ended.wait()
+        assert isinstance(link.connection.error, ConnectionGone)
+        assert str(link.connection.error) == "Connection timed out"
 
 
 # --- output between the turns ---------------------------------------------------------------------------------------

@@ -45,10 +45,19 @@ class Peer:
 
 @asynccontextmanager
 async def a_watched_link(
-    interval_s: float = 20, *, to_a_caller: bool = False
+    interval_s: float = 20, *, to_a_caller: bool = False, takes_16_kib_in_s: float = 0
 ) -> AsyncIterator[tuple[Connection, Peer, trio.Event]]:
     near, far = trio.testing.memory_stream_pair()
-    connection = Connection(StreamTransport(near, "peer"), Http2Settings(), client_side=not to_a_caller)
+    settings = Http2Settings(max_owed_bytes=1024)
+    pump = near.send_stream.send_all_hook
+
+    async def slowly() -> None:
+        assert pump is not None
+        await trio.sleep(takes_16_kib_in_s)
+        await pump()
+
+    near.send_stream.send_all_hook = slowly
+    connection = Connection(StreamTransport(near, "peer"), settings, client_side=not to_a_caller)
     peer, ended = Peer(far, calls=to_a_caller), trio.Event()
     async with trio.open_nursery() as nursery:
         timers = Deadlines(nursery)
@@ -171,6 +180,23 @@ async def test_whoever_is_asked_is_in_doubt_until_it_answers_or_has_said_somethi
         await upstream.say(frames.ping(b"whatever"))
         await trio.sleep(19)
         assert not connection.in_doubt
+        assert not ended.is_set()
+
+
+@trio_test
+async def test_whoever_is_not_read_at_present_is_not_given_up_for_its_silence(clock: MockClock) -> None:
+    """It takes what it is owed, if slowly, and its answer to the PING waits where we do not look."""
+    async with a_watched_link(takes_16_kib_in_s=15) as (connection, upstream, ended):
+        await trio.sleep(20)
+        stream = connection.open_stream(request_fields())
+        stream.send_data(bytes(60_000))
+        await trio.sleep(1)
+        await upstream.say(frames.settings({}) * 500)  # whose acknowledgements have 4500 bytes
+        await trio.sleep(45)
+        paused = connection.reading_pauses
+        assert paused
+        await trio.sleep(300)
+        assert not connection.reading_pauses
         assert not ended.is_set()
 
 

@@ -3,6 +3,8 @@
 The whole of it is tested through the proxy, in tests/proxy; here are the turns that cannot be arranged from outside.
 """
 
+import gc
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -92,6 +94,64 @@ async def test_after_a_safe_failure_the_request_waits_in_the_inbox_for_the_secon
         assert (await call.answer()).status == 0
         await until(lambda: splice.upstream_closed and splice.downstream_closed)
         assert (splice.request_bytes, splice.upstream_error, splice.downstream_error) == (6, None, None)
+
+
+@pytest.mark.parametrize("body", [b"", b"one"])
+@pytest.mark.parametrize(
+    "ended", ["before the first", "with the first", "before the second", "with the second"]
+)
+@trio_test
+async def test_a_request_that_ends_with_empty_data_does_so_at_each_upstream(
+    engine: Engine, ended: str, body: bytes
+) -> None:
+    async with two_links(engine) as (downstream, upstream):
+        call, splice, changes = await a_call(downstream)
+
+        async def says(when: str) -> None:
+            if body and when == "before the first":
+                await call.data(body)
+            if when == ended:
+                await call.data(b"", end=True)
+            await downstream.peer.ping()
+
+        await says("before the first")
+        first = await joined(splice, upstream)
+        await says("with the first")
+        await first.reset(ErrorCode.REFUSED_STREAM)
+        await until(lambda: changes.count > 0)
+        await says("before the second")
+        second = await joined(splice, upstream)
+        await says("with the second")
+        for served in (first, second):
+            assert not served.request.end_stream
+            if served is second or ended.endswith("first"):
+                got = await served.answer()
+                assert (got.body, got.frames[-1]) == (body, "DATA END_STREAM")
+        await second.headers(TRAILERS_ONLY, end=True)
+        assert (await call.answer()).status == 0
+
+
+@pytest.mark.skipif(sys.implementation.name == "pypy", reason="PyPy does not tell the size of an object")
+@trio_test
+async def test_a_request_of_tiny_frames_takes_as_much_memory_as_it_has_bytes(engine: Engine) -> None:
+    """While it waits for an upstream, and while it is kept for another one."""
+    frames = 1000
+    async with two_links(engine) as (downstream, upstream):
+        call, splice, _ = await a_call(downstream)
+        tiny = downstream.peer.data_frame(call.id, b"xy")
+        await downstream.peer.send_bytes(tiny * frames)
+        await downstream.peer.ping()
+        assert size_of(splice.downstream.inbox._chunks) < 2 * 2 * frames
+        served = await joined(splice, upstream)
+        await downstream.peer.send_bytes(tiny * frames)
+        await downstream.peer.ping()
+        assert size_of(splice.replay) < 2 * 4 * frames
+        assert await served.read(4 * frames) == b"xy" * 2 * frames
+
+
+def size_of(held: object) -> int:
+    """The bytes of memory that this takes, with all that it alone holds."""
+    return sys.getsizeof(held) + sum(map(size_of, gc.get_referents(held)))
 
 
 @trio_test

@@ -36,6 +36,20 @@ async def test_a_response_is_received_piece_by_piece(engine: Engine) -> None:
 
 
 @trio_test
+async def test_small_frames_that_wait_together_are_credited_in_full(engine: Engine) -> None:
+    async with a_link(engine, stream_window_bytes=64 * 1024) as link:
+        call = await link.peer.open(request_fields())
+        for _ in range(50):
+            await call.data(bytes(1000))
+        await link.peer.ping()
+        assert call.window == 64 * 1024 - 50_000
+        (stream,) = link.requests
+        assert await stream.inbox.receive() == bytes(50_000)
+        await link.peer.ping()
+        assert call.window == 64 * 1024
+
+
+@trio_test
 async def test_trailers_only_are_headers_and_trailers(engine: Engine) -> None:
     async with a_link(engine, client_side=True) as link:
         stream = link.connection.open_stream(request_fields(), end_stream=True)

@@ -225,6 +225,12 @@ class PeerStream:
             ended = event.end_stream
         return b"".join(pieces)
 
+    async def request_frames(self) -> list[str]:
+        """All frames of a request that came, which must end by END_STREAM: "HEADERS", "DATA END_STREAM"."""
+        if self.request.end_stream:
+            return ["HEADERS END_STREAM"]
+        return ["HEADERS", *(await self.answer()).frames]
+
     # what goes
 
     async def headers(self, fields: Sequence[Field], *, end: bool = False) -> None:
@@ -376,6 +382,13 @@ class RawPeer:
             frames[0].flags.add("END_STREAM")
         frames[-1].flags.add("END_HEADERS")
         return b"".join(frame.serialize() for frame in frames)
+
+    def data_frame(self, stream_id: int, data: bytes, *, end: bool = False) -> bytes:
+        """A DATA frame, to be sent in one write with other frames."""
+        frame = DataFrame(stream_id, data)
+        if end:
+            frame.flags.add("END_STREAM")
+        return frame.serialize()
 
     async def open(self, fields: Sequence[Field], *, end: bool = False) -> PeerStream:
         """Open a stream with these request headers."""

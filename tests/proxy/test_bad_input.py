@@ -19,7 +19,7 @@ from tests.proxy.raw_peers import (
 
 pytestmark = on_every_engine
 
-NO_ERROR, PROTOCOL_ERROR = 0, 1
+NO_ERROR, PROTOCOL_ERROR, CANCEL, ENHANCE_YOUR_CALM = 0, 1, 8, 11
 
 
 def changed(name: bytes, value: bytes | None) -> list[Field]:
@@ -257,9 +257,27 @@ async def test_oversized_headers_are_refused_with_a_status(engine: Engine, how: 
         answer = await call.answer()
         assert answer.frames == ["HEADERS END_STREAM"]
         assert (answer.http_status, answer.status) == (b"431", Status.RESOURCE_EXHAUSTED)
+        limit = b"max_header_list_bytes is 2000" if how == "long" else b"36 fields; max_header_fields is 30"
+        assert limit in (answer.message or b"")
         assert await call.expect_reset() == NO_ERROR
         assert (await house.record()).status == Status.RESOURCE_EXHAUSTED
         assert house.backend.peers == []
+        await one_good_call(house, client)
+
+
+@trio_test
+async def test_oversized_trailers_of_a_request_end_that_call_alone(engine: Engine) -> None:
+    """They say nothing of how the call went, so nothing of them would be worth to be kept."""
+    async with a_proxy(engine, max_header_list_bytes=2000) as house:
+        client = await house.client()
+        call = await client.open(request_fields())
+        served = await house.backend.request()
+        await call.headers([(b"x-long", b"x" * 3000)], end=True)
+        assert await call.expect_reset() == ENHANCE_YOUR_CALM
+        assert await served.expect_reset() == CANCEL
+        record = await house.record()
+        assert record.status == Status.RESOURCE_EXHAUSTED
+        assert "max_header_list_bytes is 2000" in record.detail
         await one_good_call(house, client)
 
 

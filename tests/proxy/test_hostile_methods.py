@@ -1,10 +1,12 @@
 """Handlers, methods and codecs that do all that Python lets them do wrong: each costs its own call, and no other."""
 
+import gzip
 import io
 import itertools
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NoReturn
 
+import pytest
 import trio
 from trio.testing import trio_test
 
@@ -73,6 +75,14 @@ async def _sends_a_pseudo_header(call: Call) -> None:
     call.send_headers([(b":status", b"200")])
 
 
+async def _sends_a_header_of_http_1(call: Call) -> None:
+    call.send_headers([(b"connection", b"close")])
+
+
+async def _ends_with_an_upper_case_trailer(call: Call) -> None:
+    call.end(Status.OK, metadata=[(b"X-Upper", b"1")])
+
+
 async def _ends_with_a_status_that_is_none(call: Call) -> None:
     call.end(ODD)
 
@@ -93,6 +103,8 @@ HANDLERS: list[Callable[[Call], Any]] = [
     _sends_headers_of_str,
     _sends_headers_with_line_breaks,
     _sends_a_pseudo_header,
+    _sends_a_header_of_http_1,
+    _ends_with_an_upper_case_trailer,
     _ends_with_a_status_that_is_none,
     _ends_with_a_message_that_is_none,
     _ends_with_trailers_of_str,
@@ -318,19 +330,28 @@ async def test_headers_cannot_follow_the_end_of_a_response(engine: Engine) -> No
         assert answer.status == Status.NOT_FOUND
 
 
+@pytest.mark.parametrize(
+    ("sent", "count", "a_turn"),
+    [
+        (message(b""), 20_000, 256),
+        (message(gzip.compress(bytes(128 * 1024)), flag=1), 200, 2),  # 256 KiB a turn, when decompressed
+    ],
+)
 @trio_test
-async def test_a_window_full_of_empty_messages_lets_others_run_while_it_is_read(engine: Engine) -> None:
+async def test_a_window_full_of_messages_lets_others_run_while_it_is_read(
+    engine: Engine, sent: bytes, count: int, a_turn: int
+) -> None:
     turns: list[int] = []
     read = 0
 
-    async def count(requests: AsyncIterator[bytes], call: ServedCall) -> bytes:
+    async def read_all(requests: AsyncIterator[bytes], call: ServedCall) -> bytes:
         nonlocal read
         async for _ in requests:
             read += 1
         return b"%d" % read
 
     def configure(server: Server, director: StreamDirector) -> None:
-        server.add_method("/a.B/Count", stream_unary(count, bytes))
+        server.add_method("/a.B/Count", stream_unary(read_all, bytes))
 
     async def looks_on() -> None:
         while True:
@@ -341,9 +362,9 @@ async def test_a_window_full_of_empty_messages_lets_others_run_while_it_is_read(
     async with a_proxy(engine, configure=configure, codec=raw) as house, trio.open_nursery() as nursery:
         client = await house.client()
         nursery.start_soon(looks_on)
-        call = await client.open(request_fields("/a.B/Count"))
-        await call.body(message(b"") * 20_000, end=True)
-        assert (await call.answer()).body == message(b"20000")
+        call = await client.open(request_fields("/a.B/Count", (b"grpc-encoding", b"gzip")))
+        await call.body(sent * count, end=True)
+        assert (await call.answer()).body == message(b"%d" % count)
         nursery.cancel_scope.cancel()
-    # 256 are handed out in a turn, and trio may put two turns of one task beside each other.
-    assert max(after - before for before, after in itertools.pairwise(turns)) <= 2 * 256
+    # Trio may put two turns of one task beside each other.
+    assert max(after - before for before, after in itertools.pairwise(turns)) <= 2 * a_turn

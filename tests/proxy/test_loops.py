@@ -2,10 +2,11 @@
 
 import time
 
+import pytest
 import trio
-from trio.testing import trio_test
+from trio.testing import MockClock, trio_test
 
-from rawgrpc_proxy import Pool, Server, transparent_handler
+from rawgrpc_proxy import Pool, Server, Status, transparent_handler
 from rawgrpc_proxy.calls import _PAUSE_S
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine, Http2Settings
@@ -14,6 +15,7 @@ from rawgrpc_proxy.routes import RouteTable
 from tests.net.test_listen import LOOPBACK, open_listener
 from tests.pool_backend import REQUEST
 from tests.proxy.house import A_TEST_S, a_proxy, on_every_engine
+from tests.proxy.raw_peers import PeerStream, request_fields
 
 pytestmark = on_every_engine
 
@@ -69,6 +71,49 @@ async def test_a_caller_who_gives_up_every_call_delays_nobody_elses(engine: Engi
             await give_up(10)
             durations.append(await duration())
         assert min(durations) < _PAUSE_S
+
+
+@pytest.fixture
+def clock() -> MockClock:
+    """Time that stands still unless the test has it jump."""
+    return MockClock()
+
+
+@trio_test
+async def test_callers_are_held_up_only_while_more_give_up_than_are_answered(
+    engine: Engine, clock: MockClock
+) -> None:
+    async with a_proxy(engine) as house:
+        client = await house.client()
+
+        async def comes_at_once(call: PeerStream) -> bool:
+            await call.peer.ping()
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            return not house.backend.no_request_came()
+
+        async def served() -> PeerStream:
+            if house.backend.no_request_came():
+                await trio.testing.wait_all_tasks_blocked(0.001)
+                clock.jump(0.002)
+            return await house.backend.request()
+
+        for _ in range(150):
+            call = await client.open(request_fields())
+            await client.ping()
+            given_up = await served()
+            await call.reset()
+            assert await given_up.expect_reset() == ErrorCode.CANCEL
+            await house.record()
+        for _ in range(9):
+            call = await client.request()
+            assert not await comes_at_once(call)
+            await (await served()).respond()
+            assert (await call.answer()).status == Status.OK
+            await house.record()
+        call = await client.request()
+        assert await comes_at_once(call)
+        await (await served()).respond()
+        assert (await call.answer()).status == Status.OK
 
 
 def _leading_to(address: str, pool: Pool, settings: Http2Settings) -> Server:

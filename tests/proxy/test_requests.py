@@ -5,21 +5,26 @@ import types
 from typing import Any
 
 import pytest
+import trio
 from trio.testing import trio_test
 
-from rawgrpc_proxy import CallContext, Metadata, PoolConn, Status
+from rawgrpc_proxy import Call, CallContext, Metadata, PoolConn, Server, Status, transparent_handler
 from rawgrpc_proxy.config import Engine
+from rawgrpc_proxy.director import Direction
 from rawgrpc_proxy.grpc.metadata import FixedHeaders
 from rawgrpc_proxy.grpc.timeout import parse_timeout
+from rawgrpc_proxy.http2.header_blocks import HeaderList
 from rawgrpc_proxy.net import poller
 from tests.proxy.house import a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import (
+    INITIAL_WINDOW_SIZE,
     MAX_HEADER_LIST_SIZE,
     OK,
     RESPONSE,
     TRAILERS_ONLY,
     Field,
     Headers,
+    PeerStream,
     message,
     request_fields,
 )
@@ -97,16 +102,75 @@ async def test_the_end_of_the_request_is_passed_on_as_it_came(engine: Engine) ->
         await on_empty_data.answer()
 
 
+ENDINGS: dict[str, list[str]] = {
+    "by headers": ["HEADERS END_STREAM"],
+    "by empty data": ["HEADERS", "DATA END_STREAM"],
+    "by data": ["HEADERS", "DATA END_STREAM"],
+    "by trailers": ["HEADERS", "HEADERS END_STREAM"],
+    "by trailers after data": ["HEADERS", "DATA", "HEADERS END_STREAM"],
+}
+"""How a request may end, and the frames that say so."""
+
+
+def a_whole_request(call: PeerStream, ending: str) -> bytes:
+    """All frames of a request, to be sent in one write."""
+    peer = call.peer
+    frames = peer.header_frames(call.id, request_fields(), end=ending == "by headers")
+    if "data" in ending:
+        body = b"" if ending == "by empty data" else message(b"x")
+        frames += peer.data_frame(call.id, body, end="trailers" not in ending)
+    if "trailers" in ending:
+        frames += peer.header_frames(call.id, [(b"x-end", b"1")], end=True)
+    return frames
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("director", ["plain", "slow", "wrapped", "one of many"])
 @trio_test
-async def test_headers_then_empty_data_is_an_empty_request(engine: Engine) -> None:
-    async with a_proxy(engine) as house:
+async def test_a_request_that_came_before_its_upstream_stream_ends_there_as_it_ended_here(
+    engine: Engine, director: str, ending: str
+) -> None:
+    """There are servers that hang when a request whose end came in a DATA frame ends on HEADERS."""
+    decide = trio.Event()
+
+    def plain(context: CallContext, _method: str) -> Direction:
+        return context, house.pool.target(house.backend.address)
+
+    async def slow(context: CallContext, _method: str) -> Direction:
+        await decide.wait()
+        return context, await house.pool.get_conn(house.backend.address)
+
+    async def around(call: Call) -> None:
+        await decide.wait()
+        await transparent_handler(plain)(call)
+
+    def configure(server: Server, _director: object) -> None:
+        if director == "wrapped":
+            server.add_handler("/a.B/C", around)
+
+    async with a_proxy(engine, director=slow if director == "slow" else plain, configure=configure) as house:
+        client = await house.client()
+        calls = [client.new_stream() for _ in range(40 if director == "one of many" else 1)]
+        await client.send_bytes(b"".join(a_whole_request(call, ending) for call in calls))
+        await client.ping()
+        decide.set()
+        for _ in calls:
+            served = await house.backend.request()
+            assert await served.request_frames() == ENDINGS[ending]
+            await served.respond()
+        for call in calls:
+            assert (await call.answer()).status == Status.OK
+
+
+@pytest.mark.parametrize("ending", ["by empty data", "by headers"])
+@trio_test
+async def test_the_end_of_an_empty_request_needs_no_window(engine: Engine, ending: str) -> None:
+    async with a_proxy(engine, backend={INITIAL_WINDOW_SIZE: 0}) as house:
         client = await house.client()
         call = client.new_stream()
-        # In one write, so that the proxy has both before it opens the upstream stream.
-        headers = client.header_frames(call.id, request_fields())
-        await client.send_bytes(headers + b"\0\0\0\0\1" + call.id.to_bytes(4, "big"))
+        await client.send_bytes(a_whole_request(call, ending))
         served = await house.backend.request()
-        assert await served.request_body() == b""
+        assert await served.request_frames() == ENDINGS[ending]
         await served.respond()
         assert (await call.answer()).status == Status.OK
 
@@ -206,6 +270,23 @@ async def test_the_order_of_headers_and_duplicates_are_kept(engine: Engine) -> N
         assert answer.headers.fields == [*RESPONSE, *extra]
         assert answer.trailers is not None
         assert answer.trailers.fields == [*OK, *extra]
+
+
+@trio_test
+async def test_nine_hundred_small_entries_of_metadata_pass_both_ways(engine: Engine) -> None:
+    entries: list[Field] = [(b"x-%d" % number, b"%d" % number) for number in range(900)]
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        call = await client.request("/a.B/C", *entries)
+        served = await house.backend.request()
+        assert [field for field in served.request.fields if field in entries] == entries
+        await served.headers([*RESPONSE, *entries])
+        await served.headers([*OK, *entries], end=True)
+        answer = await call.answer()
+        assert answer.headers is not None
+        assert answer.headers.fields == [*RESPONSE, *entries]
+        assert answer.trailers is not None
+        assert answer.trailers.fields == [*OK, *entries]
 
 
 @pytest.mark.parametrize("te", [[], [(b"te", b"trailers")], [(b"te", b"trailers"), (b"te", b"trailers")]])
@@ -358,6 +439,24 @@ async def test_a_path_goes_to_the_director_and_to_the_upstream_as_it_came(
         assert asked == [path.decode()]
 
 
+@pytest.mark.parametrize("path", ["/api/a.B/Own", "/a.B/Own/More", "/A.B/Own", "/a.B/%4Fwn"])
+@trio_test
+async def test_a_method_of_our_own_answers_to_its_whole_path_and_no_other(engine: Engine, path: str) -> None:
+    async def own(call: Call) -> None:
+        call.end(Status.OK, "our own")
+
+    def configure(server: Server, _director: object) -> None:
+        server.add_handler("/a.B/Own", own)
+
+    async with a_proxy(engine, configure=configure) as house:
+        client = await house.client()
+        assert (await (await client.request("/a.B/Own")).answer()).message == b"our own"
+        call = await client.request(path)
+        await (await house.backend.request()).respond()
+        answer = await call.answer()
+        assert (answer.status, answer.message) == (Status.OK, None)
+
+
 @trio_test
 async def test_headers_too_long_for_the_upstream_are_not_sent_there(engine: Engine) -> None:
     async with a_proxy(engine, backend={MAX_HEADER_LIST_SIZE: 1000}) as house:
@@ -438,6 +537,25 @@ async def test_what_a_caller_has_told_goes_with_its_connection(engine: Engine) -
         await until(lambda: house.server.open_connections == 0)
 
         assert not kept_with(b"the-secret-of-alice")
+
+
+@trio_test
+async def test_long_texts_that_are_worked_out_of_a_header_list_are_not_kept_with_it(engine: Engine) -> None:
+    """Connections keep lists, and count what they take, but not what such texts do."""
+    path, text = b"/a/../" + b"b" * 200, b"t" * 200
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        for _ in range(2):
+            refused = await client.request(path.decode())
+            assert (await refused.answer()).status == Status.UNIMPLEMENTED
+            call = await client.request()
+            served = await house.backend.request()
+            await served.headers([*RESPONSE, (b"grpc-status", b"9"), (b"grpc-message", text)], end=True)
+            assert (await call.answer()).message == text
+        for value in (path, text):
+            lists = [headers for headers in kept_with(value) if isinstance(headers, HeaderList)]
+            assert lists
+            assert [(headers.asked, headers.told) for headers in lists] == [(None, None)] * len(lists)
 
 
 def kept_with(value: bytes) -> list[object]:

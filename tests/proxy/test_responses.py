@@ -6,8 +6,9 @@ from trio.testing import trio_test
 
 from rawgrpc_proxy import CallContext, PoolConn, RpcError, Status
 from rawgrpc_proxy.config import Engine
-from tests.proxy.house import a_proxy, on_every_engine
+from tests.proxy.house import Recorder, a_proxy, on_every_engine
 from tests.proxy.raw_peers import (
+    INITIAL_WINDOW_SIZE,
     MAX_HEADER_LIST_SIZE,
     OK,
     RESPONSE,
@@ -58,6 +59,41 @@ async def test_headers_and_trailers_without_a_message_stay_two_frames(engine: En
         await served.headers(RESPONSE)
         await served.headers(OK, end=True)
         assert (await call.answer()).frames == ["HEADERS", "HEADERS END_STREAM"]
+
+
+@pytest.mark.parametrize("body", [[], [b"<br/>"]])
+@trio_test
+async def test_a_response_that_ends_with_empty_data_goes_on_with_it(
+    engine: Engine, body: list[bytes]
+) -> None:
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        call = await client.request()
+        served = await house.backend.request()
+        await served.headers(RESPONSE)
+        for piece in body:
+            await served.data(piece)
+            assert (await call.expect_headers()).fields == RESPONSE
+            assert (await call.expect_data()).data == piece
+        await served.data(b"", end=True)
+        assert (await call.answer()).frames == [*([] if body else ["HEADERS"]), "DATA END_STREAM"]
+        record = await house.record()
+        assert (record.status, record.origin) == (Status.UNKNOWN, "HTTP 200")
+
+
+@trio_test
+async def test_an_end_by_trailers_is_not_brought_forward_to_data_that_waits_for_the_caller(
+    engine: Engine,
+) -> None:
+    async with a_proxy(engine) as house:
+        client = await house.client(settings={INITIAL_WINDOW_SIZE: 0})
+        call = await client.request()
+        served = await house.backend.request()
+        await served.respond(b"x")
+        await served.peer.ping()
+        assert (await call.expect_headers()).fields == RESPONSE
+        await client.credit(call, 100)
+        assert (await call.answer()).frames == ["DATA", "HEADERS END_STREAM"]
 
 
 @trio_test
@@ -148,6 +184,20 @@ async def test_a_caller_who_disconnects_cancels_the_upstream(engine: Engine) -> 
             assert await stream.expect_reset() == CANCEL
             record = await house.record()
             assert (record.status, record.origin) == (Status.UNAVAILABLE, "downstream")
+
+
+@trio_test
+async def test_a_caller_who_says_that_no_more_comes_has_disconnected(engine: Engine) -> None:
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        await client.request()
+        served = await house.backend.request()
+        await served.request_body()
+        client.end_at_once()
+        assert await served.expect_reset() == CANCEL
+        record = await house.record()
+        assert (record.status, record.origin) == (Status.UNAVAILABLE, "downstream")
+        await client.closed()
 
 
 @trio_test
@@ -423,6 +473,20 @@ async def test_trailers_that_are_too_long_keep_the_status(engine: Engine) -> Non
             assert answer.status == Status.FAILED_PRECONDITION
             assert answer.message == b"Userspace error."
             assert (await house.record()).status is Status.FAILED_PRECONDITION
+
+
+@trio_test
+async def test_the_observer_of_the_pool_hears_of_trailers_that_are_too_long(engine: Engine) -> None:
+    heard = Recorder()
+    async with a_proxy(engine, pool={"observer": heard}, max_header_list_bytes=2000) as house:
+        client = await house.client()
+        call = await client.request()
+        served = await house.backend.request()
+        await served.headers([*TRAILERS_ONLY, (b"x-long", b"x" * 2000)], end=True)
+        assert (await call.answer()).status == Status.OK
+        ((limit, detail),) = heard.limits_reached
+        assert limit == "max_header_list_bytes"
+        assert "max_header_list_bytes is 2000: of them only grpc-status and grpc-message" in detail
 
 
 @pytest.mark.parametrize("kind", ["headers", "trailers", "trailers only"])

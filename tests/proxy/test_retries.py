@@ -153,14 +153,22 @@ async def test_the_request_is_replayed_exactly(engine: Engine, size: int) -> Non
         assert (await house.record()).request_bytes == len(body)
 
 
+@pytest.mark.parametrize("by_headers", [True, False])
 @trio_test
-async def test_an_empty_request_is_replayed_with_its_end_on_the_headers(engine: Engine) -> None:
+async def test_an_empty_request_is_replayed_with_its_end_where_it_was(
+    engine: Engine, by_headers: bool
+) -> None:
     async with a_proxy(engine) as house:
         client = await house.client()
-        call = await client.request(body=None)
-        await (await house.backend.request()).reset(REFUSED_STREAM)
+        call = await client.open(request_fields(), end=by_headers)
+        if not by_headers:
+            await call.data(b"", end=True)
+        first = await house.backend.request()
+        frames = ["HEADERS END_STREAM"] if by_headers else ["HEADERS", "DATA END_STREAM"]
+        assert await first.request_frames() == frames
+        await first.reset(REFUSED_STREAM)
         second = await house.backend.request()
-        assert second.request.end_stream
+        assert await second.request_frames() == frames
         await second.respond()
         assert (await call.answer()).status == Status.OK
 
@@ -249,6 +257,30 @@ async def test_a_caller_who_gives_up_while_the_retry_waits_is_not_retried(engine
         other = await client.request("/a.B/Other")
         served = await house.backend.request()
         assert served.request.get(b":path") == b"/a.B/Other"
+        await served.respond()
+        assert (await other.answer()).status == Status.OK
+
+
+@trio_test
+async def test_a_retry_that_is_given_up_gives_back_its_place_where_it_was_refused(engine: Engine) -> None:
+    async with a_proxy(engine, pool={"ms": 1}) as house:
+        dialled = trio.Event()
+
+        async def says_nothing(_stream: trio.SocketStream) -> None:
+            dialled.set()
+            await trio.sleep_forever()
+
+        client = await house.client()
+        call = await client.request()
+        first = await house.backend.request()
+        house.backend.raw_script = says_nothing
+        await first.reset(REFUSED_STREAM)
+        await dialled.wait()
+        await call.reset(CANCEL)
+        assert (await house.record()).status == Status.CANCELLED
+        other = await client.request()
+        served = await house.backend.request()
+        assert served.peer is first.peer
         await served.respond()
         assert (await other.answer()).status == Status.OK
 

@@ -549,15 +549,18 @@ class Connection:
                     self._reading_resumes.set()
                 self.turn.flush()
                 await trio.lowlevel.checkpoint()
-        except TimeoutError:
-            self.close(
-                PeerAbuse(
-                    f"the peer has taken nothing of what waits for it for {self._settings.send_timeout_s:g} s "
-                    "(send_timeout_s)"
-                )
-            )
         except OSError as error:
-            self.close(ConnectionGone(_describe(error)))
+            if (
+                isinstance(error, TimeoutError) and not error.errno
+            ):  # the system's own, for a dead link, has a number
+                self.close(
+                    PeerAbuse(
+                        f"the peer has taken nothing of what waits for it for {self._settings.send_timeout_s:g} s "
+                        "(send_timeout_s)"
+                    )
+                )
+            else:
+                self.close(ConnectionGone(_describe(error)))
 
     async def _wait_and_write(self, chunks: list[Data]) -> bool:
         """Write all of this, even if the connection ends meanwhile: it has until `_write_by` then. False: too late."""
