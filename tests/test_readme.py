@@ -13,10 +13,10 @@ import trio
 import trio.testing
 
 import rawgrpc_proxy
-from rawgrpc_proxy import cli
 from rawgrpc_proxy.call import Call
 from rawgrpc_proxy.codes import Status
-from rawgrpc_proxy.demo import Trial, make_call
+from rawgrpc_proxy.command import cli
+from rawgrpc_proxy.command.demo import Trial, make_call
 from rawgrpc_proxy.grpc.messages import encode_message
 from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status

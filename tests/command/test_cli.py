@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from rawgrpc_proxy import cli
 from rawgrpc_proxy.call import Call
-from rawgrpc_proxy.cli import main
 from rawgrpc_proxy.codes import Status
+from rawgrpc_proxy.command import cli
+from rawgrpc_proxy.command.cli import main
+from rawgrpc_proxy.command.demo import Trial, make_call
 from rawgrpc_proxy.config import ENGINES, Http2Settings
-from rawgrpc_proxy.demo import Trial, make_call
 from rawgrpc_proxy.descriptors import DescriptorPlan
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.codec import identity_codec

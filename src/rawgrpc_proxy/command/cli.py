@@ -22,8 +22,9 @@ from typing import Any, NoReturn, TextIO
 import attrs
 import trio
 
+from rawgrpc_proxy.command.demo import run_demo
+from rawgrpc_proxy.command.workers import cores, run_workers
 from rawgrpc_proxy.config import ENGINES, Http2Settings
-from rawgrpc_proxy.demo import run_demo
 from rawgrpc_proxy.descriptors import DescriptorPlan, raise_soft_limit
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.handler import transparent_handler
@@ -37,7 +38,6 @@ from rawgrpc_proxy.observe.line_writer import LineWriter, unbuffered
 from rawgrpc_proxy.pool import Pool
 from rawgrpc_proxy.routes import RouteTable
 from rawgrpc_proxy.server import Server
-from rawgrpc_proxy.workers import cores, run_workers
 
 _DISTRIBUTION = "rawgrpc-proxy"
 _USAGE_ERROR = 2

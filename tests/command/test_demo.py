@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import pytest
 import trio
 
-from rawgrpc_proxy import demo
+from rawgrpc_proxy.command import demo
+from rawgrpc_proxy.command.demo import ECHO_SERVICE, TRIALS, Trial, make_call, run_demo
 from rawgrpc_proxy.config import ENGINES, Http2Settings
-from rawgrpc_proxy.demo import ECHO_SERVICE, TRIALS, Trial, make_call, run_demo
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.pool import Pool
 from rawgrpc_proxy.services.health import SERVICE as HEALTH_SERVICE

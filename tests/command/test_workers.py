@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from rawgrpc_proxy.demo import Trial, make_call
+from rawgrpc_proxy.command.demo import Trial, make_call
+from rawgrpc_proxy.command.workers import Serve, cores, run_workers
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.pool import Pool
-from rawgrpc_proxy.workers import Serve, cores, run_workers
+from tests.command.test_cli import unread
 from tests.processes import Program, program
-from tests.test_cli import unread
 
 WORKERS = ("serve", "--listen", "127.0.0.1:0", "--upstream", "127.0.0.1:1", "--workers", "2", "--grace", "1")
 
