@@ -18,7 +18,7 @@ from rawgrpc_proxy.grpc.codec import Codec, codec, codec_with_parent, identity_c
 from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.handler import register_service, transparent_handler
 from rawgrpc_proxy.pool import Pool, PoolConn, PoolObserver, Target
-from rawgrpc_proxy.server import Server
+from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.services.health import Health, ServingStatus
 from rawgrpc_proxy.services.methods import ServedCall, stream_stream, stream_unary, unary_stream, unary_unary
 

@@ -37,7 +37,7 @@ from rawgrpc_proxy.observe.call_log import CallLog, printable
 from rawgrpc_proxy.observe.line_writer import LineWriter, unbuffered
 from rawgrpc_proxy.pool import Pool
 from rawgrpc_proxy.routes import RouteTable
-from rawgrpc_proxy.server import Server
+from rawgrpc_proxy.server.server import Server
 
 _DISTRIBUTION = "rawgrpc-proxy"
 _USAGE_ERROR = 2

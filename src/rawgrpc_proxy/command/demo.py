@@ -26,7 +26,7 @@ from rawgrpc_proxy.handler import transparent_handler
 from rawgrpc_proxy.net.stream import LocalSender, Stream
 from rawgrpc_proxy.observe.call_log import CallLog, word
 from rawgrpc_proxy.pool import Pool, PoolConn, Target
-from rawgrpc_proxy.server import Server
+from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.services.health import SERVICE as HEALTH_SERVICE
 from rawgrpc_proxy.services.health import Health, ServingStatus, request_for
 from rawgrpc_proxy.services.methods import ServedCall, stream_stream, stream_unary, unary_stream, unary_unary

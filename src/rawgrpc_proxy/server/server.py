@@ -13,7 +13,6 @@ from functools import partial
 import trio
 
 from rawgrpc_proxy.call import Handler
-from rawgrpc_proxy.calls import Calls, Service
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.descriptors import DescriptorPlan, remedy
@@ -36,6 +35,7 @@ from rawgrpc_proxy.net.listen import (
 from rawgrpc_proxy.net.tls import tls_stream
 from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
 from rawgrpc_proxy.observe.observer import ServerObserver
+from rawgrpc_proxy.server.dispatch import Calls, Service
 from rawgrpc_proxy.services.methods import MethodKind
 from rawgrpc_proxy.stopping import Stopping
 from rawgrpc_proxy.tell import tell

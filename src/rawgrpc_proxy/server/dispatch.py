@@ -17,7 +17,6 @@ import attrs
 import trio
 
 from rawgrpc_proxy.call import Call, CallContext, Handler
-from rawgrpc_proxy.call_runners import CallRunners, is_innermost
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.deadlines import Deadlines, Timer
 from rawgrpc_proxy.describe import describe, shown
@@ -31,6 +30,7 @@ from rawgrpc_proxy.http2.header_blocks import HeaderList
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.turn import current_turn
 from rawgrpc_proxy.observe.observer import ServerObserver
+from rawgrpc_proxy.server.runners import CallRunners, is_innermost
 from rawgrpc_proxy.stopping import Stopping
 from rawgrpc_proxy.tell import tell
 

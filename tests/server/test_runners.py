@@ -7,8 +7,8 @@ from typing import Any
 import trio
 import trio.testing
 
-from rawgrpc_proxy.call_runners import CallRunners
 from rawgrpc_proxy.net.turn import Turn
+from rawgrpc_proxy.server.runners import CallRunners
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
