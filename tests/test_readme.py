@@ -21,7 +21,7 @@ from rawgrpc_proxy.grpc.messages import encode_message
 from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status
 from rawgrpc_proxy.pool import Pool
-from rawgrpc_proxy.routes import RouteTable
+from rawgrpc_proxy.proxy.routes import RouteTable
 from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.services.health import SERVICE as HEALTH_SERVICE
 

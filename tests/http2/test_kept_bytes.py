@@ -12,7 +12,7 @@ from rawgrpc_proxy.grpc.metadata import FixedHeaders
 from rawgrpc_proxy.http2 import header_blocks
 from rawgrpc_proxy.http2.fields import check, request_problem
 from rawgrpc_proxy.http2.header_blocks import HeaderDecoder, HeaderEncoder, HeaderList
-from rawgrpc_proxy.net.splice import _passed_on
+from rawgrpc_proxy.proxy.splice import _passed_on
 from rawgrpc_proxy.server.dispatch import _Asked
 from tests.http2.peer import REQUEST, Header
 

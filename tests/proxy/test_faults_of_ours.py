@@ -13,8 +13,8 @@ from rawgrpc_proxy.errors import ProxyFault, RpcError
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.header_blocks import HeaderList
 from rawgrpc_proxy.net.connection import Connection
-from rawgrpc_proxy.net.splice import _RequestPipe
 from rawgrpc_proxy.net.stream import Sink, Stream
+from rawgrpc_proxy.proxy.splice import _RequestPipe
 from tests.proxy.house import House, a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import RESPONSE, TRAILERS_ONLY, PeerStream, message, request_fields
 

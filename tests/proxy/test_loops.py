@@ -10,7 +10,7 @@ from rawgrpc_proxy import Pool, Server, Status, transparent_handler
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine, Http2Settings
 from rawgrpc_proxy.net.listen import bound_address
-from rawgrpc_proxy.routes import RouteTable
+from rawgrpc_proxy.proxy.routes import RouteTable
 from rawgrpc_proxy.server.dispatch import _PAUSE_S
 from tests.net.test_listen import LOOPBACK, open_listener
 from tests.pool_backend import REQUEST

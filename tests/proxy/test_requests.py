@@ -10,11 +10,11 @@ from trio.testing import trio_test
 
 from rawgrpc_proxy import Call, CallContext, Metadata, PoolConn, Server, Status, transparent_handler
 from rawgrpc_proxy.config import Engine
-from rawgrpc_proxy.director import Direction
 from rawgrpc_proxy.grpc.metadata import FixedHeaders
 from rawgrpc_proxy.grpc.timeout import parse_timeout
 from rawgrpc_proxy.http2.header_blocks import HeaderList
 from rawgrpc_proxy.net import poller
+from rawgrpc_proxy.proxy.director import Direction
 from tests.proxy.house import a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import (
     INITIAL_WINDOW_SIZE,

@@ -27,8 +27,6 @@ from rawgrpc_proxy.command.workers import cores, run_workers
 from rawgrpc_proxy.config import ENGINES, Http2Settings
 from rawgrpc_proxy.descriptors import DescriptorPlan, raise_soft_limit
 from rawgrpc_proxy.errors import ConfigError
-from rawgrpc_proxy.handler import transparent_handler
-from rawgrpc_proxy.hops import limit_hops
 from rawgrpc_proxy.net.accept_share import AcceptShare, shared_counts
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.listen import address_of, bound_address, open_listeners
@@ -36,7 +34,9 @@ from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.observe.call_log import CallLog, printable
 from rawgrpc_proxy.observe.line_writer import LineWriter, unbuffered
 from rawgrpc_proxy.pool import Pool
-from rawgrpc_proxy.routes import RouteTable
+from rawgrpc_proxy.proxy.hops import limit_hops
+from rawgrpc_proxy.proxy.routes import RouteTable
+from rawgrpc_proxy.proxy.transparent import transparent_handler
 from rawgrpc_proxy.server.server import Server
 
 _DISTRIBUTION = "rawgrpc-proxy"

@@ -22,10 +22,10 @@ from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.codec import identity_codec
 from rawgrpc_proxy.grpc.messages import MessageReader, encode_message
 from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status
-from rawgrpc_proxy.handler import transparent_handler
 from rawgrpc_proxy.net.stream import LocalSender, Stream
 from rawgrpc_proxy.observe.call_log import CallLog, word
 from rawgrpc_proxy.pool import Pool, PoolConn, Target
+from rawgrpc_proxy.proxy.transparent import transparent_handler
 from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.services.health import SERVICE as HEALTH_SERVICE
 from rawgrpc_proxy.services.health import Health, ServingStatus, request_for

@@ -21,15 +21,15 @@ from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.deadlines import Deadlines, Timer
 from rawgrpc_proxy.describe import describe, shown
 from rawgrpc_proxy.errors import DeadlineExceeded, NoRoute, RpcError, Side
-from rawgrpc_proxy.forwarding import Forwarding
 from rawgrpc_proxy.grpc.metadata import Headers, Metadata
 from rawgrpc_proxy.grpc.path import path_problem, shortened
 from rawgrpc_proxy.grpc.timeout import parse_timeout
-from rawgrpc_proxy.handler import TransparentHandler
 from rawgrpc_proxy.http2.header_blocks import HeaderList
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.turn import current_turn
 from rawgrpc_proxy.observe.observer import ServerObserver
+from rawgrpc_proxy.proxy.forwarding import Forwarding
+from rawgrpc_proxy.proxy.transparent import TransparentHandler
 from rawgrpc_proxy.server.runners import CallRunners, is_innermost
 from rawgrpc_proxy.stopping import Stopping
 from rawgrpc_proxy.tell import tell

@@ -24,12 +24,12 @@ from rawgrpc_proxy import (
 )
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine
-from rawgrpc_proxy.director import Direction
 from rawgrpc_proxy.errors import ConnectionFailed, Side, StreamReset
-from rawgrpc_proxy.forwarding import _settled
 from rawgrpc_proxy.net.connection import Connection
-from rawgrpc_proxy.net.splice import Splice
 from rawgrpc_proxy.net.stream import Stream
+from rawgrpc_proxy.proxy.director import Direction
+from rawgrpc_proxy.proxy.forwarding import _settled
+from rawgrpc_proxy.proxy.splice import Splice
 from tests.proxy.house import House, a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import (
     MAX_CONCURRENT_STREAMS,

@@ -9,7 +9,7 @@ from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.errors import ConfigError, NoRoute
 from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.pool import Pool
-from rawgrpc_proxy.routes import RouteTable
+from rawgrpc_proxy.proxy.routes import RouteTable
 
 A, B, C = "127.0.0.1:1", "127.0.0.1:2", "unix:/run/c.sock"
 

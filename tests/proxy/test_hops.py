@@ -4,10 +4,10 @@ import pytest
 
 from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.codes import Status
-from rawgrpc_proxy.director import Direction
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.metadata import Metadata
-from rawgrpc_proxy.hops import limit_hops
+from rawgrpc_proxy.proxy.director import Direction
+from rawgrpc_proxy.proxy.hops import limit_hops
 
 
 def asked(limit: int, *via: bytes) -> Metadata:

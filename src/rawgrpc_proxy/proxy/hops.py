@@ -8,9 +8,9 @@ from collections.abc import Awaitable
 
 from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.codes import Status
-from rawgrpc_proxy.director import Direction, StreamDirector
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.metadata import Metadata
+from rawgrpc_proxy.proxy.director import Direction, StreamDirector
 
 _FIELD = "via"
 _PSEUDONYM = "rawgrpc-proxy"

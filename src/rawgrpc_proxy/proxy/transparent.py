@@ -11,9 +11,9 @@ from typing import Protocol
 import trio
 
 from rawgrpc_proxy.call import Call, Handler
-from rawgrpc_proxy.director import StreamDirector, checked
 from rawgrpc_proxy.errors import RpcError
-from rawgrpc_proxy.forwarding import Forwarding, Owner
+from rawgrpc_proxy.proxy.director import StreamDirector, checked
+from rawgrpc_proxy.proxy.forwarding import Forwarding, Owner
 
 
 class TransparentHandler:

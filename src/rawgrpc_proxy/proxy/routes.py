@@ -10,11 +10,11 @@ from functools import lru_cache
 from typing import Self
 
 from rawgrpc_proxy.call import CallContext
-from rawgrpc_proxy.director import Direction, StreamDirector
 from rawgrpc_proxy.errors import ConfigError, NoRoute
 from rawgrpc_proxy.grpc.path import path_problem, shortened
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.pool import Pool, Target
+from rawgrpc_proxy.proxy.director import Direction, StreamDirector
 
 _CATCH_ALL = "/*"
 _REMEMBERED_METHODS = 1024
