@@ -28,9 +28,9 @@ from rawgrpc_proxy.grpc.codec import identity_codec
 from rawgrpc_proxy.grpc.messages import encode_message
 from rawgrpc_proxy.grpc.status import parse_status
 from rawgrpc_proxy.net.stream import Stream
-from rawgrpc_proxy.pool import Pool
 from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.services.methods import ServedCall, stream_stream
+from rawgrpc_proxy.upstream.pool import Pool
 from tests.processes import TIMEOUT_S, Program, program
 
 TALK = "/p.Talk/Bidi"

@@ -15,7 +15,7 @@ import trio
 from rawgrpc_proxy.command.demo import Trial, make_call
 from rawgrpc_proxy.command.workers import Serve, cores, run_workers
 from rawgrpc_proxy.errors import RpcError
-from rawgrpc_proxy.pool import Pool
+from rawgrpc_proxy.upstream.pool import Pool
 from tests.command.test_cli import unread
 from tests.processes import Program, program
 

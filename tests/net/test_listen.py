@@ -16,7 +16,7 @@ import trio
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.listen import accept_forever, accept_on_each, address_of, bound_address, open_listeners
-from tests.pool_backend import run
+from tests.upstream.backend import run
 
 LOOPBACK = Address(host="127.0.0.1", port=0)
 

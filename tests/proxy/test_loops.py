@@ -13,9 +13,9 @@ from rawgrpc_proxy.net.listen import bound_address
 from rawgrpc_proxy.proxy.routes import RouteTable
 from rawgrpc_proxy.server.dispatch import _PAUSE_S
 from tests.net.test_listen import LOOPBACK, open_listener
-from tests.pool_backend import REQUEST
 from tests.proxy.house import A_TEST_S, a_proxy, on_every_engine
 from tests.proxy.raw_peers import PeerStream, request_fields
+from tests.upstream.backend import REQUEST
 
 pytestmark = on_every_engine
 

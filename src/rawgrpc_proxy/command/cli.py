@@ -33,11 +33,11 @@ from rawgrpc_proxy.net.listen import address_of, bound_address, open_listeners
 from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.observe.call_log import CallLog, printable
 from rawgrpc_proxy.observe.line_writer import LineWriter, unbuffered
-from rawgrpc_proxy.pool import Pool
 from rawgrpc_proxy.proxy.hops import limit_hops
 from rawgrpc_proxy.proxy.routes import RouteTable
 from rawgrpc_proxy.proxy.transparent import transparent_handler
 from rawgrpc_proxy.server.server import Server
+from rawgrpc_proxy.upstream.pool import Pool
 
 _DISTRIBUTION = "rawgrpc-proxy"
 _USAGE_ERROR = 2

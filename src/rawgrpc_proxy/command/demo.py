@@ -24,12 +24,12 @@ from rawgrpc_proxy.grpc.messages import MessageReader, encode_message
 from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status
 from rawgrpc_proxy.net.stream import LocalSender, Stream
 from rawgrpc_proxy.observe.call_log import CallLog, word
-from rawgrpc_proxy.pool import Pool, PoolConn, Target
 from rawgrpc_proxy.proxy.transparent import transparent_handler
 from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.services.health import SERVICE as HEALTH_SERVICE
 from rawgrpc_proxy.services.health import Health, ServingStatus, request_for
 from rawgrpc_proxy.services.methods import ServedCall, stream_stream, stream_unary, unary_stream, unary_unary
+from rawgrpc_proxy.upstream.pool import Pool, PoolConn, Target
 
 ECHO_SERVICE = "rawgrpc.demo.Echo"
 

@@ -24,8 +24,8 @@ from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.header_blocks import HeaderList
 from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.stream import Stream
-from rawgrpc_proxy.pool import PooledConnection, Target
 from rawgrpc_proxy.proxy.splice import Splice
+from rawgrpc_proxy.upstream.pool import PooledConnection, Target
 
 _FRESH_CONNECTIONS = 3
 _SHORT_MESSAGE = 64

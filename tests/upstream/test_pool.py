@@ -32,8 +32,8 @@ from rawgrpc_proxy.errors import (
 )
 from rawgrpc_proxy.http2.header_blocks import HeaderList
 from rawgrpc_proxy.net.stream import Inbox
-from rawgrpc_proxy.pool import Pool, PoolConn, PoolStats
-from tests.pool_backend import REQUEST, Clock, Upstream, deaf_port, run, run_with_clock
+from rawgrpc_proxy.upstream.pool import Pool, PoolConn, PoolStats
+from tests.upstream.backend import REQUEST, Clock, Upstream, deaf_port, run, run_with_clock
 
 IDLE = PoolStats(with_room=1, busy=0, idle=1, waiting=0)
 

@@ -51,8 +51,8 @@ from rawgrpc_proxy.net.keepalive import Keepalive, pinged_too_often
 from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.transport import Transport
-from rawgrpc_proxy.pool_record import Phase, PoolLimits, PoolRecord
 from rawgrpc_proxy.tell import tell
+from rawgrpc_proxy.upstream.record import Phase, PoolLimits, PoolRecord
 
 _OPEN, _READY = ConnectionState.OPEN, Phase.READY  # looked up once, not for every call
 _LAST_STREAM_ID = 2**31 - 1  # RFC 9113 §5.1.1

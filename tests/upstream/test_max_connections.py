@@ -9,8 +9,8 @@ import trio
 import trio.testing
 
 from rawgrpc_proxy.errors import ConfigError, PoolExhausted
-from rawgrpc_proxy.pool import Pool, PoolConn
-from tests.pool_backend import Upstream, deaf_port, run
+from rawgrpc_proxy.upstream.pool import Pool, PoolConn
+from tests.upstream.backend import Upstream, deaf_port, run
 
 
 @asynccontextmanager
