@@ -18,7 +18,6 @@ import trio
 
 from rawgrpc_proxy.call import Call, CallContext, Handler
 from rawgrpc_proxy.codes import Status
-from rawgrpc_proxy.deadlines import Deadlines, Timer
 from rawgrpc_proxy.describe import describe, shown
 from rawgrpc_proxy.errors import DeadlineExceeded, NoRoute, RpcError, Side
 from rawgrpc_proxy.grpc.metadata import Headers, Metadata
@@ -26,6 +25,7 @@ from rawgrpc_proxy.grpc.path import path_problem, shortened
 from rawgrpc_proxy.grpc.timeout import parse_timeout
 from rawgrpc_proxy.http2.header_blocks import HeaderList
 from rawgrpc_proxy.net.stream import Stream
+from rawgrpc_proxy.net.timers import Deadlines, Timer
 from rawgrpc_proxy.net.turn import current_turn
 from rawgrpc_proxy.observe.observer import ServerObserver
 from rawgrpc_proxy.proxy.forwarding import Forwarding

@@ -31,7 +31,6 @@ import trio
 
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.config import Http2Settings
-from rawgrpc_proxy.deadlines import Deadlines
 from rawgrpc_proxy.errors import (
     ConfigError,
     ConnectionGone,
@@ -50,6 +49,7 @@ from rawgrpc_proxy.net.dial import dial
 from rawgrpc_proxy.net.keepalive import Keepalive, pinged_too_often
 from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.stream import Stream
+from rawgrpc_proxy.net.timers import Deadlines
 from rawgrpc_proxy.net.transport import Transport
 from rawgrpc_proxy.tell import tell
 from rawgrpc_proxy.upstream.record import Phase, PoolLimits, PoolRecord

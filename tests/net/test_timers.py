@@ -3,7 +3,7 @@
 import trio
 import trio.testing
 
-from rawgrpc_proxy.deadlines import Deadlines
+from rawgrpc_proxy.net.timers import Deadlines
 
 
 def run(main: trio.abc.Instrument | object) -> None:
