@@ -12,7 +12,7 @@ from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ConnectionGone
 from rawgrpc_proxy.http2 import frames
-from rawgrpc_proxy.http2.header_blocks import HeaderEncoder
+from rawgrpc_proxy.http2.hpack import HeaderEncoder
 from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.net.keepalive import Keepalive, pinged_too_often
 from rawgrpc_proxy.net.timers import Deadlines

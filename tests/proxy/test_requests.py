@@ -12,7 +12,7 @@ from rawgrpc_proxy import Call, CallContext, Metadata, PoolConn, Server, Status,
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.grpc.metadata import FixedHeaders
 from rawgrpc_proxy.grpc.timeout import parse_timeout
-from rawgrpc_proxy.http2.header_blocks import HeaderList
+from rawgrpc_proxy.http2.hpack import HeaderList
 from rawgrpc_proxy.net import poller
 from rawgrpc_proxy.proxy.director import Direction
 from tests.proxy.house import a_proxy, on_every_engine, until

@@ -27,7 +27,7 @@ from rawgrpc_proxy.errors import ProtocolViolation
 from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.http2 import frames
 from rawgrpc_proxy.http2.frames import Data, Setting
-from rawgrpc_proxy.http2.header_blocks import check_fields, without_index
+from rawgrpc_proxy.http2.hpack import check_fields, without_index
 from rawgrpc_proxy.http2.session import UNLIMITED, Session
 from rawgrpc_proxy.http2.stream_state import StreamState
 

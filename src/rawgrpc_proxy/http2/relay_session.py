@@ -11,7 +11,7 @@ from rawgrpc_proxy.errors import ProtocolViolation
 from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.http2 import frames
 from rawgrpc_proxy.http2.frames import Data, Setting
-from rawgrpc_proxy.http2.header_blocks import HeaderEncoder
+from rawgrpc_proxy.http2.hpack import HeaderEncoder
 from rawgrpc_proxy.http2.session import UNLIMITED, Session
 from rawgrpc_proxy.http2.stream_state import StreamState
 

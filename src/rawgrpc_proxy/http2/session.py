@@ -41,7 +41,7 @@ from rawgrpc_proxy.http2.events import (
 )
 from rawgrpc_proxy.http2.frames import Data, FrameSplitter, Setting
 from rawgrpc_proxy.http2.guard import MAX_SETTINGS_ENTRIES, Guard
-from rawgrpc_proxy.http2.header_blocks import HeaderDecoder, HeaderList, check_fields
+from rawgrpc_proxy.http2.hpack import HeaderDecoder, HeaderList, check_fields
 from rawgrpc_proxy.http2.stream_state import CreditSource, Receiving, Sending, StreamState
 
 # Looked up once: an enum's member costs as much as a call, each time, and these are asked for with every frame.

@@ -21,7 +21,7 @@ from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status, status_
 from rawgrpc_proxy.grpc.timeout import format_timeout
 from rawgrpc_proxy.http2.fields import request_problem
 from rawgrpc_proxy.http2.frames import Data
-from rawgrpc_proxy.http2.header_blocks import HeaderList
+from rawgrpc_proxy.http2.hpack import HeaderList
 from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.proxy.splice import Splice

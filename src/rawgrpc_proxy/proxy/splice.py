@@ -18,7 +18,7 @@ from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.messages import MessageCounter
 from rawgrpc_proxy.grpc.metadata import FixedHeaders, Headers, for_next_hop
 from rawgrpc_proxy.http2.frames import Data
-from rawgrpc_proxy.http2.header_blocks import HeaderList
+from rawgrpc_proxy.http2.hpack import HeaderList
 from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.stream import Stream, headers_too_long
 

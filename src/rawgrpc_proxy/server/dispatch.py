@@ -23,7 +23,7 @@ from rawgrpc_proxy.errors import DeadlineExceeded, NoRoute, RpcError, Side
 from rawgrpc_proxy.grpc.metadata import Headers, Metadata
 from rawgrpc_proxy.grpc.path import path_problem, shortened
 from rawgrpc_proxy.grpc.timeout import parse_timeout
-from rawgrpc_proxy.http2.header_blocks import HeaderList
+from rawgrpc_proxy.http2.hpack import HeaderList
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.timers import Deadlines, Timer
 from rawgrpc_proxy.net.turn import current_turn

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rawgrpc_proxy.grpc.metadata import FixedHeaders
-from rawgrpc_proxy.http2 import header_blocks
-from rawgrpc_proxy.http2.header_blocks import HeaderDecoder, HeaderEncoder
+from rawgrpc_proxy.http2 import hpack as blocks
+from rawgrpc_proxy.http2.hpack import HeaderDecoder, HeaderEncoder
 from tests.http2.peer import REQUEST, TRAILERS, Header
 
 NO_LIMIT = 2**20
@@ -24,7 +24,7 @@ lists = st.lists(st.tuples(names, values), max_size=4)
 
 def literal(field: Header) -> bytes:
     """Without indexing, so that it leaves the table alone (RFC 7541 §6.2.2)."""
-    return header_blocks._literal(0x00, 0x0F, field)
+    return blocks._literal(0x00, 0x0F, field)
 
 
 def never_indexed(headers: list[Header]) -> bytes:
