@@ -15,9 +15,10 @@ import trio
 from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.custom_metadata import response_headers_of
 from rawgrpc_proxy.errors import RpcError, Side
-from rawgrpc_proxy.grpc.metadata import Headers, Metadata, size_of
+from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.grpc.status import encode_grpc_message
 from rawgrpc_proxy.http2.fields import trailers_problem
+from rawgrpc_proxy.http2.headers import Headers, size_of
 from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.stream import Stream, headers_too_long
 from rawgrpc_proxy.stopping import Stopping

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rawgrpc_proxy.grpc.metadata import FixedHeaders
 from rawgrpc_proxy.http2 import hpack as blocks
+from rawgrpc_proxy.http2.headers import FixedHeaders
 from rawgrpc_proxy.http2.hpack import HeaderDecoder, HeaderEncoder
 from tests.http2.peer import REQUEST, TRAILERS, Header
 

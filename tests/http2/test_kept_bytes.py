@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 import hpack
 import pytest
 
-from rawgrpc_proxy.grpc.metadata import FixedHeaders
 from rawgrpc_proxy.http2 import hpack as blocks
-from rawgrpc_proxy.http2.fields import check, request_problem
-from rawgrpc_proxy.http2.hpack import HeaderDecoder, HeaderEncoder, HeaderList
+from rawgrpc_proxy.http2.fields import checks_for
+from rawgrpc_proxy.http2.headers import FixedHeaders, HeaderList
+from rawgrpc_proxy.http2.hpack import HeaderDecoder, HeaderEncoder
 from rawgrpc_proxy.proxy.splice import _passed_on
 from rawgrpc_proxy.server.dispatch import _Asked
 from tests.http2.peer import REQUEST, Header
@@ -123,14 +123,9 @@ def fullest(blocks: Blocks, *, of_requests: bool) -> int:
 
 def use(headers: HeaderList) -> None:
     """As a call does: it leaves on the list whatever is worked out from it."""
-    checked = check(headers, request_problem, (1000, 2**20))
-    if checked.problem is None:
-        headers.checked = checked
-    asked = _Asked(headers)
-    if asked.error is None:
-        headers.asked = asked
-    _ = asked.metadata.next_hop_size
-    _passed_on(headers)
+    headers.once(checks_for((1000, 2**20)).request)
+    _ = headers.once(_Asked).metadata.next_hop_size
+    headers.once(_passed_on)
 
 
 def receive(blocks: Blocks, count: int, *, of_requests: bool) -> HeaderDecoder:
@@ -251,7 +246,7 @@ def test_nothing_of_a_caller_s_own_outlives_its_connections() -> None:
                 headers = decoder.decode(encoder.encode([*REQUEST, (name, secret)]))
                 use(headers)
                 if name == b"authorization":
-                    upstream.encode(headers.asked.metadata.next_hop)
+                    upstream.encode(headers.once(_Asked).metadata.next_hop)
 
     a_caller()
     gc.collect()

@@ -11,7 +11,7 @@ from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.describe import traceback_of
 from rawgrpc_proxy.errors import ProxyFault, RpcError
 from rawgrpc_proxy.http2.frames import Data
-from rawgrpc_proxy.http2.hpack import HeaderList
+from rawgrpc_proxy.http2.headers import HeaderList
 from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.net.stream import Sink, Stream
 from rawgrpc_proxy.proxy.splice import _RequestPipe

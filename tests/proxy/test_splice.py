@@ -14,7 +14,7 @@ from trio.testing import trio_test
 
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine
-from rawgrpc_proxy.http2.hpack import HeaderList
+from rawgrpc_proxy.http2.headers import HeaderList
 from rawgrpc_proxy.proxy.splice import Splice
 from tests.net.test_connection import Link, a_link
 from tests.proxy.house import on_every_engine, until

@@ -30,7 +30,7 @@ from rawgrpc_proxy.errors import (
     Side,
     UpstreamUnavailable,
 )
-from rawgrpc_proxy.http2.hpack import HeaderList
+from rawgrpc_proxy.http2.headers import HeaderList
 from rawgrpc_proxy.net.stream import Inbox
 from rawgrpc_proxy.upstream.pool import Pool, PoolConn, PoolStats
 from tests.upstream.backend import REQUEST, Clock, Upstream, deaf_port, run, run_with_clock

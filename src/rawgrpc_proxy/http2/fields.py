@@ -8,11 +8,11 @@ answer instead of a reset.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cache, partial
 from itertools import chain
 from typing import NamedTuple
 
-from rawgrpc_proxy.grpc.metadata import FIELD_OVERHEAD, Headers
+from rawgrpc_proxy.http2.headers import Headers
 
 # RFC 9110 §5.6.2 tokens without upper case (RFC 9113 §8.2.1).
 _NAME = re.compile(rb"[a-z0-9!#$%&'*+\-.^_`|~]+\Z")
@@ -39,33 +39,45 @@ class Excess(NamedTuple):
     text: str
 
 
-@dataclass(slots=True)
-class CheckedFields:
-    """A header list held against a `rule` and `limits`: what is wrong, what is too much, the body it declares.
+class CheckedFields(NamedTuple):
+    """A header list held against a rule and limits: what is wrong, what is too much, the body it declares."""
 
-    `size` is the list's as SETTINGS_MAX_HEADER_LIST_SIZE counts it (RFC 9113 §6.5.2).
-    """
-
-    rule: Rule
-    limits: Limits
     problem: str | None
     excess: Excess | None
     content_length: int | None
-    size: int
 
 
-def check(headers: Headers, rule: Rule, limits: Limits) -> CheckedFields:
+Check = Callable[[Headers], CheckedFields]
+
+
+class Checks(NamedTuple):
+    """What a session holds its peer's lists against. One for each pair of limits, so that each check is a `once`."""
+
+    request: Check
+    response: Check
+    trailers: Check
+
+
+@cache
+def checks_for(limits: Limits) -> Checks:
+    """The checks by these limits. A process has few of those."""
+    return Checks(
+        partial(check, request_problem, limits),
+        partial(check, response_problem, limits),
+        partial(check, trailers_problem, limits),
+    )
+
+
+def check(rule: Rule, limits: Limits, headers: Headers) -> CheckedFields:
     """Hold the list against `request_problem`, `response_problem` or `trailers_problem`, and against the limits."""
     max_fields, max_bytes = limits
-    fields, size = len(headers), list_size(headers)
+    fields, size = len(headers), len(b"".join(chain.from_iterable(headers)))
     excess = None
     if fields > max_fields:
         excess = Excess("max_header_fields", f"{fields} fields; max_header_fields is {max_fields}")
     elif size > max_bytes:
         excess = Excess("max_header_list_bytes", f"{size} bytes; max_header_list_bytes is {max_bytes}")
-    return CheckedFields(
-        rule, limits, rule(headers), excess, content_length(headers), size + FIELD_OVERHEAD * fields
-    )
+    return CheckedFields(rule(headers), excess, content_length(headers))
 
 
 def request_problem(headers: Headers) -> str | None:
@@ -133,11 +145,6 @@ def content_length(headers: Headers) -> int | None:
                 return -1
             declared = length
     return declared
-
-
-def list_size(headers: Headers) -> int:
-    """Names and values together, in bytes."""
-    return len(b"".join(chain.from_iterable(headers)))
 
 
 def _field_problem(name: bytes, value: bytes) -> str | None:

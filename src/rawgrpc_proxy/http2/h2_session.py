@@ -24,11 +24,11 @@ import hpack
 
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ProtocolViolation
-from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.http2 import frames
 from rawgrpc_proxy.http2.frames import Data, Setting
-from rawgrpc_proxy.http2.hpack import check_fields, without_index
-from rawgrpc_proxy.http2.session import UNLIMITED, Session
+from rawgrpc_proxy.http2.headers import Headers, check_fields
+from rawgrpc_proxy.http2.hpack import without_index
+from rawgrpc_proxy.http2.session import UNLIMITED, Session, Shorten
 from rawgrpc_proxy.http2.stream_state import StreamState
 
 
@@ -37,8 +37,8 @@ class H2Session(Session):
 
     __slots__ = ("_h2", "_ready_headers")
 
-    def __init__(self, settings: Http2Settings, *, client_side: bool) -> None:
-        super().__init__(settings, client_side=client_side)
+    def __init__(self, settings: Http2Settings, *, client_side: bool, shorten: Shorten) -> None:
+        super().__init__(settings, client_side=client_side, shorten=shorten)
         self._h2 = _Connection(
             h2.config.H2Configuration(
                 client_side=client_side,

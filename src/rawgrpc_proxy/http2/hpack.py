@@ -30,8 +30,7 @@ import hpack
 from hpack.huffman_table import decode_huffman
 from hpack.table import HeaderTable
 
-from rawgrpc_proxy.grpc.metadata import FixedHeaders, Headers, RawHeader
-from rawgrpc_proxy.http2.fields import CheckedFields
+from rawgrpc_proxy.http2.headers import FixedHeaders, HeaderList, Headers, RawHeader, check_fields
 
 _OF_REQUESTS, _OF_RESPONSES = 42 * 1024, 22 * 1024
 """What a decoder or an encoder may keep, by what passes through it: requests differ more. A client's with a token are
@@ -71,25 +70,6 @@ _NEVER_INDEXED = 0x10  # §6.2.3
 _ENTRY_OVERHEAD = 32  # RFC 7541 §4.1
 _INTEGER_BYTES = 5  # behind the prefix: enough for 32 bits
 _STATIC = HeaderTable.STATIC_TABLE
-
-
-class HeaderList(FixedHeaders):
-    """A decoded list. Nobody may change it.
-
-    The same object is answered each time an equal list comes on the connection, and where the list tells nothing of its
-    caller on any other, so those who work something out from it leave the result here: `checked` is the session's,
-    `passed_on` a splice's, `asked` the server's, `told` a forwarding's. What peers repeat for every call is looked at
-    once. What is left here counts as `_LIST_BYTES` say: it must be small, or as large as the list at the most.
-    """
-
-    __slots__ = ("asked", "checked", "passed_on", "told")
-
-    def __init__(self, fields: Iterable[RawHeader] = ()) -> None:
-        super().__init__(fields)
-        self.checked: CheckedFields | None = None
-        self.passed_on: Headers | None = None
-        self.asked: Any = None
-        self.told: Any = None
 
 
 class HeaderDecoder:
@@ -463,22 +443,6 @@ class HeaderEncoder:
             name, value = oldest = self._table.popleft()
             del self._numbers[oldest]
             self._size -= len(name) + len(value) + _ENTRY_OVERHEAD
-
-
-def check_fields(headers: Iterable[object]) -> None:
-    """Raise `TypeError` if one of these is no header field, a pair of bytes. The message shows names, and no values."""
-    for field in headers:
-        if not isinstance(field, tuple) or len(field) != 2:
-            what = f"a tuple of {len(field)}" if isinstance(field, tuple) else type(field).__name__
-            raise TypeError(f"a header field is a tuple of two bytes, its name and its value, not {what}")
-        name, value = field
-        if not isinstance(name, bytes):
-            shown = f" ({name[:64]!r})" if isinstance(name, str) else ""
-            raise TypeError(f"the name of a header field is bytes, not {type(name).__name__}{shown}")
-        if not isinstance(value, bytes):
-            raise TypeError(
-                f"the value of the header field {name[:64]!r} is bytes, not {type(value).__name__}"
-            )
 
 
 def without_index(headers: Iterable[RawHeader]) -> Headers:

@@ -8,11 +8,11 @@ object per frame, and DATA of some size is not copied: the output holds a view o
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import DEFAULT_WINDOW, Http2Settings
 from rawgrpc_proxy.errors import ProtocolViolation
-from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.http2 import frames
 from rawgrpc_proxy.http2.frames import Data, Setting
+from rawgrpc_proxy.http2.headers import Headers
 from rawgrpc_proxy.http2.hpack import HeaderEncoder
-from rawgrpc_proxy.http2.session import UNLIMITED, Session
+from rawgrpc_proxy.http2.session import UNLIMITED, Session, Shorten
 from rawgrpc_proxy.http2.stream_state import StreamState
 
 _pack_header = frames.HEADER.pack  # as `frame_header` does, for a quarter of a microsecond less
@@ -23,8 +23,8 @@ class RelaySession(Session):
 
     __slots__ = ("_encoder", "_receive_window", "_send_window")
 
-    def __init__(self, settings: Http2Settings, *, client_side: bool) -> None:
-        super().__init__(settings, client_side=client_side)
+    def __init__(self, settings: Http2Settings, *, client_side: bool, shorten: Shorten) -> None:
+        super().__init__(settings, client_side=client_side, shorten=shorten)
         self._send_window = DEFAULT_WINDOW
         self._receive_window = DEFAULT_WINDOW
         self._encoder = HeaderEncoder(of_requests=client_side)

@@ -15,6 +15,7 @@ Owns RFC 9113 §3.4, §4.3, §5.1.1, §5.1.2, §5.4, §6.8 and §8.1.
 import math
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import hpack
@@ -22,8 +23,6 @@ import hpack
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import DEFAULT_WINDOW, MIN_FRAME_SIZE, Http2Settings
 from rawgrpc_proxy.errors import ConnectionFailed, NotHttp2, ProtocolViolation
-from rawgrpc_proxy.grpc.metadata import FIELD_OVERHEAD, Headers
-from rawgrpc_proxy.grpc.status import status_fields
 from rawgrpc_proxy.http2 import fields, frames
 from rawgrpc_proxy.http2.closed_streams import ClosedStreams
 from rawgrpc_proxy.http2.events import (
@@ -41,7 +40,8 @@ from rawgrpc_proxy.http2.events import (
 )
 from rawgrpc_proxy.http2.frames import Data, FrameSplitter, Setting
 from rawgrpc_proxy.http2.guard import MAX_SETTINGS_ENTRIES, Guard
-from rawgrpc_proxy.http2.hpack import HeaderDecoder, HeaderList, check_fields
+from rawgrpc_proxy.http2.headers import FIELD_OVERHEAD, HeaderList, Headers, check_fields
+from rawgrpc_proxy.http2.hpack import HeaderDecoder
 from rawgrpc_proxy.http2.stream_state import CreditSource, Receiving, Sending, StreamState
 
 # Looked up once: an enum's member costs as much as a call, each time, and these are asked for with every frame.
@@ -56,17 +56,23 @@ _YOUNG_S = 0.01
 of them in that time than it may have open at once."""
 _LONG_AGO = -math.inf
 
+Shorten = Callable[[Headers, int], Headers]
+"""A list, and how many bytes are allowed."""
 Receipt = list[Any]
 """[source, credit]: a `CreditSource`, and what it is owed. A list, because the next frame of the source adds to it."""
 
 
 class Session(ABC):
-    """The HTTP/2 state of one connection. `client_side` says whether we opened it (upstream) or were called."""
+    """The HTTP/2 state of one connection. `client_side` says whether we opened it (upstream) or were called.
+
+    `shorten` answers what to keep of a list that ends a response and is too long: see `grpc.status.status_fields`.
+    """
 
     __slots__ = (
         "_batches_taken",
         "_batches_written",
         "_block",
+        "_checks",
         "_block_ends_stream",
         "_block_stream_id",
         "_closed",
@@ -81,7 +87,6 @@ class Session(ABC):
         "_highest_peer_id",
         "_leaving",
         "_leaving_taken",
-        "_limits",
         "_max_output_bytes",
         "_max_streams",
         "_next_id",
@@ -92,6 +97,7 @@ class Session(ABC):
         "_ready",
         "_receipts",
         "_settings",
+        "_shorten",
         "_splitter",
         "_started",
         "_stream_credit_step",
@@ -111,8 +117,9 @@ class Session(ABC):
         "streams_opened",
     )
 
-    def __init__(self, settings: Http2Settings, *, client_side: bool) -> None:
+    def __init__(self, settings: Http2Settings, *, client_side: bool, shorten: Shorten) -> None:
         self.client_side = client_side
+        self._shorten = shorten
         self.streams: dict[int, StreamState] = {}
         self.peer_max_concurrent_streams = UNLIMITED
         self.peer_max_header_list_bytes = UNLIMITED
@@ -129,7 +136,7 @@ class Session(ABC):
         self._settings = settings
         self._max_output_bytes = settings.max_output_bytes
         self._stream_window_bytes = settings.stream_window_bytes
-        self._limits = settings.max_header_fields, settings.max_header_list_bytes
+        self._checks = fields.checks_for((settings.max_header_fields, settings.max_header_list_bytes))
         self._max_streams = settings.max_concurrent_streams
         self._splitter = FrameSplitter(settings.max_frame_bytes, expect_preface=not client_side)
         self._guard = Guard()
@@ -392,7 +399,7 @@ class Session(ABC):
                 forgiven=self._guard.may_not_know_the_limit(),
             )
             return
-        checked = self._check(headers, fields.request_problem)
+        checked = headers.once(self._checks.request)
         if checked.problem is not None:
             self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR, checked.problem)
             return
@@ -412,7 +419,7 @@ class Session(ABC):
             self._peer_ended(state)
 
     def _receive_response(self, state: StreamState, headers: HeaderList, end_stream: bool) -> None:
-        checked = self._check(headers, fields.response_problem)
+        checked = headers.once(self._checks.response)
         if checked.problem is not None:
             self._stream_error(state, ErrorCode.PROTOCOL_ERROR, checked.problem)
         elif headers[0][1][:1] == b"1":
@@ -426,7 +433,7 @@ class Session(ABC):
                     text = f"the response headers have {checked.excess.text}"
                     self._stream_error(state, ErrorCode.ENHANCE_YOUR_CALM, text)
                     return
-                headers = self._only_the_status(state, headers, checked)
+                headers = self._only_the_status(state, headers, checked.excess)
             self._accept_headers(state, headers, end_stream)
             state.receiving = _BODY
             self._events.append(ResponseReceived(state.id, headers, end_stream))
@@ -434,7 +441,7 @@ class Session(ABC):
                 self._peer_ended(state)
 
     def _receive_trailers(self, state: StreamState, headers: HeaderList, end_stream: bool) -> None:
-        checked = self._check(headers, fields.trailers_problem)
+        checked = headers.once(self._checks.trailers)
         problem = checked.problem
         if not end_stream:
             problem = "HEADERS in mid-stream without END_STREAM"
@@ -447,17 +454,14 @@ class Session(ABC):
             self._stream_error(state, ErrorCode.ENHANCE_YOUR_CALM, text)
         else:
             if checked.excess is not None:
-                headers = self._only_the_status(state, headers, checked)
+                headers = self._only_the_status(state, headers, checked.excess)
             self._accept_headers(state, headers, end_stream=True)
             self._events.append(TrailersReceived(state.id, headers))
             self._peer_ended(state)
 
-    def _only_the_status(
-        self, state: StreamState, headers: HeaderList, checked: fields.CheckedFields
-    ) -> HeaderList:
+    def _only_the_status(self, state: StreamState, headers: HeaderList, excess: fields.Excess) -> HeaderList:
         """What is passed on of the end of a response that is too long: how the call went is never lost."""
-        assert checked.excess is not None
-        limit, text = checked.excess
+        limit, text = excess
         self._events.append(
             LimitReached(
                 limit,
@@ -465,10 +469,7 @@ class Session(ABC):
                 "are passed on",
             )
         )
-        reduced = HeaderList(status_fields(headers, self._settings.max_header_list_bytes))
-        # By the rule of the whole list: every list that is passed on has been checked, and its size is known.
-        self._check(reduced, checked.rule)
-        return reduced
+        return HeaderList(self._shorten(headers, self._settings.max_header_list_bytes))
 
     def _receive_rst_stream(self, stream_id: int, payload: Data) -> None:
         if len(payload) != 4:
@@ -587,14 +588,6 @@ class Session(ABC):
                 self._stream_error(
                     state, ErrorCode.FRAME_SIZE_ERROR, f"PRIORITY has {len(payload)} bytes, not 5"
                 )
-
-    def _check(self, headers: HeaderList, rule: fields.Rule) -> fields.CheckedFields:
-        checked = headers.checked
-        if checked is None or checked.rule is not rule or checked.limits != self._limits:
-            checked = fields.check(headers, rule, self._limits)
-            if checked.problem is None:
-                headers.checked = checked
-        return checked
 
     def _expect_body(self, state: StreamState, checked: fields.CheckedFields, end_stream: bool) -> bool:
         length = state.body_left = checked.content_length

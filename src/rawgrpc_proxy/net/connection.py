@@ -30,7 +30,7 @@ from rawgrpc_proxy.errors import (
     Side,
     StreamRefused,
 )
-from rawgrpc_proxy.grpc.metadata import Headers
+from rawgrpc_proxy.grpc.status import status_fields
 from rawgrpc_proxy.http2.events import (
     ConnectionEnded,
     DataReceived,
@@ -46,6 +46,7 @@ from rawgrpc_proxy.http2.events import (
 )
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.h2_session import H2Session
+from rawgrpc_proxy.http2.headers import Headers
 from rawgrpc_proxy.http2.relay_session import RelaySession
 from rawgrpc_proxy.http2.session import Receipt, Session
 from rawgrpc_proxy.net.drain import Drain
@@ -73,9 +74,9 @@ def make_session(settings: Http2Settings, *, client_side: bool) -> Session:
     """The session of the engine that the settings name."""
     match settings.engine:
         case "h2":
-            return H2Session(settings, client_side=client_side)
+            return H2Session(settings, client_side=client_side, shorten=status_fields)
         case "relay":
-            return RelaySession(settings, client_side=client_side)
+            return RelaySession(settings, client_side=client_side, shorten=status_fields)
         case _:
             assert_never(settings.engine)
 

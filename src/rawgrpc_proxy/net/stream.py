@@ -20,10 +20,9 @@ from rawgrpc_proxy.errors import (
     StreamReset,
     UpstreamUnavailable,
 )
-from rawgrpc_proxy.grpc.metadata import Headers, size_of
 from rawgrpc_proxy.grpc.status import status_fields, status_from_reset
 from rawgrpc_proxy.http2.frames import Data
-from rawgrpc_proxy.http2.hpack import HeaderList
+from rawgrpc_proxy.http2.headers import HeaderList, Headers, size_of
 from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.http2.stream_state import CreditSource
 

@@ -16,12 +16,12 @@ import trio
 from rawgrpc_proxy.call import Call, CallContext, checked_deadline
 from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.errors import DeadlineExceeded, RpcError, StreamReset
-from rawgrpc_proxy.grpc.metadata import TE_TRAILERS, Headers, Metadata
+from rawgrpc_proxy.grpc.metadata import TE_TRAILERS, Metadata
 from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status, status_from_http
 from rawgrpc_proxy.grpc.timeout import format_timeout
 from rawgrpc_proxy.http2.fields import request_problem
 from rawgrpc_proxy.http2.frames import Data
-from rawgrpc_proxy.http2.hpack import HeaderList
+from rawgrpc_proxy.http2.headers import HeaderList, Headers
 from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.proxy.splice import Splice
@@ -310,22 +310,21 @@ def _record(call: Call, splice: Splice) -> None:
     record.response_bytes, record.response_messages = splice.response_bytes, splice.response_messages.count
     if not splice.response_ended or splice.response_headers is None:
         return
-    status, record.detail = _told(splice.response_trailers or splice.response_headers)
+    last = splice.response_trailers or splice.response_headers
+    status, message = last.once(_told)
     if status is not None:
-        record.status, record.origin = status, "upstream"
+        if message is None:
+            message = decode_grpc_message(dict(last)[b"grpc-message"])
+        record.status, record.origin, record.detail = status, "upstream", message
         return
+    record.detail = "the upstream sent no grpc-status"
     http_status = int(splice.response_headers[0][1])
     record.status, record.origin = status_from_http(http_status), f"HTTP {http_status}"
 
 
-def _told(last: HeaderList) -> tuple[Status | None, str]:
-    """The status in a list that ends a response, and its message, or why there is none."""
-    told: tuple[Status | None, str] | None = last.told
-    if told is None:
-        fields = dict(last)
-        status = parse_status(fields.get(b"grpc-status"))
-        message = decode_grpc_message(fields.get(b"grpc-message", b""))
-        told = (status, "the upstream sent no grpc-status" if status is None else message)
-        if len(message) <= _SHORT_MESSAGE:
-            last.told = told
-    return told
+def _told(last: HeaderList) -> tuple[Status | None, str | None]:
+    """The status in a list that ends a response, and its message; None if it is a long one."""
+    fields = dict(last)
+    message = fields.get(b"grpc-message", b"")
+    text = decode_grpc_message(message) if len(message) <= _SHORT_MESSAGE else None
+    return parse_status(fields.get(b"grpc-status")), text

@@ -16,9 +16,8 @@ from collections.abc import Callable
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.messages import MessageCounter
-from rawgrpc_proxy.grpc.metadata import FixedHeaders, Headers, for_next_hop
 from rawgrpc_proxy.http2.frames import Data
-from rawgrpc_proxy.http2.hpack import HeaderList
+from rawgrpc_proxy.http2.headers import FixedHeaders, HeaderList, Headers, for_next_hop, size_of
 from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.stream import Stream, headers_too_long
 
@@ -214,17 +213,17 @@ class _ResponsePipe:
         splice.replay = None
         downstream = splice.downstream
         limit = downstream.connection.session.peer_max_header_list_bytes
-        if limit < UNLIMITED and _size(headers) > limit and not end_stream:
-            splice.upstream_error = headers_too_long(_size(headers), limit)
+        if limit < UNLIMITED and headers.once(size_of) > limit and not end_stream:
+            splice.upstream_error = headers_too_long(headers.once(size_of), limit)
             splice.abandon(_CANCEL)
             splice._changed()
             return
         splice.response_headers = headers
         if end_stream:
-            downstream.send_end(_passed_on(headers), _size(headers))
+            downstream.send_end(headers.once(_passed_on), headers.once(size_of))
             splice._response_complete()
         else:
-            downstream.send_headers(_passed_on(headers))
+            downstream.send_headers(headers.once(_passed_on))
 
     def data(self, data: Data, credit: int, end_stream: bool) -> None:
         splice = self._splice
@@ -237,7 +236,7 @@ class _ResponsePipe:
     def trailers(self, headers: HeaderList) -> None:
         splice = self._splice
         splice.response_trailers = headers
-        splice.downstream.send_end(_passed_on(headers), _size(headers))
+        splice.downstream.send_end(headers.once(_passed_on), headers.once(size_of))
         splice._response_complete()
 
     def failed(self, error: RpcError) -> None:
@@ -258,15 +257,6 @@ class _ResponsePipe:
             splice._changed()
 
 
-def _size(headers: HeaderList) -> int:
-    """As SETTINGS_MAX_HEADER_LIST_SIZE counts it."""
-    assert headers.checked is not None  # a session reports no list that it has not looked at
-    return headers.checked.size
-
-
 def _passed_on(headers: HeaderList) -> Headers:
-    """The list as it goes on to the other side, worked out once for each list."""
-    passed_on = headers.passed_on
-    if passed_on is None:
-        passed_on = headers.passed_on = FixedHeaders(for_next_hop(headers))
-    return passed_on
+    """The list as it goes on to the other side."""
+    return FixedHeaders(for_next_hop(headers))

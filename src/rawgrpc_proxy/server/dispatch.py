@@ -20,10 +20,10 @@ from rawgrpc_proxy.call import Call, CallContext, Handler
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.describe import describe, shown
 from rawgrpc_proxy.errors import DeadlineExceeded, NoRoute, RpcError, Side
-from rawgrpc_proxy.grpc.metadata import Headers, Metadata
-from rawgrpc_proxy.grpc.path import path_problem, shortened
+from rawgrpc_proxy.grpc.metadata import Metadata
+from rawgrpc_proxy.grpc.path import malformed, path_problem, shortened
 from rawgrpc_proxy.grpc.timeout import parse_timeout
-from rawgrpc_proxy.http2.hpack import HeaderList
+from rawgrpc_proxy.http2.headers import HeaderList, Headers
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.timers import Deadlines, Timer
 from rawgrpc_proxy.net.turn import current_turn
@@ -124,11 +124,7 @@ class Calls:
     def _begin(self, stream: Stream) -> None:
         headers = stream.headers
         assert isinstance(headers, HeaderList)
-        asked: _Asked | None = headers.asked
-        if asked is None:
-            asked = _Asked(headers)
-            if asked.error is None:  # texts of errors are long, and seldom asked for again
-                headers.asked = asked
+        asked = headers.once(_Asked)
         call = _new_call(stream, asked, self._stopping)
         if self._refused(call, asked):
             self._over(call)
@@ -155,8 +151,8 @@ class Calls:
 
     def _begun(self, call: Call, asked: "_Asked") -> "Forwarding | Step":
         """The call on its way, or what has to be awaited in a task."""
-        if asked.error is not None:
-            raise asked.error()
+        if asked.malformed:
+            raise NoRoute(malformed(asked.method))
         if call.stream.inbox.error is not None:
             raise call.stream.inbox.error
         service = self._service
@@ -356,9 +352,9 @@ def _left_open() -> RuntimeError:
 
 
 class _Asked:
-    """What request headers ask for. Worked out once for each header list, which clients repeat."""
+    """What request headers ask for: worked out once for each header list, which clients repeat."""
 
-    __slots__ = ("error", "metadata", "method", "refusal", "timeout_s")
+    __slots__ = ("malformed", "metadata", "method", "refusal", "timeout_s")
 
     def __init__(self, headers: Headers) -> None:
         fields = dict(headers)
@@ -367,12 +363,10 @@ class _Asked:
         self.metadata = Metadata(headers)
         self.refusal = _refusal(fields)
         """The HTTP status and the reason for what is no gRPC call."""
-        self.error: Callable[[], RpcError] | None = None
-        """Makes the error of a call that cannot be."""
+        self.malformed = path_problem(path) is not None
+        """Whether the path names no method. The text that says why is long, and seldom asked for again."""
         self.timeout_s: float | None = None
         """None without grpc-timeout, and with one that is none."""
-        if (problem := path_problem(path)) is not None:
-            self.error = partial(NoRoute, problem)
         timeout = fields.get(b"grpc-timeout")
         if timeout is not None:
             try:

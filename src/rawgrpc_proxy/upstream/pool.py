@@ -41,7 +41,7 @@ from rawgrpc_proxy.errors import (
     Side,
     UpstreamUnavailable,
 )
-from rawgrpc_proxy.grpc.metadata import Headers
+from rawgrpc_proxy.http2.headers import Headers
 from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.connection import Connection, ConnectionState
