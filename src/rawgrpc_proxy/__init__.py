@@ -9,18 +9,20 @@ upstream connections. Messages are opaque bytes; nothing is decoded, re-encoded 
     server = Server(unknown_service_handler=transparent_handler(director))
 """
 
-from rawgrpc_proxy.call import Call, CallContext, CallRecord, Handler
+from rawgrpc_proxy.call import Call, CallContext, Handler
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ConfigError, ProxyError, RpcError
 from rawgrpc_proxy.grpc.codec import Codec, codec, codec_with_parent, identity_codec
 from rawgrpc_proxy.grpc.metadata import Metadata
+from rawgrpc_proxy.observe.observer import PoolObserver
+from rawgrpc_proxy.observe.record import CallRecord
 from rawgrpc_proxy.proxy.director import StreamDirector
 from rawgrpc_proxy.proxy.transparent import register_service, transparent_handler
 from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.services.health import Health, ServingStatus
 from rawgrpc_proxy.services.methods import ServedCall, stream_stream, stream_unary, unary_stream, unary_unary
-from rawgrpc_proxy.upstream.pool import Pool, PoolConn, PoolObserver, Target
+from rawgrpc_proxy.upstream.pool import Pool, PoolConn, Target
 
 __all__ = [
     "Call",

@@ -25,7 +25,7 @@ from rawgrpc_proxy import (
     transparent_handler,
 )
 from rawgrpc_proxy.config import Engine
-from rawgrpc_proxy.net.listen import ConnectionLimit
+from rawgrpc_proxy.errors import ConnectionLimit
 from tests.http2 import peer as wire
 from tests.proxy.house import a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import (

@@ -15,7 +15,7 @@ from typing import TextIO
 import attrs
 import trio
 
-from rawgrpc_proxy.call import CallContext, CallRecord
+from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import RpcError
@@ -24,6 +24,7 @@ from rawgrpc_proxy.grpc.messages import MessageReader, encode_message
 from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status
 from rawgrpc_proxy.net.stream import LocalSender, Stream
 from rawgrpc_proxy.observe.call_log import CallLog, word
+from rawgrpc_proxy.observe.record import CallRecord
 from rawgrpc_proxy.proxy.transparent import transparent_handler
 from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.services.health import SERVICE as HEALTH_SERVICE

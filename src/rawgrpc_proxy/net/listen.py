@@ -29,10 +29,6 @@ _MAPPED_V4 = "::ffff:"
 """In front of an IPv4 client's address, as a socket for both families sees it (RFC 4291 §2.5.5.2)."""
 
 
-class ConnectionLimit(OSError):
-    """The server has as many connections as it may, and turns the next one away."""
-
-
 def open_listeners(address: Address) -> list[socket.socket]:
     """Bind and listen: one socket, or one for each address that a name has on this machine, all on one port.
 

@@ -5,8 +5,8 @@ import inspect
 from collections.abc import Awaitable, Callable
 
 from rawgrpc_proxy.call import CallContext
-from rawgrpc_proxy.describe import shown
 from rawgrpc_proxy.errors import ConfigError
+from rawgrpc_proxy.observe.describe import shown
 from rawgrpc_proxy.upstream.pool import PoolConn, PooledConnection, Target
 
 Direction = tuple[CallContext, PoolConn | Target]

@@ -18,7 +18,6 @@ import trio
 
 from rawgrpc_proxy.call import Call, CallContext, Handler
 from rawgrpc_proxy.codes import Status
-from rawgrpc_proxy.describe import describe, shown
 from rawgrpc_proxy.errors import DeadlineExceeded, NoRoute, RpcError, Side
 from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.grpc.path import malformed, path_problem, shortened
@@ -27,12 +26,13 @@ from rawgrpc_proxy.http2.headers import HeaderList, Headers
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.timers import Deadlines, Timer
 from rawgrpc_proxy.net.turn import current_turn
+from rawgrpc_proxy.observe.describe import describe, shown
 from rawgrpc_proxy.observe.observer import ServerObserver
+from rawgrpc_proxy.observe.tell import tell
 from rawgrpc_proxy.proxy.forwarding import Forwarding
 from rawgrpc_proxy.proxy.transparent import TransparentHandler
 from rawgrpc_proxy.server.runners import CallRunners, is_innermost
 from rawgrpc_proxy.stopping import Stopping
-from rawgrpc_proxy.tell import tell
 
 _CONTENT_TYPE = re.compile(rb"application/grpc(?:\Z|[+;])")
 _BEGUN_A_READ = 32

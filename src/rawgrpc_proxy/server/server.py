@@ -16,7 +16,7 @@ from rawgrpc_proxy.call import Handler
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.descriptors import DescriptorPlan, remedy
-from rawgrpc_proxy.errors import ConfigError, ConnectionFailed, ProxyFault
+from rawgrpc_proxy.errors import ConfigError, ConnectionFailed, ConnectionLimit, ProxyFault
 from rawgrpc_proxy.grpc.codec import Codec, codec_with_parent, identity_codec
 from rawgrpc_proxy.grpc.codec import codec as protobuf_codec
 from rawgrpc_proxy.grpc.path import path_problem
@@ -25,20 +25,14 @@ from rawgrpc_proxy.net.accept_share import AcceptShare
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.net.keepalive import Keepalive
-from rawgrpc_proxy.net.listen import (
-    ConnectionLimit,
-    accept_on_each,
-    address_of,
-    bound_address,
-    open_listeners,
-)
+from rawgrpc_proxy.net.listen import accept_on_each, address_of, bound_address, open_listeners
 from rawgrpc_proxy.net.tls import tls_stream
 from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
 from rawgrpc_proxy.observe.observer import ServerObserver
+from rawgrpc_proxy.observe.tell import tell
 from rawgrpc_proxy.server.dispatch import Calls, Service
 from rawgrpc_proxy.services.methods import MethodKind
 from rawgrpc_proxy.stopping import Stopping
-from rawgrpc_proxy.tell import tell
 
 
 class Server:

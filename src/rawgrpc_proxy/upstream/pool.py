@@ -24,7 +24,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import attrs
 import trio
@@ -51,7 +51,8 @@ from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.timers import Deadlines
 from rawgrpc_proxy.net.transport import Transport
-from rawgrpc_proxy.tell import tell
+from rawgrpc_proxy.observe.observer import PoolObserver
+from rawgrpc_proxy.observe.tell import tell
 from rawgrpc_proxy.upstream.record import Phase, PoolLimits, PoolRecord
 
 _OPEN, _READY = ConnectionState.OPEN, Phase.READY  # looked up once, not for every call
@@ -69,23 +70,6 @@ _PAUSE_OWN_FAULT_S = 0.1
 """Between dials that fail for want of something here, like file descriptors."""
 _DEMAND_S = 30.0
 """So long after the last call that found no connection, an upstream is still dialled."""
-
-
-class PoolObserver(Protocol):
-    """Hears of trouble with upstreams. Must not wait; what it raises is reported, and ignored.
-
-    A method that it does not have is not called.
-    """
-
-    def upstream_failed(self, address: str, error: ProxyError) -> None:
-        """A dial has failed, or a connection ended that should not have.
-
-        The upstream broke the rules, the link was lost with calls on it, or there was a fault here (`ProxyFault`, its
-        cause in `__cause__`). Side `LOCAL`: it is not the upstream's doing.
-        """
-
-    def limit_reached(self, address: str, limit: str, detail: str) -> None:
-        """What an upstream has sent ran into the limit that `limit` names; `detail` says what becomes of it."""
 
 
 class PooledConnection:

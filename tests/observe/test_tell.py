@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from rawgrpc_proxy.tell import tell
+from rawgrpc_proxy.observe.tell import tell
 
 
 class Observer:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rawgrpc_proxy.describe import describe, shown, traceback_of
+from rawgrpc_proxy.observe.describe import describe, shown, traceback_of
 
 
 class Mute(Exception):
