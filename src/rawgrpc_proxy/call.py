@@ -20,7 +20,8 @@ from rawgrpc_proxy.grpc.status import encode_grpc_message
 from rawgrpc_proxy.http2.fields import trailers_problem
 from rawgrpc_proxy.http2.headers import Headers, size_of
 from rawgrpc_proxy.http2.session import UNLIMITED
-from rawgrpc_proxy.net.stream import Stream, headers_too_long
+from rawgrpc_proxy.net.failures import headers_too_long
+from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.observe.record import CallRecord
 from rawgrpc_proxy.stopping import Stopping
 

@@ -22,7 +22,8 @@ from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.codec import identity_codec
 from rawgrpc_proxy.grpc.messages import MessageReader, encode_message
 from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status
-from rawgrpc_proxy.net.stream import LocalSender, Stream
+from rawgrpc_proxy.net.local_sender import LocalSender
+from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.observe.call_log import CallLog, word
 from rawgrpc_proxy.observe.record import CallRecord
 from rawgrpc_proxy.proxy.transparent import transparent_handler

@@ -28,7 +28,6 @@ from rawgrpc_proxy.errors import (
     ProxyFault,
     ProxyStopping,
     Side,
-    StreamRefused,
 )
 from rawgrpc_proxy.grpc.status import status_fields
 from rawgrpc_proxy.http2.events import (
@@ -50,7 +49,8 @@ from rawgrpc_proxy.http2.headers import Headers
 from rawgrpc_proxy.http2.relay_session import RelaySession
 from rawgrpc_proxy.http2.session import Receipt, Session
 from rawgrpc_proxy.net.drain import Drain
-from rawgrpc_proxy.net.stream import Stream, lost_error, reset_error
+from rawgrpc_proxy.net.failures import lost_error, never_sent_error, reset_error
+from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.transport import Transport
 from rawgrpc_proxy.net.turn import current_turn
 
@@ -116,7 +116,6 @@ class Connection:
         "_writer",
         "_writing",
         "error",
-        "given_up",
         "heard_at",
         "in_doubt",
         "peer",
@@ -164,8 +163,6 @@ class Connection:
         """When the peer has last sent anything."""
         self.in_doubt = False
         """The peer was asked for a sign of life (`ask`), and has not answered."""
-        self.given_up = 0
-        """Calls that the peer gave up in vain, as the server counts them (`calls.py`)."""
         self._scope = trio.CancelScope()
         self._handshake = trio.CancelScope()
         self._failure: ConnectionFailed | None = None
@@ -452,13 +449,10 @@ class Connection:
         streams = list(self.streams.values())
         self.streams.clear()
         for stream in streams:
-            if self._peer_is_gone and self.session.client_side and stream.id > self._taken_id:
-                # Its headers are here still, and nobody will get them.
-                stream.sink.failed(
-                    StreamRefused(f"{lost_error(error, self).message}, before the call was sent")
-                )
-            else:
-                stream.sink.failed(lost_error(error, self))
+            # One whose headers are here still nobody will ever get.
+            untold = self._peer_is_gone and self.session.client_side and stream.id > self._taken_id
+            failure = never_sent_error if untold else lost_error
+            stream.sink.failed(failure(error, self.peer, self.side))
             stream.sink.closed()
         self._changed()
 

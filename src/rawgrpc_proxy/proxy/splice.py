@@ -19,7 +19,8 @@ from rawgrpc_proxy.grpc.messages import MessageCounter
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.headers import FixedHeaders, HeaderList, Headers, for_next_hop, size_of
 from rawgrpc_proxy.http2.session import UNLIMITED
-from rawgrpc_proxy.net.stream import Stream, headers_too_long
+from rawgrpc_proxy.net.failures import headers_too_long
+from rawgrpc_proxy.net.stream import Stream
 
 _NO_ERROR, _CANCEL = ErrorCode.NO_ERROR, ErrorCode.CANCEL  # looked up once, not for every call
 REPLAY_BYTES = 64 * 1024

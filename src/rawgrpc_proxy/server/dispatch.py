@@ -23,7 +23,7 @@ from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.grpc.path import malformed, path_problem, shortened
 from rawgrpc_proxy.grpc.timeout import parse_timeout
 from rawgrpc_proxy.http2.headers import HeaderList, Headers
-from rawgrpc_proxy.net.stream import Stream
+from rawgrpc_proxy.net.stream import Carrier, Stream
 from rawgrpc_proxy.net.timers import Deadlines, Timer
 from rawgrpc_proxy.net.turn import current_turn
 from rawgrpc_proxy.observe.describe import describe, shown
@@ -66,6 +66,7 @@ class Calls:
         "_context",
         "_deadlines",
         "_fresh",
+        "_given_up",
         "_observer",
         "_runners",
         "_service",
@@ -81,6 +82,8 @@ class Calls:
         self._deadlines = Deadlines(nursery)
         self._context = contextvars.copy_context()
         self._fresh: list[Stream] = []
+        self._given_up: dict[Carrier, int] = {}
+        """Calls that a caller gave up in vain, by its connection."""
         self._timers: dict[Forwarding, Timer] = {}
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
@@ -99,7 +102,7 @@ class Calls:
         if not self._fresh:
             return
         fresh, self._fresh = self._fresh, []
-        if fresh[0].connection.given_up >= _VAIN:
+        if self._given_up and self._given_up.get(fresh[0].connection, 0) >= _VAIN:
             for stream in fresh:
                 self._runners.start(self._begin_after_a_pause, stream)
             return
@@ -113,6 +116,10 @@ class Calls:
             raise
         for stream in fresh[_BEGUN_A_READ:]:
             self._runners.start(self._begin_later, stream)
+
+    def forget(self, connection: Carrier) -> None:
+        """The connection has ended."""
+        self._given_up.pop(connection, None)
 
     def close(self) -> None:
         """All connections have ended. The tasks end with their calls, the idle ones now."""
@@ -241,15 +248,20 @@ class Calls:
         """The call has ended, well or not."""
         self._unwatch(forwarding)
         call = forwarding.call
-        connection = call.stream.connection
         if error is None:
-            if connection.given_up:
-                connection.given_up = max(0, connection.given_up - _EARNED)
+            if self._given_up:
+                self._count_given_up(call, -_EARNED)
         else:
             if error.side is Side.DOWNSTREAM and not call.record.response_bytes:
-                connection.given_up = min(2 * _VAIN, connection.given_up + 1)
+                self._count_given_up(call, 1)
             self._fail(call, error)
         self._over(call)
+
+    def _count_given_up(self, call: Call, change: int) -> None:
+        connection = call.stream.connection
+        count = min(2 * _VAIN, self._given_up.pop(connection, 0) + change)
+        if count > 0:
+            self._given_up[connection] = count
 
     def forwarding_refused(self, forwarding: Forwarding) -> None:
         """The upstream has not processed the call."""

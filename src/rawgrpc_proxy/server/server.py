@@ -203,6 +203,7 @@ class Server:
             finally:
                 keepalive.stop()
                 del self._connections[connection]
+                calls.forget(connection)
             error = connection.error
             if error is not None and error.error_code != ErrorCode.NO_ERROR:
                 self._connection_failed(peer, error)
