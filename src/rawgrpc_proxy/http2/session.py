@@ -623,6 +623,11 @@ class Session(ABC):
         return state.id
 
     @property
+    def last_opened_id(self) -> int:
+        """The last stream that we have opened; not positive if we have opened none."""
+        return self._next_id - 2
+
+    @property
     def room(self) -> bool:
         """May we open one more stream? False once the ids are used up (RFC 9113 §5.1.1) or the session has ended."""
         return (

@@ -42,3 +42,8 @@ def headers_too_long(size: int, limit: int) -> RpcError:
     """The error of a call whose response headers are longer than its caller takes: of these nothing can be left out."""
     text = f"the response headers have {size} bytes; the caller takes {limit}"
     return RpcError(Status.RESOURCE_EXHAUSTED, text, origin="proxy")
+
+
+def reason_of(error: OSError) -> str:
+    """What the system says of it."""
+    return error.strerror or str(error) or type(error).__name__
