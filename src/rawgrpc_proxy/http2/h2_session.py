@@ -83,7 +83,7 @@ class H2Session(Session):
             raise ProtocolViolation(int(error.error_code), str(error)) from error
 
     def _flush(self) -> None:
-        self._write(self._h2.data_to_send())
+        self.output.write(self._h2.data_to_send())
 
     def _accept_headers(self, state: StreamState, headers: Headers, end_stream: bool) -> None:
         self._ready_headers.headers = [field for field in headers if field[0] != b"content-length"]
@@ -130,14 +130,14 @@ class H2Session(Session):
     def _write_data(self, state: StreamState, data: Data, end_stream: bool) -> None:
         self._h2.send_data(state.id, bytes(data), end_stream=end_stream)
         frame = self._h2.data_to_send()
-        self._output.append(frame)
-        self.data_bytes += len(frame)
+        self.output.chunks.append(frame)
+        self.output.data_bytes += len(frame)
 
     def _write_reset(self, state: StreamState, error_code: int) -> None:
         try:
             self._h2.reset_stream(state.id, error_code)
         except (h2.exceptions.StreamClosedError, h2.exceptions.NoSuchStreamError):
-            self._write(frames.rst_stream(state.id, error_code))
+            self.output.write(frames.rst_stream(state.id, error_code))
         else:
             self._flush()
 

@@ -16,7 +16,6 @@ import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 import hpack
 
@@ -42,6 +41,7 @@ from rawgrpc_proxy.http2.frames import Data, FrameSplitter, Setting
 from rawgrpc_proxy.http2.guard import MAX_SETTINGS_ENTRIES, Guard
 from rawgrpc_proxy.http2.headers import FIELD_OVERHEAD, HeaderList, Headers, check_fields
 from rawgrpc_proxy.http2.hpack import HeaderDecoder
+from rawgrpc_proxy.http2.output import Output, Receipt
 from rawgrpc_proxy.http2.stream_state import CreditSource, Receiving, Sending, StreamState
 
 # Looked up once: an enum's member costs as much as a call, each time, and these are asked for with every frame.
@@ -58,8 +58,6 @@ _LONG_AGO = -math.inf
 
 Shorten = Callable[[Headers, int], Headers]
 """A list, and how many bytes are allowed."""
-Receipt = list[Any]
-"""[source, credit]: a `CreditSource`, and what it is owed. A list, because the next frame of the source adds to it."""
 
 
 class Session(ABC):
@@ -69,14 +67,11 @@ class Session(ABC):
     """
 
     __slots__ = (
-        "_batches_taken",
-        "_batches_written",
         "_block",
         "_checks",
         "_block_ends_stream",
         "_block_stream_id",
         "_closed",
-        "_closed_unreported",
         "_connection_credit_step",
         "_continuations",
         "_data_frames_sent",
@@ -85,17 +80,13 @@ class Session(ABC):
         "_events",
         "_guard",
         "_highest_peer_id",
-        "_leaving",
-        "_leaving_taken",
         "_max_output_bytes",
         "_max_streams",
         "_next_id",
         "_now",
-        "_output",
         "_peer_stream_window",
         "_peer_table_bytes",
         "_ready",
-        "_receipts",
         "_settings",
         "_shorten",
         "_splitter",
@@ -104,11 +95,9 @@ class Session(ABC):
         "_stream_window_bytes",
         "_uncredited",
         "client_side",
-        "data_bytes",
         "ended",
         "goaway_sent_id",
-        "opening_bytes",
-        "owed_bytes",
+        "output",
         "peer_max_concurrent_streams",
         "peer_max_frame_bytes",
         "peer_max_header_list_bytes",
@@ -130,9 +119,7 @@ class Session(ABC):
         self.ended = False
         self._started = False
         self.goaway_sent_id: int | None = None
-        # In the output: frames of DATA; what else the peer is owed (answers, acknowledgements, resets), which no window
-        # limits; request headers.
-        self.data_bytes = self.owed_bytes = self.opening_bytes = 0
+        self.output = Output()
         self._settings = settings
         self._max_output_bytes = settings.max_output_bytes
         self._stream_window_bytes = settings.stream_window_bytes
@@ -154,17 +141,10 @@ class Session(ABC):
         self.streams_opened = 0
         self._data_frames_sent = 0
         self._closed = ClosedStreams()
-        # Of the output. Streams that have closed, but their last frame is in it; or taken out, and not with the socket.
-        self._batches_taken = self._batches_written = 0
-        self._leaving: list[int] = []
-        self._leaving_taken: list[int] = []
-        self._closed_unreported: list[int] = []
         self._uncredited = 0
         self._dropped = 0
         self._stream_credit_step = max(1, settings.stream_window_bytes // 2)
         self._connection_credit_step = max(1, settings.connection_window_bytes // 4)
-        self._output: list[Data] = []
-        self._receipts: list[Receipt] = []
         self._ready: deque[StreamState] = deque()
 
     # ------------------------------------------------------------------ input
@@ -185,11 +165,11 @@ class Session(ABC):
             + FIELD_OVERHEAD * settings.max_header_fields,
         }
         if self.client_side:
-            self._write(frames.PREFACE)
+            self.output.write(frames.PREFACE)
             values[Setting.ENABLE_PUSH] = 0
         else:
             values[Setting.MAX_CONCURRENT_STREAMS] = settings.max_concurrent_streams
-        self._write(frames.settings(values))
+        self.output.write(frames.settings(values))
         self._start()
         # SETTINGS never change the connection's window (RFC 9113 §6.9.2): raise it at once and for good.
         growth = settings.connection_window_bytes - DEFAULT_WINDOW
@@ -301,7 +281,7 @@ class Session(ABC):
         self._drop_data(size)
         if not self._closed.by_our_reset(stream_id):
             self._for_nothing()
-            self._write(frames.rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
+            self.output.write(frames.rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
 
     def _drop_data(self, size: int) -> None:
         """Return the connection credit of DATA that goes nowhere: in steps, as for the rest.
@@ -311,7 +291,7 @@ class Session(ABC):
         self._dropped += size
         if self._dropped >= self._connection_credit_step:
             # Straight into the output: no engine has counted this DATA, so none may count its credit.
-            self._write(frames.window_update(0, self._dropped))
+            self.output.write(frames.window_update(0, self._dropped))
             self._dropped = 0
 
     def _receive_headers(self, flags: int, stream_id: int, payload: Data) -> None:
@@ -388,7 +368,7 @@ class Session(ABC):
             self._closed.remember(stream_id, by_our_reset=True)
             return  # RFC 9113 §6.8: it will be retried elsewhere, and what follows on it is ignored too
         # What the peer has not taken counts: else one that does not read could have us hold any number of answers.
-        room = self._max_streams - len(self.streams) - len(self._leaving) - len(self._leaving_taken)
+        room = self._max_streams - len(self.streams) - self.output.leaving
         if room <= 1 and not self._guard.told_of_the_limit:
             self._tell_of_the_limit()
         if room <= 0:
@@ -559,7 +539,7 @@ class Session(ABC):
             self._events.append(PingAcknowledged(bytes(payload)))
         else:
             self._guard.answer_owed()
-            self._write(frames.ping(payload, ack=True))
+            self.output.write(frames.ping(payload, ack=True))
 
     def _receive_goaway(self, stream_id: int, payload: Data) -> None:
         if stream_id:
@@ -610,11 +590,11 @@ class Session(ABC):
         Raises `TypeError` for fields that are no pairs of bytes; there is no stream then, and its id is the next one's.
         """
         state = StreamState(self._next_id, self._peer_stream_window, self._stream_window_bytes)
-        owed_before = self.owed_bytes
+        output = self.output
+        owed_before = output.owed_bytes
         self._write_headers(state, headers, end_stream)
-        # A request is nothing that is owed: a peer that is asked much must be able to answer.
-        self.opening_bytes += self.owed_bytes - owed_before
-        self.owed_bytes = owed_before
+        output.opening_bytes += output.owed_bytes - owed_before
+        output.owed_bytes = owed_before
         self._next_id += 2
         self.streams_opened += 1
         self.streams[state.id] = state
@@ -675,7 +655,7 @@ class Session(ABC):
         if not state.pending and (
             not data  # needs no window: END_STREAM never waits by itself
             or (
-                self.data_bytes < self._max_output_bytes
+                self.output.data_bytes < self._max_output_bytes
                 and len(data) <= self.peer_max_frame_bytes
                 and len(data) <= self._window(state)
             )
@@ -683,7 +663,7 @@ class Session(ABC):
             self._write_data(state, data, end_stream)
             self._data_frames_sent += 1
             if source is not None:
-                self._owe(source, credit)
+                self.output.owe(source, credit)
             if end_stream:
                 self._we_ended(state)
             return
@@ -698,7 +678,7 @@ class Session(ABC):
         if state is None:
             return False
         self._write_reset(state, error_code)
-        state.end_batch = self._batches_taken + 1
+        state.end_batch = self.output.batch
         self._close(state, by_our_reset=True)
         return True
 
@@ -736,7 +716,7 @@ class Session(ABC):
             return
         if not self._started:
             self.start()
-        self._write(frames.ping(opaque))
+        self.output.write(frames.ping(opaque))
 
     def go_away(self, *, final: bool, error_code: int = ErrorCode.NO_ERROR, debug: bytes = b"") -> None:
         """Tell the peer to open no more streams.
@@ -752,7 +732,7 @@ class Session(ABC):
         last_id = self._last_taken_id() if final or self.goaway_sent_id is not None else UNLIMITED
         if final:
             self.goaway_sent_id = last_id
-        self._write(frames.goaway(last_id, error_code, debug))
+        self.output.write(frames.goaway(last_id, error_code, debug))
 
     def _last_taken_id(self) -> int:
         """The highest id that a GOAWAY may name: it never grows (RFC 9113 §6.8)."""
@@ -768,60 +748,46 @@ class Session(ABC):
         if not self._started:
             if isinstance(error, NotHttp2):
                 if error.answer:
-                    self._write(error.answer)
+                    self.output.write(error.answer)
                 return
             if self._splitter.begins_otherwise:
                 return
-            self._write(
+            self.output.write(
                 frames.settings({})
             )  # RFC 9113 §3.4: a server's first frame is SETTINGS, even before a GOAWAY
-        self._write(frames.goaway(self._last_taken_id(), error.error_code, error.message.encode()[:256]))
+        self.output.write(
+            frames.goaway(self._last_taken_id(), error.error_code, error.message.encode()[:256])
+        )
 
     @property
     def wants_output(self) -> bool:
         """True if there is output that may be written now."""
-        return bool(self._output) or bool(self._ready and self._connection_window() > 0)
+        return bool(self.output.chunks) or bool(self._ready and self._connection_window() > 0)
 
     def take_output(self) -> tuple[list[Data], list[Receipt]]:
         """The bytes to write next, and the receipts to honour once they are written: then call `output_written`.
 
         Whoever takes more says that what was taken before is with the socket.
         """
-        if self._batches_written < self._batches_taken:
+        if self.output.taken:
             self.output_written()
         if self._ready:
             self._fill_output()
-        chunks, receipts = self._output, self._receipts
-        self._output, self._receipts = [], []
-        self.data_bytes = self.owed_bytes = self.opening_bytes = 0
-        self._batches_taken += 1
-        if self._leaving:
-            self._leaving_taken += self._leaving
-            self._leaving = []
-        return chunks, receipts
+        return self.output.take()
 
     def output_written(self) -> None:
         """All that was taken is with the socket: the streams that ended with it count no more."""
-        self._batches_written = self._batches_taken
         self._guard.answers_written()
-        if self._leaving_taken:
-            self._closed_unreported += self._leaving_taken
-            self._leaving_taken = []
-
-    @property
-    def output_bytes(self) -> int:
-        """What is in the output."""
-        return self.data_bytes + self.owed_bytes + self.opening_bytes
+        self.output.written()
 
     def take_closed(self) -> list[int]:
         """Ids of the streams that have closed since the last call, their last frame with the socket."""
-        closed, self._closed_unreported = self._closed_unreported, []
-        return closed
+        return self.output.take_closed()
 
     def _fill_output(self) -> None:
         """Let the streams with waiting DATA take turns, one frame each, until the output is full."""
         ready, limit = self._ready, self._max_output_bytes
-        while ready and self.data_bytes < limit:
+        while ready and self.output.data_bytes < limit:
             state = ready[0]
             assert state.pending  # it would not be ready otherwise
             piece = state.pending[0]
@@ -843,7 +809,7 @@ class Session(ABC):
             data: Data = piece.data  # type: ignore[assignment]  # a bytearray nobody changes any more
             state.pending.popleft()
             if piece.source is not None:
-                self._owe(piece.source, piece.credit)
+                self.output.owe(piece.source, piece.credit)
         else:
             data = bytes(memoryview(piece.data)[:size])
             del piece.data[:size]
@@ -865,21 +831,10 @@ class Session(ABC):
         if end_stream:
             self._we_ended(state)
 
-    def _owe(self, source: CreditSource, credit: int) -> None:
-        receipts = self._receipts
-        if receipts and receipts[-1][0] is source:
-            receipts[-1][1] += credit
-        else:
-            receipts.append([source, credit])
-
     def _queue(self, state: StreamState) -> None:
         if not state.queued:
             state.queued = True
             self._ready.append(state)
-
-    def _write(self, data: Data) -> None:
-        self._output.append(data)
-        self.owed_bytes += len(data)
 
     # ------------------------------------------------------- streams that end
 
@@ -890,7 +845,7 @@ class Session(ABC):
 
     def _we_ended(self, state: StreamState) -> None:
         state.sending = _SAID_ALL
-        state.end_batch = self._batches_taken + 1
+        state.end_batch = self.output.batch
         if state.receiving is _HEARD_ALL:
             self._close(state, by_our_reset=False)
         elif state.reset_after_end is not None:
@@ -902,12 +857,7 @@ class Session(ABC):
             self._ready.remove(state)
         state.pending = None
         self._closed.remember(state.id, by_our_reset=by_our_reset)
-        if state.end_batch <= self._batches_written:
-            self._closed_unreported.append(state.id)
-        elif state.end_batch > self._batches_taken:
-            self._leaving.append(state.id)
-        else:
-            self._leaving_taken.append(state.id)
+        self.output.close(state.id, state.end_batch)
 
     def _for_nothing(self) -> None:
         """The peer has had us work for nothing. Raises `PeerAbuse` when it is too much.
@@ -934,7 +884,7 @@ class Session(ABC):
         self._guard.streams_for_nothing += 1
         if not forgiven:
             self._for_nothing()
-        self._write(frames.rst_stream(stream_id, error_code))
+        self.output.write(frames.rst_stream(stream_id, error_code))
         self._closed.remember(stream_id, by_our_reset=True)
         self._events.append(StreamReset(stream_id, error_code, by_peer=False, reason=reason))
 
@@ -943,7 +893,7 @@ class Session(ABC):
         self._for_nothing()
         self._guard.streams_for_nothing += 1
         self._write_reset(state, error_code)
-        state.end_batch = self._batches_taken + 1
+        state.end_batch = self.output.batch
         self._close(state, by_our_reset=True)
         self._events.append(StreamReset(state.id, error_code, by_peer=False, reason=reason))
 

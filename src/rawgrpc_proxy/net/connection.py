@@ -341,7 +341,7 @@ class Connection:
         if session.peer_settings_seen and not self.ready.is_set():
             self._handshake.deadline = math.inf
             self.ready.set()
-        if self._writer.writing and session.owed_bytes > self._settings.max_owed_bytes:
+        if self._writer.writing and session.output.owed_bytes > self._settings.max_owed_bytes:
             # It asks, and does not read the answers.
             self._reading_resumes = trio.Event()
             return False
@@ -435,7 +435,7 @@ class Connection:
         self._report_closed()
         if (
             self._reading_resumes is not None
-            and self.session.owed_bytes <= self._settings.max_owed_bytes
+            and self.session.output.owed_bytes <= self._settings.max_owed_bytes
             and not self._writer.writing
         ):
             self._reading_resumes.set()

@@ -19,7 +19,8 @@ import trio.lowlevel
 
 from rawgrpc_proxy.errors import ConnectionGone, PeerAbuse
 from rawgrpc_proxy.http2.frames import Data
-from rawgrpc_proxy.http2.session import Receipt, Session
+from rawgrpc_proxy.http2.output import Receipt
+from rawgrpc_proxy.http2.session import Session
 from rawgrpc_proxy.net.failures import reason_of
 from rawgrpc_proxy.net.transport import Transport
 from rawgrpc_proxy.net.turn import current_turn
