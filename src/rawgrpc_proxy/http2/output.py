@@ -23,14 +23,13 @@ class Output:
         "_closed",
         "_leaving",
         "_leaving_taken",
-        "taken",
-        "_written",
         "batch",
         "chunks",
         "data_bytes",
         "opening_bytes",
         "owed_bytes",
         "receipts",
+        "taken",
     )
 
     def __init__(self) -> None:

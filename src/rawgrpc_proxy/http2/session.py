@@ -68,9 +68,9 @@ class Session(ABC):
 
     __slots__ = (
         "_block",
-        "_checks",
         "_block_ends_stream",
         "_block_stream_id",
+        "_checks",
         "_closed",
         "_connection_credit_step",
         "_continuations",
