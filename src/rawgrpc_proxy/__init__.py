@@ -22,7 +22,9 @@ from rawgrpc_proxy.proxy.transparent import register_service, transparent_handle
 from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.services.health import Health, ServingStatus
 from rawgrpc_proxy.services.methods import ServedCall, stream_stream, stream_unary, unary_stream, unary_unary
-from rawgrpc_proxy.upstream.pool import Pool, PoolConn, Target
+from rawgrpc_proxy.upstream.lease import PoolConn
+from rawgrpc_proxy.upstream.pool import Pool
+from rawgrpc_proxy.upstream.target import Target
 
 __all__ = [
     "Call",

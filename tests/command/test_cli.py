@@ -21,6 +21,7 @@ from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.command import cli
 from rawgrpc_proxy.command.cli import main
 from rawgrpc_proxy.command.demo import Trial, make_call
+from rawgrpc_proxy.command.serve import Process, heard_by, log_for, run_process
 from rawgrpc_proxy.config import ENGINES, Http2Settings
 from rawgrpc_proxy.descriptors import DescriptorPlan
 from rawgrpc_proxy.errors import RpcError
@@ -502,10 +503,10 @@ def test_a_crash_is_in_the_log_with_its_traceback_and_in_the_exit_code(
 ) -> None:
     options = cli._parser().parse_args([*SERVE, "--log-format", log_format])
 
-    def crash() -> cli._Service:
+    def crash() -> Process:
         raise RuntimeError("a fault")
 
-    assert cli._run_process(cli._log(options, worker=3), crash) == 1
+    assert run_process(log_for(options, worker=3), crash) == 1
     first, *rest = capsys.readouterr().err.splitlines()
     if log_format == "json":
         event = json.loads(first)
@@ -525,8 +526,8 @@ def test_what_python_would_write_to_standard_error_is_in_the_log(
             raise RuntimeError("a fault")
 
     options = cli._parser().parse_args([*SERVE, "--log-format", "json"])
-    log = cli._log(options)
-    with warnings.catch_warnings(), cli._heard_by(log):
+    log = log_for(options)
+    with warnings.catch_warnings(), heard_by(log):
         warnings.simplefilter("always")
         Faulty()
         gc.collect()  # PyPy

@@ -216,12 +216,6 @@ def test_tcp_does_not_hold_small_frames_back() -> None:
         assert transport._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no TCP_USER_TIMEOUT")
-def test_tcp_gives_up_after_30_seconds_without_an_acknowledgement() -> None:
-    with linked_by_tcp() as (transport, _):
-        assert transport._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
-
-
 def test_a_closed_transport_fails_with_os_errors_and_may_be_closed_again() -> None:
     async def test() -> None:
         with linked() as (transport, _):

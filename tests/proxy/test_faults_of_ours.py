@@ -1,6 +1,6 @@
 """A fault of the proxy's own ends the connection that has met it, and nothing else; peers learn that there was one."""
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from trio.testing import trio_test
@@ -86,7 +86,8 @@ async def test_a_fault_on_a_callers_connection_ends_that_connection_alone(engine
             assert (goaway.code, goaway.debug) == (ErrorCode.INTERNAL_ERROR, b"internal error in the proxy")
         else:
             # It is there still when the connection says goodbye.
-            stream.connection.session.take_output = _fault  # type: ignore[method-assign]
+            link: Any = stream.connection
+            link._transport.send_now = lambda _chunks: _fault()
             await call.peer.change_settings({})  # wants an acknowledgement
         assert await served.expect_reset() == ErrorCode.CANCEL
         await call.peer.closed()

@@ -9,7 +9,8 @@ import trio
 import trio.testing
 
 from rawgrpc_proxy.errors import ConfigError, PoolExhausted
-from rawgrpc_proxy.upstream.pool import Pool, PoolConn
+from rawgrpc_proxy.upstream.lease import PoolConn
+from rawgrpc_proxy.upstream.pool import Pool
 from tests.upstream.backend import Upstream, deaf_port, run
 
 

@@ -32,7 +32,8 @@ from rawgrpc_proxy.errors import (
 )
 from rawgrpc_proxy.http2.headers import HeaderList
 from rawgrpc_proxy.net.inbox import Inbox
-from rawgrpc_proxy.upstream.pool import Pool, PoolConn, PoolStats
+from rawgrpc_proxy.upstream.lease import PoolConn
+from rawgrpc_proxy.upstream.pool import Pool, PoolStats
 from tests.upstream.backend import REQUEST, Clock, Upstream, deaf_port, run, run_with_clock
 
 IDLE = PoolStats(with_room=1, busy=0, idle=1, waiting=0)
@@ -1029,7 +1030,7 @@ def test_connections_that_end_together_for_too_many_pings_double_the_keepalive_o
                 for peer in await upstream.connected(3):
                     await peer.go_away(error_code=ErrorCode.ENHANCE_YOUR_CALM, debug=b"too_many_pings")
                     await peer.close()
-                while target.connections:
+                while target._connections:
                     await trio.lowlevel.checkpoint()
             assert target.keepalive_s == 4 * Http2Settings().upstream_keepalive_s
 
@@ -1862,7 +1863,7 @@ def test_a_connection_whose_stream_ids_are_used_up_is_replaced(engine: Engine) -
         settings = Http2Settings(engine=engine)
         async with pool_and_upstream(size=1, max_waiting=1, settings=settings) as (pool, upstream):
             last = await lease(pool, upstream.address)
-            connection = last.shared._connection
+            connection = last.shared.connection
             assert connection is not None
             connection.session._next_id = 2**31 - 1
             stream = last.open_stream(REQUEST)

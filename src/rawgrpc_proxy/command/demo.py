@@ -31,7 +31,9 @@ from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.services.health import SERVICE as HEALTH_SERVICE
 from rawgrpc_proxy.services.health import Health, ServingStatus, request_for
 from rawgrpc_proxy.services.methods import ServedCall, stream_stream, stream_unary, unary_stream, unary_unary
-from rawgrpc_proxy.upstream.pool import Pool, PoolConn, Target
+from rawgrpc_proxy.upstream.lease import PoolConn
+from rawgrpc_proxy.upstream.pool import Pool
+from rawgrpc_proxy.upstream.target import Target
 
 ECHO_SERVICE = "rawgrpc.demo.Echo"
 

@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable
 from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.observe.describe import shown
-from rawgrpc_proxy.upstream.pool import PoolConn, PooledConnection, Target
+from rawgrpc_proxy.upstream.lease import PoolConn
+from rawgrpc_proxy.upstream.pooled import PooledConnection
+from rawgrpc_proxy.upstream.target import Target
 
 Direction = tuple[CallContext, PoolConn | Target]
 

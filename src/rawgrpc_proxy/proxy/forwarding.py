@@ -25,7 +25,8 @@ from rawgrpc_proxy.http2.headers import HeaderList, Headers
 from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.proxy.splice import Splice
-from rawgrpc_proxy.upstream.pool import PooledConnection, Target
+from rawgrpc_proxy.upstream.pooled import PooledConnection
+from rawgrpc_proxy.upstream.target import Target
 
 _FRESH_CONNECTIONS = 3
 _SHORT_MESSAGE = 64

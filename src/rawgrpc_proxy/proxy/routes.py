@@ -14,7 +14,8 @@ from rawgrpc_proxy.errors import ConfigError, NoRoute
 from rawgrpc_proxy.grpc.path import path_problem, shortened
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.proxy.director import Direction, StreamDirector
-from rawgrpc_proxy.upstream.pool import Pool, Target
+from rawgrpc_proxy.upstream.pool import Pool
+from rawgrpc_proxy.upstream.target import Target
 
 _CATCH_ALL = "/*"
 _REMEMBERED_METHODS = 1024
