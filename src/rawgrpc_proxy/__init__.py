@@ -15,9 +15,13 @@ from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ConfigError, ProxyError, RpcError
 from rawgrpc_proxy.grpc.codec import Codec, codec, codec_with_parent, identity_codec
 from rawgrpc_proxy.grpc.metadata import Metadata
-from rawgrpc_proxy.observe.observer import PoolObserver
+from rawgrpc_proxy.net.loop_guard import LoopGuard
+from rawgrpc_proxy.observe.call_log import CallLog
+from rawgrpc_proxy.observe.observer import PoolObserver, ServerObserver
 from rawgrpc_proxy.observe.record import CallRecord
 from rawgrpc_proxy.proxy.director import StreamDirector
+from rawgrpc_proxy.proxy.hops import limit_hops
+from rawgrpc_proxy.proxy.routes import RouteTable
 from rawgrpc_proxy.proxy.transparent import register_service, transparent_handler
 from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.services.health import Health, ServingStatus
@@ -29,20 +33,24 @@ from rawgrpc_proxy.upstream.target import Target
 __all__ = [
     "Call",
     "CallContext",
+    "CallLog",
     "CallRecord",
     "Codec",
     "ConfigError",
     "Handler",
     "Health",
     "Http2Settings",
+    "LoopGuard",
     "Metadata",
     "Pool",
     "PoolConn",
     "PoolObserver",
     "ProxyError",
+    "RouteTable",
     "RpcError",
     "ServedCall",
     "Server",
+    "ServerObserver",
     "ServingStatus",
     "Status",
     "StreamDirector",
@@ -50,6 +58,7 @@ __all__ = [
     "codec",
     "codec_with_parent",
     "identity_codec",
+    "limit_hops",
     "register_service",
     "stream_stream",
     "stream_unary",

@@ -13,7 +13,7 @@ from rawgrpc_proxy.http2.fields import checks_for
 from rawgrpc_proxy.http2.headers import FixedHeaders, HeaderList
 from rawgrpc_proxy.http2.hpack import HeaderDecoder, HeaderEncoder
 from rawgrpc_proxy.proxy.splice import _passed_on
-from rawgrpc_proxy.server.dispatch import _Asked
+from rawgrpc_proxy.server.request import Asked
 from tests.http2.peer import REQUEST, Header
 
 OF_REQUESTS, OF_RESPONSES = 42 * 1024, 22 * 1024  # 64 KiB for a connection
@@ -124,7 +124,7 @@ def fullest(blocks: Blocks, *, of_requests: bool) -> int:
 def use(headers: HeaderList) -> None:
     """As a call does: it leaves on the list whatever is worked out from it."""
     headers.once(checks_for((1000, 2**20)).request)
-    _ = headers.once(_Asked).metadata.next_hop_size
+    _ = headers.once(Asked).metadata.next_hop_size
     headers.once(_passed_on)
 
 
@@ -246,7 +246,7 @@ def test_nothing_of_a_caller_s_own_outlives_its_connections() -> None:
                 headers = decoder.decode(encoder.encode([*REQUEST, (name, secret)]))
                 use(headers)
                 if name == b"authorization":
-                    upstream.encode(headers.once(_Asked).metadata.next_hop)
+                    upstream.encode(headers.once(Asked).metadata.next_hop)
 
     a_caller()
     gc.collect()

@@ -14,7 +14,7 @@ from rawgrpc_proxy.grpc.timeout import parse_timeout
 from rawgrpc_proxy.http2.headers import FixedHeaders, HeaderList
 from rawgrpc_proxy.net import poller
 from rawgrpc_proxy.proxy.director import Direction
-from rawgrpc_proxy.server.dispatch import _Asked
+from rawgrpc_proxy.server.request import Asked
 from tests.proxy.house import a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import (
     INITIAL_WINDOW_SIZE,
@@ -552,7 +552,7 @@ async def test_long_texts_that_are_worked_out_of_a_header_list_are_not_kept_with
             served = await house.backend.request()
             await served.headers([*RESPONSE, (b"grpc-status", b"9"), (b"grpc-message", text)], end=True)
             assert (await call.answer()).message == text
-        for value, short in ((path, _Asked), (text, tuple)):
+        for value, short in ((path, Asked), (text, tuple)):
             lists = [headers for headers in kept_with(value) if isinstance(headers, HeaderList)]
             assert lists
             kept = [answer for headers in lists for answer in headers._worked_out.values()]

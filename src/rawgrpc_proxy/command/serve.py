@@ -25,7 +25,7 @@ from rawgrpc_proxy.command.workers import run_workers
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.descriptors import DescriptorPlan, raise_soft_limit
 from rawgrpc_proxy.errors import ConfigError
-from rawgrpc_proxy.net.accept_share import AcceptShare, shared_counts
+from rawgrpc_proxy.net.accept_share import AcceptShare, set_accept_share, shared_counts
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.listen import address_of, bound_address, open_listeners
 from rawgrpc_proxy.net.loop_guard import LoopGuard
@@ -259,12 +259,13 @@ async def _run(process: Process) -> None:
             listening.callback(_remove, bound_address(listeners[0]))
         for listener in listeners:
             process.loop_guard.listens_on(bound_address(listener))
+        if inherited is not None:
+            set_accept_share(inherited.share)
         async with process.pool, trio.open_nursery() as nursery:
             nursery.start_soon(process.log.run)
 
             async def serve(task_status: trio.TaskStatus[str]) -> None:
-                share = None if inherited is None else inherited.share
-                await process.server.serve(listeners, share=share, task_status=task_status)
+                await process.server.serve(listeners, task_status=task_status)
                 nursery.cancel_scope.cancel()
 
             await nursery.start(serve)

@@ -8,7 +8,6 @@ call ends in exactly one record.
 import contextvars
 import inspect
 import math
-import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -19,10 +18,8 @@ import trio
 from rawgrpc_proxy.call import Call, CallContext, Handler
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.errors import DeadlineExceeded, NoRoute, RpcError, Side
-from rawgrpc_proxy.grpc.metadata import Metadata
-from rawgrpc_proxy.grpc.path import malformed, path_problem, shortened
-from rawgrpc_proxy.grpc.timeout import parse_timeout
-from rawgrpc_proxy.http2.headers import HeaderList, Headers
+from rawgrpc_proxy.grpc.path import malformed, shortened
+from rawgrpc_proxy.http2.headers import HeaderList
 from rawgrpc_proxy.net.stream import Carrier, Stream
 from rawgrpc_proxy.net.timers import Deadlines, Timer
 from rawgrpc_proxy.net.turn import current_turn
@@ -31,10 +28,10 @@ from rawgrpc_proxy.observe.observer import ServerObserver
 from rawgrpc_proxy.observe.tell import tell
 from rawgrpc_proxy.proxy.forwarding import Forwarding
 from rawgrpc_proxy.proxy.transparent import TransparentHandler
+from rawgrpc_proxy.server.request import Asked
 from rawgrpc_proxy.server.runners import CallRunners, is_innermost
 from rawgrpc_proxy.stopping import Stopping
 
-_CONTENT_TYPE = re.compile(rb"application/grpc(?:\Z|[+;])")
 _BEGUN_A_READ = 32
 """More calls than this in one read, and the others get their turn before the rest begins."""
 _VAIN = 64
@@ -131,7 +128,7 @@ class Calls:
     def _begin(self, stream: Stream) -> None:
         headers = stream.headers
         assert isinstance(headers, HeaderList)
-        asked = headers.once(_Asked)
+        asked = headers.once(Asked)
         call = _new_call(stream, asked, self._stopping)
         if self._refused(call, asked):
             self._over(call)
@@ -152,11 +149,11 @@ class Calls:
 
     def _turn_away(self, stream: Stream) -> None:
         """End a call that has not begun: nothing will begin any more."""
-        call = _new_call(stream, _Asked(stream.headers), self._stopping)
+        call = _new_call(stream, Asked(stream.headers), self._stopping)
         call.fail(_shutting_down())
         self._over(call)
 
-    def _begun(self, call: Call, asked: "_Asked") -> "Forwarding | Step":
+    def _begun(self, call: Call, asked: "Asked") -> "Forwarding | Step":
         """The call on its way, or what has to be awaited in a task."""
         if asked.malformed:
             raise NoRoute(malformed(asked.method))
@@ -270,7 +267,7 @@ class Calls:
 
     # --------------------------------------------------------------------- ends
 
-    def _refused(self, call: Call, asked: "_Asked") -> bool:
+    def _refused(self, call: Call, asked: "Asked") -> bool:
         """Answer what is no gRPC call, and say whether it was one of those."""
         if call.stream.oversized:
             text = f"the request headers have {call.stream.oversized}"
@@ -363,42 +360,7 @@ def _left_open() -> RuntimeError:
     )
 
 
-class _Asked:
-    """What request headers ask for: worked out once for each header list, which clients repeat."""
-
-    __slots__ = ("malformed", "metadata", "method", "refusal", "timeout_s")
-
-    def __init__(self, headers: Headers) -> None:
-        fields = dict(headers)
-        path = fields[b":path"]
-        self.method = path.decode("latin-1")
-        self.metadata = Metadata(headers)
-        self.refusal = _refusal(fields)
-        """The HTTP status and the reason for what is no gRPC call."""
-        self.malformed = path_problem(path) is not None
-        """Whether the path names no method. The text that says why is long, and seldom asked for again."""
-        self.timeout_s: float | None = None
-        """None without grpc-timeout, and with one that is none."""
-        timeout = fields.get(b"grpc-timeout")
-        if timeout is not None:
-            try:
-                self.timeout_s = parse_timeout(timeout.strip(b" \t"))
-            except ValueError:
-                # It is passed on as it came: there are servers that take more than eight digits.
-                self.timeout_s = None
-
-
-def _refusal(fields: dict[bytes, bytes]) -> tuple[int, str] | None:
-    if fields[b":method"] != b"POST":
-        return 405, "a gRPC call is a POST request"
-    if not _CONTENT_TYPE.match(fields.get(b"content-type", b"")):
-        return 415, "the content-type of a gRPC call is application/grpc"
-    if fields[b":scheme"] not in {b"http", b"https"} or b"@" in fields.get(b":authority", b""):
-        return 400, "the :scheme or the :authority of the request is invalid"
-    return None
-
-
-def _new_call(stream: Stream, asked: _Asked, stopping: Stopping) -> Call:
+def _new_call(stream: Stream, asked: Asked, stopping: Stopping) -> Call:
     connection = stream.connection
     context = CallContext(
         method=asked.method,

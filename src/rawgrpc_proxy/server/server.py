@@ -21,7 +21,7 @@ from rawgrpc_proxy.grpc.codec import Codec, codec_with_parent, identity_codec
 from rawgrpc_proxy.grpc.codec import codec as protobuf_codec
 from rawgrpc_proxy.grpc.path import path_problem
 from rawgrpc_proxy.http2.events import StreamReset
-from rawgrpc_proxy.net.accept_share import AcceptShare
+from rawgrpc_proxy.net.accept_share import current_accept_share
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.net.keepalive import Keepalive
@@ -102,17 +102,16 @@ class Server:
         address: str | socket.socket | Sequence[socket.socket],
         *,
         ssl_context: ssl.SSLContext | None = None,
-        share: AcceptShare | None = None,
         task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve on `address` until `stop`: `HOST:PORT`, `:PORT`, `unix:PATH`, or sockets that listen.
 
-        A name is every address that it has on this machine, see `open_listeners`; port 0 is a free one. `share` is for
-        sockets from which other processes accept, too. Started with `nursery.start` it answers the address it really
-        listens on. Raises `ConfigError` if it cannot listen there. Cancellation closes everything at once. May run
-        several times, on several addresses.
+        A name is every address that it has on this machine, see `open_listeners`; port 0 is a free one. Started
+        with `nursery.start` it answers the address it really listens on. Raises `ConfigError` if it cannot listen
+        there. Cancellation closes everything at once. May run several times, on several addresses.
         """
         listeners, where = _listen(address)
+        share = current_accept_share()
         try:
             async with trio.open_nursery() as tasks_of_calls:
                 calls = Calls(tasks_of_calls, self._service)
