@@ -1,6 +1,6 @@
 """`Server`: listens, knows the handlers, runs the connections, and stops gracefully.
 
-What it does not do: answer calls (`calls.py`), forward them (a handler), or speak HTTP/2 (a connection).
+What it does not do: answer calls (`dispatch.py`), forward them (a handler), or speak HTTP/2 (a connection).
 The invariant: a connection's trouble never leaves its task.
 """
 
