@@ -22,7 +22,8 @@ from typing import Self
 import h2.config
 import h2.connection
 import h2.events
-from children import Child, Cpus, Trouble, free_port, on_cpus
+
+from interop.bench.child import Child, Cpus, Trouble, free_port, on_cpus
 
 HERE = Path(__file__).resolve().parent
 SERVICE = "bench.Bench"

@@ -7,8 +7,8 @@ import platform
 import re
 from pathlib import Path
 
-from children import Trouble
-from peers import program_version
+from interop.bench.child import Trouble
+from interop.bench.contenders.catalogue import program_version
 
 
 def describe() -> dict[str, str]:

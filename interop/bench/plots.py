@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from peers import Peer
-from report import CURVES, Results, number
+
+from interop.bench.contenders.catalogue import Peer
+from interop.bench.report import CURVES, Results, number
 
 mpl.use("svg")
 # Letters stay letters: smaller files, and text that can be searched.

@@ -15,11 +15,11 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from children import TAIL_CHARACTERS, Trouble
-from load import BULK, UNARY
-from measure import CONNECTIONS, IN_FLIGHT, Bench, Sizes, Target, started
-from peers import HERE, SYSTEM_PATH, Interpreter, Peer, ours
-from run import one_bench
+from interop.bench.child import TAIL_CHARACTERS, Trouble
+from interop.bench.contenders.catalogue import HERE, SYSTEM_PATH, Interpreter, Peer, ours
+from interop.bench.load import BULK, UNARY
+from interop.bench.run import one_bench
+from interop.bench.stories import CONNECTIONS, IN_FLIGHT, Bench, Sizes, Target, started
 
 SAMPLES_PER_SECOND = 250
 ROWS = 50

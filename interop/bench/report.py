@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from measure import Record
-from peers import Peer
+from interop.bench.contenders.catalogue import Peer
+from interop.bench.stories import Record
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
 
-import machine
-from children import Cpus, Trouble
-from load import MIB, Backend, Files, Load
-from measure import QUICK, STORIES, Bench, Sizes, Story
-from peers import HERE, SYSTEM_PATH, Peer, all_peers
-from report import Results, markdown
+from interop.bench import machine
+from interop.bench.child import Cpus, Trouble
+from interop.bench.contenders.catalogue import HERE, SYSTEM_PATH, Peer, all_peers
+from interop.bench.load import MIB, Backend, Files, Load
+from interop.bench.report import Results, markdown
+from interop.bench.stories import QUICK, STORIES, Bench, Sizes, Story
 
 WANTED_OPEN_FILES = 65_536
 BAR = 30
@@ -214,7 +214,7 @@ def _write(results: Results, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     plots: list[str] = []
     if find_spec("matplotlib"):
-        from plots import draw_all  # noqa: PLC0415 it is slow, and the benchmark can do without
+        from interop.bench.plots import draw_all  # noqa: PLC0415 it is slow, and the benchmark can do without
 
         plots = draw_all(results, folder)
     else:

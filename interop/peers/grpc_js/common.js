@@ -1,4 +1,4 @@
-// What the JavaScript client and server share: see common.py, which says the same in Python.
+// What the JavaScript client and server share: see python/messages.py, which says the same in Python.
 'use strict';
 
 const crypto = require('crypto');
@@ -10,7 +10,7 @@ const MESSAGE_LIMIT = 80 * 1024 * 1024;
 const LONG_VALUE = 200;
 const PATTERN = Buffer.from(Array.from({ length: 251 }, (_, i) => (i * i) % 251));
 
-const definition = protoLoader.loadSync(path.join(__dirname, '..', 'proto', 'test.proto'), {
+const definition = protoLoader.loadSync(path.join(__dirname, '..', 'test.proto'), {
   keepCase: true,
   defaults: true,
 });

@@ -9,10 +9,11 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from common import Metadata, Method
 from google.protobuf.message import Message
-from grpcio_server import OPTIONS, STATUS, generic_handlers, has_deadline, method_handler
-from server import Refused, Service, announce
+
+from interop.peers.grpcio.server import OPTIONS, STATUS, generic_handlers, has_deadline, method_handler
+from interop.peers.python.messages import Metadata, Method
+from interop.peers.python.service import Refused, Service, announce
 
 
 class Call:

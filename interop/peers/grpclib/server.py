@@ -7,12 +7,13 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from common import Metadata, Method
 from google.protobuf.message import Message
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 from grpclib.server import Server, Stream
-from server import SERVED, Refused, Service, announce
+
+from interop.peers.python.messages import Metadata, Method
+from interop.peers.python.service import SERVED, Refused, Service, announce
 
 NO_COMPRESSION = "grpclib has no message compression"
 CANNOT = {

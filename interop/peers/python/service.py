@@ -7,7 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Protocol
 
-from common import (
+from google.protobuf.message import Message
+
+from interop.peers.generated import test_pb2
+from interop.peers.python.messages import (
     CALL_ID_KEY,
     ECHO_INITIAL_KEY,
     ECHO_TRAILING_KEY,
@@ -18,8 +21,6 @@ from common import (
     metadata_entries,
     methods,
 )
-from generated import test_pb2
-from google.protobuf.message import Message
 
 #: Some libraries show a cancelled request stream as one that has ended. A call with this key is one that the
 #: client will not end by itself, so its handler waits to be told of the cancellation.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from processes import Lines, Listener, free_port
+from interop.shared.processes import Lines, Listener, free_port
 
 COMMAND_SECONDS = 20.0
 ENVIRONMENT = {**os.environ, "ETCDCTL_API": "3"}

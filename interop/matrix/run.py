@@ -20,16 +20,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import etcd
-from processes import Listener, ProcessError, free_port
+from interop.matrix import etcd_cases as etcd
+from interop.shared.processes import Listener, ProcessError, free_port
 
-HERE = Path(__file__).resolve().parent
-BUILT = HERE / "peers" / "build"
+PEERS_FOLDER = Path(__file__).resolve().parents[1] / "peers"
+BUILT = PEERS_FOLDER / "build"
 PEERS = {
-    "grpcio": [sys.executable, "{peers}/grpcio_{role}.py"],
-    "grpcio-aio": [sys.executable, "{peers}/grpcio_aio_{role}.py"],
-    "grpclib": [sys.executable, "{peers}/grpclib_{role}.py"],
-    "grpc-js": ["node", "{peers}/grpc_js_{role}.js"],
+    "grpcio": [sys.executable, "-m", "interop.peers.grpcio.{role}"],
+    "grpcio-aio": [sys.executable, "-m", "interop.peers.grpcio.aio_{role}"],
+    "grpclib": [sys.executable, "-m", "interop.peers.grpclib.{role}"],
+    "grpc-js": ["node", "{peers}/grpc_js/{role}.js"],
     "grpc-go": [str(BUILT / "grpc_go"), "{role}"],
     "grpc-java": ["java", "-cp", f"{BUILT}/grpc_java/classes:{BUILT}/grpc_java/lib/*", "Peer", "{role}"],
 }
@@ -39,7 +39,7 @@ COMPILED = {
     "grpc-java": (BUILT / "grpc_java" / "classes" / "Peer.class", "a JDK 17 or newer, and Maven"),
 }
 PROXY = "{python} -m rawgrpc_proxy serve --listen 127.0.0.1:0 --upstream {upstream}"
-CASES: dict[str, list[dict[str, Any]]] = json.loads((HERE / "cases.json").read_text())
+CASES: dict[str, list[dict[str, Any]]] = json.loads((PEERS_FOLDER / "cases.json").read_text())
 CLIENT_SECONDS = 900.0
 #: Peers that fail a case by themselves: (client, server, case) patterns and why. Equal outcomes are enough there.
 KNOWN_FAILURES = [
@@ -126,7 +126,7 @@ def left_out(name: str) -> str | None:
 
 def peer_command(name: str, role: str) -> list[str]:
     """The command of a client or server."""
-    return [part.format(peers=HERE / "peers", role=role) for part in PEERS[name]]
+    return [part.format(peers=PEERS_FOLDER, role=role) for part in PEERS[name]]
 
 
 @contextmanager

@@ -9,9 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
-from common import MESSAGE_LIMIT, METADATA_LIMIT, PACKAGE, Metadata, Method, run_blocking
 from google.protobuf.message import Message
-from server import SERVED, Refused, Service, announce
+
+from interop.peers.python.messages import (
+    MESSAGE_LIMIT,
+    METADATA_LIMIT,
+    PACKAGE,
+    Metadata,
+    Method,
+    run_blocking,
+)
+from interop.peers.python.service import SERVED, Refused, Service, announce
 
 OPTIONS = [
     ("grpc.max_receive_message_length", MESSAGE_LIMIT),

@@ -1,4 +1,4 @@
-// Test client in @grpc/grpc-js; it plays cases.json as client.py does.
+// Test client in @grpc/grpc-js; it plays cases.json as python/player.py does.
 'use strict';
 
 const { parseArgs } = require('util');

@@ -7,9 +7,10 @@ from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from generated import test_pb2
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+
+from interop.peers.generated import test_pb2
 
 T = TypeVar("T")
 Metadata = list[tuple[str, "str | bytes"]]

@@ -15,9 +15,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from children import Child, Cpus, Trouble, free_port
-from load import BULK, MIB, UNARY, WARM_BULK, WARM_SHARE, Backend, Files, Holder, Load, Outcome, check_answers
-from peers import Peer, Site
+from interop.bench.child import Child, Cpus, Trouble, free_port
+from interop.bench.contenders.catalogue import Peer, Site
+from interop.bench.load import (
+    BULK,
+    MIB,
+    UNARY,
+    WARM_BULK,
+    WARM_SHARE,
+    Backend,
+    Files,
+    Holder,
+    Load,
+    Outcome,
+    check_answers,
+)
 
 IN_FLIGHT = 100
 CONNECTIONS = 4

@@ -1,6 +1,6 @@
 """A long run of honest clients at full load: no connection is closed by the proxy, and every call ends as it has to.
 
-    .venv/bin/python interop/soak.py [--minutes 25] [--engine h2|relay] [--out FILE]
+    .venv/bin/python -m interop.promises.soak [--minutes 25] [--engine h2|relay] [--out FILE]
 
 One proxy at its defaults, in front of a grpcio server and of etcd. Three clients at once, as fast as they are answered:
 
@@ -28,11 +28,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import etcd
-from processes import Lines, Listener, ProcessError, memory_mb, proxy_command
-from progress import Progress
+from interop.matrix import etcd_cases as etcd
+from interop.shared.processes import Lines, Listener, ProcessError, memory_mb, proxy_command
+from interop.shared.progress import Progress
 
-PEERS = Path(__file__).resolve().parent / "peers"
 ETCD_SERVICES = ("KV", "Watch", "Lease")
 H2LOAD_CONNECTIONS, H2LOAD_STREAMS = 2, 8
 #: A process of etcdctl takes tens of milliseconds of CPU time, which the others are to have.
@@ -92,7 +91,7 @@ class Grpcio:
 
     def __init__(self, target: str, seconds: float) -> None:
         command = [
-            sys.executable, str(PEERS / "soak_client.py"), f"--target={target}", f"--seconds={seconds}"
+            sys.executable, "-m", "interop.promises.soak.grpcio_client", f"--target={target}", f"--seconds={seconds}"
         ]  # fmt: skip
         self._last = ""
         self._process = Lines(command, on_line=self._read)
@@ -216,7 +215,7 @@ def proxy_before(engine: str | None, log: ProxyLog) -> Iterator[tuple[Listener, 
     """The proxy in front of its upstreams, and whether etcd is one of them."""
     with ExitStack() as stack:
         backend = stack.enter_context(
-            Listener("the backend", [sys.executable, str(PEERS / "bytes_server.py")])
+            Listener("the backend", [sys.executable, "-m", "interop.promises.bytes_server"])
         )
         options = [f"--upstream={backend.target}", "--log-format=json"]
         with_etcd = bool(shutil.which("etcd") and shutil.which("etcdctl"))

@@ -1,4 +1,4 @@
-// Test server in @grpc/grpc-js; it does what server.py does.
+// Test server in @grpc/grpc-js; it does what python/service.py does.
 'use strict';
 
 const { MESSAGE_LIMIT, body, definition, describe, grouped, grpc } = require('./common.js');
@@ -9,7 +9,7 @@ const CANNOT = {
   server_compressed_streaming: NO_COMPRESSION,
 };
 const CALL_ID_KEY = 'x-interop-call-id';
-const HOLD_KEY = 'x-interop-hold'; // see server.py
+const HOLD_KEY = 'x-interop-hold'; // see python/service.py
 const records = new Map(); // from call id to the records of its calls
 
 function begin(method, call) {

@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from client import End, run_async
-from common import Metadata, Method
 from google.protobuf.message import Message
 from grpclib.client import (
     Channel,
@@ -19,6 +17,9 @@ from grpclib.client import (
     UnaryUnaryMethod,
 )
 from grpclib.exceptions import GRPCError
+
+from interop.peers.python.messages import Metadata, Method
+from interop.peers.python.player import End, run_async
 
 T = TypeVar("T")
 

@@ -21,9 +21,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from children import Trouble, output_of
+from interop.bench.child import Trouble, output_of
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 ROOT = HERE.parents[1]
 PYPY_VENV = ROOT / ".venv-bench-pypy"
 #: Where Debian puts servers, which is not on everybody's PATH.

@@ -1,13 +1,13 @@
 """Faults of networks and backends, on real processes: how long until calls go through the proxy again.
 
-    .venv/bin/python interop/faults.py [--only a] [--engine h2|relay] [--json FILE]
+    .venv/bin/python -m interop.promises.faults [--only a] [--engine h2|relay] [--json FILE]
 
 a  a link to the backend goes silent with calls in flight, while new connections are healthy
 b  the backend is killed, and comes back after 5, 30 and 90 s
 c  the first dial to the backend is reset, the next one succeeds
 d  a client with an open call vanishes without a word
 
-Backend and clients are grpcio; the shim between them and the proxy is shim.py. All stories run at once, each with a
+Backend and clients are grpcio; the shim between them and the proxy is in shim.py. All stories run at once, each with a
 proxy of its own at its defaults. Exit code 1 if a bound is missed.
 """
 
@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from processes import Lines, Listener, ProcessError, free_port, proxy_command
-from progress import Progress
-from shim import Shim
 
-PEERS = Path(__file__).resolve().parent / "peers"
+from interop.promises.faults.shim import Shim
+from interop.shared.processes import Lines, Listener, ProcessError, free_port, proxy_command
+from interop.shared.progress import Progress
+
 POLL_SECONDS = 0.1
 READY_SECONDS = 20.0
 
@@ -77,7 +77,7 @@ class Probe:
     def __init__(self, target: str, **options: float) -> None:
         self.calls: dict[int, Call] = {}
         self.ready = False
-        command = [sys.executable, str(PEERS / "probe_client.py"), f"--target={target}"]
+        command = [sys.executable, "-m", "interop.promises.faults.probe_client", f"--target={target}"]
         command += [f"--{name}={value}" for name, value in options.items()]
         self._noise: list[str] = []
         self._process = Lines(command, on_line=self._read)
@@ -117,7 +117,7 @@ class Probe:
 async def until(condition: Callable[[], bool], seconds: float) -> bool:
     """Wait for it; False if it is not so after that time."""
     with trio.move_on_after(seconds):
-        while not condition():  # noqa: ASYNC110  # threads that read from processes make it true
+        while not condition():  # noqa: ASYNC110  # threads that read from interop.shared.processes make it true
             await trio.sleep(POLL_SECONDS)
     return condition()
 
@@ -154,7 +154,7 @@ async def probing(target: str, **options: float) -> AsyncIterator[Probe]:
 
 def backend(port: int = 0, on_line: Callable[[str], None] | None = None) -> Listener:
     """The backend's process."""
-    command = [sys.executable, str(PEERS / "bytes_server.py"), f"--port={port}"]
+    command = [sys.executable, "-m", "interop.promises.bytes_server", f"--port={port}"]
     return Listener("the backend", command, on_line=on_line)
 
 

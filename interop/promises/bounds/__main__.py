@@ -1,6 +1,6 @@
 """Measures the bounds that the README promises, on the real command line in a process of its own.
 
-    .venv/bin/python interop/bounds.py [--engine h2|relay] [--gib 4]
+    .venv/bin/python -m interop.promises.bounds [--engine h2|relay] [--gib 4]
 
 - slow reader: one server stream of so many GiB to a client that reads in small sips; the proxy's memory stays bounded;
 - no reader: a client that never reads its stream; memory stays bounded, and another call on its connection works;
@@ -20,8 +20,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import hpack
 import trio
-from processes import memory_mb
 
+from interop.shared.processes import memory_mb
 from rawgrpc_proxy import ServedCall, Server, codec_with_parent, identity_codec, unary_stream, unary_unary
 from rawgrpc_proxy.call import Call
 from rawgrpc_proxy.codes import Status

@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
-from client import End, run_sync
-from common import MESSAGE_LIMIT, METADATA_LIMIT, Metadata, Method, run_blocking
 from google.protobuf.message import Message
+
+from interop.peers.python.messages import MESSAGE_LIMIT, METADATA_LIMIT, Metadata, Method, run_blocking
+from interop.peers.python.player import End, run_sync
 
 OPTIONS = [
     ("grpc.max_receive_message_length", MESSAGE_LIMIT),

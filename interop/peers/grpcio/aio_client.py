@@ -9,10 +9,11 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from client import End, run_async
-from common import Metadata, Method
 from google.protobuf.message import Message
-from grpcio_client import OPTIONS, multicallable
+
+from interop.peers.grpcio.client import OPTIONS, multicallable
+from interop.peers.python.messages import Metadata, Method
+from interop.peers.python.player import End, run_async
 
 #: What writing raises then; the status tells why.
 CALL_IS_OVER = (grpc.RpcError, asyncio.InvalidStateError)

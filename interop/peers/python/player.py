@@ -14,10 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from common import CALL_ID_KEY, Metadata, Method, body, describe, metadata_entries, methods, run_blocking
-from generated import test_pb2
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message import Message
+
+from interop.peers.generated import test_pb2
+from interop.peers.python.messages import (
+    CALL_ID_KEY,
+    Metadata,
+    Method,
+    body,
+    describe,
+    metadata_entries,
+    methods,
+    run_blocking,
+)
 
 CASES: dict[str, list[dict[str, Any]]] = json.loads(
     (Path(__file__).resolve().parent.parent / "cases.json").read_text()
