@@ -88,7 +88,7 @@ faults: $(DEV) ## links that go silent, backends that come back: how long until 
 
 bench: ## measure the proxy beside others in one run (BENCH_ARGS=...)
 	sh interop/bench/setup.sh
-	.venv-bench/bin/python -m interop.bench.run $(BENCH_ARGS)
+	.venv-bench/bin/python -m interop.bench $(BENCH_ARGS)
 
 profile: ## run the proxy under load and see where the time goes (PROFILE_ARGS=...)
 	sh interop/bench/setup.sh

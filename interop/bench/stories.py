@@ -8,89 +8,27 @@
 
 from __future__ import annotations
 
-import tempfile
-import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-from interop.bench.child import Child, Cpus, Trouble, free_port
-from interop.bench.contenders.catalogue import Peer, Site
-from interop.bench.load import (
-    BULK,
-    MIB,
-    UNARY,
-    WARM_BULK,
-    WARM_SHARE,
-    Backend,
-    Files,
-    Holder,
-    Load,
-    Outcome,
-    check_answers,
-)
+from interop.bench.backend import BULK, MIB, UNARY, WARM_BULK, WARM_SHARE
+from interop.bench.contenders.contender import Contender
+from interop.bench.holder import Holder
+from interop.bench.target import CONNECTIONS, IN_FLIGHT, Bench, Target, count_for, started
+from interop.shared.processes import Trouble
 
-IN_FLIGHT = 100
-CONNECTIONS = 4
 WORKERS_CONNECTIONS = 20
 """The system deals connections out to the workers, and of a few one worker may get most."""
 HELD_ON = 100
 """Connections that the calls held open are spread over: many proxies allow no more than 100 on each."""
 NEGLIGIBLE = 100
 """With so many calls on each connection, what it costs to make the connection does not count."""
-PATIENCE = 3
-"""How much longer than planned a warm-up may take."""
 AGAIN = 0.25
 """The part of the warm-up that another kind of load needs, once the proxy is warm."""
 GIB = 1024 * MIB
 
 Values = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How long and how much. Times are what a measure aims at, in seconds; CPU time for the warm-up."""
-
-    warm_s: float = 1.0
-    warm_compiler_s: float = 8.0
-    unary_s: float = 2.5
-    latency_s: float = 1.0
-    single_s: float = 2.0
-    bulk_s: float = 1.5
-    bulk_mib: int = 256
-    level_s: float = 1.5
-    idle_connections: int = 1000
-    connections: tuple[int, ...] = (1, 10, 100, 1000)
-    open_calls: tuple[int, ...] = (1, 10, 100, 1000, 10_000)
-
-    def within(self, open_files: int) -> Sizes:
-        """What can be done with that many open files in each process: nginx needs a connection for each call."""
-        room = open_files - 500
-        return replace(
-            self,
-            idle_connections=min(self.idle_connections, room),
-            connections=tuple(count for count in self.connections if count <= room),
-            open_calls=tuple(count for count in self.open_calls if count <= room),
-        )
-
-
-QUICK = Sizes(
-    warm_s=0.3, warm_compiler_s=1.5, unary_s=0.5, latency_s=0.3, single_s=0.4, bulk_s=0.3, bulk_mib=32, level_s=0.3,
-    idle_connections=200, connections=(1, 100), open_calls=(1, 100, 1000),
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Bench:
-    """All that the measures of one run share."""
-
-    sizes: Sizes
-    files: Files
-    backend: Backend
-    load: Load
-    load_cpus: Cpus
-    proxy_cpus: Callable[[Peer], Cpus]
 
 
 @dataclass
@@ -109,99 +47,15 @@ class Record:
             self.troubles[measure] = str(trouble)
 
 
-class Target:
-    """A proxy that runs, or the backend itself, and the load on it."""
-
-    def __init__(self, bench: Bench, peer: Peer, port: int, child: Child | None) -> None:
-        self.bench = bench
-        self.port = port
-        self._child = child
-        self._warm_s = bench.sizes.warm_compiler_s if peer.warms_up else bench.sizes.warm_s
-
-    @property
-    def child(self) -> Child:
-        """The process of the proxy."""
-        assert self._child is not None
-        return self._child
-
-    def run(
-        self, calls: int, connections: int = 1, streams: int = 1, *, answer: str = UNARY, body: str = UNARY
-    ) -> tuple[Outcome, float]:
-        """Make the calls; also tells the CPU time of the proxy, in seconds."""
-        before = self._cpu_seconds()
-        outcome = self.bench.load.run(
-            self.port, calls=calls, connections=connections, streams=streams, answer=answer, body=body
-        )
-        return outcome, self._cpu_seconds() - before
-
-    def latencies(
-        self, calls: int, connections: int = 1, streams: int = 1
-    ) -> tuple[tuple[float, ...], float]:
-        """The percentiles in µs; also tells the CPU time of the proxy, in seconds."""
-        before = self._cpu_seconds()
-        times = self.bench.load.latencies(self.port, calls=calls, connections=connections, streams=streams)
-        return times, self._cpu_seconds() - before
-
-    def warm_up(
-        self, connections: int = CONNECTIONS, streams: int = IN_FLIGHT // CONNECTIONS, *,
-        answer: str = UNARY, body: str = UNARY, share: float = 1.0,
-    ) -> float:  # fmt: skip
-        """Load it until it is warm; tells the calls per second it then makes.
-
-        CPU time of the proxy counts, for a machine that has other things to do gives it little in the same time; but
-        there is an end to waiting. With `share`, a part of the whole warm-up will do.
-        """
-        cpu_wanted_s = share * self._warm_s
-        end = time.monotonic() + PATIENCE * cpu_wanted_s
-        calls = connections * streams
-        while True:
-            outcome, cpu_s = self.run(calls, connections, streams, answer=answer, body=body)
-            cpu_wanted_s -= cpu_s if self._child else outcome.seconds
-            left_s = end - time.monotonic()
-            if cpu_wanted_s <= 0 or left_s <= 0:
-                return outcome.rate
-            # Half of it at most, for it makes more calls the warmer it is; but each load has a start to pay for.
-            calls = max(
-                int(outcome.rate * min(cpu_wanted_s / 2 + 0.05, 5 * outcome.seconds)), connections * streams
-            )
-
-    def _cpu_seconds(self) -> float:
-        if self._child is None:
-            return 0.0
-        self._child.check()
-        return self._child.cpu_seconds()
-
-
-@contextmanager
-def started(bench: Bench, peer: Peer, *, many_calls: bool = False) -> Iterator[Target]:
-    """The peer, which has answered right. Raises `Trouble` if it does not."""
-    if peer.command is None:
-        check_answers(bench.backend.port, bench.files)
-        yield Target(bench, peer, bench.backend.port, None)
-        return
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        # An unprivileged worker of a server that was started by root has to get there.
-        Path(folder).chmod(0o755)
-        site = Site(free_port(), bench.backend.port, Path(folder), many_calls)
-        with Child(peer.name, peer.command(site), bench.proxy_cpus(peer), site.listen) as child:
-            check_answers(site.listen, bench.files)
-            yield Target(bench, peer, site.listen, child)
-
-
-def count_for(rate: float, seconds: float) -> int:
-    """How many calls take about so long: no less than are in flight, and no more than a log of them is fit for."""
-    return max(IN_FLIGHT, min(int(rate * seconds), 2_000_000))
-
-
 # ------------------------------------------------------------------------------ calls
 
 
-def measure_calls(bench: Bench, peer: Peer) -> Record:
+def measure_calls(bench: Bench, contender: Contender) -> Record:
     """Calls, one at a time and many, and bulk."""
     record = Record()
-    with record.measuring("start"), started(bench, peer) as target:
-        if peer.is_proxy:
-            record.values["start_mib"] = target.child.memory().now_kib / 1024
+    with record.measuring("start"), started(bench, contender) as target:
+        if contender.is_proxy:
+            record.values["start_mib"] = target.child.memory().now_mib
         with record.measuring("unary calls"):
             _unary(target, record.values)
         with record.measuring("one call at a time"):
@@ -210,9 +64,9 @@ def measure_calls(bench: Bench, peer: Peer) -> Record:
             _bulk(target, record.values, "down", answer=BULK)
         with record.measuring("bulk upload"):
             _bulk(target, record.values, "up", body=BULK)
-        if peer.is_proxy:
-            record.values["peak_mib"] = target.child.memory().peak_kib / 1024
-    return record if peer.is_proxy else _without_cpu(record)
+        if contender.is_proxy:
+            record.values["peak_mib"] = target.child.memory().peak_mib
+    return record if contender.is_proxy else _without_cpu(record)
 
 
 def _unary(target: Target, values: Values) -> None:
@@ -258,10 +112,10 @@ def _without_cpu(record: Record) -> Record:
 # ------------------------------------------------------------------------------ workers
 
 
-def measure_workers(bench: Bench, peer: Peer) -> Record:
-    """Calls, with as many workers as the peer has; memory as well where there is more than one."""
+def measure_workers(bench: Bench, contender: Contender) -> Record:
+    """Calls, with as many workers as the contender has; memory as well where there is more than one."""
     record = Record()
-    with record.measuring("start of workers"), started(bench, peer) as target:
+    with record.measuring("start of workers"), started(bench, contender) as target:
         at_start = target.child.memory().now_kib
         with record.measuring("calls with workers"):
             rate = target.warm_up(WORKERS_CONNECTIONS, IN_FLIGHT // WORKERS_CONNECTIONS)
@@ -269,19 +123,19 @@ def measure_workers(bench: Bench, peer: Peer) -> Record:
             outcome, cpu_s = target.run(calls, WORKERS_CONNECTIONS, IN_FLIGHT // WORKERS_CONNECTIONS)
             record.values["workers_rate"] = outcome.rate
             record.values["workers_cpu_us"] = cpu_s / calls * 1e6
-        if peer.workers > 1:
+        if contender.workers > 1:
             record.values["start_mib"] = at_start / 1024
-            record.values["peak_mib"] = target.child.memory().peak_kib / 1024
+            record.values["peak_mib"] = target.child.memory().peak_mib
     return record
 
 
 # ------------------------------------------------------------------------------ connections and open calls
 
 
-def measure_connections(bench: Bench, peer: Peer) -> Record:
+def measure_connections(bench: Bench, contender: Contender) -> Record:
     """Idle ones in a process that has done nothing yet, then ones that work."""
     record = Record()
-    with record.measuring("start of connections"), started(bench, peer) as target:
+    with record.measuring("start of connections"), started(bench, contender) as target:
         with (
             record.measuring("idle connections"),
             Holder(target.port, bench.files, bench.load_cpus) as holder,
@@ -301,10 +155,10 @@ def measure_connections(bench: Bench, peer: Peer) -> Record:
     return record
 
 
-def measure_open_calls(bench: Bench, peer: Peer) -> Record:
+def measure_open_calls(bench: Bench, contender: Contender) -> Record:
     """Calls of which the headers were sent and nothing came, and other calls meanwhile."""
     record = Record()
-    with record.measuring("start of open calls"), started(bench, peer, many_calls=True) as target:
+    with record.measuring("start of open calls"), started(bench, contender, many_calls=True) as target:
         target.warm_up()
         before = None
         for count in bench.sizes.open_calls:
@@ -350,22 +204,22 @@ class Story:
     """One of the stories: its name, how it goes, and of whom."""
 
     name: str
-    tell: Callable[[Bench, Peer], Record]
-    of: Callable[[Peer], bool]
+    tell: Callable[[Bench, Contender], Record]
+    of: Callable[[Contender], bool]
     every_round: bool
 
-    def peers(self, peers: Collection[Peer]) -> list[Peer]:
+    def contenders(self, contenders: Collection[Contender]) -> list[Contender]:
         """Those it is told of."""
-        return [peer for peer in peers if self.of(peer)]
+        return [contender for contender in contenders if self.of(contender)]
 
 
-def _is_one_process(peer: Peer) -> bool:
-    return peer.is_proxy and peer.workers == 1
+def _is_one_process(contender: Contender) -> bool:
+    return contender.is_proxy and contender.workers == 1
 
 
 STORIES = (
-    Story("calls", measure_calls, lambda peer: peer.workers == 1, every_round=True),
-    Story("workers", measure_workers, lambda peer: peer.in_comparison_of_workers, every_round=True),
+    Story("calls", measure_calls, lambda contender: contender.workers == 1, every_round=True),
+    Story("workers", measure_workers, lambda contender: contender.in_comparison_of_workers, every_round=True),
     Story("connections", measure_connections, _is_one_process, every_round=False),
     Story("open calls", measure_open_calls, _is_one_process, every_round=False),
 )

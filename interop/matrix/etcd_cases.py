@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from interop.shared.processes import Lines, Listener, free_port
+from interop.shared.ports import free_port
+from interop.shared.processes import Lines, Listener
 
 COMMAND_SECONDS = 20.0
 ENVIRONMENT = {**os.environ, "ETCDCTL_API": "3"}

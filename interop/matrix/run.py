@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from interop.matrix import etcd_cases as etcd
-from interop.shared.processes import Listener, ProcessError, free_port
+from interop.shared.ports import free_port
+from interop.shared.processes import Listener, Trouble
+from interop.shared.progress import Progress
 
 PEERS_FOLDER = Path(__file__).resolve().parents[1] / "peers"
 BUILT = PEERS_FOLDER / "build"
@@ -86,32 +88,6 @@ class Options:
     cases: list[str]
     rounds: int
     json: Path | None
-
-
-class Progress:
-    """How far the run is: a bar on a terminal, a line for every pair elsewhere."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._done = 0
-        self._start = time.monotonic()
-
-    def begin(self, pair: str) -> None:
-        """The pair that runs now."""
-        if sys.stderr.isatty():
-            filled = 30 * self._done // self._total
-            bar = "█" * filled + "░" * (30 - filled)
-            print(f"\r\033[K{bar} {self._done}/{self._total} {pair}", end="", file=sys.stderr, flush=True)
-
-    def end(self, pair: str, signs: str) -> None:
-        """The pair is done."""
-        self._done += 1
-        seconds = time.monotonic() - self._start
-        if not sys.stderr.isatty():
-            line = f"[{self._done}/{self._total}] {seconds:5.0f} s  {pair:24} {signs}"
-            print(line, file=sys.stderr, flush=True)
-        elif self._done == self._total:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def left_out(name: str) -> str | None:
@@ -253,6 +229,7 @@ class Run:
         self._with_etcd = self._wanted("etcd")
         pairs = sum(len(clients) for _, clients in self._pairs) + self._with_etcd
         self._progress = Progress(options.rounds * pairs)
+        self._played = 0
 
     def play(self) -> None:
         """Play all rounds."""
@@ -262,6 +239,7 @@ class Run:
                     self._guarded(partial(self._play_server, server, clients))
             if self._with_etcd:
                 self._guarded(self._play_etcd)
+        self._progress.end()
 
     @property
     def good(self) -> bool:
@@ -275,7 +253,7 @@ class Run:
     def _guarded(self, part: Callable[[], None]) -> None:
         try:
             part()
-        except ProcessError as error:
+        except Trouble as error:
             self.troubles.append(str(error))
 
     def _play_server(self, name: str, clients: list[str]) -> None:
@@ -283,9 +261,9 @@ class Run:
         with Listener(f"{name} server", command) as server, proxy(self.options, server.target) as front:
             for client in clients:
                 pair = f"{client}->{name}"
-                self._progress.begin(pair)
+                self._progress.show(self._played, pair)
                 self._keep(pair, self._play_pair(client, name, server, front))
-                server.check(tracebacks=False)
+                server.check()
                 self._check_proxy(front)
 
     def _play_pair(
@@ -308,7 +286,7 @@ class Run:
         return cells
 
     def _play_etcd(self) -> None:
-        self._progress.begin("etcd")
+        self._progress.show(self._played, "etcd")
         cases = [case for case in self.options.cases if case in etcd.CASES]
         ports = etcd.Ports()
         with etcd.server(ports) as target:
@@ -321,7 +299,7 @@ class Run:
 
     def _check_proxy(self, front: Listener | None) -> None:
         if front is not None:
-            front.check(tracebacks=True)
+            front.check_tracebacks()
 
     def _keep(self, pair: str, cells: dict[str, Cell]) -> None:
         """Keep the cells of a round; of several rounds the first bad one counts."""
@@ -329,7 +307,9 @@ class Run:
         for case, cell in cells.items():
             if case not in row or row[case].good:
                 row[case] = cell
-        self._progress.end(pair, " ".join(cell.sign for cell in cells.values()))
+        self._played += 1
+        signs = " ".join(cell.sign for cell in cells.values())
+        self._progress.show(self._played, f"{pair:24} {signs}")
 
 
 def known_failure(client: str, server: str, case: str) -> str | None:

@@ -1,11 +1,12 @@
-"""Child processes of the suite: peers and proxies that tell where they listen."""
+"""Child processes: started and ended with a context, waited for until they listen, and heard when they fail.
+
+It knows nothing of what the children are: their commands and what is measured of them are the callers' matter.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,27 +14,135 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from interop.shared.ports import accepts
+
 START_SECONDS = 20.0
-STOP_SECONDS = 20.0
-TAIL_LINES = 30
+POLL_SECONDS = 0.02
 LISTENING = re.compile(r"listening on (\S+:\d+)")
 CANNOT = re.compile(r"cannot (\w+): (.*)")
 
 
-class ProcessError(Exception):
-    """A child did not start, died, or reported trouble."""
+class Trouble(Exception):
+    """Something could not be run or measured; the text says why."""
 
 
-class Listener:
-    """A server process: started on entering the context, ended by SIGTERM on leaving it.
+class Process:
+    """A child: started on entering the context, ended by SIGTERM on leaving it, killed if it does not obey.
 
-    It listens where its standard output says `listening on HOST:PORT`; a program that does not say so is given
-    the port it was told to use as `port`. What else it prints there goes to `on_line`, and its standard error, where
-    it is not only kept for messages of errors, to `on_error_line`; both run in threads of their own.
+    Entering takes until it listens on `port`, if it has one: up to `START_SECONDS`. Raises `Trouble` if the child does
+    not start, or does not end when told to. Output that is given no other place is kept for messages of errors.
+    """
+
+    stop_seconds = 20.0
+    tail_lines = 30
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        port: int | None = None,
+        *,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int | None = None,
+        stderr: int | None = None,
+        own_session: bool = False,
+    ) -> None:
+        self.name = name
+        self.port = port
+        self._command = list(command)
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115  # it lasts as long as this object
+        self._stdin = stdin
+        self._stdout = self._output if stdout is None else stdout
+        self._stderr = self._output if stderr is None else stderr
+        self._own_session = own_session
+
+    def __enter__(self) -> Self:
+        try:
+            self.process = subprocess.Popen(
+                self._command, stdin=self._stdin, stdout=self._stdout, stderr=self._stderr, text=True,
+                start_new_session=self._own_session,
+            )  # fmt: skip
+        except OSError as error:
+            raise Trouble(f"{self.name} did not start: {error}") from error
+        try:
+            self._started()
+            self._wait_until_ready()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not self._end() and error is None:
+            raise Trouble(f"{self.name} did not end within {self.stop_seconds:.0f} s of SIGTERM")
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        return self.process.poll() is not None
+
+    def kill(self) -> None:
+        """End it at once, as a crash would; leaving the context is then all right."""
+        self.process.kill()
+        self.process.wait()
+
+    def check(self) -> None:
+        """Raise `Trouble` if it has ended."""
+        if (code := self.process.poll()) is not None:
+            raise Trouble(f"{self.name} ended with exit code {code}\n{self.tail()}")
+
+    def tail(self) -> str:
+        """The last lines of its output, indented."""
+        lines = self._output_text().splitlines()[-self.tail_lines :]
+        return "\n".join(f"    {line}" for line in lines) or "    it printed nothing"
+
+    def _started(self) -> None:
+        """What is to be done as soon as there is a process."""
+
+    def _is_ready(self) -> bool:
+        return self.port is None or accepts(self.port)
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while not self._is_ready():
+            self.check()
+            if time.monotonic() > deadline:
+                raise Trouble(f"{self.name} did not listen within {START_SECONDS:.0f} s\n{self.tail()}")
+            time.sleep(POLL_SECONDS)
+
+    def _output_text(self) -> str:
+        # The child shares the file offset, so it is not to be moved: read by position.
+        return os.pread(self._output.fileno(), 1 << 24, 0).decode(errors="replace")
+
+    def _end(self) -> bool:
+        """End the process; False if it had to be killed."""
+        if self.ended:
+            return True
+        self.process.terminate()
+        try:
+            self.process.wait(self.stop_seconds)
+            return True
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return False
+
+
+class Listener(Process):
+    """A server that says on its standard output where it listens: `listening on HOST:PORT`, which becomes `target`.
+
+    A program that does not say so is given the port it was told to use as `port`. Lines like `cannot CASE: REASON` fill
+    `cannot`. What else it prints there goes to `on_line`, and its standard error, if that is not only kept for messages
+    of errors, to `on_error_line`; both run in threads of their own.
     """
 
     def __init__(
@@ -45,111 +154,59 @@ class Listener:
         on_line: Callable[[str], None] | None = None,
         on_error_line: Callable[[str], None] | None = None,
     ) -> None:
-        self.name = name
+        super().__init__(
+            name,
+            command,
+            port,
+            stdout=subprocess.PIPE,
+            stderr=None if on_error_line is None else subprocess.PIPE,
+        )
         self.target = "" if port is None else f"127.0.0.1:{port}"
         self.cannot: dict[str, str] = {}
-        self._command = list(command)
-        self._port = port
-        self._ready = threading.Event()
+        self._said_where = threading.Event()
         self._tracebacks = 0
         self._on_line = on_line
         self._on_error_line = on_error_line
-        self._last_error_lines = deque[str](maxlen=TAIL_LINES)
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # it lasts as long as this object
+        self._last_error_lines = deque[str](maxlen=self.tail_lines)
 
-    def __enter__(self) -> Self:
-        try:
-            self._process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=self._stderr if self._on_error_line is None else subprocess.PIPE,
-                text=True,
-            )
-        except OSError as error:
-            raise ProcessError(f"{self.name} did not start: {error}") from error
+    def check_tracebacks(self) -> None:
+        """Raise `Trouble` if it has ended, or has printed a traceback since the last check."""
+        self.check()
+        count = self._output_text().count("Traceback (most recent call last)")
+        fresh, self._tracebacks = count - self._tracebacks, count
+        if fresh:
+            raise Trouble(f"{self.name} printed {fresh} tracebacks\n{self.tail()}")
+
+    def _started(self) -> None:
         threading.Thread(target=self._read_stdout, daemon=True).start()
         if self._on_error_line is not None:
             threading.Thread(target=self._read_stderr, daemon=True).start()
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline and self._process.poll() is None:
-            if self._ready.wait(0.05) or (self._port is not None and accepts(self._port)):
-                return self
-        self._end()
-        raise ProcessError(f"{self.name} did not start\n{self.stderr_tail()}")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if not self._end() and error is None:
-            raise ProcessError(f"{self.name} did not end within {STOP_SECONDS:.0f} s of SIGTERM")
+    def _is_ready(self) -> bool:
+        return self._said_where.is_set() or (self.port is not None and accepts(self.port))
 
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
-
-    @property
-    def ended(self) -> bool:
-        """Whether it has ended, in whatever way."""
-        return self._process.poll() is not None
-
-    def kill(self) -> None:
-        """End it at once, as a crash would; leaving the context is then all right."""
-        self._process.kill()
-        self._process.wait()
-
-    def check(self, *, tracebacks: bool) -> None:
-        """Raise if the process has died or, where that matters, printed a traceback since the last check."""
-        code = self._process.poll()
-        if code is not None:
-            raise ProcessError(f"{self.name} died with exit code {code}\n{self.stderr_tail()}")
-        count = self._stderr_text().count("Traceback (most recent call last)")
-        fresh, self._tracebacks = count - self._tracebacks, count
-        if tracebacks and fresh:
-            raise ProcessError(f"{self.name} printed {fresh} tracebacks\n{self.stderr_tail()}")
-
-    def stderr_tail(self) -> str:
-        """The last lines of its standard error, indented."""
-        lines = self._stderr_text().splitlines()[-TAIL_LINES:]
-        return "\n".join(f"    {self.name}: {line}" for line in lines)
-
-    def _stderr_text(self) -> str:
+    def _output_text(self) -> str:
         if self._on_error_line is not None:
             return "".join(self._last_error_lines.copy())
-        # The child shares the file offset, so it is not to be moved: read by position.
-        return os.pread(self._stderr.fileno(), 1 << 24, 0).decode(errors="replace")
+        return super()._output_text()
 
     def _read_stdout(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
             if found := CANNOT.match(line):
                 self.cannot[found[1]] = found[2]
-            elif not self._ready.is_set() and (found := LISTENING.search(line)):
+            elif not self._said_where.is_set() and (found := LISTENING.search(line)):
                 self.target = found[1]
-                self._ready.set()
+                self._said_where.set()
             elif self._on_line is not None:
                 self._on_line(line)
 
     def _read_stderr(self) -> None:
-        assert self._process.stderr is not None
+        assert self.process.stderr is not None
         assert self._on_error_line is not None
-        for line in self._process.stderr:
+        for line in self.process.stderr:
             self._last_error_lines.append(line)
             self._on_error_line(line)
-
-    def _end(self) -> bool:
-        """End the process; False if it had to be killed."""
-        if self._process.poll() is not None:
-            return True
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(STOP_SECONDS)
-            return True
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-            return False
 
 
 class Lines:
@@ -201,29 +258,9 @@ class Lines:
                 self._changed.notify_all()
 
 
-def proxy_command(*options: str, engine: str | None = None) -> list[str]:
-    """The command line of the proxy on a free port."""
-    command = [sys.executable, "-m", "rawgrpc_proxy", "serve", "--listen=127.0.0.1:0", *options]
+def proxy_command(
+    *options: str, engine: str | None = None, python: str = sys.executable, port: int = 0
+) -> list[str]:
+    """The command line of this project's proxy, on a loopback port; 0: on a free one, which it tells."""
+    command = [python, "-m", "rawgrpc_proxy", "serve", f"--listen=127.0.0.1:{port}", *options]
     return command if engine is None else [*command, f"--engine={engine}"]
-
-
-def memory_mb(pid: int, name: str = "VmRSS") -> float:
-    """Memory of a process: VmRSS is what it has now, VmHWM the most it has had."""
-    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) / 1024
-    raise LookupError(name)
-
-
-def accepts(port: int) -> bool:
-    """Whether somebody listens on the loopback port."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def free_port() -> int:
-    """A loopback port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -1,4 +1,4 @@
-"""How far a long measurement is."""
+"""How far something long is: a bar on a terminal, lines elsewhere. All of it goes to standard error."""
 
 from __future__ import annotations
 
@@ -6,27 +6,35 @@ import sys
 import time
 
 WIDTH = 30
-QUIET_SECONDS = 30.0
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a line now and then."""
+    """Out of `total`, in whatever unit: steps or seconds.
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+    Where there is no terminal, each change of what is done is a line, but for those within `pause` seconds of the last.
+    """
+
+    def __init__(self, total: float, *, pause: float = 0.0) -> None:
+        self._total = max(total, 1e-9)
+        self._pause = pause
         self._start = time.monotonic()
-        self._shown = self._start
+        self._line_at = self._start - pause
+        self._done = -1.0
 
-    def show(self, text: str) -> None:
-        """Show how much of the time is over, and a word on how it goes."""
+    def show(self, done: float, text: str) -> None:
+        """So much is done; `text` says what goes on, or how it goes."""
         now = time.monotonic()
-        done = min((now - self._start) / self._seconds, 1.0)
+        share = min(done / self._total, 1.0)
+        minutes = (now - self._start) / 60
+        left = f", about {minutes / share * (1 - share):.1f} left" if 0 < share < 1 else ""
+        line = f"{share:4.0%} {minutes:.1f} min{left}  {text}"
         if sys.stderr.isatty():
-            bar = "█" * int(WIDTH * done) + "░" * (WIDTH - int(WIDTH * done))
-            print(f"\r\033[K{bar} {done:4.0%} {text}", end="", file=sys.stderr, flush=True)
-        elif now - self._shown >= QUIET_SECONDS:
-            self._shown = now
-            print(f"{done:4.0%} {text}", file=sys.stderr, flush=True)
+            full = int(WIDTH * share)
+            print(f"\r\033[K{'█' * full}{'░' * (WIDTH - full)} {line}", end="", file=sys.stderr, flush=True)
+        elif done != self._done and now - self._line_at >= self._pause:
+            self._line_at = now
+            print(line, file=sys.stderr, flush=True)
+        self._done = done
 
     def end(self) -> None:
         """Take the bar away."""

@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Iterator
 import hpack
 import trio
 
-from interop.shared.processes import memory_mb
+from interop.shared import proc
 from rawgrpc_proxy import ServedCall, Server, codec_with_parent, identity_codec, unary_stream, unary_unary
 from rawgrpc_proxy.call import Call
 from rawgrpc_proxy.codes import Status
@@ -157,13 +157,13 @@ async def slow_reader(address: str, pid: int, gib: float) -> tuple[str, bool]:
             shown = time.monotonic()
             done = client.body_bytes.get(1, 0) / total
             print(
-                f"\r  slow reader {done:5.0%}  {memory_mb(pid, 'VmRSS'):.0f} MB",
+                f"\r  slow reader {done:5.0%}  {proc.memory(pid).now_mib:.0f} MB",
                 end="",
                 file=sys.stderr,
                 flush=True,
             )
     print(file=sys.stderr)
-    seconds, peak, body = time.monotonic() - started, memory_mb(pid, "VmHWM"), client.body_bytes[1]
+    seconds, peak, body = time.monotonic() - started, proc.memory(pid).peak_mib, client.body_bytes[1]
     text = f"{body / 2**30:.2f} GiB in {seconds:.0f} s, the proxy's peak {peak:.0f} MB"
     return text, body == total and peak < MEMORY_LIMIT_MB
 
@@ -177,7 +177,7 @@ async def no_reader(address: str, pid: int, gib: float) -> tuple[str, bool]:
     with trio.move_on_after(10):
         while 3 not in client.ended:
             await client.read_some(credit=False)
-    peak = memory_mb(pid, "VmHWM")
+    peak = proc.memory(pid).peak_mib
     answered = "answered" if 3 in client.ended else "NOT answered"
     return (
         f"a second call is {answered}, the proxy's peak {peak:.0f} MB",

@@ -27,10 +27,12 @@ from typing import Any
 import trio
 
 from interop.promises.faults.shim import Shim
-from interop.shared.processes import Lines, Listener, ProcessError, free_port, proxy_command
+from interop.shared.ports import free_port
+from interop.shared.processes import Lines, Listener, Trouble, proxy_command
 from interop.shared.progress import Progress
 
 POLL_SECONDS = 0.1
+PROGRESS_SECONDS = 30.0
 READY_SECONDS = 20.0
 
 NEW_CALLS_SAFE_SECONDS = 40.0
@@ -107,7 +109,7 @@ class Probe:
         """Wait until what is to be in flight is."""
         if not await until(lambda: self.ready, READY_SECONDS):
             tail = " / ".join(self._noise[-3:])
-            raise ProcessError(f"the calls to be held were not open after {READY_SECONDS:.0f} s: {tail}")
+            raise Trouble(f"the calls to be held were not open after {READY_SECONDS:.0f} s: {tail}")
 
     def stop(self) -> None:
         """End the process."""
@@ -264,7 +266,7 @@ class Stories:
         ):
             await probe.wait_until_ready()
             if not watches:
-                raise ProcessError("the backend has not told of the watch")
+                raise Trouble("the backend has not told of the watch")
             silent = time.monotonic()
             shim.silence()
             freed = await until(lambda: watches == 0, VANISHED_SECONDS + BEYOND_SECONDS)
@@ -316,7 +318,7 @@ async def tell_stories(only: str, engine: str | None) -> list[Measured]:
     async def tell(name: str, story: Callable[[], Any]) -> None:
         try:
             await story()
-        except* ProcessError as errors:
+        except* Trouble as errors:
             stories.table.append(Measured(name, "could not be measured", str(_leaf(errors)), "", held=False))
         stories.unfinished.remove(name)
 
@@ -324,9 +326,13 @@ async def tell_stories(only: str, engine: str | None) -> list[Measured]:
     async with trio.open_nursery() as nursery:
         for name, _, story in plan:
             nursery.start_soon(tell, name, story)
-        progress = Progress(max(seconds for _, seconds, _ in plan) + BEYOND_SECONDS)
+        progress = Progress(max(seconds for _, seconds, _ in plan) + BEYOND_SECONDS, pause=PROGRESS_SECONDS)
+        start = time.monotonic()
         while stories.unfinished:
-            progress.show(f"unfinished: {' '.join(stories.unfinished)}; {len(stories.table)} measured")
+            progress.show(
+                time.monotonic() - start,
+                f"unfinished: {' '.join(stories.unfinished)}; {len(stories.table)} measured",
+            )
             await trio.sleep(POLL_SECONDS)
         progress.end()
     return sorted(stories.table, key=lambda line: line.story)

@@ -29,7 +29,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from interop.matrix import etcd_cases as etcd
-from interop.shared.processes import Lines, Listener, ProcessError, memory_mb, proxy_command
+from interop.shared import proc
+from interop.shared.processes import Lines, Listener, Trouble, proxy_command
 from interop.shared.progress import Progress
 
 ETCD_SERVICES = ("KV", "Watch", "Lease")
@@ -37,6 +38,8 @@ H2LOAD_CONNECTIONS, H2LOAD_STREAMS = 2, 8
 #: A process of etcdctl takes tens of milliseconds of CPU time, which the others are to have.
 ETCDCTL_PAUSE_SECONDS = 0.1
 SAMPLES_AT_LEAST = 5
+#: How often, where there is no terminal, a line tells how far the run is.
+PROGRESS_SECONDS = 30.0
 #: How long a client may take to end when its time is over.
 PATIENCE_SECONDS = 60.0
 EVENT = re.compile(r'"event": "(\w+)"')
@@ -105,7 +108,7 @@ class Grpcio:
         code = self._process.wait(PATIENCE_SECONDS)
         self._process.stop()
         if code != 0 or not self._last:
-            raise ProcessError(f"the grpcio client ended with exit code {code}")
+            raise Trouble(f"the grpcio client ended with exit code {code}")
         told = json.loads(self._last)
         rows = [Row(f"grpcio, {group}", calls) for group, calls in sorted(told["calls"].items())]
         for text, count in told["unexpected"].items():
@@ -140,7 +143,7 @@ class H2load:
         lines = self._process.take(0, 0)
         result = next((found for line in lines if (found := H2LOAD_RESULT.search(line))), None)
         if result is None:
-            raise ProcessError("h2load did not end well: " + " / ".join(lines[-3:]))
+            raise Trouble("h2load did not end well: " + " / ".join(lines[-3:]))
         succeeded, failed, errored, timed_out = map(int, result.groups())
         row = Row("h2load", succeeded + failed, connections_lost=errored)
         row.unexpected.update({"failed": failed, "timed out": timed_out})
@@ -198,8 +201,9 @@ class EtcdUser:
 
 def sample(pid: int, log: ProxyLog, seconds: float) -> Sample:
     """The proxy now."""
-    files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
-    return Sample(round(seconds, 1), log.calls.total(), round(memory_mb(pid), 1), files)
+    return Sample(
+        round(seconds, 1), log.calls.total(), round(proc.memory(pid).now_mib, 1), proc.open_files(pid)
+    )
 
 
 def slope(samples: list[Sample]) -> float:
@@ -254,18 +258,19 @@ def soak(seconds: float, engine: str | None) -> tuple[list[Row], ProxyLog, list[
                 clients.append(EtcdUser(proxy.target, seconds))
             else:
                 print("etcd is left out: it is not installed (Debian: etcd-server, etcd-client)")
-            progress = Progress(seconds)
+            progress = Progress(seconds, pause=PROGRESS_SECONDS)
             every = min(60.0, seconds / SAMPLES_AT_LEAST)
             before = 0
             while (passed := time.monotonic() - start) < seconds:
                 time.sleep(1.0)
-                proxy.check(tracebacks=False)
+                proxy.check()
                 if passed >= every * (len(samples) + 1):
                     samples.append(sample(proxy.pid, log, passed))
                 total = log.calls.total()
                 progress.show(
+                    passed,
                     f"{total} calls, {total - before}/s, {len(log.closed)} connections closed, "
-                    f"{memory_mb(proxy.pid):.0f} MB"
+                    f"{proc.memory(proxy.pid).now_mib:.0f} MB",
                 )
                 before = total
             progress.end()
@@ -320,7 +325,7 @@ def main() -> int:
     seconds = given.minutes * 60
     try:
         rows, log, samples = soak(seconds, given.engine)
-    except ProcessError as error:
+    except Trouble as error:
         print(error)
         return 1
     good = report(seconds, rows, log, samples)
