@@ -73,7 +73,7 @@ format: $(DEV) ## format the code, and mend what the linter can mend
 
 interop: $(DEV) ## run against real gRPC peers (INTEROP_ARGS=...)
 	sh interop/setup.sh $(BIN)/python
-	$(BIN)/python -m interop.matrix.run $(INTEROP_ARGS)
+	$(BIN)/python -m interop.matrix $(INTEROP_ARGS)
 
 bounds: $(DEV) ## measure what the README promises: memory with slow readers, streams per connection (BOUNDS_ARGS=...)
 	$(BIN)/python -m interop.promises.bounds $(BOUNDS_ARGS)

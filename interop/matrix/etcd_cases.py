@@ -1,20 +1,14 @@
-"""etcd and its command line client (grpc-go): what a user sees of put, get, watch, leases and transactions."""
+"""What a user of etcd sees of put, get, watch, leases and transactions, with etcdctl."""
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-from interop.shared.ports import free_port
-from interop.shared.processes import Lines, Listener
+from interop.shared.etcd import COMMAND_SECONDS, Etcdctl
 
-COMMAND_SECONDS = 20.0
-ENVIRONMENT = {**os.environ, "ETCDCTL_API": "3"}
 #: What differs from run to run: a lease's id and time left, the number of elections, a client's name in its log.
 VARYING = [
     (re.compile(r"\b[0-9a-f]{16}\b"), "LEASE"),
@@ -23,33 +17,6 @@ VARYING = [
     (re.compile(r'"raft_term":\d+'), '"raft_term":TERM'),
     (re.compile(r"remaining\(\d+s\)"), "remaining(TIME)"),
 ]
-
-
-class Etcdctl:
-    """`etcdctl` against one endpoint."""
-
-    def __init__(self, target: str) -> None:
-        self._target = target
-
-    def __call__(self, *arguments: str, stdin: str = "") -> dict[str, Any]:
-        """Run a command to its end."""
-        done = subprocess.run(
-            self._command(*arguments), input=stdin, capture_output=True, text=True, env=ENVIRONMENT,
-            timeout=COMMAND_SECONDS, check=False,
-        )  # fmt: skip
-        return {
-            "command": arguments[0],
-            "exit": done.returncode,
-            "stdout": done.stdout.splitlines(),
-            "stderr": [re.sub(r'"ts":"[^"]*",?', "", line) for line in done.stderr.splitlines()],
-        }
-
-    def start(self, *arguments: str) -> Lines:
-        """Start a command that goes on until it is stopped."""
-        return Lines(self._command(*arguments), ENVIRONMENT)
-
-    def _command(self, *arguments: str) -> list[str]:
-        return ["etcdctl", f"--endpoints={self._target}", *arguments]
 
 
 def put(etcdctl: Etcdctl) -> list[Any]:
@@ -145,29 +112,6 @@ EXPECTED_EXITS: dict[str, list[int]] = {
 }
 #: How many lines the long-running commands print.
 EXPECTED_LINES: dict[str, list[int]] = {"watch": [6, 15], "lease_keep_alive": [4]}
-
-
-class Ports:
-    """Ports that every etcd of a run uses in turn, so that its member and cluster ids, hashes of them, are equal."""
-
-    def __init__(self) -> None:
-        self.client = free_port()
-        self.peer = free_port()
-
-
-@contextmanager
-def server(ports: Ports) -> Iterator[str]:
-    """A fresh etcd; its target."""
-    client, peer = f"http://127.0.0.1:{ports.client}", f"http://127.0.0.1:{ports.peer}"
-    with tempfile.TemporaryDirectory() as directory:
-        command = [
-            "etcd", "--name=interop", f"--data-dir={directory}", "--log-level=error", "--logger=zap",
-            f"--listen-client-urls={client}", f"--advertise-client-urls={client}",
-            f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}",
-            f"--initial-cluster=interop={peer}",
-        ]  # fmt: skip
-        with Listener("etcd", command, ports.client) as listener:
-            yield listener.target
 
 
 def play(case: str, target: str) -> dict[str, Any]:

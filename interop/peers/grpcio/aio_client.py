@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -11,9 +10,9 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
-from interop.peers.grpcio.client import OPTIONS, multicallable
+from interop.peers.grpcio.common import OPTIONS, multicallable
 from interop.peers.python.messages import Metadata, Method
-from interop.peers.python.player import End, run_async
+from interop.peers.python.player import AsyncioClient, End, run_async
 
 #: What writing raises then; the status tells why.
 CALL_IS_OVER = (grpc.RpcError, asyncio.InvalidStateError)
@@ -66,7 +65,7 @@ class Call:
         return End(code.name, await self._call.details(), list(await self._call.trailing_metadata() or ()))
 
 
-class Client:
+class Client(AsyncioClient):
     """A `Client` of the asyncio API."""
 
     def __init__(self, host: str, port: int) -> None:
@@ -79,17 +78,6 @@ class Client:
         options = {"metadata": tuple(metadata), "timeout": timeout, "compression": compression}
         return Call(self._channel, method, request, **options)
 
-    async def gather(self, coroutines: list[Coroutine[Any, Any, Any]]) -> list[Any]:
-        return await asyncio.gather(*coroutines)
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
-
-async def open_client(host: str, port: int) -> Client:
-    """A client on the running event loop."""
-    return Client(host, port)
-
 
 if __name__ == "__main__":
-    run_async(open_client, {})
+    run_async(Client, {})

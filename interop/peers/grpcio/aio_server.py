@@ -11,35 +11,27 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
-from interop.peers.grpcio.server import OPTIONS, STATUS, generic_handlers, has_deadline, method_handler
+from interop.peers.grpcio.common import (
+    SERVER_OPTIONS,
+    STATUS,
+    ServerCallBase,
+    generic_handlers,
+    method_handler,
+)
 from interop.peers.python.messages import Metadata, Method
 from interop.peers.python.service import Refused, Service, announce
 
 
-class Call:
+class Call(ServerCallBase):
     """A `ServerCall` of the asyncio API."""
 
-    authority = ""  # not shown by the API
-
     def __init__(self, requests: AsyncIterator[Message], context: Any) -> None:
+        super().__init__(context)
         self.requests = lambda: requests
-        self._context = context
-        self._gzip = False
-        self.metadata: Metadata = [(key, value) for key, value in context.invocation_metadata() or ()]
-        self.has_deadline = has_deadline(context.time_remaining())
 
     async def send_headers(self, metadata: Metadata, *, gzip: bool) -> None:
-        self._gzip = gzip
-        if gzip:
-            self._context.set_compression(grpc.Compression.Gzip)
+        self._allow_gzip(gzip)
         await self._context.send_initial_metadata(tuple(metadata))
-
-    def set_trailers(self, metadata: Metadata) -> None:
-        self._context.set_trailing_metadata(tuple(metadata))
-
-    def compress_next(self, on: bool) -> None:
-        if self._gzip and not on:
-            self._context.disable_next_message_compression()
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -74,7 +66,7 @@ def handler(service: Service, method: Method) -> grpc.RpcMethodHandler[Any, Any]
 async def main() -> None:
     """Serve until SIGTERM."""
     service = Service()
-    server = grpc.aio.server(options=OPTIONS)
+    server = grpc.aio.server(options=SERVER_OPTIONS)
     server.add_generic_rpc_handlers(generic_handlers(lambda method: handler(service, method)))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

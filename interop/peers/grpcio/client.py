@@ -11,30 +11,9 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from interop.peers.python.messages import MESSAGE_LIMIT, METADATA_LIMIT, Metadata, Method, run_blocking
+from interop.peers.grpcio.common import OPTIONS, multicallable
+from interop.peers.python.messages import Metadata, Method, run_blocking
 from interop.peers.python.player import End, run_sync
-
-OPTIONS = [
-    ("grpc.max_receive_message_length", MESSAGE_LIMIT),
-    ("grpc.max_send_message_length", MESSAGE_LIMIT),
-    ("grpc.max_metadata_size", METADATA_LIMIT),
-    ("grpc.absolute_max_metadata_size", METADATA_LIMIT),
-]
-
-
-def multicallable(channel: Any, method: Method) -> Any:
-    """The library's callable for a method, on a channel of either API."""
-    kinds = {
-        (False, False): channel.unary_unary,
-        (False, True): channel.unary_stream,
-        (True, False): channel.stream_unary,
-        (True, True): channel.stream_stream,
-    }
-    return kinds[method.client_streaming, method.server_streaming](
-        method.path,
-        request_serializer=method.request_type.SerializeToString,
-        response_deserializer=method.response_type.FromString,
-    )
 
 
 class Call:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
@@ -18,18 +17,12 @@ from grpclib.client import (
 )
 from grpclib.exceptions import GRPCError
 
+from interop.peers.grpclib.cannot import CANNOT
 from interop.peers.python.messages import Metadata, Method
-from interop.peers.python.player import End, run_async
+from interop.peers.python.player import AsyncioClient, End, run_async
 
 T = TypeVar("T")
 
-NO_COMPRESSION = "grpclib has no message compression"
-CANNOT = {
-    "client_compressed_unary": NO_COMPRESSION,
-    "client_compressed_streaming": NO_COMPRESSION,
-    "server_compressed_unary": NO_COMPRESSION,
-    "server_compressed_streaming": NO_COMPRESSION,
-}
 KINDS: dict[tuple[bool, bool], type[ServiceMethod[Any, Any]]] = {
     (False, False): UnaryUnaryMethod,
     (False, True): UnaryStreamMethod,
@@ -92,7 +85,7 @@ class Call:
         return End("CANCELLED" if self._cancelled else "OK", None, trailing)
 
 
-class Client:
+class Client(AsyncioClient):
     """A `Client` of grpclib."""
 
     def __init__(self, host: str, port: int) -> None:
@@ -112,17 +105,6 @@ class Client:
             await call.attempt(lambda: stream.send_message(request, end=True))
         return call
 
-    async def gather(self, coroutines: list[Coroutine[Any, Any, Any]]) -> list[Any]:
-        return await asyncio.gather(*coroutines)
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
-
-async def open_client(host: str, port: int) -> Client:
-    """A client on the running event loop."""
-    return Client(host, port)
-
 
 if __name__ == "__main__":
-    run_async(open_client, CANNOT)
+    run_async(Client, CANNOT)

@@ -12,16 +12,10 @@ from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 from grpclib.server import Server, Stream
 
+from interop.peers.grpclib.cannot import CANNOT
 from interop.peers.python.messages import Metadata, Method
 from interop.peers.python.service import SERVED, Refused, Service, announce
 
-NO_COMPRESSION = "grpclib has no message compression"
-CANNOT = {
-    "client_compressed_unary": NO_COMPRESSION,
-    "client_compressed_streaming": NO_COMPRESSION,
-    "server_compressed_unary": NO_COMPRESSION,
-    "server_compressed_streaming": NO_COMPRESSION,
-}
 CARDINALITY = {
     (False, False): Cardinality.UNARY_UNARY,
     (False, True): Cardinality.UNARY_STREAM,

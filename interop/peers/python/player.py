@@ -9,14 +9,14 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message import Message
 
+from interop.peers.cases import CASES
 from interop.peers.generated import test_pb2
 from interop.peers.python.messages import (
     CALL_ID_KEY,
@@ -29,9 +29,6 @@ from interop.peers.python.messages import (
     run_blocking,
 )
 
-CASES: dict[str, list[dict[str, Any]]] = json.loads(
-    (Path(__file__).resolve().parent.parent / "cases.json").read_text()
-)
 METHODS = {service: methods(service) for service in ("TestService", "UnimplementedService")}
 GET_RECORDS = methods("RecordService")["GetCallRecords"]
 #: A case that takes longer than this hangs.
@@ -94,6 +91,16 @@ class Client(Protocol):
     async def sleep(self, seconds: float) -> None:
         """Wait."""
         ...
+
+
+class AsyncioClient:
+    """What the asyncio libraries have in common."""
+
+    async def gather(self, coroutines: list[Coroutine[Any, Any, Any]]) -> list[Any]:
+        return await asyncio.gather(*coroutines)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
 
 
 def counted(outcomes: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -270,12 +277,12 @@ def run_sync(open_client: Callable[[str, int], Client], cannot: Mapping[str, str
             os._exit(1)  # a blocked call cannot be abandoned in this API
 
 
-def run_async(open_client: Callable[[str, int], Awaitable[Client]], cannot: Mapping[str, str]) -> None:
-    """Play the cases of the command line on an asyncio client."""
+def run_async(open_client: Callable[[str, int], Client], cannot: Mapping[str, str]) -> None:
+    """Play the cases of the command line on an asyncio client, which is opened on the running event loop."""
 
     async def run() -> None:
         host, port, cases, run_id = arguments()
-        player = Player(await open_client(host, port), run_id)
+        player = Player(open_client(host, port), run_id)
         for case in cases:
             start = time.monotonic()
             if case in cannot:

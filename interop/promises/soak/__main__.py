@@ -28,8 +28,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from interop.matrix import etcd_cases as etcd
 from interop.shared import proc
+from interop.shared.etcd import COMMAND_SECONDS, Etcdctl, EtcdPorts, etcd_server
 from interop.shared.processes import Lines, Listener, Trouble, proxy_command
 from interop.shared.progress import Progress
 
@@ -159,7 +159,7 @@ class EtcdUser:
 
     def __init__(self, target: str, seconds: float) -> None:
         self._row = Row("etcdctl", 0)
-        self._etcdctl = etcd.Etcdctl(target)
+        self._etcdctl = Etcdctl(target)
         self._end = time.monotonic() + seconds
         self._puts = 0
         self._watch = self._etcdctl.start("watch", "soak")
@@ -183,10 +183,10 @@ class EtcdUser:
         """Wait for its end."""
         self._thread.join(PATIENCE_SECONDS)
         # Each put is three lines of the watch: PUT, the key, the value. The first ones may be older than the watch.
-        seen = self._watch.take(3, etcd.COMMAND_SECONDS)
+        seen = self._watch.take(3, COMMAND_SECONDS)
         first = int(seen[2]) if len(seen) > 2 and seen[2].isdigit() else 1
         wanted = [str(number) for number in range(first, self._puts + 1)]
-        seen = self._watch.take(3 * len(wanted), etcd.COMMAND_SECONDS)
+        seen = self._watch.take(3 * len(wanted), COMMAND_SECONDS)
         self._watch.stop()
         if seen[2::3] != wanted:
             self._row.unexpected[f"the watch saw {len(seen) // 3} of {len(wanted)} puts: {seen[-1:]}"] += 1
@@ -224,7 +224,7 @@ def proxy_before(engine: str | None, log: ProxyLog) -> Iterator[tuple[Listener, 
         options = [f"--upstream={backend.target}", "--log-format=json"]
         with_etcd = bool(shutil.which("etcd") and shutil.which("etcdctl"))
         if with_etcd:
-            target = stack.enter_context(etcd.server(etcd.Ports()))
+            target = stack.enter_context(etcd_server(EtcdPorts()))
             options += [f"--route=/etcdserverpb.{service}/*={target}" for service in ETCD_SERVICES]
         command = proxy_command(*options, engine=engine)
         yield stack.enter_context(Listener("the proxy", command, on_error_line=log.read)), with_etcd
