@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Self
 
 from interop.bench.backend import SERVICE, UNARY, Files
 from interop.bench.child import Child, Cpus
 from interop.shared.processes import Trouble
 
-CLIENT = Path(__file__).resolve().with_name("holder_client.py")
 ANSWER_SECONDS = 120.0
 #: What to think of when a proxy was slow.
 PATIENCE = "; the backend waits 60 s for the next frame of a request"
@@ -21,7 +19,7 @@ class Holder:
     """Holds connections and calls open: see holder_client.py."""
 
     def __init__(self, port: int, files: Files, cpus: Cpus) -> None:
-        command = [sys.executable, str(CLIENT), str(port), f"/{SERVICE}/{UNARY}"]
+        command = [sys.executable, "-m", "interop.bench.holder_client", str(port), f"/{SERVICE}/{UNARY}"]
         self._child = Child("the holder", [*command, str(files.size(UNARY))], cpus, talks=True)
 
     def __enter__(self) -> Self:

@@ -8,7 +8,7 @@ and answers each line with {"connections": N, "answered": N, "lost": N}, and "er
 
 Before it answers, every connection has acknowledged a SETTINGS frame sent last: the proxy has read all before it.
 A call is lost when its stream or connection ends before it was asked to, and answered when an answer of the right
-length came. HTTP/2 is written out here, for it is little, and a library would need more memory than the proxy.
+length came. HTTP/2 is shared/frames.py, for a library would need more memory than the proxy.
 """
 
 import asyncio
@@ -16,21 +16,24 @@ import json
 import sys
 from collections.abc import Callable
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
-END_STREAM = ACK = 0x1
-END_HEADERS = 0x4
+from interop.shared.frames import (
+    ACK,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    PING,
+    PREFACE,
+    RST_STREAM,
+    SETTINGS,
+    frame,
+    grpc_request,
+    take_frames,
+)
+
 AT_ONCE = 50
 SECONDS = 60.0
-
-
-def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
-    return len(payload).to_bytes(3) + bytes((kind, flags)) + stream_id.to_bytes(4) + payload
-
-
-def literal(name: str, value: str) -> bytes:
-    """A header field without indexing and without Huffman coding (RFC 7541 §6.2.2), for short strings."""
-    return b"\0" + b"".join(bytes((len(text),)) + text.encode() for text in (name, value))
 
 
 class Link(asyncio.Protocol):
@@ -76,17 +79,9 @@ class Link(asyncio.Protocol):
             await self._finished.wait()
 
     def data_received(self, data: bytes) -> None:
-        buffer = self._buffer
-        buffer += data
-        start = 0
-        while len(buffer) - start >= 9:
-            end = start + 9 + int.from_bytes(buffer[start : start + 3])
-            if len(buffer) < end:
-                break
-            stream_id = int.from_bytes(buffer[start + 5 : start + 9])
-            self._received(buffer[start + 3], buffer[start + 4], stream_id, bytes(buffer[start + 9 : end]))
-            start = end
-        del buffer[:start]
+        self._buffer += data
+        for received in take_frames(self._buffer):
+            self._received(*received)
 
     def _received(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         if kind == SETTINGS and flags & ACK:
@@ -123,13 +118,7 @@ class Link(asyncio.Protocol):
 
 async def main(port: int, path: str, answer_bytes: int) -> None:
     loop = asyncio.get_running_loop()
-    request = b"".join(
-        literal(name, value)
-        for name, value in (
-            (":method", "POST"), (":scheme", "http"), (":path", path), (":authority", f"127.0.0.1:{port}"),
-            ("content-type", "application/grpc"), ("te", "trailers"),
-        )
-    )  # fmt: skip
+    request = grpc_request(path, f"127.0.0.1:{port}")
     links: list[Link] = []
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         ((verb, count),) = json.loads(line).items()
