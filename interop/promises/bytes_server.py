@@ -58,7 +58,7 @@ async def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     given = parser.parse_args()
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    handlers = {
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         "Echo": grpc.unary_unary_rpc_method_handler(echo),
         "Load": grpc.unary_unary_rpc_method_handler(echo),
         "Slow": grpc.unary_unary_rpc_method_handler(slow),

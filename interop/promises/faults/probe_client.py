@@ -34,9 +34,9 @@ class Prober:
 
     def __init__(self, target: str) -> None:
         channel = grpc.aio.insecure_channel(target)
-        self._echo = channel.unary_unary(SERVICE + "Echo")
-        self._slow = channel.unary_unary(SERVICE + "Slow")
-        self._watch = channel.unary_stream(SERVICE + "Watch")
+        self._echo: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(SERVICE + "Echo")
+        self._slow: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(SERVICE + "Slow")
+        self._watch: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(SERVICE + "Watch")
         self._numbers = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import socket
 import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
@@ -111,6 +113,15 @@ class Shim:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             await link.flowing.wait()
             link.reset()
+
+
+@asynccontextmanager
+async def shim_before(target: str) -> AsyncIterator[tuple[Shim, str]]:
+    """A shim in front of `target`, and where it listens."""
+    shim = Shim(target)
+    async with trio.open_nursery() as nursery:
+        yield shim, await nursery.start(shim.serve)
+        nursery.cancel_scope.cancel()
 
 
 def _close_with_reset(stream: trio.SocketStream) -> None:

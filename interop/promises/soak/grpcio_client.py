@@ -32,11 +32,17 @@ class Client:
 
     def __init__(self, target: str) -> None:
         self.channel = grpc.aio.insecure_channel(target, OPTIONS)
-        self.echo = self.channel.unary_unary(SERVICE + "Echo")
-        self.slow = self.channel.unary_unary(SERVICE + "Slow")
-        self.stream = self.channel.unary_stream(SERVICE + "Stream")
-        self.watch = self.channel.unary_stream(SERVICE + "Watch")
-        self.chat = self.channel.stream_stream(SERVICE + "Chat")
+        self.echo: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(SERVICE + "Echo")
+        self.slow: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(SERVICE + "Slow")
+        self.stream: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self.channel.unary_stream(
+            SERVICE + "Stream"
+        )
+        self.watch: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self.channel.unary_stream(
+            SERVICE + "Watch"
+        )
+        self.chat: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self.channel.stream_stream(
+            SERVICE + "Chat"
+        )
 
     async def unary(self) -> str:
         return self._same(await self.echo(SMALL), SMALL)
