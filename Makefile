@@ -95,6 +95,7 @@ profile: ## run the proxy under load and see where the time goes (PROFILE_ARGS=.
 	.venv-bench/bin/python -m interop.bench.profile $(PROFILE_ARGS)
 
 clean: ## remove all that the other targets made
-	rm -rf $(VENV) .venv-pypy .venv-bench .venv-bench-pypy interop/bench/results interop/peers/build .coverage .coverage.* htmlcov build dist .hypothesis .import_linter_cache \
+	rm -rf $(VENV) .venv-pypy .venv-bench .venv-bench-pypy interop/bench/results interop/peers/build interop/peers/generated \
+		interop/peers/grpc_js/node_modules .coverage .coverage.* htmlcov build dist .hypothesis .import_linter_cache \
 		.mypy_cache .pytest_cache .ruff_cache
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests interop -name __pycache__ -type d -prune -exec rm -rf {} +
