@@ -17,7 +17,7 @@ from rawgrpc_proxy.custom_metadata import response_headers_of
 from rawgrpc_proxy.errors import RpcError, Side
 from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.grpc.status import encode_grpc_message
-from rawgrpc_proxy.http2.fields import trailers_problem
+from rawgrpc_proxy.http2.field_rules import trailers_problem
 from rawgrpc_proxy.http2.headers import Headers, size_of
 from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.failures import headers_too_long

@@ -9,7 +9,7 @@ import hpack
 import pytest
 
 from rawgrpc_proxy.http2 import hpack as blocks
-from rawgrpc_proxy.http2.fields import checks_for
+from rawgrpc_proxy.http2.field_rules import checks_for
 from rawgrpc_proxy.http2.headers import FixedHeaders, HeaderList
 from rawgrpc_proxy.http2.hpack import HeaderDecoder, HeaderEncoder
 from rawgrpc_proxy.proxy.splice import _passed_on

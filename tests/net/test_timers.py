@@ -3,7 +3,7 @@
 import trio
 import trio.testing
 
-from rawgrpc_proxy.net.timers import Deadlines
+from rawgrpc_proxy.net.timers import Timers
 
 
 def run(main: trio.abc.Instrument | object) -> None:
@@ -13,7 +13,7 @@ def run(main: trio.abc.Instrument | object) -> None:
 def test_timers_go_off_in_the_order_of_their_times_however_they_were_added() -> None:
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            deadlines, heard = Deadlines(nursery), list[tuple[str, float]]()
+            deadlines, heard = Timers(nursery), list[tuple[str, float]]()
             start = trio.current_time()
 
             def note(name: str) -> None:
@@ -37,7 +37,7 @@ def test_timers_go_off_in_the_order_of_their_times_however_they_were_added() -> 
 def test_a_cancelled_timer_does_not_go_off_and_may_be_cancelled_again() -> None:
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            deadlines, heard = Deadlines(nursery), list[str]()
+            deadlines, heard = Timers(nursery), list[str]()
             timer = deadlines.add(trio.current_time() + 10, lambda: heard.append("cancelled"))
             other = deadlines.add(trio.current_time() + 20, lambda: heard.append("kept"))
             timer.cancel()
@@ -54,7 +54,7 @@ def test_a_cancelled_timer_does_not_go_off_and_may_be_cancelled_again() -> None:
 def test_a_timer_that_another_one_adds_goes_off_too() -> None:
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            deadlines, heard = Deadlines(nursery), list[str]()
+            deadlines, heard = Timers(nursery), list[str]()
 
             def first() -> None:
                 heard.append("first")
@@ -72,7 +72,7 @@ def test_a_timer_that_another_one_adds_goes_off_too() -> None:
 def test_timers_of_calls_that_have_ended_are_forgotten_long_before_their_time() -> None:
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            deadlines, heard = Deadlines(nursery), list[int]()
+            deadlines, heard = Timers(nursery), list[int]()
             hour = trio.current_time() + 3600
             kept = deadlines.add(hour, lambda: heard.append(-1))
             for number in range(10_000):
@@ -91,12 +91,12 @@ def test_closing_ends_the_task_and_nobody_is_called_back() -> None:
         heard = list[str]()
         with trio.fail_after(5):
             async with trio.open_nursery() as nursery:
-                deadlines = Deadlines(nursery)
+                deadlines = Timers(nursery)
                 deadlines.close()  # before it has a task
-                deadlines = Deadlines(nursery)
+                deadlines = Timers(nursery)
                 deadlines.add(trio.current_time() + 10, lambda: heard.append("no"))
                 deadlines.close()  # before its task has run
-                deadlines = Deadlines(nursery)
+                deadlines = Timers(nursery)
                 deadlines.add(trio.current_time() + 10, lambda: heard.append("no"))
                 await trio.testing.wait_all_tasks_blocked()
                 deadlines.close()

@@ -1,7 +1,7 @@
 """Header lists (RFC 9113 §8): the fields of one HEADERS block, what is remembered with them, and what stays at a hop.
 
-What it does not do: judge what a peer sent (`fields.py`), or read and write blocks (`hpack.py`). The invariant: a field
-that nobody changed leaves as it came, the same object, in the same place.
+What it does not do: judge what a peer sent (`field_rules.py`), or read and write blocks (`hpack.py`). The invariant: a
+field that nobody changed leaves as it came, the same object, in the same place.
 
 Owns: RFC 9113 §8.2.2.
 """

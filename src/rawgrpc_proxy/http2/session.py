@@ -22,7 +22,7 @@ import hpack
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import DEFAULT_WINDOW, MIN_FRAME_SIZE, Http2Settings
 from rawgrpc_proxy.errors import ConnectionFailed, NotHttp2, ProtocolViolation
-from rawgrpc_proxy.http2 import fields, frames
+from rawgrpc_proxy.http2 import field_rules, frames
 from rawgrpc_proxy.http2.closed_streams import ClosedStreams
 from rawgrpc_proxy.http2.events import (
     ConnectionEnded,
@@ -123,7 +123,7 @@ class Session(ABC):
         self._settings = settings
         self._max_output_bytes = settings.max_output_bytes
         self._stream_window_bytes = settings.stream_window_bytes
-        self._checks = fields.checks_for((settings.max_header_fields, settings.max_header_list_bytes))
+        self._checks = field_rules.checks_for((settings.max_header_fields, settings.max_header_list_bytes))
         self._max_streams = settings.max_concurrent_streams
         self._splitter = FrameSplitter(settings.max_frame_bytes, expect_preface=not client_side)
         self._guard = Guard()
@@ -439,7 +439,9 @@ class Session(ABC):
             self._events.append(TrailersReceived(state.id, headers))
             self._peer_ended(state)
 
-    def _only_the_status(self, state: StreamState, headers: HeaderList, excess: fields.Excess) -> HeaderList:
+    def _only_the_status(
+        self, state: StreamState, headers: HeaderList, excess: field_rules.Excess
+    ) -> HeaderList:
         """What is passed on of the end of a response that is too long: how the call went is never lost."""
         limit, text = excess
         self._events.append(
@@ -569,7 +571,7 @@ class Session(ABC):
                     state, ErrorCode.FRAME_SIZE_ERROR, f"PRIORITY has {len(payload)} bytes, not 5"
                 )
 
-    def _expect_body(self, state: StreamState, checked: fields.CheckedFields, end_stream: bool) -> bool:
+    def _expect_body(self, state: StreamState, checked: field_rules.CheckedFields, end_stream: bool) -> bool:
         length = state.body_left = checked.content_length
         # A trailers-only response may repeat the length that a body would have had (HEAD, 304); gRPC has neither.
         return length is None or (length >= 0 and not (end_stream and length))

@@ -1,4 +1,8 @@
-"""Deadlines of calls that have no task: one task watches all of them."""
+"""Callbacks in time, for calls and connections that have no task: one task watches all of them.
+
+A deadline: while a step of a call runs in a task, its cancel scope has it (`Call.runs_in`); once the call is on its
+way, a timer of these does (`server/dispatch.py`).
+"""
 
 import heapq
 import itertools
@@ -15,7 +19,7 @@ class Timer:
 
     __slots__ = ("_callback", "_deadlines")
 
-    def __init__(self, deadlines: "Deadlines", callback: Callable[[], None]) -> None:
+    def __init__(self, deadlines: "Timers", callback: Callable[[], None]) -> None:
         self._deadlines = deadlines
         self._callback: Callable[[], None] | None = callback
 
@@ -36,7 +40,7 @@ class Timer:
             callback()
 
 
-class Deadlines:
+class Timers:
     """Calls back at given times of trio's clock, in a task of `nursery` that exists from the first `add` to `close`."""
 
     __slots__ = ("_cancelled", "_closed", "_heap", "_nap", "_numbers", "_nursery")

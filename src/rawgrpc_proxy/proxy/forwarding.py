@@ -19,7 +19,7 @@ from rawgrpc_proxy.errors import DeadlineExceeded, RpcError, StreamReset
 from rawgrpc_proxy.grpc.metadata import TE_TRAILERS, Metadata
 from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status, status_from_http
 from rawgrpc_proxy.grpc.timeout import format_timeout
-from rawgrpc_proxy.http2.fields import request_problem
+from rawgrpc_proxy.http2.field_rules import request_problem
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.headers import HeaderList, Headers
 from rawgrpc_proxy.http2.session import UNLIMITED

@@ -21,7 +21,7 @@ from rawgrpc_proxy.errors import DeadlineExceeded, NoRoute, RpcError, Side
 from rawgrpc_proxy.grpc.path import malformed, shortened
 from rawgrpc_proxy.http2.headers import HeaderList
 from rawgrpc_proxy.net.stream import Carrier, Stream
-from rawgrpc_proxy.net.timers import Deadlines, Timer
+from rawgrpc_proxy.net.timers import Timer, Timers
 from rawgrpc_proxy.net.turn import current_turn
 from rawgrpc_proxy.observe.describe import describe, shown
 from rawgrpc_proxy.observe.observer import ServerObserver
@@ -76,7 +76,7 @@ class Calls:
         self._observer = service.observer
         self._stopping = service.stopping
         self._runners = CallRunners(nursery, current_turn())
-        self._deadlines = Deadlines(nursery)
+        self._deadlines = Timers(nursery)
         self._context = contextvars.copy_context()
         self._fresh: list[Stream] = []
         self._given_up: dict[Carrier, int] = {}

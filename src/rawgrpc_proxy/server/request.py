@@ -1,6 +1,6 @@
 """What the headers of a request ask for: which method, with which deadline, and whether it is a gRPC call at all.
 
-What it does not do: check what HTTP/2 asks of headers (`http2/fields.py` has), or answer.
+What it does not do: check what HTTP/2 asks of headers (`http2/field_rules.py` has), or answer.
 
 Owns: "Requests" of the gRPC over HTTP/2 specification.
 """

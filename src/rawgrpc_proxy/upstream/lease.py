@@ -10,8 +10,8 @@ from typing import Protocol
 from rawgrpc_proxy.errors import ProxyError
 from rawgrpc_proxy.http2.headers import Headers
 from rawgrpc_proxy.net.stream import Stream
+from rawgrpc_proxy.upstream.choice import Phase
 from rawgrpc_proxy.upstream.pooled import PooledConnection
-from rawgrpc_proxy.upstream.record import Phase
 
 
 class Releases(Protocol):

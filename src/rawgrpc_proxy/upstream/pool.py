@@ -16,10 +16,10 @@ import trio
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ConfigError, ConnectionGone, ProxyError
 from rawgrpc_proxy.net.loop_guard import LoopGuard
-from rawgrpc_proxy.net.timers import Deadlines
+from rawgrpc_proxy.net.timers import Timers
 from rawgrpc_proxy.observe.observer import PoolObserver
+from rawgrpc_proxy.upstream.choice import Phase, PoolLimits
 from rawgrpc_proxy.upstream.lease import PoolConn
-from rawgrpc_proxy.upstream.record import Phase, PoolLimits
 from rawgrpc_proxy.upstream.state import Key, PoolState
 from rawgrpc_proxy.upstream.target import Target
 
@@ -121,7 +121,7 @@ class Pool:
         state.token = trio.lowlevel.current_trio_token()
         self._nursery_manager = trio.open_nursery()
         state.nursery = await self._nursery_manager.__aenter__()
-        state.timers = Deadlines(state.nursery)
+        state.timers = Timers(state.nursery)
         return self
 
     async def __aexit__(

@@ -24,7 +24,7 @@ from rawgrpc_proxy.net.keepalive import Keepalive, pinged_too_often
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.transport import Transport
 from rawgrpc_proxy.observe.tell import tell
-from rawgrpc_proxy.upstream.record import Phase
+from rawgrpc_proxy.upstream.choice import Phase
 from rawgrpc_proxy.upstream.state import PoolState
 
 _OPEN, _READY = ConnectionState.OPEN, Phase.READY  # looked up once, not for every call

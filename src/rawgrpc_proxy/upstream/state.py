@@ -11,9 +11,9 @@ import trio.lowlevel
 
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.net.loop_guard import LoopGuard
-from rawgrpc_proxy.net.timers import Deadlines
+from rawgrpc_proxy.net.timers import Timers
 from rawgrpc_proxy.observe.observer import PoolObserver
-from rawgrpc_proxy.upstream.record import PoolLimits
+from rawgrpc_proxy.upstream.choice import PoolLimits
 
 Key = tuple[str, ssl.SSLContext | None]
 """An address, as it was given, with a TLS configuration."""
@@ -53,7 +53,7 @@ class PoolState(Generic[T]):
     """Of them those that end without need, since others want their place."""
     nursery: trio.Nursery | None = attrs.field(default=None, init=False)
     """Where dials and connections run; None unless the pool is open."""
-    timers: Deadlines | None = attrs.field(default=None, init=False)
+    timers: Timers | None = attrs.field(default=None, init=False)
     token: trio.lowlevel.TrioToken | None = attrs.field(default=None, init=False)
     now: Callable[[], float] = attrs.field(default=trio.current_time, init=False)
     """Once open: the clock itself, to which `trio.current_time` is a long way."""

@@ -1,6 +1,6 @@
 """`Target`: one address with one TLS configuration, its connections, the calls that wait for one, and its dials.
 
-`record.py` decides which connection a call gets, and what is kept; this module dials, lets calls wait, and closes. A
+`choice.py` decides which connection a call gets, and what is kept; this module dials, lets calls wait, and closes. A
 call that cannot be served at once is a `Waiting`, in one of two places: in line, with nothing in hand, or among those
 who share a dial, with a place on the connection to be.
 
@@ -24,8 +24,8 @@ from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.observe.tell import tell
 from rawgrpc_proxy.upstream.backoff import Backoff
+from rawgrpc_proxy.upstream.choice import Phase, PoolRecord
 from rawgrpc_proxy.upstream.pooled import PooledConnection, Waiting
-from rawgrpc_proxy.upstream.record import Phase, PoolRecord
 from rawgrpc_proxy.upstream.state import Key, PoolState
 
 _READY = Phase.READY  # looked up once, not for every call

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rawgrpc_proxy.http2 import fields
+from rawgrpc_proxy.http2 import field_rules
 from tests.http2.peer import REQUEST, RESPONSE, TRAILERS, Header
 
 PSEUDO = REQUEST[:4]
@@ -25,9 +25,9 @@ def without(*names: bytes) -> list[Header]:
     "name", [b"a", b"x-1", b"!#$%&'*+-.^_`|~", b"x" * 65, b"grpc-status", b"trace-bin", b"te-lling"]
 )
 def test_lower_case_tokens_are_names(name: bytes) -> None:
-    assert fields.request_problem(with_field(name, b"v")) is None
-    assert fields.response_problem([*RESPONSE, (name, b"v")]) is None
-    assert fields.trailers_problem([(name, b"v")]) is None
+    assert field_rules.request_problem(with_field(name, b"v")) is None
+    assert field_rules.response_problem([*RESPONSE, (name, b"v")]) is None
+    assert field_rules.trailers_problem([(name, b"v")]) is None
 
 
 @pytest.mark.parametrize(
@@ -49,9 +49,9 @@ def test_lower_case_tokens_are_names(name: bytes) -> None:
 )
 def test_anything_else_is_no_name(name: bytes) -> None:
     for problem in (
-        fields.request_problem(with_field(name, b"v")),
-        fields.response_problem([*RESPONSE, (name, b"v")]),
-        fields.trailers_problem([(name, b"v")]),
+        field_rules.request_problem(with_field(name, b"v")),
+        field_rules.response_problem([*RESPONSE, (name, b"v")]),
+        field_rules.trailers_problem([(name, b"v")]),
     ):
         assert problem is not None
         assert "is no field name" in problem
@@ -62,10 +62,10 @@ def test_no_control_character_but_the_tab_may_stand_in_a_value(byte: int) -> Non
     value = b"a" + bytes([byte]) + b"b"
 
     for problem in (
-        fields.request_problem(with_field(b"x", value)),
-        fields.request_problem([(b":path", value), *without(b":path")]),
-        fields.response_problem([*RESPONSE, (b"x", value)]),
-        fields.trailers_problem([(b"x", value)]),
+        field_rules.request_problem(with_field(b"x", value)),
+        field_rules.request_problem([(b":path", value), *without(b":path")]),
+        field_rules.response_problem([*RESPONSE, (b"x", value)]),
+        field_rules.trailers_problem([(b"x", value)]),
     ):
         assert problem is not None
         assert "has control characters" in problem
@@ -76,9 +76,9 @@ def test_no_control_character_but_the_tab_may_stand_in_a_value(byte: int) -> Non
 )
 def test_any_other_value_passes(value: bytes) -> None:
     """Blanks at the edges are malformed by the letter, but grpcio sends them."""
-    assert fields.request_problem(with_field(b"x", value)) is None
-    assert fields.response_problem([*RESPONSE, (b"x", value)]) is None
-    assert fields.trailers_problem([(b"x", value)]) is None
+    assert field_rules.request_problem(with_field(b"x", value)) is None
+    assert field_rules.response_problem([*RESPONSE, (b"x", value)]) is None
+    assert field_rules.trailers_problem([(b"x", value)]) is None
 
 
 @pytest.mark.parametrize(
@@ -86,9 +86,9 @@ def test_any_other_value_passes(value: bytes) -> None:
 )
 def test_fields_of_an_http1_connection_are_malformed(name: bytes) -> None:
     for problem in (
-        fields.request_problem(with_field(name, b"x")),
-        fields.response_problem([*RESPONSE, (name, b"x")]),
-        fields.trailers_problem([(name, b"x")]),
+        field_rules.request_problem(with_field(name, b"x")),
+        field_rules.response_problem([*RESPONSE, (name, b"x")]),
+        field_rules.trailers_problem([(name, b"x")]),
     ):
         assert problem is not None
         assert "belongs to HTTP/1.1 connections" in problem
@@ -98,28 +98,28 @@ def test_fields_of_an_http1_connection_are_malformed(name: bytes) -> None:
     ("value", "fine"), [(b"trailers", True), (b"Trailers", True), (b"gzip", False), (b"", False)]
 )
 def test_te_may_say_trailers_only(value: bytes, fine: bool) -> None:
-    assert (fields.request_problem([*without(b"te"), (b"te", value)]) is None) is fine
+    assert (field_rules.request_problem([*without(b"te"), (b"te", value)]) is None) is fine
 
 
 @given(st.binary(max_size=12))
 def test_a_name_is_judged_the_same_the_second_time(name: bytes) -> None:
     """Names that passed are remembered; the memory must not change the judgement."""
-    assert fields.trailers_problem([(name, b"v")]) == fields.trailers_problem([(name, b"v")])
+    assert field_rules.trailers_problem([(name, b"v")]) == field_rules.trailers_problem([(name, b"v")])
 
 
 def test_the_memory_of_names_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fields, "_known_names", set())
+    monkeypatch.setattr(field_rules, "_known_names", set())
 
     for number in range(3000):
-        assert fields.trailers_problem([(b"x-%d" % number, b"v")]) is None
-    assert fields.trailers_problem([(b"y" * 65, b"v")]) is None
+        assert field_rules.trailers_problem([(b"x-%d" % number, b"v")]) is None
+    assert field_rules.trailers_problem([(b"y" * 65, b"v")]) is None
 
-    assert len(fields._known_names) == 1024
-    assert fields.trailers_problem([(b"x-2999", b"v"), (b"X", b"v")]) is not None
+    assert len(field_rules._known_names) == 1024
+    assert field_rules.trailers_problem([(b"x-2999", b"v"), (b"X", b"v")]) is not None
 
 
 def test_a_problem_does_not_flood_the_log() -> None:
-    problem = fields.trailers_problem([(b"X" * 10_000, b"v")])
+    problem = field_rules.trailers_problem([(b"X" * 10_000, b"v")])
 
     assert problem is not None
     assert len(problem) < 200
@@ -132,7 +132,7 @@ def test_a_problem_does_not_flood_the_log() -> None:
     "headers", [REQUEST, PSEUDO, without(b":authority"), [*reversed(PSEUDO), *REQUEST[4:]]]
 )
 def test_a_request_has_method_scheme_and_path(headers: list[Header]) -> None:
-    assert fields.request_problem(headers) is None
+    assert field_rules.request_problem(headers) is None
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_request_has_method_scheme_and_path(headers: list[Header]) -> None:
 def test_a_request_is_malformed_without_its_pseudo_fields_in_front(
     headers: list[Header], problem: str
 ) -> None:
-    assert problem in (fields.request_problem(headers) or "")
+    assert problem in (field_rules.request_problem(headers) or "")
 
 
 # --- Responses ---
@@ -162,7 +162,7 @@ def test_a_request_is_malformed_without_its_pseudo_fields_in_front(
 
 @pytest.mark.parametrize("status", [b"100", b"200", b"404", b"599", b"999"])
 def test_a_response_begins_with_its_status(status: bytes) -> None:
-    assert fields.response_problem([(b":status", status), *RESPONSE[1:]]) is None
+    assert field_rules.response_problem([(b":status", status), *RESPONSE[1:]]) is None
 
 
 @pytest.mark.parametrize(
@@ -185,20 +185,20 @@ def test_a_response_begins_with_its_status(status: bytes) -> None:
 def test_a_response_is_malformed_without_one_good_status_in_front(
     headers: list[Header], problem: str
 ) -> None:
-    assert problem in (fields.response_problem(headers) or "")
+    assert problem in (field_rules.response_problem(headers) or "")
 
 
 # --- Trailers ---
 
 
 def test_trailers_may_be_empty() -> None:
-    assert fields.trailers_problem([]) is None
-    assert fields.trailers_problem(TRAILERS) is None
+    assert field_rules.trailers_problem([]) is None
+    assert field_rules.trailers_problem(TRAILERS) is None
 
 
 @pytest.mark.parametrize("name", [b":status", b":path", b":unknown", b":"])
 def test_no_pseudo_field_may_stand_in_trailers(name: bytes) -> None:
-    assert "is out of place" in (fields.trailers_problem([*TRAILERS, (name, b"200")]) or "")
+    assert "is out of place" in (field_rules.trailers_problem([*TRAILERS, (name, b"200")]) or "")
 
 
 # --- Content-length ---
@@ -228,7 +228,7 @@ def test_no_pseudo_field_may_stand_in_trailers(name: bytes) -> None:
     ],
 )
 def test_a_content_length_is_digits_and_the_same_each_time(values: list[bytes], length: int | None) -> None:
-    assert fields.content_length([*REQUEST, *((b"content-length", value) for value in values)]) == length
+    assert field_rules.content_length([*REQUEST, *((b"content-length", value) for value in values)]) == length
 
 
 # --- All together ---
@@ -245,7 +245,7 @@ def test_a_list_may_have_as_many_fields_and_bytes_as_allowed(
     allowed = {"max_header_fields": len(REQUEST) - fewer_fields, "max_header_list_bytes": size - fewer_bytes}
 
     excess = (
-        fields.checks_for((allowed["max_header_fields"], allowed["max_header_list_bytes"]))
+        field_rules.checks_for((allowed["max_header_fields"], allowed["max_header_list_bytes"]))
         .request(REQUEST)
         .excess
     )
@@ -258,11 +258,13 @@ def test_a_list_may_have_as_many_fields_and_bytes_as_allowed(
         assert excess.text.endswith(f"; {limit} is {allowed[limit]}")
 
 
-@pytest.mark.parametrize("rule", [fields.request_problem, fields.response_problem, fields.trailers_problem])
+@pytest.mark.parametrize(
+    "rule", [field_rules.request_problem, field_rules.response_problem, field_rules.trailers_problem]
+)
 @pytest.mark.parametrize("headers", [REQUEST, RESPONSE, TRAILERS, [*TRAILERS, (b"content-length", b"5")]])
-def test_a_check_is_what_the_rules_say_one_by_one(rule: fields.Rule, headers: list[Header]) -> None:
-    checked = fields.check(rule, (100, 1000), headers)
+def test_a_check_is_what_the_rules_say_one_by_one(rule: field_rules.Rule, headers: list[Header]) -> None:
+    checked = field_rules.check(rule, (100, 1000), headers)
 
     assert checked.problem == rule(headers)
     assert checked.excess is None
-    assert checked.content_length == fields.content_length(headers)
+    assert checked.content_length == field_rules.content_length(headers)

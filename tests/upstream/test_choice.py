@@ -13,7 +13,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from rawgrpc_proxy.upstream.record import Objection, Phase, PoolLimits, PoolRecord
+from rawgrpc_proxy.upstream.choice import Objection, Phase, PoolLimits, PoolRecord
 
 UNLIMITED = 2**31 - 1
 
