@@ -98,7 +98,7 @@ async def main() -> None:
     """Serve until SIGTERM."""
     server = Server([Services()])
     await server.start("127.0.0.1", 0)
-    port = next(iter(server._server.sockets)).getsockname()[1]  # type: ignore[union-attr]
+    port = next(iter(server._server.sockets)).getsockname()[1]  # type: ignore[union-attr]  # noqa: SLF001
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     announce(port, CANNOT)

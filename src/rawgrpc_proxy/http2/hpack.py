@@ -289,9 +289,8 @@ def _forget(kept: "ref[FixedHeaders]") -> None:
     """The list is gone."""
     assert isinstance(kept, _KeptBlock)
     encoder = kept.encoder()
-    if encoder is not None and encoder._answers.get(kept.key) is kept:
-        del encoder._answers[kept.key]
-        encoder._kept_bytes -= _KEPT_BLOCK_BYTES + len(kept.block)
+    if encoder is not None:
+        encoder.forget(kept)
 
 
 class HeaderEncoder:
@@ -400,6 +399,12 @@ class HeaderEncoder:
         kept.block, kept.encoder, kept.key = block, self._self, id(headers)
         self._answers[kept.key] = kept
         self._kept_bytes += weight
+
+    def forget(self, kept: _KeptBlock) -> None:
+        """The list of this block is gone."""
+        if self._answers.get(kept.key) is kept:
+            del self._answers[kept.key]
+            self._kept_bytes -= _KEPT_BLOCK_BYTES + len(kept.block)
 
     def _drop_answers(self) -> None:
         self._answers.clear()

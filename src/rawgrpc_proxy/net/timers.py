@@ -17,10 +17,10 @@ _FEW = 64
 class Timer:
     """A callback and its moment. `cancel` it when it is not wanted any more; a second time does nothing."""
 
-    __slots__ = ("_callback", "_deadlines")
+    __slots__ = ("_callback", "_timers")
 
-    def __init__(self, deadlines: "Timers", callback: Callable[[], None]) -> None:
-        self._deadlines = deadlines
+    def __init__(self, timers: "Timers", callback: Callable[[], None]) -> None:
+        self._timers = timers
         self._callback: Callable[[], None] | None = callback
 
     @property
@@ -32,9 +32,10 @@ class Timer:
         """Never call back."""
         if self._callback is not None:
             self._callback = None
-            self._deadlines._one_less()
+            self._timers.one_less()
 
-    def _call(self) -> None:
+    def call(self) -> None:
+        """Its moment has come."""
         callback, self._callback = self._callback, None
         if callback is not None:
             callback()
@@ -71,8 +72,8 @@ class Timers:
         if self._nap is not None:
             self._nap.cancel()
 
-    def _one_less(self) -> None:
-        """Calls mostly end long before their deadline: their timers must not pile up until then."""
+    def one_less(self) -> None:
+        """A timer was cancelled. Calls mostly end long before their deadline: timers must not pile up until then."""
         self._cancelled += 1
         if self._cancelled > _FEW and 2 * self._cancelled > len(self._heap):
             self._heap = [entry for entry in self._heap if entry[2].waits]
@@ -91,7 +92,7 @@ class Timers:
         while heap and (heap[0][0] <= now or not heap[0][2].waits):
             timer = heapq.heappop(heap)[2]
             if timer.waits:
-                timer._call()
+                timer.call()
                 heap = self._heap
             else:
                 self._cancelled -= 1

@@ -35,9 +35,9 @@ class Splice:
     """
 
     __slots__ = (
-        "_abandoned",
-        "_on_change",
-        "_request_ended",
+        "abandoned",
+        "on_change",
+        "request_ended",
         "downstream",
         "downstream_closed",
         "downstream_error",
@@ -57,7 +57,7 @@ class Splice:
 
     def __init__(self, downstream: Stream, on_change: Callable[[], None]) -> None:
         self.downstream = downstream
-        self._on_change: Callable[[], None] | None = on_change
+        self.on_change: Callable[[], None] | None = on_change
         self.upstream: Stream | None = None
         self.request_bytes = 0
         self.response_bytes = 0
@@ -76,8 +76,8 @@ class Splice:
         self.downstream_closed = False
         """All of the response is out, or the peer has given up."""
         self.upstream_closed = False
-        self._request_ended = False
-        self._abandoned = False
+        self.request_ended = False
+        self.abandoned = False
 
     def join(self, upstream: Stream) -> None:
         """Connect the call to `upstream`, whose request headers are out. What has come from downstream goes first.
@@ -98,8 +98,8 @@ class Splice:
             return
         if inbox.trailers_received is not None:
             self.request_trailers = for_next_hop(inbox.trailers_received)
-        self._request_ended = self._request_ended or inbox.ended
-        ends_with_data = self._request_ended and self.request_trailers is None
+        self.request_ended = self.request_ended or inbox.ended
+        ends_with_data = self.request_ended and self.request_trailers is None
         held = inbox.take_all()
         left = len(held)
         if self.replay:
@@ -114,24 +114,24 @@ class Splice:
 
     def end(self) -> None:
         """Tell of no more changes. The upstream stream, if it is still open, is reset."""
-        self._on_change = None
+        self.on_change = None
         self.abandon(_CANCEL)
 
     def abandon(self, error_code: int) -> None:
         """Reset the upstream stream, if it is still open, and hear nothing more from it."""
-        self._abandoned = True
+        self.abandoned = True
         if self.upstream is not None and not self.upstream_closed:
             self.upstream.reset(error_code)
 
-    def _changed(self) -> None:
-        if self._on_change is not None:
-            self._on_change()
+    def changed(self) -> None:
+        if self.on_change is not None:
+            self.on_change()
 
-    def _response_complete(self) -> None:
+    def response_complete(self) -> None:
         """The upstream has ended its half: the call is decided, and what is left of the request is not wanted."""
         assert self.upstream is not None
         self.response_ended = True
-        if not self._request_ended:
+        if not self.request_ended:
             # RFC 9113 §8.1: a complete response may come before the request has ended. NO_ERROR tells the sender to
             # stop without taking the response back.
             self.downstream.reset_after_end(_NO_ERROR)
@@ -156,7 +156,7 @@ class _RequestPipe:
         splice.request_bytes += len(data)
         splice.request_messages.feed(data)
         if end_stream:
-            splice._request_ended = True
+            splice.request_ended = True
         upstream = splice.upstream
         assert upstream is not None
         replay = splice.replay
@@ -176,7 +176,7 @@ class _RequestPipe:
 
     def trailers(self, headers: HeaderList) -> None:
         splice = self._splice
-        splice._request_ended = True
+        splice.request_ended = True
         splice.request_trailers = for_next_hop(headers)
         assert splice.upstream is not None
         splice.upstream.send_headers(splice.request_trailers, end_stream=True)
@@ -186,18 +186,18 @@ class _RequestPipe:
         splice.downstream_error = error
         inbox = splice.downstream.inbox
         inbox.error = error
-        if splice._on_change is None:
+        if splice.on_change is None:
             # The call goes on without us, in a handler that may have something to say yet.
             inbox.failed(error)
         splice.abandon(_CANCEL)
-        splice._changed()
+        splice.changed()
 
     def closed(self) -> None:
         splice = self._splice
         splice.downstream_closed = True
         splice.downstream.sink = splice.downstream.inbox  # opens the circle that the two streams are in
-        if splice._on_change is not None:
-            splice._on_change()
+        if splice.on_change is not None:
+            splice.on_change()
 
 
 class _ResponsePipe:
@@ -217,12 +217,12 @@ class _ResponsePipe:
         if limit < UNLIMITED and headers.once(size_of) > limit and not end_stream:
             splice.upstream_error = headers_too_long(headers.once(size_of), limit)
             splice.abandon(_CANCEL)
-            splice._changed()
+            splice.changed()
             return
         splice.response_headers = headers
         if end_stream:
             downstream.send_end(headers.once(_passed_on), headers.once(size_of))
-            splice._response_complete()
+            splice.response_complete()
         else:
             downstream.send_headers(headers.once(_passed_on))
 
@@ -232,30 +232,30 @@ class _ResponsePipe:
         splice.response_messages.feed(data)
         splice.downstream.send_data(data, end_stream, self._upstream, credit)
         if end_stream:
-            splice._response_complete()
+            splice.response_complete()
 
     def trailers(self, headers: HeaderList) -> None:
         splice = self._splice
         splice.response_trailers = headers
         splice.downstream.send_end(headers.once(_passed_on), headers.once(size_of))
-        splice._response_complete()
+        splice.response_complete()
 
     def failed(self, error: RpcError) -> None:
         splice = self._splice
-        if splice.upstream is self._upstream and not splice.response_ended and not splice._abandoned:
+        if splice.upstream is self._upstream and not splice.response_ended and not splice.abandoned:
             splice.upstream_error = error
             if error.retry_safe and splice.replay is not None:
                 # Until there is another upstream, the request waits where it waited for this one. If the caller gives
                 # up meanwhile, the inbox cancels whatever the call is doing.
                 splice.downstream.sink = splice.downstream.inbox
-            splice._changed()
+            splice.changed()
 
     def closed(self) -> None:
         splice = self._splice
         self._upstream.sink = self._upstream.inbox
         if splice.upstream is self._upstream:
             splice.upstream_closed = True
-            splice._changed()
+            splice.changed()
 
 
 def _passed_on(headers: HeaderList) -> Headers:

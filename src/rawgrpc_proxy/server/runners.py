@@ -98,7 +98,7 @@ class CallRunners:
                 # Should this job have to wait, the next ones need not.
                 self._wake()
             await job(subject, scope)
-            if scope.cancel_called or task._cancel_status is not scope._cancel_status:
+            if scope.cancel_called or task._cancel_status is not scope._cancel_status:  # noqa: SLF001  # trio has no other way to tell
                 # Ends the task, at its next wait or at once.
                 return
             if not _same(contextvars.copy_context(), self._context):
@@ -118,7 +118,7 @@ class CallRunners:
 
 def is_innermost(scope: trio.CancelScope) -> bool:
     """Whether the running task is in this scope, and has left all that it has entered inside it."""
-    return trio.lowlevel.current_task()._cancel_status is scope._cancel_status
+    return trio.lowlevel.current_task()._cancel_status is scope._cancel_status  # noqa: SLF001
 
 
 def _same(now: contextvars.Context, before: contextvars.Context) -> bool:
