@@ -10,7 +10,7 @@ import pytest
 
 from rawgrpc_proxy.http2 import hpack as blocks
 from rawgrpc_proxy.http2.field_rules import checks_for
-from rawgrpc_proxy.http2.headers import FixedHeaders, HeaderList
+from rawgrpc_proxy.http2.headers import FixedHeaders, HeaderList, size_of
 from rawgrpc_proxy.http2.hpack import HeaderDecoder, HeaderEncoder
 from rawgrpc_proxy.proxy.splice import _passed_on
 from rawgrpc_proxy.server.request import Asked
@@ -126,6 +126,7 @@ def use(headers: HeaderList) -> None:
     headers.once(checks_for((1000, 2**20)).request)
     _ = headers.once(Asked).metadata.next_hop_size
     headers.once(_passed_on)
+    headers.once(size_of)
 
 
 def receive(blocks: Blocks, count: int, *, of_requests: bool) -> HeaderDecoder:

@@ -461,3 +461,4 @@ class Connection:
         finally:
             with trio.CancelScope(shield=True):
                 await self._transport.aclose()
+            self._writer.forget_owner()

@@ -118,8 +118,6 @@ class Writer:
             return
         try:
             self._write_now()
-        except OSError as error:
-            self._on_failed(ConnectionGone(reason_of(error)))
         except BaseException as fault:  # noqa: BLE001  # other people's turn, and other people's tasks
             self._on_failed(fault)
 
@@ -138,12 +136,16 @@ class Writer:
         self._on_written()
 
     def _write_some(self) -> bool:
-        """Write what there is, as far as the socket takes it: all of it? The rest is `_unsent`."""
+        """Write what there is, as far as the socket takes it: all of it? The rest is `_unsent`, if not `cut_short`."""
         session = self._session
         chunks, self._receipts = session.take_output()
         self.sent_up_to = session.last_opened_id
         self.writing = True
-        self._unsent = self._transport.send_now(chunks)
+        try:
+            self._unsent = self._transport.send_now(chunks)
+        except OSError as error:
+            self._on_failed(ConnectionGone(reason_of(error)))
+            return False
         self.writing = bool(self._unsent)
         return not self.writing
 
@@ -158,7 +160,7 @@ class Writer:
     async def run(self) -> None:
         """Write what has to wait, until `end`, or until it is cancelled while it does not write."""
         try:
-            while self.writing or not self._ends:
+            while not self.cut_short and (self.writing or not self._ends):
                 if self.writing:
                     if not await self._write_rest():
                         return
@@ -207,6 +209,10 @@ class Writer:
         """Write what is left, once `run` has ended and unless a write was `cut_short`. Raises `OSError`."""
         await self._transport.send_all(self._unsent + self._session.take_output()[0], FAREWELL_TIMEOUT_S)
 
+    def forget_owner(self) -> None:
+        """All is over: breaks the reference cycle with whoever was called back."""
+        self._on_written, self._on_failed = _nothing, _nothing
+
     async def _wait_for_work(self) -> None:
         if self._wake_pending:
             self._wake_pending = False
@@ -224,3 +230,7 @@ class Writer:
             self._wake_pending = True
         else:
             trio.lowlevel.reschedule(task)
+
+
+def _nothing(*_: object) -> None:
+    """Nobody is called back any more."""

@@ -157,8 +157,7 @@ class Pool:
         back. Raises `UpstreamUnavailable` if the upstream cannot be reached, `PoolExhausted` if the line is full,
         `ConfigError` if `address` is none or the pool is not open. `ssl_context` should offer `h2` by ALPN.
         """
-        target = self.target(address, ssl_context=ssl_context)
-        return PoolConn(self, target.take_now() or await target.take())
+        return PoolConn(self, await self.target(address, ssl_context=ssl_context).take())
 
     def get_conn_nowait(self, address: str, *, ssl_context: ssl.SSLContext | None = None) -> PoolConn | None:
         """What `get_conn` mostly comes to: the newest connection with room. None: `await get_conn(...)`.

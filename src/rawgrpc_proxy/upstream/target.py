@@ -91,6 +91,8 @@ class Target:
 
         Waits and raises as `Pool.get_conn`.
         """
+        if other_than is None and (conn := self.take_now()) is not None:
+            return conn
         state = self.state
         if state.nursery is None:
             raise ConfigError("the pool is not open: use it inside `async with Pool(...) as pool:`")
