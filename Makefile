@@ -73,28 +73,29 @@ format: $(DEV) ## format the code, and mend what the linter can mend
 
 interop: $(DEV) ## run against real gRPC peers (INTEROP_ARGS=...)
 	sh interop/setup.sh $(BIN)/python
-	$(BIN)/python interop/run.py $(INTEROP_ARGS)
+	$(BIN)/python -m interop.matrix $(INTEROP_ARGS)
 
 bounds: $(DEV) ## measure what the README promises: memory with slow readers, streams per connection (BOUNDS_ARGS=...)
-	$(BIN)/python interop/bounds.py $(BOUNDS_ARGS)
+	$(BIN)/python -m interop.promises.bounds $(BOUNDS_ARGS)
 
 soak: $(DEV) ## 25 minutes of honest clients at full load: none may lose its connection (SOAK_ARGS=...)
 	sh interop/setup.sh $(BIN)/python
-	$(BIN)/python interop/soak.py $(SOAK_ARGS)
+	$(BIN)/python -m interop.promises.soak $(SOAK_ARGS)
 
 faults: $(DEV) ## links that go silent, backends that come back: how long until calls go through again (FAULTS_ARGS=...)
 	sh interop/setup.sh $(BIN)/python
-	$(BIN)/python interop/faults.py $(FAULTS_ARGS)
+	$(BIN)/python -m interop.promises.faults $(FAULTS_ARGS)
 
 bench: ## measure the proxy beside others in one run (BENCH_ARGS=...)
 	sh interop/bench/setup.sh
-	.venv-bench/bin/python interop/bench/run.py $(BENCH_ARGS)
+	.venv-bench/bin/python -m interop.bench $(BENCH_ARGS)
 
 profile: ## run the proxy under load and see where the time goes (PROFILE_ARGS=...)
 	sh interop/bench/setup.sh
-	.venv-bench/bin/python interop/bench/profile.py $(PROFILE_ARGS)
+	.venv-bench/bin/python -m interop.bench.profile $(PROFILE_ARGS)
 
 clean: ## remove all that the other targets made
-	rm -rf $(VENV) .venv-pypy .venv-bench .venv-bench-pypy interop/bench/results interop/peers/build .coverage .coverage.* htmlcov build dist .hypothesis .import_linter_cache \
+	rm -rf $(VENV) .venv-313 .venv-pypy .venv-bench .venv-bench-pypy interop/bench/results interop/peers/build interop/peers/generated \
+		interop/peers/grpc_js/node_modules .coverage .coverage.* htmlcov build dist .hypothesis .import_linter_cache \
 		.mypy_cache .pytest_cache .ruff_cache
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests interop -name __pycache__ -type d -prune -exec rm -rf {} +

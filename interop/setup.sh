@@ -13,7 +13,7 @@ have etcd || packages="$packages etcd-server"
 have etcdctl || packages="$packages etcd-client"
 have node || packages="$packages nodejs"
 have npm || packages="$packages npm"
-have h2load || packages="$packages nghttp2-client" # for soak.py
+have h2load || packages="$packages nghttp2-client" # for the soak
 if [ -n "$packages" ]; then
     $as_root apt-get update -qq
     # shellcheck disable=SC2086  # a list of packages
@@ -36,17 +36,18 @@ PYTHON
 }
 pinned || "$python" -m pip install --quiet --disable-pip-version-check -r "$here/requirements.txt"
 
-if ! cmp -s "$here/package.json" "$here/node_modules/.installed"; then
+js=$here/peers/grpc_js
+if ! cmp -s "$js/package.json" "$js/node_modules/.installed"; then
     # No lock file: it would name the registry it was made with. The versions are pinned in package.json.
-    (cd "$here" && npm install --silent --no-audit --no-fund --no-package-lock >/dev/null)
-    cp "$here/package.json" "$here/node_modules/.installed"
+    (cd "$js" && npm install --silent --no-audit --no-fund --no-package-lock >/dev/null)
+    cp "$js/package.json" "$js/node_modules/.installed"
 fi
 
 generated=$here/peers/generated
-if [ ! "$generated/test_pb2.py" -nt "$here/proto/test.proto" ]; then
+if [ ! "$generated/test_pb2.py" -nt "$here/peers/test.proto" ]; then
     mkdir -p "$generated"
-    "$python" -m grpc_tools.protoc -I "$here/proto" --python_out="$generated" --pyi_out="$generated" \
-        "$here/proto/test.proto"
+    "$python" -m grpc_tools.protoc -I "$here/peers" --python_out="$generated" --pyi_out="$generated" \
+        "$here/peers/test.proto"
 fi
 
 # The peers below need toolchains that not every machine has. What cannot be built here is left out of the matrix, which

@@ -13,17 +13,17 @@ import trio
 import trio.testing
 
 import rawgrpc_proxy
-from rawgrpc_proxy import cli
 from rawgrpc_proxy.call import Call
 from rawgrpc_proxy.codes import Status
-from rawgrpc_proxy.demo import Trial, make_call
+from rawgrpc_proxy.command import cli
+from rawgrpc_proxy.command.demo import Trial, make_call
 from rawgrpc_proxy.grpc.messages import encode_message
-from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status
-from rawgrpc_proxy.pool import Pool
-from rawgrpc_proxy.routes import RouteTable
-from rawgrpc_proxy.server import Server
+from rawgrpc_proxy.http2.headers import Headers
+from rawgrpc_proxy.proxy.routes import RouteTable
+from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.services.health import SERVICE as HEALTH_SERVICE
+from rawgrpc_proxy.upstream.pool import Pool
 
 README = Path(__file__).parent.parent / "README.md"
 TEXT = README.read_text(encoding="utf-8")

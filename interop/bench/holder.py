@@ -1,179 +1,59 @@
-"""A client that holds connections and calls open and does nothing with them.
+"""Connections and calls that are held open by a process of their own, which is told when to open and to end them."""
 
-It is told on standard input, in JSON, one line at a time:
-  {"connect": N}  open N connections more
-  {"open": N}     open N calls more, of which only the headers are sent, spread evenly over the connections
-  {"finish": 0}   end all requests and wait for the answers
-and answers each line with {"connections": N, "answered": N, "lost": N}, and "error" if it could not be done.
+from __future__ import annotations
 
-Before it answers, every connection has acknowledged a SETTINGS frame sent last: the proxy has read all before it.
-A call is lost when its stream or connection ends before it was asked to, and answered when an answer of the right
-length came. HTTP/2 is written out here, for it is little, and a library would need more memory than the proxy.
-"""
-
-import asyncio
 import json
 import sys
-from collections.abc import Callable
+from typing import Self
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
-END_STREAM = ACK = 0x1
-END_HEADERS = 0x4
-AT_ONCE = 50
-SECONDS = 60.0
+from interop.bench.backend import SERVICE, UNARY, Files
+from interop.bench.child import Child, Cpus
+from interop.shared.processes import Trouble
 
-
-def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
-    return len(payload).to_bytes(3) + bytes((kind, flags)) + stream_id.to_bytes(4) + payload
+ANSWER_SECONDS = 120.0
+#: What to think of when a proxy was slow.
+PATIENCE = "; the backend waits 60 s for the next frame of a request"
 
 
-def literal(name: str, value: str) -> bytes:
-    """A header field without indexing and without Huffman coding (RFC 7541 §6.2.2), for short strings."""
-    return b"\0" + b"".join(bytes((len(text),)) + text.encode() for text in (name, value))
+class Holder:
+    """Holds connections and calls open: see holder_client.py."""
 
+    def __init__(self, port: int, files: Files, cpus: Cpus) -> None:
+        command = [sys.executable, "-m", "interop.bench.holder_client", str(port), f"/{SERVICE}/{UNARY}"]
+        self._child = Child("the holder", [*command, str(files.size(UNARY))], cpus, talks=True)
 
-class Link(asyncio.Protocol):
-    """One connection and the calls held on it."""
+    def __enter__(self) -> Self:
+        self._child.__enter__()
+        return self
 
-    def __init__(self, request: bytes, answer_bytes: int) -> None:
-        self._request = request
-        self._answer_bytes = answer_bytes
-        self._buffer = bytearray()
-        self._next_id = 1
-        self._barriers: list[asyncio.Future[None]] = []
-        self._finished = asyncio.Event()
-        self.calls: dict[int, int] = {}
-        self.finishing = False
-        self.answered = 0
-        self.lost = 0
+    def __exit__(self, *error: object) -> None:
+        self._child.__exit__(None, None, None)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.write(PREFACE)
-        self.ready = self.barrier()
-
-    def barrier(self) -> asyncio.Future[None]:
-        """Done when the peer has read all that was sent."""
-        reached = asyncio.get_running_loop().create_future()
-        self._barriers.append(reached)
-        self._transport.write(frame(SETTINGS, 0, 0))
-        return reached
+    def connect(self, count: int) -> None:
+        """Open connections more."""
+        self._ask("connect", count)
 
     def open(self, count: int) -> None:
-        headers = []
-        for _ in range(count):
-            headers.append(frame(HEADERS, END_HEADERS, self._next_id, self._request))
-            self.calls[self._next_id] = 0
-            self._next_id += 2
-        self._transport.write(b"".join(headers))
+        """Open calls more, of which only the headers are sent."""
+        self._ask("open", count)
+        self.check()
 
-    async def finish(self) -> None:
-        self.finishing = True
-        self._transport.write(b"".join(frame(DATA, END_STREAM, stream_id) for stream_id in self.calls))
-        if self.calls:
-            await self._finished.wait()
+    def check(self) -> None:
+        """Raise unless all calls are still open."""
+        if lost := self._ask("open", 0)["lost"]:
+            raise Trouble(f"{lost} of the calls held open ended by themselves{PATIENCE}")
 
-    def data_received(self, data: bytes) -> None:
-        buffer = self._buffer
-        buffer += data
-        start = 0
-        while len(buffer) - start >= 9:
-            end = start + 9 + int.from_bytes(buffer[start : start + 3])
-            if len(buffer) < end:
-                break
-            stream_id = int.from_bytes(buffer[start + 5 : start + 9])
-            self._received(buffer[start + 3], buffer[start + 4], stream_id, bytes(buffer[start + 9 : end]))
-            start = end
-        del buffer[:start]
+    def finish(self) -> None:
+        """End the requests of all calls held, and wait for their answers."""
+        answer = self._ask("finish", 0)
+        if lost := answer["lost"]:
+            raise Trouble(
+                f"of {lost + answer['answered']} calls held open {lost} ended by themselves or were answered wrong"
+                f"{PATIENCE}"
+            )
 
-    def _received(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
-        if kind == SETTINGS and flags & ACK:
-            self._barriers.pop(0).set_result(None)
-        elif kind in (SETTINGS, PING) and not flags & ACK:
-            self._transport.write(frame(kind, ACK, 0, payload if kind == PING else b""))
-        elif kind == GOAWAY:
-            self._transport.close()
-        elif stream_id in self.calls:
-            if kind == DATA:
-                self.calls[stream_id] += len(payload)
-            if kind == RST_STREAM or (kind in (DATA, HEADERS) and flags & END_STREAM):
-                length = self.calls.pop(stream_id)
-                good = self.finishing and kind != RST_STREAM and length == self._answer_bytes
-                self._count(good=good)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        for _ in range(len(self.calls)):
-            self.calls.popitem()
-            self._count(good=False)
-        for reached in self._barriers:
-            if not reached.done():
-                reached.set_exception(
-                    ConnectionError(f"the connection ended: {exc or 'closed by the proxy'}")
-                )
-        self._barriers.clear()
-
-    def _count(self, *, good: bool) -> None:
-        self.answered += good
-        self.lost += not good
-        if not self.calls:
-            self._finished.set()
-
-
-async def main(port: int, path: str, answer_bytes: int) -> None:
-    loop = asyncio.get_running_loop()
-    request = b"".join(
-        literal(name, value)
-        for name, value in (
-            (":method", "POST"), (":scheme", "http"), (":path", path), (":authority", f"127.0.0.1:{port}"),
-            ("content-type", "application/grpc"), ("te", "trailers"),
-        )
-    )  # fmt: skip
-    links: list[Link] = []
-    while line := await loop.run_in_executor(None, sys.stdin.readline):
-        ((verb, count),) = json.loads(line).items()
-        answer: dict[str, int | str] = {}
-        try:
-            async with asyncio.timeout(SECONDS):
-                match verb:
-                    case "connect":
-                        await connect(links, port, count, lambda: Link(request, answer_bytes))
-                    case "open":
-                        await spread(links, count)
-                    case _:
-                        await asyncio.gather(*(link.finish() for link in links))
-        except TimeoutError:
-            answer["error"] = f"it was not done within {SECONDS:.0f} s"
-        except OSError as error:
-            answer["error"] = str(error)
-        answer["connections"] = len(links)
-        answer |= {name: sum(getattr(link, name) for link in links) for name in ("answered", "lost")}
-        print(json.dumps(answer), flush=True)
-
-
-async def connect(links: list[Link], port: int, count: int, make: Callable[[], Link]) -> None:
-    loop = asyncio.get_running_loop()
-    while count:
-        batch = min(count, AT_ONCE)
-        made = await asyncio.gather(*(loop.create_connection(make, "127.0.0.1", port) for _ in range(batch)))
-        await asyncio.gather(*(link.ready for _, link in made))
-        links.extend(link for _, link in made)
-        count -= batch
-
-
-async def spread(links: list[Link], count: int) -> None:
-    # The links with the fewest calls first, so that all have about as many in the end.
-    links.sort(key=lambda link: len(link.calls))
-    total = sum(len(link.calls) for link in links) + count
-    for number, link in enumerate(links):
-        level = total // len(links) + (number < total % len(links))
-        more = min(max(level - len(link.calls), 0), count)
-        if more:
-            link.open(more)
-            await link.barrier()
-            count -= more
-
-
-if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
+    def _ask(self, verb: str, count: int) -> dict[str, int]:
+        answer = json.loads(self._child.ask(json.dumps({verb: count}), ANSWER_SECONDS))
+        if "error" in answer:
+            raise Trouble(f"`{verb} {count}` by the holder: {answer['error']}")
+        return {name: int(value) for name, value in answer.items()}

@@ -7,8 +7,8 @@ import platform
 import re
 from pathlib import Path
 
-from children import Trouble
-from peers import program_version
+from interop.bench.programs import version_of
+from interop.shared.processes import Trouble
 
 
 def describe() -> dict[str, str]:
@@ -20,7 +20,7 @@ def describe() -> dict[str, str]:
         "system": platform.freedesktop_os_release().get("PRETTY_NAME", "unknown"),
     }
     for program in ("nghttpd", "h2load"):
-        facts[program] = program_version(program, "--version")
+        facts[program] = version_of(program, "--version")
     return facts
 
 
@@ -44,7 +44,7 @@ def missing_program() -> str | None:
     """Why nothing can be measured here, if so."""
     try:
         for program, option in (("nghttpd", "--version"), ("h2load", "--version"), ("taskset", "--version")):
-            program_version(program, option)
+            version_of(program, option)
     except Trouble as trouble:
         return str(trouble)
     return None

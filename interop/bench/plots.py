@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from peers import Peer
-from report import CURVES, Results, number
+
+from interop.bench.contenders.contender import Contender
+from interop.bench.report import CURVES, Results, number
 
 mpl.use("svg")
 # Letters stay letters: smaller files, and text that can be searched.
@@ -66,38 +67,48 @@ def draw_all(results: Results, folder: Path) -> list[str]:
         if len(results.levels(curve)) > 1:
             _curve(results, folder / f"{curve}.svg", curve, title)
             drawn.append(f"{curve}.svg")
-    if any(peer.workers > 1 for peer in results.measured("workers_rate")):
+    if any(contender.workers > 1 for contender in results.measured("workers_rate")):
         _workers(results, folder / "workers.svg")
         drawn.append("workers.svg")
     return drawn
 
 
 def _bars(results: Results, file: Path, title: str, panels: list[tuple[str, str]]) -> None:
-    peers = [peer for peer in results.peers if any(results.median(peer, key) for key, _ in panels)]
-    figure, grid = _panels(len(panels), len(peers))
+    contenders = [
+        contender
+        for contender in results.contenders
+        if any(results.median(contender, key) for key, _ in panels)
+    ]
+    figure, grid = _panels(len(panels), len(contenders))
     for axes, (key, heading) in zip(grid, panels, strict=True):
-        values = [max(results.median(peer, key) or 0.0, 0.0) for peer in peers]
-        bars = axes.barh(range(len(peers)), values, color=[GROUPS[peer.group] for peer in peers])
+        values = [max(results.median(contender, key) or 0.0, 0.0) for contender in contenders]
+        bars = axes.barh(
+            range(len(contenders)), values, color=[GROUPS[contender.group] for contender in contenders]
+        )
         axes.bar_label(bars, [f" {number(value, 1)}" if value else " -" for value in values], fontsize=9)
         if any(values):
             axes.set_xscale("log")
             low, high = min(filter(None, values)), max(values)
             axes.set_xlim(low / 2, high * 4)
-        _name_peers(axes, peers)
+        _name_contenders(axes, contenders)
         axes.set_title(heading)
-    _name_groups(figure, peers)
+    _name_groups(figure, contenders)
     _save(figure, title, file)
 
 
 def _latencies(results: Results, file: Path) -> None:
-    peers = [peer for peer in results.peers if any(results.median(peer, key) for key, _, _ in LATENCIES)]
-    figure, grid = _panels(len(LATENCIES), len(peers))
+    contenders = [
+        contender
+        for contender in results.contenders
+        if any(results.median(contender, key) for key, _, _ in LATENCIES)
+    ]
+    figure, grid = _panels(len(LATENCIES), len(contenders))
     for axes, (low_key, high_key, heading) in zip(grid, LATENCIES, strict=True):
-        for row, peer in enumerate(peers):
-            low, high = results.median(peer, low_key), results.median(peer, high_key)
+        for row, contender in enumerate(contenders):
+            low, high = results.median(contender, low_key), results.median(contender, high_key)
             if low is None or high is None:
                 continue
-            colour = GROUPS[peer.group]
+            colour = GROUPS[contender.group]
             axes.plot((low, high), (row, row), color=colour, linewidth=2)
             axes.plot(low, row, "o", color=colour)
             axes.plot(high, row, "|", color=colour, markersize=13, markeredgewidth=2.5)
@@ -110,22 +121,24 @@ def _latencies(results: Results, file: Path) -> None:
             )
         axes.set_xscale("log")
         axes.set_xlim(right=axes.get_xlim()[1] * 6)
-        _name_peers(axes, peers)
+        _name_contenders(axes, contenders)
         axes.set_title(f"{heading}, µs")
-    _name_groups(figure, peers)
+    _name_groups(figure, contenders)
     _save(figure, "Time of a unary call: p50 (dot) to p99 (bar)", file)
 
 
 def _curve(results: Results, file: Path, curve: str, title: str) -> None:
     figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
     levels = results.levels(curve)
-    for index, peer in enumerate(results.peers):
-        points = [(level, cost) for level in levels if (cost := results.median(peer, f"{curve}/{level}"))]
+    for index, contender in enumerate(results.contenders):
+        points = [
+            (level, cost) for level in levels if (cost := results.median(contender, f"{curve}/{level}"))
+        ]
         if points:
-            style = "--" if peer.group in {"C and C++", "Go"} else "-"
+            style = "--" if contender.group in {"C and C++", "Go"} else "-"
             axes.plot(
                 *zip(*points, strict=True), style, marker=MARKERS[index % len(MARKERS)], color=f"C{index % 10}",
-                label=peer.title,
+                label=contender.title,
             )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -141,17 +154,19 @@ def _curve(results: Results, file: Path, curve: str, title: str) -> None:
 
 def _workers(results: Results, file: Path) -> None:
     # By name, so that the numbers of workers stand beside each other.
-    peers = sorted(results.measured("workers_rate"), key=lambda peer: peer.name)
-    figure, grid = _panels(2, len(peers))
+    contenders = sorted(results.measured("workers_rate"), key=lambda contender: contender.name)
+    figure, grid = _panels(2, len(contenders))
     for axes, key, heading in zip(
         grid, ("workers_rate", "workers_cpu_us"), ("calls per second", "CPU µs per call"), strict=True
     ):
-        values = [results.median(peer, key) or 0.0 for peer in peers]
-        colours = ["#8cc9a1" if peer.workers == 1 else GROUPS[peer.group] for peer in peers]
-        bars = axes.barh(range(len(peers)), values, color=colours)
+        values = [results.median(contender, key) or 0.0 for contender in contenders]
+        colours = [
+            "#8cc9a1" if contender.workers == 1 else GROUPS[contender.group] for contender in contenders
+        ]
+        bars = axes.barh(range(len(contenders)), values, color=colours)
         axes.bar_label(bars, [f" {number(value, 1)}" for value in values], fontsize=9)
         axes.set_xlim(right=max(values) * 1.25)
-        _name_peers(axes, peers)
+        _name_contenders(axes, contenders)
         axes.set_title(heading)
     _save(figure, "Unary calls by one worker and by more, 100 in flight (20 connections of 5)", file)
 
@@ -169,9 +184,9 @@ def _panels(count: int, rows: int) -> tuple[Any, list[Any]]:
     return figure, panels[:count]
 
 
-def _name_peers(axes: Any, peers: list[Peer]) -> None:
-    axes.set_yticks(range(len(peers)), [peer.title for peer in peers])
-    axes.set_ylim(len(peers) - 0.4, -0.6)
+def _name_contenders(axes: Any, contenders: list[Contender]) -> None:
+    axes.set_yticks(range(len(contenders)), [contender.title for contender in contenders])
+    axes.set_ylim(len(contenders) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     _number_axis(axes.xaxis)
     axes.grid(visible=True, axis="x", color="#dddddd")
@@ -179,8 +194,8 @@ def _name_peers(axes: Any, peers: list[Peer]) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _name_groups(figure: Any, peers: list[Peer]) -> None:
-    present = {peer.group for peer in peers}
+def _name_groups(figure: Any, contenders: list[Contender]) -> None:
+    present = {contender.group for contender in contenders}
     handles = [Patch(color=colour, label=group) for group, colour in GROUPS.items() if group in present]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
 

@@ -15,11 +15,13 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from children import TAIL_CHARACTERS, Trouble
-from load import BULK, UNARY
-from measure import CONNECTIONS, IN_FLIGHT, Bench, Sizes, Target, started
-from peers import HERE, SYSTEM_PATH, Interpreter, Peer, ours
-from run import one_bench
+from interop.bench.backend import BULK, UNARY
+from interop.bench.contenders.contender import Contender
+from interop.bench.contenders.ours import CPYTHON, ours
+from interop.bench.programs import SYSTEM_PATH
+from interop.bench.report import RESULTS
+from interop.bench.target import CONNECTIONS, IN_FLIGHT, Bench, Sizes, Target, one_bench, started
+from interop.shared.processes import Trouble
 
 SAMPLES_PER_SECOND = 250
 ROWS = 50
@@ -32,24 +34,24 @@ FRAME = re.compile(r"(?P<function>.+?) \((?P<place>.+)\)$")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m interop.bench.profile", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument("--engine", choices=("h2", "relay"), default="relay", help="default: %(default)s")
     parser.add_argument(
         "--load", choices=tuple(LOADS), default="unary",
         help="100 calls in flight, one at a time, or a download of large messages (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--seconds", type=int, default=10, metavar="N", help="default: %(default)s")
-    parser.add_argument(
-        "--out", type=Path, default=HERE / "results", metavar="DIR", help="default: %(default)s"
-    )
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="default: %(default)s")
     options = parser.parse_args()
     os.environ["PATH"] = SYSTEM_PATH
     options.out.mkdir(parents=True, exist_ok=True)
     name = options.out / f"profile-{options.engine}-{options.load}"
-    peer = ours(Interpreter("cpython", "CPython", lambda: Path(sys.executable)), options.engine)
+    contender = ours(CPYTHON, options.engine)
     try:
         with one_bench(Sizes(bulk_mib=64)) as bench:
-            stacks = _profiled(bench, peer, options.load, options.seconds, name.with_suffix(".svg"))
+            stacks = _profiled(bench, contender, options.load, options.seconds, name.with_suffix(".svg"))
     except Trouble as trouble:
         print(f"no profile: {trouble}", file=sys.stderr)
         return 1
@@ -60,10 +62,12 @@ def main() -> int:
     return 0
 
 
-def _profiled(bench: Bench, peer: Peer, load: str, seconds: int, graph: Path) -> Counter[tuple[str, ...]]:
+def _profiled(
+    bench: Bench, contender: Contender, load: str, seconds: int, graph: Path
+) -> Counter[tuple[str, ...]]:
     """Two samplings, for py-spy writes one format at a time."""
     connections, streams, answer = LOADS[load]
-    with started(bench, peer) as target, tempfile.TemporaryDirectory(prefix="bench-") as folder:
+    with started(bench, contender) as target, tempfile.TemporaryDirectory(prefix="bench-") as folder:
         in_flight = connections * streams
         if load == "unary":
             rate = target.warm_up()
@@ -83,7 +87,7 @@ def _profiled(bench: Bench, peer: Peer, load: str, seconds: int, graph: Path) ->
 def _sample(target: Target, seconds: int, form: str, file: Path, work: Callable[[], None]) -> None:
     sampler = Path(sys.executable).with_name("py-spy")
     command = [
-        str(sampler), "record", "--pid", str(target.child.process.pid), "--duration", str(seconds), "--rate",
+        str(sampler), "record", "--pid", str(target.child.pid), "--duration", str(seconds), "--rate",
         str(SAMPLES_PER_SECOND), "--function", "--format", form, "--output", str(file),
     ]  # fmt: skip
     with tempfile.TemporaryFile("w+") as output:
@@ -101,9 +105,7 @@ def _sample(target: Target, seconds: int, form: str, file: Path, work: Callable[
             process.wait()
         if process.returncode or not file.exists():
             output.seek(0)
-            raise Trouble(
-                f"py-spy failed (it may need to be run by root): {output.read()[-TAIL_CHARACTERS:]}"
-            )
+            raise Trouble(f"py-spy failed (it may need to be run by root): {output.read()[-600:]}")
 
 
 def _read(text: str) -> Counter[tuple[str, ...]]:

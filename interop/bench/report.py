@@ -6,10 +6,14 @@ import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from measure import Record
-from peers import Peer
+from interop.bench.contenders.contender import Contender
+from interop.bench.stories import Record
+
+#: Where reports go unless another place is given.
+RESULTS = Path(__file__).resolve().with_name("results")
 
 
 @dataclass(frozen=True)
@@ -75,33 +79,33 @@ CURVES = (
 
 @dataclass
 class Results:
-    """All values of a run, by peer and metric, with what went wrong."""
+    """All values of a run, by contender and metric, with what went wrong."""
 
-    peers: Sequence[Peer]
+    contenders: Sequence[Contender]
     facts: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     troubles: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
-    def add(self, peer: Peer, record: Record) -> None:
+    def add(self, contender: Contender, record: Record) -> None:
         """Take in what one story brought."""
         for key, value in record.values.items():
-            self.values.setdefault(peer.name, {}).setdefault(key, []).append(value)
+            self.values.setdefault(contender.name, {}).setdefault(key, []).append(value)
         for measure, reason in record.troubles.items():
-            self.trouble(peer, measure, reason)
+            self.trouble(contender, measure, reason)
 
-    def trouble(self, peer: Peer, measure: str, reason: str) -> None:
+    def trouble(self, contender: Contender, measure: str, reason: str) -> None:
         """Take in that something went wrong."""
-        self.troubles.setdefault(peer.name, {}).setdefault(measure, []).append(reason)
+        self.troubles.setdefault(contender.name, {}).setdefault(measure, []).append(reason)
 
-    def median(self, peer: Peer, key: str) -> float | None:
+    def median(self, contender: Contender, key: str) -> float | None:
         """Over the rounds; None if there is no value."""
-        rounds = self.values.get(peer.name, {}).get(key)
+        rounds = self.values.get(contender.name, {}).get(key)
         return statistics.median(rounds) if rounds else None
 
-    def measured(self, key: str) -> list[Peer]:
-        """The peers that have a value."""
-        return [peer for peer in self.peers if self.median(peer, key) is not None]
+    def measured(self, key: str) -> list[Contender]:
+        """The contenders that have a value."""
+        return [contender for contender in self.contenders if self.median(contender, key) is not None]
 
     def levels(self, curve: str) -> list[int]:
         """Where along the curve there are values."""
@@ -109,7 +113,7 @@ class Results:
         return sorted(int(key.rsplit("/", 1)[1]) for key in keys)
 
     def spread(self, key: str) -> float | None:
-        """How far the rounds lie apart, as a part of their median: the median of all peers."""
+        """How far the rounds lie apart, as a part of their median: the median of all contenders."""
         spreads = [
             (max(rounds) - min(rounds)) / statistics.median(rounds)
             for values in self.values.values()
@@ -119,20 +123,20 @@ class Results:
 
     def as_json(self) -> str:
         """Everything."""
-        peers: dict[str, Any] = {
-            peer.name: {
-                "title": peer.title,
-                "group": peer.group,
-                "version": self.versions.get(peer.name),
+        contenders: dict[str, Any] = {
+            contender.name: {
+                "title": contender.title,
+                "group": contender.group,
+                "version": self.versions.get(contender.name),
                 "values": {
                     key: {"median": statistics.median(rounds), "rounds": rounds}
-                    for key, rounds in self.values.get(peer.name, {}).items()
+                    for key, rounds in self.values.get(contender.name, {}).items()
                 },
-                "troubles": self.troubles.get(peer.name, {}),
+                "troubles": self.troubles.get(contender.name, {}),
             }
-            for peer in self.peers
+            for contender in self.contenders
         }
-        return json.dumps({"facts": self.facts, "peers": peers}, indent=2, ensure_ascii=False) + "\n"
+        return json.dumps({"facts": self.facts, "peers": contenders}, indent=2, ensure_ascii=False) + "\n"
 
 
 # --------------------------------------------------------------------------------- Markdown
@@ -160,18 +164,20 @@ def markdown(results: Results, plots: Iterable[str]) -> str:
 
 def _facts(results: Results) -> str:
     lines = [f"- {name}: {fact}" for name, fact in results.facts.items()]
-    titles = {peer.name: peer.title for peer in results.peers if peer.is_proxy}
+    titles = {contender.name: contender.title for contender in results.contenders if contender.is_proxy}
     lines += [f"- {titles[name]}: {version}" for name, version in results.versions.items() if name in titles]
     return "\n".join(lines) + "\n"
 
 
 def _table(results: Results, columns: Sequence[tuple[str, str, int]]) -> str:
-    peers = [
-        peer for peer in results.peers if any(results.median(peer, key) is not None for key, _, _ in columns)
+    contenders = [
+        contender
+        for contender in results.contenders
+        if any(results.median(contender, key) is not None for key, _, _ in columns)
     ]
     rows = [
-        [peer.title, *(number(results.median(peer, key), digits) for key, _, digits in columns)]
-        for peer in peers
+        [contender.title, *(number(results.median(contender, key), digits) for key, _, digits in columns)]
+        for contender in contenders
     ]
     return _aligned(["", *(heading for _, heading, _ in columns)], rows)
 
@@ -201,9 +207,9 @@ def _spread(results: Results, metrics: Iterable[Metric]) -> str:
 
 
 def _workers(results: Results) -> str:
-    names = {peer.name: peer for peer in results.peers}
+    names = {contender.name: contender for contender in results.contenders}
     rows = []
-    for many in results.peers:
+    for many in results.contenders:
         one = names.get(many.name.removesuffix(f"-{many.workers}w"))
         if many.workers == 1 or one is None:
             continue
@@ -221,10 +227,10 @@ def _workers(results: Results) -> str:
 
 def _troubles(results: Results) -> str:
     lines = []
-    for peer in results.peers:
-        for measure, reasons in results.troubles.get(peer.name, {}).items():
+    for contender in results.contenders:
+        for measure, reasons in results.troubles.get(contender.name, {}).items():
             times = f" ({len(reasons)} times)" if len(reasons) > 1 else ""
-            lines.append(f"- {peer.title}, {measure}{times}: {' '.join(reasons[-1].split())}\n")
+            lines.append(f"- {contender.title}, {measure}{times}: {' '.join(reasons[-1].split())}\n")
     return "".join(lines)
 
 

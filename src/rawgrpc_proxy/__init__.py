@@ -9,36 +9,48 @@ upstream connections. Messages are opaque bytes; nothing is decoded, re-encoded 
     server = Server(unknown_service_handler=transparent_handler(director))
 """
 
-from rawgrpc_proxy.call import Call, CallContext, CallRecord, Handler
+from rawgrpc_proxy.call import Call, CallContext, Handler
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.config import Http2Settings
-from rawgrpc_proxy.director import StreamDirector
 from rawgrpc_proxy.errors import ConfigError, ProxyError, RpcError
 from rawgrpc_proxy.grpc.codec import Codec, codec, codec_with_parent, identity_codec
 from rawgrpc_proxy.grpc.metadata import Metadata
-from rawgrpc_proxy.handler import register_service, transparent_handler
-from rawgrpc_proxy.pool import Pool, PoolConn, PoolObserver, Target
-from rawgrpc_proxy.server import Server
+from rawgrpc_proxy.net.loop_guard import LoopGuard
+from rawgrpc_proxy.observe.call_log import CallLog
+from rawgrpc_proxy.observe.observer import PoolObserver, ServerObserver
+from rawgrpc_proxy.observe.record import CallRecord
+from rawgrpc_proxy.proxy.director import StreamDirector
+from rawgrpc_proxy.proxy.hops import limit_hops
+from rawgrpc_proxy.proxy.routes import RouteTable
+from rawgrpc_proxy.proxy.transparent import register_service, transparent_handler
+from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.services.health import Health, ServingStatus
 from rawgrpc_proxy.services.methods import ServedCall, stream_stream, stream_unary, unary_stream, unary_unary
+from rawgrpc_proxy.upstream.lease import PoolConn
+from rawgrpc_proxy.upstream.pool import Pool
+from rawgrpc_proxy.upstream.target import Target
 
 __all__ = [
     "Call",
     "CallContext",
+    "CallLog",
     "CallRecord",
     "Codec",
     "ConfigError",
     "Handler",
     "Health",
     "Http2Settings",
+    "LoopGuard",
     "Metadata",
     "Pool",
     "PoolConn",
     "PoolObserver",
     "ProxyError",
+    "RouteTable",
     "RpcError",
     "ServedCall",
     "Server",
+    "ServerObserver",
     "ServingStatus",
     "Status",
     "StreamDirector",
@@ -46,6 +58,7 @@ __all__ = [
     "codec",
     "codec_with_parent",
     "identity_codec",
+    "limit_hops",
     "register_service",
     "stream_stream",
     "stream_unary",

@@ -2,7 +2,7 @@
 
 import sys
 
-from rawgrpc_proxy.cli import main
+from rawgrpc_proxy.command.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,11 +15,14 @@ import trio
 from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.custom_metadata import response_headers_of
 from rawgrpc_proxy.errors import RpcError, Side
-from rawgrpc_proxy.grpc.metadata import Headers, Metadata, size_of
+from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.grpc.status import encode_grpc_message
-from rawgrpc_proxy.http2.fields import trailers_problem
+from rawgrpc_proxy.http2.field_rules import trailers_problem
+from rawgrpc_proxy.http2.headers import Headers, size_of
 from rawgrpc_proxy.http2.session import UNLIMITED
-from rawgrpc_proxy.net.stream import Stream, headers_too_long
+from rawgrpc_proxy.net.failures import headers_too_long
+from rawgrpc_proxy.net.stream import Stream
+from rawgrpc_proxy.observe.record import CallRecord
 from rawgrpc_proxy.stopping import Stopping
 
 CONTENT_TYPE = (b"content-type", b"application/grpc")
@@ -81,25 +84,6 @@ def checked_deadline(deadline: float | None) -> float | None:
     if math.isnan(deadline):
         raise ValueError("a deadline is a number of seconds on trio's clock, not NaN")
     return None if deadline == math.inf else deadline
-
-
-@attrs.define(kw_only=True)
-class CallRecord:
-    """What happened to a call, for logs and metrics. Bytes are of DATA, gRPC's five-byte prefixes included."""
-
-    method: str
-    peer: str
-    upstream: str | None = None
-    status: Status = Status.UNKNOWN
-    origin: str = "proxy"
-    """Who made the status: upstream, director, proxy, served, downstream, reset, "HTTP 502"."""
-    detail: str = ""
-    """The status's message, or the cause that the caller was not told."""
-    request_bytes: int = 0
-    response_bytes: int = 0
-    request_messages: int = 0
-    response_messages: int = 0
-    duration_s: float = 0.0
 
 
 class Call:

@@ -1,6 +1,7 @@
 """Settings: frozen, keyword-only, checked once when they are made, then passed whole.
 
-Each default says why it is what it is. Nothing here reads files or argv: `cli.py` does, and hands the values over.
+Each default says why it is what it is. Nothing here reads files or argv: `command/cli.py` does, and hands the values
+over.
 """
 
 import math

@@ -242,6 +242,10 @@ class ProxyStopping(ConnectionFailed):
         super().__init__("the proxy is shutting down", error_code=ErrorCode.NO_ERROR)
 
 
+class ConnectionLimit(OSError):
+    """The server has as many connections as it may, and turns the next one away."""
+
+
 def _name_of(error_code: int) -> str:
     try:
         return ErrorCode(error_code).name

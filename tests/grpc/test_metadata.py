@@ -9,15 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rawgrpc_proxy.custom_metadata import Value
-from rawgrpc_proxy.grpc.metadata import (
-    FixedHeaders,
-    Headers,
-    Metadata,
-    RawHeader,
-    for_next_hop,
-    strip_hop_by_hop,
-)
+from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.grpc.status import decode_grpc_message
+from rawgrpc_proxy.http2.headers import FixedHeaders, Headers, RawHeader, for_next_hop, strip_hop_by_hop
 
 REQUEST: Headers = [
     (b":method", b"POST"),
@@ -318,8 +312,8 @@ def test_the_size_for_the_next_hop_counts_32_bytes_for_each_field() -> None:
         ([(b"x", "y")], "bytes, not str"),
         ([(b"x", None)], "bytes, not NoneType"),
         ([(b"x", bytearray(b"y"))], "bytes, not bytearray"),
-        ([[b"x", b"y"]], "a tuple of name and value, not list"),
-        ([(b"x", b"y", b"z")], "a tuple of name and value"),
+        ([[b"x", b"y"]], "a tuple of two bytes, its name and its value, not list"),
+        ([(b"x", b"y", b"z")], "a tuple of two bytes, its name and its value, not a tuple of 3"),
         ([None], "not NoneType"),
         (["xy"], "not str"),
     ],

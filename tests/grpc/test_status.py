@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rawgrpc_proxy.codes import ErrorCode, Status
-from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.grpc.status import (
     decode_grpc_message,
     encode_grpc_message,
@@ -14,6 +13,7 @@ from rawgrpc_proxy.grpc.status import (
     status_from_http,
     status_from_reset,
 )
+from rawgrpc_proxy.http2.headers import Headers
 
 
 @pytest.mark.parametrize(

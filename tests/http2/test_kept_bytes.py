@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 import hpack
 import pytest
 
-from rawgrpc_proxy.calls import _Asked
-from rawgrpc_proxy.grpc.metadata import FixedHeaders
-from rawgrpc_proxy.http2 import header_blocks
-from rawgrpc_proxy.http2.fields import check, request_problem
-from rawgrpc_proxy.http2.header_blocks import HeaderDecoder, HeaderEncoder, HeaderList
-from rawgrpc_proxy.net.splice import _passed_on
+from rawgrpc_proxy.http2 import hpack as blocks
+from rawgrpc_proxy.http2.field_rules import checks_for
+from rawgrpc_proxy.http2.headers import FixedHeaders, HeaderList, size_of
+from rawgrpc_proxy.http2.hpack import HeaderDecoder, HeaderEncoder
+from rawgrpc_proxy.proxy.splice import _passed_on
+from rawgrpc_proxy.server.request import Asked
 from tests.http2.peer import REQUEST, Header
 
 OF_REQUESTS, OF_RESPONSES = 42 * 1024, 22 * 1024  # 64 KiB for a connection
@@ -29,11 +29,11 @@ def tiny(rng: random.Random) -> Header:
 
 
 def literals(*fields: Header) -> bytes:
-    return b"".join(header_blocks._literal(0x00, 0x0F, field) for field in fields)
+    return b"".join(blocks._literal(0x00, 0x0F, field) for field in fields)
 
 
 def insertions(*fields: Header) -> bytes:
-    return b"".join(header_blocks._literal(0x40, 0x3F, field) for field in fields)
+    return b"".join(blocks._literal(0x40, 0x3F, field) for field in fields)
 
 
 def a_request(*more: Header) -> list[Header]:
@@ -123,14 +123,10 @@ def fullest(blocks: Blocks, *, of_requests: bool) -> int:
 
 def use(headers: HeaderList) -> None:
     """As a call does: it leaves on the list whatever is worked out from it."""
-    checked = check(headers, request_problem, (1000, 2**20))
-    if checked.problem is None:
-        headers.checked = checked
-    asked = _Asked(headers)
-    if asked.error is None:
-        headers.asked = asked
-    _ = asked.metadata.next_hop_size
-    _passed_on(headers)
+    headers.once(checks_for((1000, 2**20)).request)
+    _ = headers.once(Asked).metadata.next_hop_size
+    headers.once(_passed_on)
+    headers.once(size_of)
 
 
 def receive(blocks: Blocks, count: int, *, of_requests: bool) -> HeaderDecoder:
@@ -158,12 +154,12 @@ def traced(make: Callable[[], object], repeat: int = 5) -> float:
     """What each of the things made takes that nothing else has."""
     tracemalloc = pytest.importorskip("tracemalloc")  # PyPy has none
     make()
-    header_blocks._lists.clear()
+    blocks._lists.clear()
     gc.collect()
     tracemalloc.start()
     try:
         made = [make() for _ in range(repeat)]
-        header_blocks._lists.clear()
+        blocks._lists.clear()
         gc.collect()
         return float(tracemalloc.get_traced_memory()[0] / len(made))
     finally:
@@ -203,7 +199,7 @@ def test_an_encoder_keeps_no_more_than_its_share(tiny_fields: int, of_requests: 
 
 def test_what_all_connections_share_is_bounded_in_bytes() -> None:
     tracemalloc = pytest.importorskip("tracemalloc")  # PyPy has none
-    header_blocks._lists.clear()
+    blocks._lists.clear()
     gc.collect()
     tracemalloc.start()
     try:
@@ -212,12 +208,12 @@ def test_what_all_connections_share_is_bounded_in_bytes() -> None:
             decoder = HeaderDecoder(2**20)
             for _ in range(200):
                 use(decoder.decode(literals(*a_request())))
-            most = max(most, len(header_blocks._lists.by_fields))
+            most = max(most, len(blocks._lists.by_fields))
             assert tracemalloc.get_traced_memory()[0] <= SHARED_BYTES + OF_REQUESTS
         assert most > 1000, "worth its while"
     finally:
         tracemalloc.stop()
-        header_blocks._lists.clear()
+        blocks._lists.clear()
 
 
 def test_an_honest_client_s_methods_find_room() -> None:
@@ -251,7 +247,7 @@ def test_nothing_of_a_caller_s_own_outlives_its_connections() -> None:
                 headers = decoder.decode(encoder.encode([*REQUEST, (name, secret)]))
                 use(headers)
                 if name == b"authorization":
-                    upstream.encode(headers.asked.metadata.next_hop)
+                    upstream.encode(headers.once(Asked).metadata.next_hop)
 
     a_caller()
     gc.collect()

@@ -237,7 +237,7 @@ def test_data_that_is_dropped_does_not_fill_our_output(server: Peer, closed_by: 
     for _ in range(50):
         assert server.tell(wire.data(stream_id, b"x") * 1000) == []
 
-    assert server.session.output_bytes < 100
+    assert server.session.output.bytes < 100
     assert not server.session.ended
 
 

@@ -17,7 +17,7 @@ from rawgrpc_proxy.http2.events import (
     StreamReset,
     TrailersReceived,
 )
-from rawgrpc_proxy.http2.header_blocks import HeaderList
+from rawgrpc_proxy.http2.headers import HeaderList
 from tests.http2 import peer as wire
 from tests.http2.peer import (
     REQUEST,

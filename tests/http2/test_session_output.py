@@ -252,7 +252,7 @@ def test_data_beyond_max_output_bytes_stays_with_its_stream(engine: Engine) -> N
     for _ in range(20):
         server.session.send_data(1, bytes(10_000))
 
-    assert server.session.output_bytes <= 32_768 + 16_384 + 9
+    assert server.session.output.bytes <= 32_768 + 16_384 + 9
     total = 0
     while server.session.wants_output:
         taken = server.take()
@@ -290,11 +290,11 @@ def test_order_on_a_stream_is_kept_when_the_output_is_full(engine: Engine) -> No
 
 def test_taken_output_is_gone(server: Peer) -> None:
     server.session.ping(b"12345678")
-    assert server.session.output_bytes == 17
+    assert server.session.output.bytes == 17
 
     assert server.hear() == ["PING 12345678"]
 
-    assert server.session.output_bytes == 0
+    assert server.session.output.bytes == 0
     assert server.hear() == []
 
 
@@ -337,9 +337,9 @@ def test_output_is_counted_by_what_it_is(engine: Engine) -> None:
     server, client = responding(engine, 1), wire.client(engine)
 
     server.session.send_data(1, b"hello")
-    assert (server.session.data_bytes, server.session.owed_bytes) == (14, 0)
+    assert (server.session.output.data_bytes, server.session.output.owed_bytes) == (14, 0)
     server.tell(wire.ping())
-    assert (server.session.data_bytes, server.session.owed_bytes) == (14, 17)
+    assert (server.session.output.data_bytes, server.session.output.owed_bytes) == (14, 17)
     client.session.open_stream(REQUEST)
-    assert client.session.owed_bytes == 0
-    assert client.session.output_bytes == client.session.opening_bytes > 9
+    assert client.session.output.owed_bytes == 0
+    assert client.session.output.bytes == client.session.output.opening_bytes > 9

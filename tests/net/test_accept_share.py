@@ -8,7 +8,7 @@ import trio
 from rawgrpc_proxy.net.accept_share import AcceptShare, shared_counts
 from rawgrpc_proxy.net.listen import accept_forever
 from tests.net.test_listen import LOOPBACK, connected_to, no_trouble, open_listener
-from tests.pool_backend import run
+from tests.upstream.backend import run
 
 
 def opened(share: AcceptShare, connections: int) -> None:

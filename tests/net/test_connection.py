@@ -141,7 +141,7 @@ async def test_a_peer_that_asks_and_does_not_read_is_read_no_further_until_it_do
             await trio.testing.wait_all_tasks_blocked()
         paused = link.connection.reading_pauses
         assert paused
-        assert 1024 < link.connection.session.owed_bytes <= 1024 + 9
+        assert 1024 < link.connection.session.output.owed_bytes <= 1024 + 9
         gate.set()
         await link.peer.ping()
         assert not link.connection.reading_pauses

@@ -19,7 +19,7 @@ from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.dial import dial
 from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
 from tests.net.links import one_read
-from tests.pool_backend import deaf_port, run
+from tests.upstream.backend import deaf_port, run
 
 PATIENCE_S = 10.0
 

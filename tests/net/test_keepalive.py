@@ -10,12 +10,12 @@ from trio.testing import MockClock, trio_test
 
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Http2Settings
-from rawgrpc_proxy.deadlines import Deadlines
 from rawgrpc_proxy.errors import ConnectionGone
 from rawgrpc_proxy.http2 import frames
-from rawgrpc_proxy.http2.header_blocks import HeaderEncoder
+from rawgrpc_proxy.http2.hpack import HeaderEncoder
 from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.net.keepalive import Keepalive, pinged_too_often
+from rawgrpc_proxy.net.timers import Timers
 from rawgrpc_proxy.net.transport import StreamTransport
 from tests.proxy.raw_peers import request_fields
 
@@ -60,7 +60,7 @@ async def a_watched_link(
     connection = Connection(StreamTransport(near, "peer"), settings, client_side=not to_a_caller)
     peer, ended = Peer(far, calls=to_a_caller), trio.Event()
     async with trio.open_nursery() as nursery:
-        timers = Deadlines(nursery)
+        timers = Timers(nursery)
 
         async def run() -> None:
             keepalive = Keepalive(connection, timers.add, interval_s=interval_s, timeout_s=20)

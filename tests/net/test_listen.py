@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import trio
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.listen import accept_forever, accept_on_each, address_of, bound_address, open_listeners
-from tests.pool_backend import run
+from tests.upstream.backend import run
 
 LOOPBACK = Address(host="127.0.0.1", port=0)
 
@@ -116,10 +117,14 @@ def test_a_port_that_is_taken_is_told_as_such() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "reason"), [("192.0.2.1", "annot assign requested address"), ("a..b", "label empty or too long")]
+    ("host", "reason"),
+    [
+        ("192.0.2.1", "annot assign requested address"),
+        ("a..b", r"no host can have this name \(.*label empty"),
+    ],
 )
 def test_a_host_that_is_not_this_machine_is_told_as_such(host: str, reason: str) -> None:
-    with pytest.raises(ConfigError, match=f"cannot listen on {host}:8080: .*{reason}"):
+    with pytest.raises(ConfigError, match=f"cannot listen on {re.escape(host)}:8080: .*{reason}"):
         open_listener(Address(host=host, port=8080))
 
 
@@ -262,7 +267,10 @@ def test_a_name_that_cannot_be_resolved_is_told_as_such(monkeypatch: pytest.Monk
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    with pytest.raises(ConfigError, match="cannot listen on nowhere:80: Name or service not known"):
+    with pytest.raises(
+        ConfigError,
+        match=r"cannot listen on nowhere:80: the name cannot be resolved \(Name or service not known\)",
+    ):
         open_listener(Address(host="nowhere", port=80))
 
 

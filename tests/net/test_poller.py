@@ -17,7 +17,7 @@ import trio.testing
 from rawgrpc_proxy.net import poller as module
 from rawgrpc_proxy.net.poller import EpollPoller, TaskPoller, current_poller
 from rawgrpc_proxy.net.turn import current_turn
-from tests.pool_backend import run
+from tests.upstream.backend import run
 
 KINDS = {"epoll": EpollPoller, "tasks": TaskPoller}
 needs_epoll = pytest.mark.skipif(not hasattr(select, "epoll"), reason="this system has no epoll")

@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from rawgrpc_proxy.net.tls import tls_stream
-from tests.pool_backend import run
+from tests.upstream.backend import run
 
 trustme = pytest.importorskip("trustme")
 

@@ -17,7 +17,7 @@ from trio.testing import MockClock, trio_test
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.net.transport import READ_BYTES, SocketTransport, StreamTransport
 from tests.net.links import one_read
-from tests.pool_backend import run
+from tests.upstream.backend import run
 
 
 @pytest.fixture

@@ -13,14 +13,13 @@ import pytest
 import trio
 import trio.testing
 
-from rawgrpc_proxy.call import CallRecord
 from rawgrpc_proxy.codes import ErrorCode, Status
-from rawgrpc_proxy.errors import ConnectionFailed, NotHttp2, ProxyFault, UpstreamUnavailable
+from rawgrpc_proxy.errors import ConnectionFailed, ConnectionLimit, NotHttp2, ProxyFault, UpstreamUnavailable
 from rawgrpc_proxy.http2.events import StreamReset
-from rawgrpc_proxy.net.listen import ConnectionLimit
 from rawgrpc_proxy.observe import line_writer
 from rawgrpc_proxy.observe.call_log import CallLog, LogFormat
 from rawgrpc_proxy.observe.line_writer import unbuffered
+from rawgrpc_proxy.observe.record import CallRecord
 
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z "
 

@@ -8,13 +8,13 @@ from trio.testing import trio_test
 from rawgrpc_proxy import Status
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine
-from rawgrpc_proxy.describe import traceback_of
 from rawgrpc_proxy.errors import ProxyFault, RpcError
 from rawgrpc_proxy.http2.frames import Data
-from rawgrpc_proxy.http2.header_blocks import HeaderList
+from rawgrpc_proxy.http2.headers import HeaderList
 from rawgrpc_proxy.net.connection import Connection
-from rawgrpc_proxy.net.splice import _RequestPipe
 from rawgrpc_proxy.net.stream import Sink, Stream
+from rawgrpc_proxy.observe.describe import traceback_of
+from rawgrpc_proxy.proxy.splice import _RequestPipe
 from tests.proxy.house import House, a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import RESPONSE, TRAILERS_ONLY, PeerStream, message, request_fields
 

@@ -7,15 +7,15 @@ import trio
 from trio.testing import MockClock, trio_test
 
 from rawgrpc_proxy import Pool, Server, Status, transparent_handler
-from rawgrpc_proxy.calls import _PAUSE_S
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine, Http2Settings
 from rawgrpc_proxy.net.listen import bound_address
-from rawgrpc_proxy.routes import RouteTable
+from rawgrpc_proxy.proxy.routes import RouteTable
+from rawgrpc_proxy.server.dispatch import _PAUSE_S
 from tests.net.test_listen import LOOPBACK, open_listener
-from tests.pool_backend import REQUEST
 from tests.proxy.house import A_TEST_S, a_proxy, on_every_engine
 from tests.proxy.raw_peers import PeerStream, request_fields
+from tests.upstream.backend import REQUEST
 
 pytestmark = on_every_engine
 

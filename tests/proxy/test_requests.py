@@ -10,11 +10,11 @@ from trio.testing import trio_test
 
 from rawgrpc_proxy import Call, CallContext, Metadata, PoolConn, Server, Status, transparent_handler
 from rawgrpc_proxy.config import Engine
-from rawgrpc_proxy.director import Direction
-from rawgrpc_proxy.grpc.metadata import FixedHeaders
 from rawgrpc_proxy.grpc.timeout import parse_timeout
-from rawgrpc_proxy.http2.header_blocks import HeaderList
+from rawgrpc_proxy.http2.headers import FixedHeaders, HeaderList
 from rawgrpc_proxy.net import poller
+from rawgrpc_proxy.proxy.director import Direction
+from rawgrpc_proxy.server.request import Asked
 from tests.proxy.house import a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import (
     INITIAL_WINDOW_SIZE,
@@ -552,10 +552,13 @@ async def test_long_texts_that_are_worked_out_of_a_header_list_are_not_kept_with
             served = await house.backend.request()
             await served.headers([*RESPONSE, (b"grpc-status", b"9"), (b"grpc-message", text)], end=True)
             assert (await call.answer()).message == text
-        for value in (path, text):
+        for value, short in ((path, Asked), (text, tuple)):
             lists = [headers for headers in kept_with(value) if isinstance(headers, HeaderList)]
             assert lists
-            assert [(headers.asked, headers.told) for headers in lists] == [(None, None)] * len(lists)
+            kept = [answer for headers in lists for answer in headers._worked_out.values()]
+            assert [answer for answer in kept if isinstance(answer, short)]
+            texts = [part for answer in kept for part in gc.get_referents(answer) if isinstance(part, str)]
+            assert {len(part) for part in texts} <= {len(path)}, "but the method's name"
 
 
 def kept_with(value: bytes) -> list[object]:

@@ -9,8 +9,8 @@ from trio.testing import trio_test
 
 from rawgrpc_proxy import CallContext, Status
 from rawgrpc_proxy.config import Engine
-from rawgrpc_proxy.director import Direction
-from rawgrpc_proxy.net.splice import REPLAY_BYTES
+from rawgrpc_proxy.proxy.director import Direction
+from rawgrpc_proxy.proxy.splice import REPLAY_BYTES
 from tests.proxy.house import House, a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import OK, RESPONSE, Headers, PeerStream, RawPeer, message, request_fields
 

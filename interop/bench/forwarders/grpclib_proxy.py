@@ -89,7 +89,7 @@ async def main(listen: int, upstream: int) -> None:
     codec = RawCodec()
     async with Channel("127.0.0.1", upstream, codec=codec) as channel:
         server = Server([], codec=codec)
-        server._mapping = EveryMethod(channel)
+        server._mapping = EveryMethod(channel)  # noqa: SLF001  # grpclib has no other way to answer every method
         with graceful_exit([server]):
             await server.start("127.0.0.1", listen, backlog=BACKLOG)
             await server.wait_closed()

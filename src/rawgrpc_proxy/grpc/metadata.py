@@ -1,38 +1,20 @@
-"""The metadata of a call: a view of raw HTTP/2 headers for people, and the headers never to forward.
+"""The metadata of a call: a view of raw HTTP/2 headers for people.
 
 This module does not judge what a peer sent: raw headers are the HTTP/2 engine's to check. It checks what
 users put in, by the rules of `custom_metadata.py`. The invariant: a header that nobody changed leaves as it came, the
 same object, in the same place. A `-bin` value is decoded when somebody reads it and never encoded again.
 
-Owns: "Custom-Metadata" of the gRPC over HTTP/2 specification, RFC 9113 §8.2.2.
+Owns: "Custom-Metadata" of the gRPC over HTTP/2 specification.
 """
 
 import binascii
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar, overload
+from typing import TypeVar, overload
 
-from rawgrpc_proxy.custom_metadata import HOP_BY_HOP, Value, checked_text, header_of, headers_of
+from rawgrpc_proxy.custom_metadata import Value, checked_text, header_of, headers_of
+from rawgrpc_proxy.http2.headers import FixedHeaders, Headers, RawHeader, check_fields, for_next_hop, size_of
 
-FIELD_OVERHEAD = 32  # RFC 9113 §6.5.2
 TE_TRAILERS = (b"te", b"trailers")
-_BLANKS = (b" ", b"\t")
-_EDGE_BLANKS = (b"\n ", b" \n", b"\n\t", b"\t\n")
-
-RawHeader = tuple[bytes, bytes]
-Headers = list[RawHeader]
-
-
-class FixedHeaders(list[RawHeader]):
-    """Headers that nobody changes any more: what is worked out from the list may be kept for as long as it lives."""
-
-    __slots__ = ("__weakref__",)
-
-
-def size_of(headers: Iterable[RawHeader]) -> int:
-    """The size of a list as SETTINGS_MAX_HEADER_LIST_SIZE counts it (RFC 9113 §6.5.2)."""
-    return sum([len(name) + len(value) + FIELD_OVERHEAD for name, value in headers])
-
-
 T = TypeVar("T")
 
 _SETTABLE_PSEUDO_HEADERS = (":authority", ":path")
@@ -63,8 +45,7 @@ class Metadata:
         self.by_hand = not isinstance(raw, FixedHeaders)
         """Made from headers that no peer has sent, so that nobody has held them against the rules yet."""
         if self.by_hand:
-            for header in self._raw:
-                _check_pair(header)
+            check_fields(self._raw)
         self._next_hop: FixedHeaders | None = None
         self._next_hop_size = 0
 
@@ -194,64 +175,6 @@ class Metadata:
         changed = Metadata()
         changed._raw, changed.by_hand = raw, self.by_hand
         return changed
-
-
-def strip_hop_by_hop(headers: Headers) -> Headers:
-    """Drop what concerns only the connection it came on, and whatever a `connection` header names.
-
-    Answers the very list it was given if there is nothing to drop.
-    """
-    kept = [header for header in headers if header[0] not in HOP_BY_HOP]
-    if len(kept) == len(headers):
-        return headers
-    named = [value.lower().split(b",") for name, value in headers if name == b"connection"]
-    if named:
-        # No field name but a pseudo-header's has a colon, and no peer may talk us out of those.
-        unwanted = {token.strip() for tokens in named for token in tokens if b":" not in token}
-        kept = [header for header in kept if header[0] not in unwanted]
-    return kept
-
-
-def for_next_hop(headers: Headers) -> Headers:
-    """The list without hop-by-hop fields, and without leading and trailing blanks in its values.
-
-    grpcio sends such blanks as they are, though RFC 9113 §8.2.1 calls them malformed, and peers that keep to the
-    letter answer with the end of the whole connection. gRPC allows to strip them; those of a grpc-message, which is a
-    text, are percent-encoded instead. Answers the very list it was given if there is nothing to change.
-    """
-    headers = strip_hop_by_hop(headers)
-    # No value has a line feed in it, so between two of them they show where a value begins and ends.
-    values = b"\n".join([b"", *[value for _, value in headers], b""])
-    if any([edge in values for edge in _EDGE_BLANKS]):  # noqa: C419  # a generator takes longer than all four
-        return [_trimmed(header) for header in headers]
-    return headers
-
-
-def _trimmed(header: RawHeader) -> RawHeader:
-    name, value = header
-    if value[:1] in _BLANKS or value[-1:] in _BLANKS:
-        # hpack marks a field that must never be indexed by its type, and so it stays (RFC 7541 §7.1.3).
-        kind: Any = type(header)
-        trimmed = value.strip(b" \t")
-        if name == b"grpc-message":
-            # Here they are part of a text, and the text has a way to write them.
-            before = value[: len(value) - len(value.lstrip(b" \t"))]
-            after = value[len(before) + len(trimmed) :]
-            trimmed = _escaped(before) + trimmed + _escaped(after)
-        return (name, trimmed) if kind is tuple else kind(name, trimmed)
-    return header
-
-
-def _escaped(blanks: bytes) -> bytes:
-    return blanks.replace(b" ", b"%20").replace(b"\t", b"%09")
-
-
-def _check_pair(header: object) -> None:
-    if not isinstance(header, tuple) or len(header) != 2:  # noqa: PLR2004
-        raise TypeError(f"a raw header is a tuple of name and value, not {type(header).__name__}")
-    for part in header:
-        if not isinstance(part, bytes):
-            raise TypeError(f"the name and the value of a raw header are bytes, not {type(part).__name__}")
 
 
 def _wire_name(key: str) -> bytes:

@@ -23,7 +23,12 @@ def path_problem(path: bytes) -> str | None:
     """What keeps this :path from naming a method, None if nothing does."""
     if _PLAIN.match(path) or (_ALLOWED.match(path) and _is_plain(unquote_to_bytes(path))):
         return None
-    return f"malformed method name: {shortened(path.decode('latin-1'))!r}"
+    return malformed(path.decode("latin-1"))
+
+
+def malformed(method: str) -> str:
+    """The problem of a path that names no method."""
+    return f"malformed method name: {shortened(method)!r}"
 
 
 def shortened(method: str) -> str:

@@ -11,7 +11,7 @@ import re
 from urllib.parse import unquote_to_bytes
 
 from rawgrpc_proxy.codes import ErrorCode, Status
-from rawgrpc_proxy.grpc.metadata import Headers, size_of
+from rawgrpc_proxy.http2.headers import Headers, size_of
 
 _FROM_HTTP = {
     400: Status.INTERNAL,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rawgrpc_proxy.errors import ConnectionFailed
 from rawgrpc_proxy.http2.frames import Data
-from rawgrpc_proxy.http2.header_blocks import HeaderList
+from rawgrpc_proxy.http2.headers import HeaderList
 
 
 @dataclass(slots=True)

@@ -24,11 +24,11 @@ import hpack
 
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ProtocolViolation
-from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.http2 import frames
 from rawgrpc_proxy.http2.frames import Data, Setting
-from rawgrpc_proxy.http2.header_blocks import check_fields, without_index
-from rawgrpc_proxy.http2.session import UNLIMITED, Session
+from rawgrpc_proxy.http2.headers import Headers, check_fields
+from rawgrpc_proxy.http2.hpack import without_index
+from rawgrpc_proxy.http2.session import UNLIMITED, Session, Shorten
 from rawgrpc_proxy.http2.stream_state import StreamState
 
 
@@ -37,8 +37,8 @@ class H2Session(Session):
 
     __slots__ = ("_h2", "_ready_headers")
 
-    def __init__(self, settings: Http2Settings, *, client_side: bool) -> None:
-        super().__init__(settings, client_side=client_side)
+    def __init__(self, settings: Http2Settings, *, client_side: bool, shorten: Shorten) -> None:
+        super().__init__(settings, client_side=client_side, shorten=shorten)
         self._h2 = _Connection(
             h2.config.H2Configuration(
                 client_side=client_side,
@@ -83,7 +83,7 @@ class H2Session(Session):
             raise ProtocolViolation(int(error.error_code), str(error)) from error
 
     def _flush(self) -> None:
-        self._write(self._h2.data_to_send())
+        self.output.write(self._h2.data_to_send())
 
     def _accept_headers(self, state: StreamState, headers: Headers, end_stream: bool) -> None:
         self._ready_headers.headers = [field for field in headers if field[0] != b"content-length"]
@@ -130,14 +130,14 @@ class H2Session(Session):
     def _write_data(self, state: StreamState, data: Data, end_stream: bool) -> None:
         self._h2.send_data(state.id, bytes(data), end_stream=end_stream)
         frame = self._h2.data_to_send()
-        self._output.append(frame)
-        self.data_bytes += len(frame)
+        self.output.chunks.append(frame)
+        self.output.data_bytes += len(frame)
 
     def _write_reset(self, state: StreamState, error_code: int) -> None:
         try:
             self._h2.reset_stream(state.id, error_code)
         except (h2.exceptions.StreamClosedError, h2.exceptions.NoSuchStreamError):
-            self._write(frames.rst_stream(state.id, error_code))
+            self.output.write(frames.rst_stream(state.id, error_code))
         else:
             self._flush()
 

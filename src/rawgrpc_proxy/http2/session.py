@@ -15,16 +15,14 @@ Owns RFC 9113 §3.4, §4.3, §5.1.1, §5.1.2, §5.4, §6.8 and §8.1.
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from typing import Any
+from collections.abc import Callable
 
 import hpack
 
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import DEFAULT_WINDOW, MIN_FRAME_SIZE, Http2Settings
 from rawgrpc_proxy.errors import ConnectionFailed, NotHttp2, ProtocolViolation
-from rawgrpc_proxy.grpc.metadata import FIELD_OVERHEAD, Headers
-from rawgrpc_proxy.grpc.status import status_fields
-from rawgrpc_proxy.http2 import fields, frames
+from rawgrpc_proxy.http2 import field_rules, frames
 from rawgrpc_proxy.http2.closed_streams import ClosedStreams
 from rawgrpc_proxy.http2.events import (
     ConnectionEnded,
@@ -41,7 +39,9 @@ from rawgrpc_proxy.http2.events import (
 )
 from rawgrpc_proxy.http2.frames import Data, FrameSplitter, Setting
 from rawgrpc_proxy.http2.guard import MAX_SETTINGS_ENTRIES, Guard
-from rawgrpc_proxy.http2.header_blocks import HeaderDecoder, HeaderList, check_fields
+from rawgrpc_proxy.http2.headers import FIELD_OVERHEAD, HeaderList, Headers, check_fields
+from rawgrpc_proxy.http2.hpack import HeaderDecoder
+from rawgrpc_proxy.http2.output import Output, Receipt
 from rawgrpc_proxy.http2.stream_state import CreditSource, Receiving, Sending, StreamState
 
 # Looked up once: an enum's member costs as much as a call, each time, and these are asked for with every frame.
@@ -56,21 +56,22 @@ _YOUNG_S = 0.01
 of them in that time than it may have open at once."""
 _LONG_AGO = -math.inf
 
-Receipt = list[Any]
-"""[source, credit]: a `CreditSource`, and what it is owed. A list, because the next frame of the source adds to it."""
+Shorten = Callable[[Headers, int], Headers]
+"""A list, and how many bytes are allowed."""
 
 
 class Session(ABC):
-    """The HTTP/2 state of one connection. `client_side` says whether we opened it (upstream) or were called."""
+    """The HTTP/2 state of one connection. `client_side` says whether we opened it (upstream) or were called.
+
+    `shorten` answers what to keep of a list that ends a response and is too long: see `grpc.status.status_fields`.
+    """
 
     __slots__ = (
-        "_batches_taken",
-        "_batches_written",
         "_block",
         "_block_ends_stream",
         "_block_stream_id",
+        "_checks",
         "_closed",
-        "_closed_unreported",
         "_connection_credit_step",
         "_continuations",
         "_data_frames_sent",
@@ -79,30 +80,24 @@ class Session(ABC):
         "_events",
         "_guard",
         "_highest_peer_id",
-        "_leaving",
-        "_leaving_taken",
-        "_limits",
         "_max_output_bytes",
         "_max_streams",
         "_next_id",
         "_now",
-        "_output",
         "_peer_stream_window",
         "_peer_table_bytes",
         "_ready",
-        "_receipts",
         "_settings",
+        "_shorten",
         "_splitter",
         "_started",
         "_stream_credit_step",
         "_stream_window_bytes",
         "_uncredited",
         "client_side",
-        "data_bytes",
         "ended",
         "goaway_sent_id",
-        "opening_bytes",
-        "owed_bytes",
+        "output",
         "peer_max_concurrent_streams",
         "peer_max_frame_bytes",
         "peer_max_header_list_bytes",
@@ -111,8 +106,9 @@ class Session(ABC):
         "streams_opened",
     )
 
-    def __init__(self, settings: Http2Settings, *, client_side: bool) -> None:
+    def __init__(self, settings: Http2Settings, *, client_side: bool, shorten: Shorten) -> None:
         self.client_side = client_side
+        self._shorten = shorten
         self.streams: dict[int, StreamState] = {}
         self.peer_max_concurrent_streams = UNLIMITED
         self.peer_max_header_list_bytes = UNLIMITED
@@ -123,13 +119,11 @@ class Session(ABC):
         self.ended = False
         self._started = False
         self.goaway_sent_id: int | None = None
-        # In the output: frames of DATA; what else the peer is owed (answers, acknowledgements, resets), which no window
-        # limits; request headers.
-        self.data_bytes = self.owed_bytes = self.opening_bytes = 0
+        self.output = Output()
         self._settings = settings
         self._max_output_bytes = settings.max_output_bytes
         self._stream_window_bytes = settings.stream_window_bytes
-        self._limits = settings.max_header_fields, settings.max_header_list_bytes
+        self._checks = field_rules.checks_for((settings.max_header_fields, settings.max_header_list_bytes))
         self._max_streams = settings.max_concurrent_streams
         self._splitter = FrameSplitter(settings.max_frame_bytes, expect_preface=not client_side)
         self._guard = Guard()
@@ -147,17 +141,10 @@ class Session(ABC):
         self.streams_opened = 0
         self._data_frames_sent = 0
         self._closed = ClosedStreams()
-        # Of the output. Streams that have closed, but their last frame is in it; or taken out, and not with the socket.
-        self._batches_taken = self._batches_written = 0
-        self._leaving: list[int] = []
-        self._leaving_taken: list[int] = []
-        self._closed_unreported: list[int] = []
         self._uncredited = 0
         self._dropped = 0
         self._stream_credit_step = max(1, settings.stream_window_bytes // 2)
         self._connection_credit_step = max(1, settings.connection_window_bytes // 4)
-        self._output: list[Data] = []
-        self._receipts: list[Receipt] = []
         self._ready: deque[StreamState] = deque()
 
     # ------------------------------------------------------------------ input
@@ -178,11 +165,11 @@ class Session(ABC):
             + FIELD_OVERHEAD * settings.max_header_fields,
         }
         if self.client_side:
-            self._write(frames.PREFACE)
+            self.output.write(frames.PREFACE)
             values[Setting.ENABLE_PUSH] = 0
         else:
             values[Setting.MAX_CONCURRENT_STREAMS] = settings.max_concurrent_streams
-        self._write(frames.settings(values))
+        self.output.write(frames.settings(values))
         self._start()
         # SETTINGS never change the connection's window (RFC 9113 §6.9.2): raise it at once and for good.
         growth = settings.connection_window_bytes - DEFAULT_WINDOW
@@ -294,7 +281,7 @@ class Session(ABC):
         self._drop_data(size)
         if not self._closed.by_our_reset(stream_id):
             self._for_nothing()
-            self._write(frames.rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
+            self.output.write(frames.rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
 
     def _drop_data(self, size: int) -> None:
         """Return the connection credit of DATA that goes nowhere: in steps, as for the rest.
@@ -304,7 +291,7 @@ class Session(ABC):
         self._dropped += size
         if self._dropped >= self._connection_credit_step:
             # Straight into the output: no engine has counted this DATA, so none may count its credit.
-            self._write(frames.window_update(0, self._dropped))
+            self.output.write(frames.window_update(0, self._dropped))
             self._dropped = 0
 
     def _receive_headers(self, flags: int, stream_id: int, payload: Data) -> None:
@@ -381,7 +368,7 @@ class Session(ABC):
             self._closed.remember(stream_id, by_our_reset=True)
             return  # RFC 9113 §6.8: it will be retried elsewhere, and what follows on it is ignored too
         # What the peer has not taken counts: else one that does not read could have us hold any number of answers.
-        room = self._max_streams - len(self.streams) - len(self._leaving) - len(self._leaving_taken)
+        room = self._max_streams - len(self.streams) - self.output.leaving
         if room <= 1 and not self._guard.told_of_the_limit:
             self._tell_of_the_limit()
         if room <= 0:
@@ -392,7 +379,7 @@ class Session(ABC):
                 forgiven=self._guard.may_not_know_the_limit(),
             )
             return
-        checked = self._check(headers, fields.request_problem)
+        checked = headers.once(self._checks.request)
         if checked.problem is not None:
             self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR, checked.problem)
             return
@@ -412,7 +399,7 @@ class Session(ABC):
             self._peer_ended(state)
 
     def _receive_response(self, state: StreamState, headers: HeaderList, end_stream: bool) -> None:
-        checked = self._check(headers, fields.response_problem)
+        checked = headers.once(self._checks.response)
         if checked.problem is not None:
             self._stream_error(state, ErrorCode.PROTOCOL_ERROR, checked.problem)
         elif headers[0][1][:1] == b"1":
@@ -426,7 +413,7 @@ class Session(ABC):
                     text = f"the response headers have {checked.excess.text}"
                     self._stream_error(state, ErrorCode.ENHANCE_YOUR_CALM, text)
                     return
-                headers = self._only_the_status(state, headers, checked)
+                headers = self._only_the_status(state, headers, checked.excess)
             self._accept_headers(state, headers, end_stream)
             state.receiving = _BODY
             self._events.append(ResponseReceived(state.id, headers, end_stream))
@@ -434,7 +421,7 @@ class Session(ABC):
                 self._peer_ended(state)
 
     def _receive_trailers(self, state: StreamState, headers: HeaderList, end_stream: bool) -> None:
-        checked = self._check(headers, fields.trailers_problem)
+        checked = headers.once(self._checks.trailers)
         problem = checked.problem
         if not end_stream:
             problem = "HEADERS in mid-stream without END_STREAM"
@@ -447,17 +434,16 @@ class Session(ABC):
             self._stream_error(state, ErrorCode.ENHANCE_YOUR_CALM, text)
         else:
             if checked.excess is not None:
-                headers = self._only_the_status(state, headers, checked)
+                headers = self._only_the_status(state, headers, checked.excess)
             self._accept_headers(state, headers, end_stream=True)
             self._events.append(TrailersReceived(state.id, headers))
             self._peer_ended(state)
 
     def _only_the_status(
-        self, state: StreamState, headers: HeaderList, checked: fields.CheckedFields
+        self, state: StreamState, headers: HeaderList, excess: field_rules.Excess
     ) -> HeaderList:
         """What is passed on of the end of a response that is too long: how the call went is never lost."""
-        assert checked.excess is not None
-        limit, text = checked.excess
+        limit, text = excess
         self._events.append(
             LimitReached(
                 limit,
@@ -465,10 +451,7 @@ class Session(ABC):
                 "are passed on",
             )
         )
-        reduced = HeaderList(status_fields(headers, self._settings.max_header_list_bytes))
-        # By the rule of the whole list: every list that is passed on has been checked, and its size is known.
-        self._check(reduced, checked.rule)
-        return reduced
+        return HeaderList(self._shorten(headers, self._settings.max_header_list_bytes))
 
     def _receive_rst_stream(self, stream_id: int, payload: Data) -> None:
         if len(payload) != 4:
@@ -558,7 +541,7 @@ class Session(ABC):
             self._events.append(PingAcknowledged(bytes(payload)))
         else:
             self._guard.answer_owed()
-            self._write(frames.ping(payload, ack=True))
+            self.output.write(frames.ping(payload, ack=True))
 
     def _receive_goaway(self, stream_id: int, payload: Data) -> None:
         if stream_id:
@@ -588,15 +571,7 @@ class Session(ABC):
                     state, ErrorCode.FRAME_SIZE_ERROR, f"PRIORITY has {len(payload)} bytes, not 5"
                 )
 
-    def _check(self, headers: HeaderList, rule: fields.Rule) -> fields.CheckedFields:
-        checked = headers.checked
-        if checked is None or checked.rule is not rule or checked.limits != self._limits:
-            checked = fields.check(headers, rule, self._limits)
-            if checked.problem is None:
-                headers.checked = checked
-        return checked
-
-    def _expect_body(self, state: StreamState, checked: fields.CheckedFields, end_stream: bool) -> bool:
+    def _expect_body(self, state: StreamState, checked: field_rules.CheckedFields, end_stream: bool) -> bool:
         length = state.body_left = checked.content_length
         # A trailers-only response may repeat the length that a body would have had (HEAD, 304); gRPC has neither.
         return length is None or (length >= 0 and not (end_stream and length))
@@ -617,17 +592,22 @@ class Session(ABC):
         Raises `TypeError` for fields that are no pairs of bytes; there is no stream then, and its id is the next one's.
         """
         state = StreamState(self._next_id, self._peer_stream_window, self._stream_window_bytes)
-        owed_before = self.owed_bytes
+        output = self.output
+        owed_before = output.owed_bytes
         self._write_headers(state, headers, end_stream)
-        # A request is nothing that is owed: a peer that is asked much must be able to answer.
-        self.opening_bytes += self.owed_bytes - owed_before
-        self.owed_bytes = owed_before
+        output.opening_bytes += output.owed_bytes - owed_before
+        output.owed_bytes = owed_before
         self._next_id += 2
         self.streams_opened += 1
         self.streams[state.id] = state
         if end_stream:
             self._we_ended(state)
         return state.id
+
+    @property
+    def last_opened_id(self) -> int:
+        """The last stream that we have opened; not positive if we have opened none."""
+        return self._next_id - 2
 
     @property
     def room(self) -> bool:
@@ -677,7 +657,7 @@ class Session(ABC):
         if not state.pending and (
             not data  # needs no window: END_STREAM never waits by itself
             or (
-                self.data_bytes < self._max_output_bytes
+                self.output.data_bytes < self._max_output_bytes
                 and len(data) <= self.peer_max_frame_bytes
                 and len(data) <= self._window(state)
             )
@@ -685,7 +665,7 @@ class Session(ABC):
             self._write_data(state, data, end_stream)
             self._data_frames_sent += 1
             if source is not None:
-                self._owe(source, credit)
+                self.output.owe(source, credit)
             if end_stream:
                 self._we_ended(state)
             return
@@ -700,7 +680,7 @@ class Session(ABC):
         if state is None:
             return False
         self._write_reset(state, error_code)
-        state.end_batch = self._batches_taken + 1
+        state.end_batch = self.output.batch
         self._close(state, by_our_reset=True)
         return True
 
@@ -738,7 +718,7 @@ class Session(ABC):
             return
         if not self._started:
             self.start()
-        self._write(frames.ping(opaque))
+        self.output.write(frames.ping(opaque))
 
     def go_away(self, *, final: bool, error_code: int = ErrorCode.NO_ERROR, debug: bytes = b"") -> None:
         """Tell the peer to open no more streams.
@@ -754,7 +734,7 @@ class Session(ABC):
         last_id = self._last_taken_id() if final or self.goaway_sent_id is not None else UNLIMITED
         if final:
             self.goaway_sent_id = last_id
-        self._write(frames.goaway(last_id, error_code, debug))
+        self.output.write(frames.goaway(last_id, error_code, debug))
 
     def _last_taken_id(self) -> int:
         """The highest id that a GOAWAY may name: it never grows (RFC 9113 §6.8)."""
@@ -770,60 +750,46 @@ class Session(ABC):
         if not self._started:
             if isinstance(error, NotHttp2):
                 if error.answer:
-                    self._write(error.answer)
+                    self.output.write(error.answer)
                 return
             if self._splitter.begins_otherwise:
                 return
-            self._write(
+            self.output.write(
                 frames.settings({})
             )  # RFC 9113 §3.4: a server's first frame is SETTINGS, even before a GOAWAY
-        self._write(frames.goaway(self._last_taken_id(), error.error_code, error.message.encode()[:256]))
+        self.output.write(
+            frames.goaway(self._last_taken_id(), error.error_code, error.message.encode()[:256])
+        )
 
     @property
     def wants_output(self) -> bool:
         """True if there is output that may be written now."""
-        return bool(self._output) or bool(self._ready and self._connection_window() > 0)
+        return bool(self.output.chunks) or bool(self._ready and self._connection_window() > 0)
 
     def take_output(self) -> tuple[list[Data], list[Receipt]]:
         """The bytes to write next, and the receipts to honour once they are written: then call `output_written`.
 
         Whoever takes more says that what was taken before is with the socket.
         """
-        if self._batches_written < self._batches_taken:
+        if self.output.taken:
             self.output_written()
         if self._ready:
             self._fill_output()
-        chunks, receipts = self._output, self._receipts
-        self._output, self._receipts = [], []
-        self.data_bytes = self.owed_bytes = self.opening_bytes = 0
-        self._batches_taken += 1
-        if self._leaving:
-            self._leaving_taken += self._leaving
-            self._leaving = []
-        return chunks, receipts
+        return self.output.take()
 
     def output_written(self) -> None:
         """All that was taken is with the socket: the streams that ended with it count no more."""
-        self._batches_written = self._batches_taken
         self._guard.answers_written()
-        if self._leaving_taken:
-            self._closed_unreported += self._leaving_taken
-            self._leaving_taken = []
-
-    @property
-    def output_bytes(self) -> int:
-        """What is in the output."""
-        return self.data_bytes + self.owed_bytes + self.opening_bytes
+        self.output.written()
 
     def take_closed(self) -> list[int]:
         """Ids of the streams that have closed since the last call, their last frame with the socket."""
-        closed, self._closed_unreported = self._closed_unreported, []
-        return closed
+        return self.output.take_closed()
 
     def _fill_output(self) -> None:
         """Let the streams with waiting DATA take turns, one frame each, until the output is full."""
         ready, limit = self._ready, self._max_output_bytes
-        while ready and self.data_bytes < limit:
+        while ready and self.output.data_bytes < limit:
             state = ready[0]
             assert state.pending  # it would not be ready otherwise
             piece = state.pending[0]
@@ -845,7 +811,7 @@ class Session(ABC):
             data: Data = piece.data  # type: ignore[assignment]  # a bytearray nobody changes any more
             state.pending.popleft()
             if piece.source is not None:
-                self._owe(piece.source, piece.credit)
+                self.output.owe(piece.source, piece.credit)
         else:
             data = bytes(memoryview(piece.data)[:size])
             del piece.data[:size]
@@ -867,21 +833,10 @@ class Session(ABC):
         if end_stream:
             self._we_ended(state)
 
-    def _owe(self, source: CreditSource, credit: int) -> None:
-        receipts = self._receipts
-        if receipts and receipts[-1][0] is source:
-            receipts[-1][1] += credit
-        else:
-            receipts.append([source, credit])
-
     def _queue(self, state: StreamState) -> None:
         if not state.queued:
             state.queued = True
             self._ready.append(state)
-
-    def _write(self, data: Data) -> None:
-        self._output.append(data)
-        self.owed_bytes += len(data)
 
     # ------------------------------------------------------- streams that end
 
@@ -892,7 +847,7 @@ class Session(ABC):
 
     def _we_ended(self, state: StreamState) -> None:
         state.sending = _SAID_ALL
-        state.end_batch = self._batches_taken + 1
+        state.end_batch = self.output.batch
         if state.receiving is _HEARD_ALL:
             self._close(state, by_our_reset=False)
         elif state.reset_after_end is not None:
@@ -904,12 +859,7 @@ class Session(ABC):
             self._ready.remove(state)
         state.pending = None
         self._closed.remember(state.id, by_our_reset=by_our_reset)
-        if state.end_batch <= self._batches_written:
-            self._closed_unreported.append(state.id)
-        elif state.end_batch > self._batches_taken:
-            self._leaving.append(state.id)
-        else:
-            self._leaving_taken.append(state.id)
+        self.output.close(state.id, state.end_batch)
 
     def _for_nothing(self) -> None:
         """The peer has had us work for nothing. Raises `PeerAbuse` when it is too much.
@@ -936,7 +886,7 @@ class Session(ABC):
         self._guard.streams_for_nothing += 1
         if not forgiven:
             self._for_nothing()
-        self._write(frames.rst_stream(stream_id, error_code))
+        self.output.write(frames.rst_stream(stream_id, error_code))
         self._closed.remember(stream_id, by_our_reset=True)
         self._events.append(StreamReset(stream_id, error_code, by_peer=False, reason=reason))
 
@@ -945,7 +895,7 @@ class Session(ABC):
         self._for_nothing()
         self._guard.streams_for_nothing += 1
         self._write_reset(state, error_code)
-        state.end_batch = self._batches_taken + 1
+        state.end_batch = self.output.batch
         self._close(state, by_our_reset=True)
         self._events.append(StreamReset(state.id, error_code, by_peer=False, reason=reason))
 

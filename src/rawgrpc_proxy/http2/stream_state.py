@@ -12,8 +12,8 @@ from collections import deque
 from enum import IntEnum
 from typing import Protocol
 
-from rawgrpc_proxy.grpc.metadata import Headers
 from rawgrpc_proxy.http2.frames import Data
+from rawgrpc_proxy.http2.headers import Headers
 
 _SMALL = 2048
 _COALESCE_UP_TO = 8192

@@ -11,6 +11,8 @@ another process; one that hangs or is gone delays each connection by that moment
 
 import mmap
 
+import trio.lowlevel
+
 _COUNT_BYTES = 4
 _EIGHTH = 3
 
@@ -45,3 +47,18 @@ class AcceptShare:
 def shared_counts(processes: int) -> memoryview:
     """Counts for so many processes, in memory that those forked from this one share."""
     return memoryview(mmap.mmap(-1, _COUNT_BYTES * processes)).cast("I")
+
+
+_share_of_run: trio.lowlevel.RunVar[AcceptShare | None] = trio.lowlevel.RunVar(
+    "rawgrpc_proxy.accept_share", None
+)
+
+
+def set_accept_share(share: AcceptShare) -> None:
+    """From now on this trio run, a process of several, counts the connections it accepts, and leaves some to others."""
+    _share_of_run.set(share)
+
+
+def current_accept_share() -> AcceptShare | None:
+    """The share of this trio run; None if it shares its listeners with nobody."""
+    return _share_of_run.get()

@@ -1,5 +1,7 @@
 """Addresses as people write them: `HOST:PORT`, `[V6]:PORT`, `unix:PATH`, or `unix:@NAME` for an abstract socket."""
 
+import os
+import socket
 import sys
 from typing import Self
 
@@ -73,3 +75,14 @@ class Address:
         if self.path is not None:
             return f"unix:@{self.path[1:]}" if self.is_abstract else f"unix:{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def in_words(fault: BaseException) -> str:
+    """Why an address cannot be connected to, or listened on."""
+    if isinstance(fault, socket.gaierror):
+        return f"the name cannot be resolved ({fault.strerror})"
+    if isinstance(fault, UnicodeError):  # IDNA knows no such name; each Python has words of its own for it
+        return f"no host can have this name ({fault})"
+    if isinstance(fault, OSError) and fault.errno:
+        return os.strerror(fault.errno)
+    return str(fault)

@@ -24,13 +24,11 @@ from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import (
     ConnectionFailed,
     ConnectionGone,
-    PeerAbuse,
     ProxyFault,
     ProxyStopping,
     Side,
-    StreamRefused,
 )
-from rawgrpc_proxy.grpc.metadata import Headers
+from rawgrpc_proxy.grpc.status import status_fields
 from rawgrpc_proxy.http2.events import (
     ConnectionEnded,
     DataReceived,
@@ -44,18 +42,18 @@ from rawgrpc_proxy.http2.events import (
     StreamReset,
     TrailersReceived,
 )
-from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.h2_session import H2Session
+from rawgrpc_proxy.http2.headers import Headers
 from rawgrpc_proxy.http2.relay_session import RelaySession
-from rawgrpc_proxy.http2.session import Receipt, Session
+from rawgrpc_proxy.http2.session import Session
 from rawgrpc_proxy.net.drain import Drain
-from rawgrpc_proxy.net.stream import Stream, lost_error, reset_error
+from rawgrpc_proxy.net.failures import lost_error, never_sent_error, reason_of, reset_error
+from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.transport import Transport
 from rawgrpc_proxy.net.turn import current_turn
+from rawgrpc_proxy.net.writer import FAREWELL_TIMEOUT_S, Writer
 
-_WRITES_A_TURN = 4
 _ALIVE_PING = b"alive?  "
-_FAREWELL_TIMEOUT_S = 1.0
 
 
 class ConnectionState(enum.Enum):
@@ -73,9 +71,9 @@ def make_session(settings: Http2Settings, *, client_side: bool) -> Session:
     """The session of the engine that the settings name."""
     match settings.engine:
         case "h2":
-            return H2Session(settings, client_side=client_side)
+            return H2Session(settings, client_side=client_side, shorten=status_fields)
         case "relay":
-            return RelaySession(settings, client_side=client_side)
+            return RelaySession(settings, client_side=client_side, shorten=status_fields)
         case _:
             assert_never(settings.engine)
 
@@ -90,7 +88,6 @@ class Connection:
     """
 
     __slots__ = (
-        "_dirty",
         "_drain",
         "_failure",
         "_fault",
@@ -100,22 +97,13 @@ class Connection:
         "_on_read",
         "_on_refused",
         "_on_request",
-        "_opened_id",
         "_peer_is_gone",
         "_reading_resumes",
         "_scope",
         "_settings",
-        "_taken_id",
         "_transport",
-        "_unhonoured",
-        "_unsent",
-        "_wake_pending",
-        "_write_by",
-        "_write_scope",
         "_writer",
-        "_writing",
         "error",
-        "given_up",
         "heard_at",
         "in_doubt",
         "peer",
@@ -125,6 +113,7 @@ class Connection:
         "state",
         "streams",
         "tls_peer",
+        "touch",
         "turn",
     )
 
@@ -152,6 +141,15 @@ class Connection:
         """Set when the peer's SETTINGS are in force, or the connection has ended before."""
         self._transport = transport
         transport.mind_lost_bytes(settings.send_timeout_s)
+        self._writer = Writer(
+            self.session,
+            transport,
+            send_timeout_s=settings.send_timeout_s,
+            on_written=self._written,
+            on_failed=self._write_failed,
+        )
+        self.touch: Callable[[], None] = self._writer.touch
+        """There is output: see that it is written at the end of this turn."""
         self._settings = settings
         self._on_request = on_request
         self._on_read = on_read
@@ -163,25 +161,12 @@ class Connection:
         """When the peer has last sent anything."""
         self.in_doubt = False
         """The peer was asked for a sign of life (`ask`), and has not answered."""
-        self.given_up = 0
-        """Calls that the peer gave up in vain, as the server counts them (`calls.py`)."""
         self._scope = trio.CancelScope()
         self._handshake = trio.CancelScope()
         self._failure: ConnectionFailed | None = None
         """How the peer has broken the connection's rules, if it has."""
         self._fault: BaseException | None = None
         """What a write has raised that is no error of the socket."""
-        self._dirty = False
-        self._writing = False
-        self._unsent: list[Data] = []
-        self._unhonoured: list[Receipt] = []
-        self._write_scope: trio.CancelScope | None = None
-        """Of the write that waits for the socket. When the connection ends, it has until `_write_by`."""
-        self._write_by = math.inf
-        self._writer: trio.lowlevel.Task | None = None
-        self._wake_pending = False
-        self._opened_id = 0
-        self._taken_id = 0
         self._peer_is_gone = False
         self._reading_resumes: trio.Event | None = None
         self._drain: Drain | None = None
@@ -192,7 +177,6 @@ class Connection:
         """Open a stream with these request headers. The caller has looked at `has_room`."""
         stream = Stream(self, self.session.open_stream(headers, end_stream), headers)
         self.streams[stream.id] = stream
-        self._opened_id = stream.id
         self.touch()
         return stream
 
@@ -205,16 +189,6 @@ class Connection:
         """Let the peer send `size` bytes more on this stream."""
         if self.session.credit(stream_id, size):
             self.touch()
-
-    def touch(self) -> None:
-        """There is output: see that it is written at the end of this turn."""
-        if self._dirty:
-            return
-        self._dirty = True
-        turn = self.turn
-        turn.dirty.append(self)
-        if not turn.collecting:
-            self.wake_writer()
 
     def ask(self) -> None:
         """Ask the peer for a sign of life, with a PING. Until the answer the connection is `in_doubt`."""
@@ -246,9 +220,7 @@ class Connection:
     def _end(self) -> None:
         """Have `run` end, when what is being written is with the socket; it has a second for that."""
         self._scope.cancel()
-        self._write_by = min(self._write_by, trio.current_time() + _FAREWELL_TIMEOUT_S)
-        if self._write_scope is not None:
-            self._write_scope.deadline = self._write_by
+        self._writer.end()
 
     async def drain(self, grace_s: float) -> None:
         """Take no more streams, let the open ones finish for up to `grace_s` seconds, then close.
@@ -271,7 +243,7 @@ class Connection:
     @property
     def has_output(self) -> bool:
         """Whether anything waits for the socket."""
-        return self._writing or self.session.wants_output
+        return self._writer.has_output
 
     # ------------------------------------------------------------------- life
 
@@ -284,7 +256,7 @@ class Connection:
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._write_loop)
+                    nursery.start_soon(self._writer.run)
                     if self.session.client_side:
                         self.session.start()
                         self.touch()
@@ -333,15 +305,15 @@ class Connection:
                     self._reading_resumes = None
                     await self._transport.receive_each(self._heard)
             except OSError as error:
-                self._peer_is_gone = True  # or we have closed the transport
-                return ConnectionGone(_describe(error))
+                self._peer_is_gone = self._writer.closed = True  # or we have closed the transport
+                return ConnectionGone(reason_of(error))
             return self._failure or ConnectionGone("the peer closed the connection")
         return ConnectionGone(f"no HTTP/2 SETTINGS within {self._settings.handshake_timeout_s:g} s")
 
     def _heard(self, data: bytes) -> bool:
         """Act on what the peer has sent, within a turn, and say whether to go on reading. Nothing: it is gone."""
         if not data:
-            self._peer_is_gone = True
+            self._peer_is_gone = self._writer.closed = True
             self.state = _DRAINING
             return False
         session, streams = self.session, self.streams
@@ -369,7 +341,7 @@ class Connection:
         if session.peer_settings_seen and not self.ready.is_set():
             self._handshake.deadline = math.inf
             self.ready.set()
-        if self._writing and session.owed_bytes > self._settings.max_owed_bytes:
+        if self._writer.writing and session.output.owed_bytes > self._settings.max_owed_bytes:
             # It asks, and does not read the answers.
             self._reading_resumes = trio.Event()
             return False
@@ -445,150 +417,48 @@ class Connection:
 
     def _end_streams(self, error: ConnectionFailed) -> None:
         self.state = _CLOSED
+        self._writer.closed = True
         self.ready.set()
         if self._drain is not None:
             self._drain.connection_ended()
         streams = list(self.streams.values())
         self.streams.clear()
         for stream in streams:
-            if self._peer_is_gone and self.session.client_side and stream.id > self._taken_id:
-                # Its headers are here still, and nobody will get them.
-                stream.sink.failed(
-                    StreamRefused(f"{lost_error(error, self).message}, before the call was sent")
-                )
-            else:
-                stream.sink.failed(lost_error(error, self))
+            # One whose headers are here still nobody will ever get.
+            untold = self._peer_is_gone and self.session.client_side and stream.id > self._writer.sent_up_to
+            failure = never_sent_error if untold else lost_error
+            stream.sink.failed(failure(error, self.peer, self.side))
             stream.sink.closed()
         self._changed()
 
+    def _written(self) -> None:
+        self._report_closed()
+        if (
+            self._reading_resumes is not None
+            and self.session.output.owed_bytes <= self._settings.max_owed_bytes
+            and not self._writer.writing
+        ):
+            self._reading_resumes.set()
+
+    def _write_failed(self, fault: BaseException) -> None:
+        if isinstance(fault, ConnectionFailed):
+            self.close(fault)
+        else:
+            self._fault = fault
+            self.close(self._failure_of(fault))
+
     async def _farewell(self) -> None:
         """Say why, if the peer still listens, and close."""
-        # A write that was cut short is not followed by another. One that has not begun goes first.
-        may_write = bool(self._unsent) or not self._writing
         try:
-            if may_write and not self._peer_is_gone:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + _FAREWELL_TIMEOUT_S):
+            if not (self._writer.cut_short or self._peer_is_gone):
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + FAREWELL_TIMEOUT_S):
                     if isinstance(self.error, ConnectionFailed) and not self.session.ended:
                         self.session.fail(self.error)
                     with contextlib.suppress(OSError):
-                        await self._transport.send_all(
-                            self._unsent + self.session.take_output()[0], _FAREWELL_TIMEOUT_S
-                        )
+                        await self._writer.write_the_last()
                         if self.error is not None and self.error.error_code:
                             await self._transport.linger()
         finally:
             with trio.CancelScope(shield=True):
                 await self._transport.aclose()
-
-    # ----------------------------------------------------------------- output
-
-    def flush(self) -> None:
-        """Write without waiting; the writer gets what the socket does not take. Raises nothing: `run` does."""
-        self._dirty = False
-        # What has not begun to leave when the peer is found gone has provably not been processed.
-        if self._writing or self._peer_is_gone or self.state is _CLOSED:
-            return
-        try:
-            self._write_now()
-        except BaseException as fault:  # noqa: BLE001  # other people's turn, and other people's tasks
-            self._fault = fault
-            self.close(self._failure_of(fault))
-
-    def _write_now(self) -> None:
-        session = self.session
-        for _ in range(_WRITES_A_TURN):
-            if not session.wants_output:
-                break
-            chunks, receipts = session.take_output()
-            self._taken_id = self._opened_id
-            try:
-                rest = self._transport.send_now(chunks)
-            except OSError as error:
-                self.close(ConnectionGone(_describe(error)))
-                return
-            if rest:
-                self._unsent, self._unhonoured = rest, receipts
-                self._writing = True
-                self.wake_writer()
-                break
-            session.output_written()
-            for source, size in receipts:
-                source.credit(size)
-        else:
-            if session.wants_output:
-                self.wake_writer()
-        self._report_closed()
-
-    async def _write_loop(self) -> None:
-        session = self.session
-        try:
-            while self._writing or not self._scope.cancel_called:
-                if self._writing:
-                    chunks, receipts = self._unsent, self._unhonoured
-                    self._unsent, self._unhonoured = [], []
-                elif session.wants_output:
-                    self._dirty = False
-                    chunks, receipts = session.take_output()
-                    self._taken_id = self._opened_id
-                    self._writing = True
-                    chunks = self._transport.send_now(chunks)
-                else:
-                    self._dirty = False  # so that the next touch wakes us
-                    if self._reading_resumes is not None:
-                        self._reading_resumes.set()  # a turn has written what was owed
-                    await self._wait_for_work()
-                    continue
-                if chunks and not await self._wait_and_write(chunks):
-                    return
-                self._writing = False
-                session.output_written()
-                for source, size in receipts:
-                    source.credit(size)
-                self._report_closed()
-                if self._reading_resumes is not None and session.owed_bytes <= self._settings.max_owed_bytes:
-                    self._reading_resumes.set()
-                self.turn.flush()
-                await trio.lowlevel.checkpoint()
-        except OSError as error:
-            if (
-                isinstance(error, TimeoutError) and not error.errno
-            ):  # the system's own, for a dead link, has a number
-                self.close(
-                    PeerAbuse(
-                        f"the peer has taken nothing of what waits for it for {self._settings.send_timeout_s:g} s "
-                        "(send_timeout_s)"
-                    )
-                )
-            else:
-                self.close(ConnectionGone(_describe(error)))
-
-    async def _wait_and_write(self, chunks: list[Data]) -> bool:
-        """Write all of this, even if the connection ends meanwhile: it has until `_write_by` then. False: too late."""
-        with trio.CancelScope(shield=True, deadline=self._write_by) as self._write_scope:
-            await self._transport.send_all(chunks, self._settings.send_timeout_s)
-        late = self._write_scope.cancelled_caught
-        self._write_scope = None
-        return not late
-
-    async def _wait_for_work(self) -> None:
-        if self._wake_pending:
-            self._wake_pending = False
-            return
-        self._writer = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(self._forget_writer)
-
-    def _forget_writer(self, _raise_cancel: object) -> trio.lowlevel.Abort:
-        self._writer = None
-        return trio.lowlevel.Abort.SUCCEEDED
-
-    def wake_writer(self) -> None:
-        """Have the writer look for output."""
-        writer, self._writer = self._writer, None
-        if writer is None:
-            self._wake_pending = True
-        else:
-            trio.lowlevel.reschedule(writer)
-
-
-def _describe(error: OSError) -> str:
-    return error.strerror or str(error) or type(error).__name__
+            self._writer.forget_owner()

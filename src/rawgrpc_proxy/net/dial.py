@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import os
 import resource
 import socket
 import ssl
@@ -12,7 +11,7 @@ from typing import TypeVar
 import trio
 
 from rawgrpc_proxy.errors import RpcError, Side, UpstreamUnavailable
-from rawgrpc_proxy.net.address import Address
+from rawgrpc_proxy.net.address import Address, in_words
 from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.poller import current_poller
 from rawgrpc_proxy.net.tls import tls_stream
@@ -156,7 +155,7 @@ def _explained(error: Exception, address: Address) -> Exception:
         cause = _cause(error)
         lack = _lack(cause)
         return UpstreamUnavailable(
-            f"cannot connect to {address}: {lack or _words(cause)}",
+            f"cannot connect to {address}: {lack or in_words(cause)}",
             side=Side.LOCAL if lack else Side.UPSTREAM,
         )
     return error
@@ -194,19 +193,9 @@ def _lack(cause: BaseException) -> str | None:
         case errno.EADDRNOTAVAIL:
             return (
                 "the proxy's machine has no free port to connect from (on Linux see the sysctl "
-                f"net.ipv4.ip_local_port_range), or no address of that family ({_words(cause)})"
+                f"net.ipv4.ip_local_port_range), or no address of that family ({in_words(cause)})"
             )
         case errno.ENOBUFS | errno.ENOMEM:
-            return f"the proxy's machine has no memory for a connection ({_words(cause)})"
+            return f"the proxy's machine has no memory for a connection ({in_words(cause)})"
         case _:
             return None
-
-
-def _words(cause: BaseException) -> str:
-    if isinstance(cause, socket.gaierror):
-        return f"the name cannot be resolved ({cause.strerror})"
-    if isinstance(cause, UnicodeError):
-        return f"no host can have this name ({cause})"
-    if isinstance(cause, OSError) and cause.errno:
-        return os.strerror(cause.errno)
-    return str(cause)

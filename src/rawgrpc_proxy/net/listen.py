@@ -12,7 +12,7 @@ import trio
 
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.net.accept_share import AcceptShare
-from rawgrpc_proxy.net.address import Address
+from rawgrpc_proxy.net.address import Address, in_words
 
 _BACKLOG = 1024
 _ACCEPTS_A_TURN = 64
@@ -27,10 +27,6 @@ _FREE_PORT_TRIES = 16
 _EVERY_V6 = "::"
 _MAPPED_V4 = "::ffff:"
 """In front of an IPv4 client's address, as a socket for both families sees it (RFC 4291 §2.5.5.2)."""
-
-
-class ConnectionLimit(OSError):
-    """The server has as many connections as it may, and turns the next one away."""
 
 
 def open_listeners(address: Address) -> list[socket.socket]:
@@ -49,9 +45,8 @@ def open_listeners(address: Address) -> list[socket.socket]:
             with contextlib.suppress(_PortTaken):
                 return _listening_on_each(_targets(address))
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-    except (OSError, UnicodeError) as error:  # UnicodeError: a name that IDNA does not know
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise ConfigError(f"cannot listen on {address}: {reason or error}") from error
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"cannot listen on {address}: {in_words(error)}") from error
 
 
 class _PortTaken(Exception):

@@ -5,37 +5,35 @@ Commands go straight into the connection's session and never wait. What comes fr
 to its other side. What it does not do: know about the stream's other side, or of gRPC more than how a call ends.
 """
 
-from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
-import trio
-
-from rawgrpc_proxy.codes import Status
-from rawgrpc_proxy.errors import (
-    ConnectionFailed,
-    ProxyFault,
-    ProxyStopping,
-    RpcError,
-    Side,
-    StreamReset,
-    UpstreamUnavailable,
-)
-from rawgrpc_proxy.grpc.metadata import Headers, size_of
-from rawgrpc_proxy.grpc.status import status_fields, status_from_reset
+from rawgrpc_proxy.errors import RpcError
+from rawgrpc_proxy.grpc.status import status_fields
 from rawgrpc_proxy.http2.frames import Data
-from rawgrpc_proxy.http2.header_blocks import HeaderList
-from rawgrpc_proxy.http2.session import UNLIMITED
+from rawgrpc_proxy.http2.headers import HeaderList, Headers, size_of
+from rawgrpc_proxy.http2.session import UNLIMITED, Session
 from rawgrpc_proxy.http2.stream_state import CreditSource
-
-if TYPE_CHECKING:
-    from rawgrpc_proxy.net.connection import Connection
-
-_LOCAL_SEND_AHEAD_BYTES = 64 * 1024
-_SMALL_BYTES = 1024
+from rawgrpc_proxy.net.inbox import Inbox
+from rawgrpc_proxy.net.turn import Turn
 
 
-_Chunk = tuple[bytes | bytearray, int]
-"""DATA, and the credit that is owed for it."""
+class Carrier(Protocol):
+    """The connection that carries a stream, as its streams know it: `net/connection.py` is above them."""
+
+    peer: str
+    tls_peer: Mapping[str, Any] | None
+    session: Session
+    turn: Turn
+
+    def touch(self) -> None:
+        """There is output: see that it is written."""
+
+    def credit(self, stream_id: int, size: int) -> None:
+        """Let the peer send `size` bytes more on this stream."""
+
+    def tell_limit(self, limit: str, detail: str) -> None:
+        """The peer has run into `limit`."""
 
 
 class Sink(Protocol):
@@ -62,7 +60,7 @@ class Stream:
 
     __slots__ = ("connection", "ended_by_headers", "headers", "id", "inbox", "oversized", "sink")
 
-    def __init__(self, connection: "Connection", stream_id: int, headers: Headers) -> None:
+    def __init__(self, connection: Carrier, stream_id: int, headers: Headers) -> None:
         self.connection = connection
         self.id = stream_id
         self.headers = headers
@@ -121,185 +119,3 @@ class Stream:
         """Let the peer send `size` bytes more."""
         if self.connection.session.credit(self.id, size):
             self.connection.touch()
-
-
-class Inbox:
-    """Holds what a stream receives until somebody takes it. Bounded by the stream's receive window.
-
-    One task at a time may wait. `trailers_received` is None until the peer has ended its half with trailers.
-    It does not hold its stream: the two would keep each other alive until the garbage collector looks.
-    """
-
-    __slots__ = (
-        "_chunks",
-        "_connection",
-        "_event",
-        "_stream_id",
-        "ended",
-        "error",
-        "on_failed",
-        "response_headers",
-        "sender",
-        "trailers_received",
-    )
-
-    def __init__(self, connection: "Connection", stream_id: int) -> None:
-        self._connection = connection
-        self._stream_id = stream_id
-        self._chunks: deque[_Chunk] | None = None
-        self._event: trio.Event | None = None
-        self.response_headers: Headers | None = None
-        self.trailers_received: Headers | None = None
-        self.ended = False
-        self.error: RpcError | None = None
-        self.on_failed: trio.CancelScope | None = None
-        """Cancelled when the stream fails, so that whatever the call is doing stops."""
-        self.sender: LocalSender | None = None
-        """Waits for room on this stream, and has to hear when there will be none."""
-
-    def response(self, headers: HeaderList, end_stream: bool) -> None:
-        self.response_headers = headers
-        if end_stream:
-            # Trailers-Only: the one list is both.
-            self.trailers_received = headers
-            self.ended = True
-        self._wake()
-
-    def data(self, data: Data, credit: int, end_stream: bool) -> None:
-        chunks = self._chunks
-        if chunks is None:
-            chunks = self._chunks = deque()
-        if chunks and len(data) < _SMALL_BYTES:
-            # Joined, so that single bytes do not cost a hundred each while they wait.
-            before, owed = chunks[-1]
-            if not isinstance(before, bytearray):
-                before = bytearray(before)
-            before += data
-            chunks[-1] = before, owed + credit
-        elif data or credit:
-            chunks.append((bytes(data), credit))
-        self.ended = self.ended or end_stream
-        self._wake()
-
-    def trailers(self, headers: HeaderList) -> None:
-        self.trailers_received = headers
-        self.ended = True
-        self._wake()
-
-    def failed(self, error: RpcError) -> None:
-        self.error = error
-        if self.on_failed is not None:
-            self.on_failed.cancel()
-        if self.sender is not None:
-            self.sender.wake()
-        self._wake()
-
-    def closed(self) -> None:
-        self.sender = None
-        self._wake()
-
-    @property
-    def held(self) -> bool:
-        """Whether DATA waits here."""
-        return bool(self._chunks)
-
-    def take_all(self) -> list[tuple[bytes, int]]:
-        """What is held now, with the credit owed for each piece."""
-        chunks, self._chunks = self._chunks, None
-        return [(bytes(data), owed) for data, owed in chunks or ()]
-
-    async def receive(self) -> bytes | None:
-        """Wait for DATA; None when the peer has ended its half. The bytes count as delivered once they are returned.
-
-        Raises the `RpcError` that ended the stream, if it was reset or its connection lost. Cancellation loses nothing.
-        """
-        while True:
-            if self._chunks:
-                await trio.lowlevel.checkpoint()
-                data, owed = self._chunks.popleft()
-                self._connection.credit(self._stream_id, owed)
-                return bytes(data)
-            if self.ended:
-                return None
-            if self.error is not None:
-                raise self.error
-            await self._wait()
-
-    async def wait_response(self) -> Headers:
-        """Wait for the response headers. Raises as `receive` does."""
-        while self.response_headers is None:
-            if self.error is not None:
-                raise self.error
-            await self._wait()
-        return self.response_headers
-
-    async def _wait(self) -> None:
-        self._event = trio.Event()
-        await self._event.wait()
-
-    def _wake(self) -> None:
-        if self._event is not None:
-            self._event.set()
-            self._event = None
-
-
-class LocalSender:
-    """Sends DATA that is made here, and waits while the peer does not take it."""
-
-    __slots__ = ("_event", "_stream", "_waiting_bytes")
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-        self._waiting_bytes = 0
-        self._event: trio.Event | None = None
-        stream.inbox.sender = self
-
-    def credit(self, size: int) -> None:
-        """So many bytes are with the socket (called by the connection)."""
-        self._waiting_bytes -= size
-        if self._waiting_bytes <= _LOCAL_SEND_AHEAD_BYTES:
-            self.wake()
-
-    def wake(self) -> None:
-        """Let `send` look again."""
-        if self._event is not None:
-            self._event.set()
-
-    async def send(self, data: bytes, *, end_stream: bool = False) -> None:
-        """Queue `data` at once, then wait until no more than 64 KiB of this stream are waiting.
-
-        Cancellation does not take the bytes back. Raises the `RpcError` that ended the stream.
-        """
-        self._waiting_bytes += len(data)
-        self._stream.send_data(data, end_stream=end_stream, source=self, credit=len(data))
-        await trio.lowlevel.checkpoint()
-        while self._waiting_bytes > _LOCAL_SEND_AHEAD_BYTES:
-            inbox = self._stream.inbox
-            if inbox.error is not None:
-                raise inbox.error
-            self._event = trio.Event()
-            await self._event.wait()
-            self._event = None
-
-
-def headers_too_long(size: int, limit: int) -> RpcError:
-    """The error of a call whose response headers are longer than its caller takes: of these nothing can be left out."""
-    text = f"the response headers have {size} bytes; the caller takes {limit}"
-    return RpcError(Status.RESOURCE_EXHAUSTED, text, origin="proxy")
-
-
-def reset_error(error_code: int, side: Side, reason: str) -> StreamReset:
-    """The error of a call whose stream was reset by `side` (table in `grpc/status.py`)."""
-    error = StreamReset(status_from_reset(error_code), error_code, side=side)
-    if reason:
-        error.message = f"{error.message}: {reason}"
-    return error
-
-
-def lost_error(error: ConnectionFailed, connection: "Connection") -> RpcError:
-    """The error of a call whose connection is lost."""
-    if isinstance(error, ProxyFault):
-        return RpcError(Status.INTERNAL, error.message, origin="proxy")
-    if isinstance(error, ProxyStopping):
-        return RpcError(Status.UNAVAILABLE, error.message, origin="proxy")
-    return UpstreamUnavailable(f"the connection to {connection.peer} is lost: {error}", side=connection.side)

@@ -4,6 +4,8 @@ OpenSSL notes errors in a queue of the thread, and looks there first to say why 
 each, the queue must be empty (SSL_get_error(3)). CPython empties it whenever it raises an error. PyPy's ssl does not
 (as of 7.3.19): after one peer that speaks no TLS, or that leaves without close_notify, a read that would only have to
 wait fails, on every other connection of the thread.
+
+What it does not do: make contexts, which are the user's, or shake hands (`server/server.py`, `dial.py`).
 """
 
 import functools

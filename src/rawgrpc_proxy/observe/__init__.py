@@ -1,1 +1,1 @@
-"""Looking on: what is told of calls and connections, and to whom. Nothing below the server imports it."""
+"""Looking on: what is told of calls and connections, and to whom. Whoever tells imports it, from `net/` up."""

@@ -15,14 +15,13 @@ import sys
 import time
 from typing import IO, Literal
 
-from rawgrpc_proxy.call import CallRecord
 from rawgrpc_proxy.codes import ErrorCode
-from rawgrpc_proxy.describe import traceback_of
 from rawgrpc_proxy.descriptors import remedy
-from rawgrpc_proxy.errors import ConnectionFailed, NotHttp2, ProxyError, ProxyFault
+from rawgrpc_proxy.errors import ConnectionFailed, ConnectionLimit, NotHttp2, ProxyError, ProxyFault
 from rawgrpc_proxy.http2.events import StreamReset
-from rawgrpc_proxy.net.listen import ConnectionLimit
+from rawgrpc_proxy.observe.describe import traceback_of
 from rawgrpc_proxy.observe.line_writer import LineFile, LineWriter
+from rawgrpc_proxy.observe.record import CallRecord
 from rawgrpc_proxy.observe.repeats import Repeats
 
 LogFormat = Literal["text", "json"]

@@ -1,10 +1,10 @@
-"""`ServerObserver`: what a server tells of its calls and connections."""
+"""Who can be told: `ServerObserver` of calls and connections, `PoolObserver` of upstreams."""
 
 from typing import Protocol
 
-from rawgrpc_proxy.call import CallRecord
-from rawgrpc_proxy.errors import ConnectionFailed
+from rawgrpc_proxy.errors import ConnectionFailed, ProxyError
 from rawgrpc_proxy.http2.events import StreamReset
+from rawgrpc_proxy.observe.record import CallRecord
 
 
 class ServerObserver(Protocol):
@@ -30,3 +30,20 @@ class ServerObserver(Protocol):
 
     def limit_reached(self, peer: str, limit: str, detail: str) -> None:
         """A peer has run into the limit that the setting `limit` names; `detail` says what becomes of it."""
+
+
+class PoolObserver(Protocol):
+    """Hears of trouble with upstreams. Must not wait; what it raises is reported, and ignored.
+
+    A method that it does not have is not called.
+    """
+
+    def upstream_failed(self, address: str, error: ProxyError) -> None:
+        """A dial has failed, or a connection ended that should not have.
+
+        The upstream broke the rules, the link was lost with calls on it, or there was a fault here (`ProxyFault`, its
+        cause in `__cause__`). Side `LOCAL`: it is not the upstream's doing.
+        """
+
+    def limit_reached(self, address: str, limit: str, detail: str) -> None:
+        """What an upstream has sent ran into the limit that `limit` names; `detail` says what becomes of it."""

@@ -15,11 +15,11 @@ import trio
 from rawgrpc_proxy.call import Call, Handler
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.custom_metadata import Value, response_headers_of
-from rawgrpc_proxy.describe import shown
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.codec import Codec
 from rawgrpc_proxy.grpc.messages import DEFAULT_MAX_MESSAGE_BYTES, MessageReader, encode_message
-from rawgrpc_proxy.net.stream import LocalSender
+from rawgrpc_proxy.net.local_sender import LocalSender
+from rawgrpc_proxy.observe.describe import shown
 
 Request = TypeVar("Request")
 

@@ -1,0 +1,1 @@
+"""What a call through the proxy costs, beside other proxies: README.md tells what is measured and how."""

@@ -1,0 +1,74 @@
+"""Every client to every server, without the proxy and through it: an application must not see a difference."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from interop.matrix import etcd_cases
+from interop.matrix.run import Options, Run
+from interop.matrix.table import print_matrix, print_notes, print_summary
+from interop.peers.cases import CASES
+
+PROXY = "{python} -m rawgrpc_proxy serve --listen 127.0.0.1:0 --upstream {upstream}"
+
+
+def main() -> int:
+    """Run the suite; 0 if all outcomes are equal and nothing failed unexpectedly."""
+    given = parse()
+    run = Run(
+        Options(
+            proxy_command=None if given.no_proxy else given.proxy_command,
+            engine=given.engine,
+            only=given.only,
+            cases=given.cases.split(","),
+            rounds=given.rounds,
+        )
+    )
+    start = time.monotonic()
+    run.play()
+    for of_etcd in (False, True):
+        rows = {pair: row for pair, row in run.cells.items() if (pair == "etcd") is of_etcd}
+        if any(rows.values()):
+            print_matrix(rows)
+    print_notes(run.cells)
+    for line in (*run.left_out, *run.troubles):
+        print(line)
+    print_summary(run.cells, run.troubles, time.monotonic() - start)
+    if given.json is not None:
+        pairs = {pair: {case: asdict(cell) for case, cell in row.items()} for pair, row in run.cells.items()}
+        given.json.write_text(
+            json.dumps({"pairs": pairs, "troubles": run.troubles}, indent=1, sort_keys=True)
+        )
+    return 0 if run.good else 1
+
+
+def parse() -> argparse.Namespace:
+    """The options from the command line."""
+    known = [*CASES, *etcd_cases.CASES]
+    parser = argparse.ArgumentParser(prog="python -m interop.matrix", description=__doc__)
+    parser.add_argument("--engine", help="handed on to the proxy")
+    parser.add_argument("--only", default="*", metavar="GLOB", help="pairs, for example 'grpclib->*' or etcd")
+    parser.add_argument("--cases", default=",".join(known), metavar="A,B", help="all of them unless given")
+    parser.add_argument("--rounds", type=int, default=1, metavar="N", help="run everything N times")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all outcomes there")
+    parser.add_argument(
+        "--proxy-command",
+        default=PROXY,
+        metavar="CMD",
+        help="another proxy; {upstream}, {upstream_host}, {upstream_port} and {python} are filled in, and {port}, "
+        "a free port, for a program that cannot say on which one it listens",
+    )
+    parser.add_argument("--no-proxy", action="store_true", help="compare two runs without a proxy")
+    given = parser.parse_args()
+    if unknown := set(given.cases.split(",")) - set(known):
+        parser.error(f"no such case: {', '.join(sorted(unknown))}")
+    return given
+
+
+if __name__ == "__main__":
+    sys.exit(main())

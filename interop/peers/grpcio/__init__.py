@@ -1,0 +1,1 @@
+"""grpcio's clients and servers, in its synchronous and its asyncio API."""

@@ -1,0 +1,1 @@
+"""grpclib's client and server."""

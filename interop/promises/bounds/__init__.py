@@ -1,0 +1,1 @@
+"""Memory with peers that do not read, and streams on each upstream connection: `make bounds`."""

@@ -1,0 +1,1 @@
+"""How long it takes until calls go through again: `make faults`."""

@@ -1,0 +1,1 @@
+"""A long run of honest clients at full load: `make soak`."""

@@ -1,0 +1,156 @@
+"""The three clients of the soak: what each is told to do, and what came of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from interop.shared.etcd import COMMAND_SECONDS, Etcdctl
+from interop.shared.processes import Lines, Trouble
+
+H2LOAD_CONNECTIONS, H2LOAD_STREAMS = 2, 8
+#: A process of etcdctl takes tens of milliseconds of CPU time, which the others are to have.
+ETCDCTL_PAUSE_SECONDS = 0.1
+#: How long a client may take to end when its time is over.
+PATIENCE_SECONDS = 60.0
+H2LOAD_RESULT = re.compile(r"(\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout")
+
+
+@dataclass
+class Row:
+    """What came of one client's calls."""
+
+    client: str
+    calls: int
+    unexpected: Counter[str] = field(default_factory=Counter)
+    #: As far as the client can tell.
+    connections_lost: int = 0
+
+
+class Client(Protocol):
+    """A client that has been started, for a given time."""
+
+    def finish(self) -> list[Row]:
+        """Wait for its end: what came of it, in one row or more. Raises `Trouble` if it did not end well."""
+        ...
+
+    def stop(self) -> None:
+        """End it, whether its time is over or not."""
+        ...
+
+
+class Grpcio:
+    """The grpcio client, a process of its own."""
+
+    def __init__(self, target: str, seconds: float) -> None:
+        command = [
+            sys.executable, "-m", "interop.promises.soak.grpcio_client", f"--target={target}", f"--seconds={seconds}"
+        ]  # fmt: skip
+        self._last = ""
+        self._process = Lines(command, on_line=self._read)
+
+    def _read(self, line: str) -> None:
+        if line.startswith("{"):
+            self._last = line
+
+    def finish(self) -> list[Row]:
+        """Wait for its end: a row for each group of calls."""
+        code = self._process.wait(PATIENCE_SECONDS)
+        self._process.stop()
+        if code != 0 or not self._last:
+            raise Trouble(f"the grpcio client ended with exit code {code}")
+        told = json.loads(self._last)
+        rows = [Row(f"grpcio, {group}", calls) for group, calls in sorted(told["calls"].items())]
+        for text, count in told["unexpected"].items():
+            group, _, outcome = text.partition(", ")
+            next(row for row in rows if row.client == f"grpcio, {group}").unexpected[outcome] += count
+        rows[0].connections_lost = told["disconnects"]
+        return rows
+
+    def stop(self) -> None:
+        """End it."""
+        self._process.stop()
+
+
+class H2load:
+    """h2load, on the same connections all the time."""
+
+    def __init__(self, target: str, seconds: float) -> None:
+        self._body = tempfile.NamedTemporaryFile()  # noqa: SIM115  # it lasts as long as this object
+        self._body.write(b"\0" + (32).to_bytes(4) + bytes(32))
+        self._body.flush()
+        command = [
+            "h2load", f"--clients={H2LOAD_CONNECTIONS}", f"--max-concurrent-streams={H2LOAD_STREAMS}",
+            f"--duration={seconds:.0f}", f"--data={self._body.name}", "--header=content-type: application/grpc",
+            "--header=te: trailers", f"http://{target}/interop.Bytes/Load",
+        ]  # fmt: skip
+        self._process = Lines(command)
+
+    def finish(self) -> list[Row]:
+        """Wait for its end."""
+        self._process.wait(PATIENCE_SECONDS)
+        self._process.stop()
+        lines = self._process.take(0, 0)
+        result = next((found for line in lines if (found := H2LOAD_RESULT.search(line))), None)
+        if result is None:
+            raise Trouble("h2load did not end well: " + " / ".join(lines[-3:]))
+        succeeded, failed, errored, timed_out = map(int, result.groups())
+        row = Row("h2load", succeeded + failed, connections_lost=errored)
+        row.unexpected.update({"failed": failed, "timed out": timed_out})
+        return [row]
+
+    def stop(self) -> None:
+        """End it."""
+        self._process.stop()
+
+
+class EtcdUser:
+    """etcdctl: puts and gets, one after the other, while a watch runs."""
+
+    def __init__(self, target: str, seconds: float) -> None:
+        self._row = Row("etcdctl", 0)
+        self._etcdctl = Etcdctl(target)
+        self._end = time.monotonic() + seconds
+        self._puts = 0
+        self._watch = self._etcdctl.start("watch", "soak")
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while time.monotonic() < self._end:
+            self._puts += 1
+            value = str(self._puts)
+            self._expect(self._etcdctl("put", "soak", value), "OK")
+            self._expect(self._etcdctl("get", "soak", "--print-value-only"), value)
+            time.sleep(ETCDCTL_PAUSE_SECONDS)
+
+    def _expect(self, result: dict[str, object], line: str) -> None:
+        self._row.calls += 1
+        if result["exit"] != 0 or result["stdout"] != [line]:
+            self._row.unexpected[f"{result['command']}: {result['stderr']} {result['stdout']}"[:200]] += 1
+
+    def finish(self) -> list[Row]:
+        """Wait for its end."""
+        self._thread.join(PATIENCE_SECONDS)
+        # Each put is three lines of the watch: PUT, the key, the value. The first ones may be older than the watch.
+        seen = self._watch.take(3, COMMAND_SECONDS)
+        first = int(seen[2]) if len(seen) > 2 and seen[2].isdigit() else 1
+        wanted = [str(number) for number in range(first, self._puts + 1)]
+        seen = self._watch.take(3 * len(wanted), COMMAND_SECONDS)
+        self._watch.stop()
+        if seen[2::3] != wanted:
+            self._row.unexpected[f"the watch saw {len(seen) // 3} of {len(wanted)} puts: {seen[-1:]}"] += 1
+            self._row.connections_lost += 1
+        return [self._row]
+
+    def stop(self) -> None:
+        """End it."""
+        self._end = 0.0
+        self._watch.stop()

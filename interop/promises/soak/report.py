@@ -1,0 +1,102 @@
+"""What came of a soak, as tables for people and as figures for programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from interop.promises.soak.clients import Row
+from interop.promises.soak.proxy import ProxyLog
+
+#: How many different ends, and how many closed connections, are told in words.
+LINES = 10
+
+
+@dataclass
+class Sample:
+    """The proxy, some time after the start."""
+
+    seconds: float
+    calls: int
+    memory_mb: float
+    files: int
+
+
+@dataclass
+class Report:
+    """All that is known when the time is over."""
+
+    seconds: float
+    rows: list[Row]
+    log: ProxyLog
+    samples: list[Sample]
+
+    @property
+    def lost(self) -> int:
+        """Connections that were lost, as the proxy's log and the clients tell."""
+        return len(self.log.closed) + sum(row.connections_lost for row in self.rows)
+
+    @property
+    def wrong(self) -> int:
+        """Ends of calls that nobody asked for."""
+        return self.log.unexpected().total() + sum(row.unexpected.total() for row in self.rows)
+
+    @property
+    def good(self) -> bool:
+        """Whether none was lost, and none went wrong."""
+        return not self.lost and not self.wrong
+
+    @property
+    def slope(self) -> float:
+        """Memory in MB for each minute, by least squares; the first sample is the warm-up's."""
+        points = [(sample.seconds / 60, sample.memory_mb) for sample in self.samples[1:]]
+        middle = sum(minutes for minutes, _ in points) / len(points)
+        spread = sum((minutes - middle) ** 2 for minutes, _ in points)
+        return sum((minutes - middle) * memory for minutes, memory in points) / spread if spread else 0.0
+
+    def show(self) -> None:
+        """Print the tables, and what went wrong."""
+        self._show_clients()
+        print(f"\n{'minutes':>8}{'calls':>12}{'memory, MB':>12}{'open files':>12}")
+        for sample in self.samples:
+            print(f"{sample.seconds / 60:8.1f}{sample.calls:12}{sample.memory_mb:12.1f}{sample.files:12}")
+        print(f"memory after the first of these: {self.slope:+.2f} MB/min\n")
+        self._show_faults()
+        print(
+            f"{self.lost} connections lost, {self.wrong} unexpected ends: {'ok' if self.good else 'FAILED'}"
+        )
+
+    def figures(self) -> dict[str, Any]:
+        """Everything, as JSON takes it."""
+        return {
+            "minutes": self.seconds / 60,
+            "good": self.good,
+            "clients": [vars(row) for row in self.rows],
+            "calls": {" ".join(key): count for key, count in sorted(self.log.calls.items())},
+            "events": self.log.events,
+            "closed": self.log.closed,
+            "samples": [vars(sample) for sample in self.samples],
+            "memory_mb_per_minute": self.slope,
+        }
+
+    def _show_clients(self) -> None:
+        total = self.log.calls.total()
+        in_log = Row("log of the proxy", total, self.log.unexpected(), len(self.log.closed))
+        print(f"{'client':20}{'calls':>12}{'per s':>9}{'unexpected':>12}{'connections lost':>18}")
+        for row in (*self.rows, in_log):
+            print(
+                f"{row.client:20}{row.calls:12}{row.calls / self.seconds:9.1f}{row.unexpected.total():12}"
+                f"{row.connections_lost:18}"
+            )
+
+    def _show_faults(self) -> None:
+        seen = [(row.client, row.unexpected) for row in self.rows]
+        for client, unexpected in (*seen, ("log of the proxy", self.log.unexpected())):
+            for outcome, count in unexpected.most_common(LINES):
+                if count:
+                    print(f"{client}: {count} × {outcome}")
+        for line in self.log.closed[:LINES]:
+            print(f"closed: {line}")
+        if self.log.events:
+            events = ", ".join(f"{count} × {event}" for event, count in self.log.events.items())
+            print(f"other lines of the log: {events}")

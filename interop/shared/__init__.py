@@ -1,0 +1,1 @@
+"""What more than one of the other folders needs: child processes, /proc, ports, progress, etcd."""

@@ -1,0 +1,353 @@
+"""The demo: a small gRPC backend, the proxy in front of it, and a client whose calls go through and are checked.
+
+It shows that an installation works, and what the proxy sees of a call; `--stay` leaves both running for other clients.
+The backend answers any payload with the bytes it got, so neither side needs protobuf. It is no benchmark, and no
+example of how to write a client: that is what gRPC libraries are for.
+"""
+
+import math
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from typing import TextIO
+
+import attrs
+import trio
+
+from rawgrpc_proxy.call import CallContext
+from rawgrpc_proxy.codes import ErrorCode, Status
+from rawgrpc_proxy.config import Http2Settings
+from rawgrpc_proxy.errors import RpcError
+from rawgrpc_proxy.grpc.codec import identity_codec
+from rawgrpc_proxy.grpc.messages import MessageReader, encode_message
+from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status
+from rawgrpc_proxy.net.local_sender import LocalSender
+from rawgrpc_proxy.net.stream import Stream
+from rawgrpc_proxy.observe.call_log import CallLog, word
+from rawgrpc_proxy.observe.record import CallRecord
+from rawgrpc_proxy.proxy.transparent import transparent_handler
+from rawgrpc_proxy.server.server import Server
+from rawgrpc_proxy.services.health import SERVICE as HEALTH_SERVICE
+from rawgrpc_proxy.services.health import Health, ServingStatus, request_for
+from rawgrpc_proxy.services.methods import ServedCall, stream_stream, stream_unary, unary_stream, unary_unary
+from rawgrpc_proxy.upstream.lease import PoolConn
+from rawgrpc_proxy.upstream.pool import Pool
+from rawgrpc_proxy.upstream.target import Target
+
+ECHO_SERVICE = "rawgrpc.demo.Echo"
+
+_ANY_PORT = "127.0.0.1:0"
+_CALL_TIMEOUT_S = 10.0
+_REPEATS = 3
+
+# Whatever the payload is, the answers are valid messages of the same type: protobuf reads two messages that follow each
+# other as one, with the items of both in a repeated field.
+_PROTO = """\
+syntax = "proto3";
+package rawgrpc.demo;
+message Text { repeated string text = 1; }
+service Echo {
+  rpc Unary(Text) returns (Text);
+  rpc ServerStream(Text) returns (stream Text);
+  rpc ClientStream(stream Text) returns (Text);
+  rpc Bidi(stream Text) returns (stream Text);
+}
+"""
+
+
+# ----------------------------------------------------------------------- backend
+
+
+def backend(settings: Http2Settings, observer: CallLog) -> Server:
+    """The echo service in gRPC's four shapes, and health."""
+    server = Server(codec=identity_codec(), settings=settings, observer=observer)
+    server.add_method(f"/{ECHO_SERVICE}/Unary", unary_unary(_unary, bytes))
+    server.add_method(f"/{ECHO_SERVICE}/ServerStream", unary_stream(_server_stream, bytes))
+    server.add_method(f"/{ECHO_SERVICE}/ClientStream", stream_unary(_client_stream, bytes))
+    server.add_method(f"/{ECHO_SERVICE}/Bidi", stream_stream(_bidi, bytes))
+    health = Health()
+    health.set(ECHO_SERVICE, ServingStatus.SERVING)
+    for path, method in health.methods().items():
+        server.add_method(path, method)
+    return server
+
+
+async def _unary(request: bytes, _call: ServedCall) -> bytes:
+    return request
+
+
+async def _server_stream(request: bytes, _call: ServedCall) -> AsyncIterator[bytes]:
+    for _ in range(_REPEATS):
+        yield request
+
+
+async def _client_stream(requests: AsyncIterator[bytes], _call: ServedCall) -> bytes:
+    return b"".join([request async for request in requests])
+
+
+async def _bidi(requests: AsyncIterator[bytes], _call: ServedCall) -> AsyncIterator[bytes]:
+    async for request in requests:
+        yield request
+
+
+# ------------------------------------------------------------------------ client
+
+
+@attrs.frozen
+class Trial:
+    """A call to make, and what has to come back."""
+
+    path: str
+    requests: tuple[bytes, ...]
+    replies: tuple[bytes, ...]
+    lockstep: bool = False
+    """Wait for a reply to each request before the next is sent."""
+
+
+TRIALS = (
+    Trial(f"/{ECHO_SERVICE}/Unary", (b"hello",), (b"hello",)),
+    Trial(f"/{ECHO_SERVICE}/ServerStream", (b"hello",), (b"hello",) * _REPEATS),
+    Trial(f"/{ECHO_SERVICE}/ClientStream", (b"one ", b"two ", b"three"), (b"one two three",)),
+    Trial(
+        f"/{ECHO_SERVICE}/Bidi",
+        (b"ping 1", b"ping 2", b"ping 3"),
+        (b"ping 1", b"ping 2", b"ping 3"),
+        lockstep=True,
+    ),
+    # The answer is a HealthCheckResponse: field 1, SERVING.
+    Trial(f"/{HEALTH_SERVICE}/Check", (request_for(ECHO_SERVICE),), (b"\x08\x01",)),
+)
+
+
+class _Replies:
+    """The messages of one response, as they come."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._inbox = stream.inbox
+        self._reader = MessageReader()
+        self.received: list[bytes] = []
+
+    async def wait_for(self, number: float) -> None:
+        """Wait until so many messages are there, or the response has ended."""
+        while len(self.received) < number and (data := await self._inbox.receive()) is not None:
+            self.received += [payload for _compressed, payload in self._reader.feed(data)]
+
+
+async def make_call(conn: PoolConn, trial: Trial) -> list[bytes]:
+    """Make the call over this connection and answer what came back. Raises `RpcError` for any status but OK."""
+    stream = conn.open_stream(
+        [
+            (b":method", b"POST"),
+            (b":scheme", b"http"),
+            (b":path", trial.path.encode()),
+            (b":authority", conn.address.encode()),
+            (b"te", b"trailers"),
+            (b"content-type", b"application/grpc"),
+            (b"user-agent", b"rawgrpc-proxy-demo"),
+        ]
+    )
+    replies, sender = _Replies(stream), LocalSender(stream)
+    try:
+        for number, request in enumerate(trial.requests, 1):
+            await sender.send(encode_message(request))
+            if trial.lockstep:
+                await replies.wait_for(number)
+        await sender.send(b"", end_stream=True)
+        await replies.wait_for(math.inf)
+    except trio.Cancelled:
+        stream.reset(ErrorCode.CANCEL)
+        raise
+    trailers = dict(stream.inbox.trailers_received or ())
+    status = parse_status(trailers.get(b"grpc-status"))
+    if status is not Status.OK:
+        message = decode_grpc_message(trailers.get(b"grpc-message", b""))
+        raise RpcError(
+            status or Status.UNKNOWN, message or "the response has no grpc-status", origin="upstream"
+        )
+    return replies.received
+
+
+# ------------------------------------------------------------------------- story
+
+
+def run_demo(
+    *, stay: bool = False, settings: Http2Settings | None = None, trials: Sequence[Trial] = TRIALS
+) -> int:
+    """Run the demo and answer the exit code: 0 if every call was answered as expected, else 1.
+
+    With `stay` backend and proxy then run on, until SIGINT or SIGTERM comes. Without, a signal ends the demo early,
+    with exit code 1.
+    """
+    return trio.run(_run, trials, stay, settings or Http2Settings())
+
+
+class _Records(CallLog):
+    """Hands records of calls to whoever waits for them; all else that happens is written to standard error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._send, self._receive = trio.open_memory_channel[CallRecord](math.inf)
+
+    def call_ended(self, record: CallRecord) -> None:
+        self._send.send_nowait(record)
+
+    async def next(self) -> CallRecord:
+        """Wait for the next call that ends."""
+        return await self._receive.receive()
+
+
+async def _run(trials: Sequence[Trial], stay: bool, settings: Http2Settings) -> int:
+    exit_code = 1
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with (
+            Pool(settings=settings) as upstreams,
+            Pool(settings=settings) as client,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
+            backend_address: str = await nursery.start(backend(settings, _Records()).serve, _ANY_PORT)
+
+            def director(context: CallContext, _method: str) -> tuple[CallContext, Target]:
+                return context, upstreams.target(backend_address)
+
+            records = _Records()
+            proxy = Server(
+                unknown_service_handler=transparent_handler(director), settings=settings, observer=records
+            )
+            proxy_address: str = await nursery.start(proxy.serve, _ANY_PORT)
+            screen = _Screen(sys.stdout, proxy_address)
+            screen.introduce(backend_address, settings.engine)
+            failures = 0
+            for trial in trials:
+                problem, record = await _try(trial, client, proxy_address, records)
+                screen.row(record, problem)
+                failures += bool(problem)
+            screen.conclude(len(trials), failures)
+            exit_code = 1 if failures else 0
+            if stay:
+                screen.invite()
+                while True:
+                    screen.row(await records.next())
+            nursery.cancel_scope.cancel()
+    return exit_code
+
+
+async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    await anext(signals)
+    scope.cancel()
+
+
+async def _try(
+    trial: Trial, client: Pool, proxy_address: str, records: _Records
+) -> tuple[str | None, CallRecord]:
+    """Make the call. Answers what was not as expected, None if nothing, and what the proxy saw of the call."""
+    problem = None
+    with trio.move_on_after(_CALL_TIMEOUT_S) as timeout:
+        try:
+            conn = await client.get_conn(proxy_address)
+            try:
+                replies = await make_call(conn, trial)
+            finally:
+                conn.close()
+            if replies != list(trial.replies):
+                problem = f"the replies are {replies}, not {list(trial.replies)}"
+        except RpcError as error:
+            problem = str(error)
+    if timeout.cancelled_caught:
+        problem = f"no answer within {_CALL_TIMEOUT_S:g} s"
+    with trio.move_on_after(_CALL_TIMEOUT_S):
+        record = await records.next()
+        if problem is None and (record.request_messages, record.response_messages) != (
+            len(trial.requests),
+            len(trial.replies),
+        ):
+            problem = "the proxy did not see the messages that the client sent and received"
+        return problem, record
+    return problem or "the call never came to the proxy", CallRecord(method=trial.path, peer="-")
+
+
+# ------------------------------------------------------------------------ screen
+
+_COLUMNS = "{:<30} {:>4} {:>8} {} {:>9}  {}"
+_STATUS_WIDTH = 6
+
+
+class _Screen:
+    """Tells on a terminal, or in a file, what goes on. Colours and arrows only where they can be shown."""
+
+    def __init__(self, file: TextIO, proxy_address: str) -> None:
+        self._file = file
+        self._proxy = proxy_address
+        self._colours = file.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self._arrow = "→" if _can_show("→", file) else "->"
+
+    def introduce(self, backend_address: str, engine: str) -> None:
+        """Say what runs, and begin the table."""
+        self._say(f"backend  {backend_address}  serves {ECHO_SERVICE} and {HEALTH_SERVICE}")
+        self._say(f"proxy    {self._proxy}  forwards every call to the backend (HTTP/2 engine: {engine})")
+        self._say("client   makes a call of each shape through the proxy, and checks the answers\n")
+        path = f" {self._arrow} ".join(("client", "proxy", "backend"))
+        head = _COLUMNS.format("call", "sent", "received", "status", "duration", path)
+        self._say(self._coloured(head, "1"))
+
+    def row(self, record: CallRecord, problem: str | None = None) -> None:
+        """Show one call: messages, not bytes, as the proxy counted them."""
+        good = record.status is Status.OK and problem is None
+        name = record.status.name
+        self._say(
+            _COLUMNS.format(
+                word(record.method.removeprefix("/")),
+                record.request_messages,
+                record.response_messages,
+                self._coloured(name, "32" if good else "31") + " " * (_STATUS_WIDTH - len(name)),
+                f"{record.duration_s * 1e3:.1f} ms",
+                f" {self._arrow} ".join((record.peer, self._proxy, record.upstream or "nowhere")),
+            )
+        )
+        if problem is not None:
+            print(f"rawgrpc-proxy: {record.method}: {problem}", file=sys.stderr, flush=True)
+        elif record.detail:
+            self._say(f"  {record.detail!r} (status from: {record.origin})")
+
+    def conclude(self, calls: int, failures: int) -> None:
+        """Say how it went."""
+        if failures:
+            self._say(
+                "\n" + self._coloured(f"{failures} of {calls} calls were not answered as expected", "31")
+            )
+        else:
+            self._say("\n" + self._coloured(f"all {calls} calls were answered as expected", "32"))
+
+    def invite(self) -> None:
+        """Say how to make more calls."""
+        self._say(
+            f"""
+Both stay up until you press Ctrl-C, and each call is shown here. From another terminal:
+
+  cat > echo.proto <<'END'
+{_PROTO}END
+
+  grpcurl -plaintext -proto echo.proto -d '{{"text": ["hello"]}}' {self._proxy} {ECHO_SERVICE}/Unary
+  grpc_health_probe -addr={self._proxy} -service={ECHO_SERVICE}
+"""
+        )
+
+    def _say(self, text: str) -> None:
+        encoding = self._file.encoding or "ascii"
+        try:
+            print(text.encode(encoding, "backslashreplace").decode(encoding), file=self._file, flush=True)
+        except BrokenPipeError:
+            # Nobody reads any more (`| head`). The checks go on, and Python's flush at the end must not fail either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._file.fileno())
+
+    def _coloured(self, text: str, colour: str) -> str:
+        return f"\x1b[{colour}m{text}\x1b[0m" if self._colours else text
+
+
+def _can_show(text: str, file: TextIO) -> bool:
+    try:
+        text.encode(file.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,142 @@
+"""What a stream receives until somebody takes it: a `Sink` for streams that are not spliced.
+
+What it does not do: bound itself; the stream's receive window does. The invariant: bytes are credited when they are
+taken, so a peer whose bytes nobody takes stops.
+"""
+
+from collections import deque
+from typing import Protocol
+
+import trio
+
+from rawgrpc_proxy.errors import RpcError
+from rawgrpc_proxy.http2.frames import Data
+from rawgrpc_proxy.http2.headers import HeaderList, Headers
+
+_SMALL_BYTES = 1024
+
+_Chunk = tuple[bytes | bytearray, int]
+"""DATA, and the credit that is owed for it."""
+
+
+class Creditor(Protocol):
+    """The stream's connection, as far as an inbox knows it."""
+
+    def credit(self, stream_id: int, size: int) -> None:
+        """Let the peer send `size` bytes more on this stream."""
+
+
+class Sender(Protocol):
+    """Somebody who waits for room on the stream."""
+
+    def wake(self) -> None:
+        """Look again: there may be none any more."""
+
+
+class Inbox:
+    """Holds what a stream receives until somebody takes it. Bounded by the stream's receive window.
+
+    One task at a time may wait. `trailers_received` is None until the peer has ended its half with trailers.
+    It does not hold its stream: the two would keep each other alive until the garbage collector looks.
+    """
+
+    __slots__ = (
+        "_chunks",
+        "_connection",
+        "_event",
+        "_stream_id",
+        "ended",
+        "error",
+        "on_failed",
+        "sender",
+        "trailers_received",
+    )
+
+    def __init__(self, connection: "Creditor", stream_id: int) -> None:
+        self._connection = connection
+        self._stream_id = stream_id
+        self._chunks: deque[_Chunk] | None = None
+        self._event: trio.Event | None = None
+        self.trailers_received: Headers | None = None
+        self.ended = False
+        self.error: RpcError | None = None
+        self.on_failed: trio.CancelScope | None = None
+        """Cancelled when the stream fails, so that whatever the call is doing stops."""
+        self.sender: Sender | None = None
+        """Waits for room on this stream, and has to hear when there will be none."""
+
+    def response(self, headers: HeaderList, end_stream: bool) -> None:
+        if end_stream:
+            # Trailers-Only: the one list is both.
+            self.trailers_received = headers
+            self.ended = True
+        self._wake()
+
+    def data(self, data: Data, credit: int, end_stream: bool) -> None:
+        chunks = self._chunks
+        if chunks is None:
+            chunks = self._chunks = deque()
+        if chunks and len(data) < _SMALL_BYTES:
+            # Joined, so that single bytes do not cost a hundred each while they wait.
+            before, owed = chunks[-1]
+            if not isinstance(before, bytearray):
+                before = bytearray(before)
+            before += data
+            chunks[-1] = before, owed + credit
+        elif data or credit:
+            chunks.append((bytes(data), credit))
+        self.ended = self.ended or end_stream
+        self._wake()
+
+    def trailers(self, headers: HeaderList) -> None:
+        self.trailers_received = headers
+        self.ended = True
+        self._wake()
+
+    def failed(self, error: RpcError) -> None:
+        self.error = error
+        if self.on_failed is not None:
+            self.on_failed.cancel()
+        if self.sender is not None:
+            self.sender.wake()
+        self._wake()
+
+    def closed(self) -> None:
+        self.sender = None
+        self._wake()
+
+    @property
+    def held(self) -> bool:
+        """Whether DATA waits here."""
+        return bool(self._chunks)
+
+    def take_all(self) -> list[tuple[bytes, int]]:
+        """What is held now, with the credit owed for each piece."""
+        chunks, self._chunks = self._chunks, None
+        return [(bytes(data), owed) for data, owed in chunks or ()]
+
+    async def receive(self) -> bytes | None:
+        """Wait for DATA; None when the peer has ended its half. The bytes count as delivered once they are returned.
+
+        Raises the `RpcError` that ended the stream, if it was reset or its connection lost. Cancellation loses nothing.
+        """
+        while True:
+            if self._chunks:
+                await trio.lowlevel.checkpoint()
+                data, owed = self._chunks.popleft()
+                self._connection.credit(self._stream_id, owed)
+                return bytes(data)
+            if self.ended:
+                return None
+            if self.error is not None:
+                raise self.error
+            await self._wait()
+
+    async def _wait(self) -> None:
+        self._event = trio.Event()
+        await self._event.wait()
+
+    def _wake(self) -> None:
+        if self._event is not None:
+            self._event.set()
+            self._event = None

@@ -1,0 +1,1 @@
+"""Passing calls on: whom the director chooses, and one call between its two streams."""

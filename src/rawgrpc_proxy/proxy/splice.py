@@ -1,0 +1,263 @@
+"""A splice joins the two streams of a call: what comes from one goes out on the other, straight from the reader.
+
+    downstream ──(request)──► _RequestPipe ──► upstream
+    downstream ◄──────────── _ResponsePipe ◄──(response)── upstream
+
+DATA is handed from the reader of one connection to the output of the other, and credited back to its sender when it
+has gone out there. Headers and trailers pass through as they are, less what belongs to one connection only. Whoever
+made the splice hears of each change and settles the end; a splice never makes up a status itself, and needs no task.
+
+Invariants: END_STREAM is passed on, never invented; a response that is complete reaches the peer whole, whatever
+happens upstream after it; each call ends exactly once.
+"""
+
+from collections.abc import Callable
+
+from rawgrpc_proxy.codes import ErrorCode
+from rawgrpc_proxy.errors import RpcError
+from rawgrpc_proxy.grpc.messages import MessageCounter
+from rawgrpc_proxy.http2.frames import Data
+from rawgrpc_proxy.http2.headers import FixedHeaders, HeaderList, Headers, for_next_hop, size_of
+from rawgrpc_proxy.http2.session import UNLIMITED
+from rawgrpc_proxy.net.failures import headers_too_long
+from rawgrpc_proxy.net.stream import Stream
+
+_NO_ERROR, _CANCEL = ErrorCode.NO_ERROR, ErrorCode.CANCEL  # looked up once, not for every call
+REPLAY_BYTES = 64 * 1024
+"""How much of a request is kept until the upstream has begun to answer, so that it can be sent a second time."""
+
+
+class Splice:
+    """The two streams of one call, and how far the call is.
+
+    `on_change` is called whenever one of the streams has closed or failed, from the middle of a reader's work: it may
+    give commands to both streams, and must neither wait nor raise.
+    """
+
+    __slots__ = (
+        "abandoned",
+        "on_change",
+        "request_ended",
+        "downstream",
+        "downstream_closed",
+        "downstream_error",
+        "replay",
+        "request_bytes",
+        "request_messages",
+        "request_trailers",
+        "response_bytes",
+        "response_ended",
+        "response_headers",
+        "response_messages",
+        "response_trailers",
+        "upstream",
+        "upstream_closed",
+        "upstream_error",
+    )
+
+    def __init__(self, downstream: Stream, on_change: Callable[[], None]) -> None:
+        self.downstream = downstream
+        self.on_change: Callable[[], None] | None = on_change
+        self.upstream: Stream | None = None
+        self.request_bytes = 0
+        self.response_bytes = 0
+        self.request_messages = MessageCounter()
+        self.response_messages = MessageCounter()
+        self.request_trailers: Headers | None = None
+        self.response_headers: HeaderList | None = None
+        self.response_trailers: HeaderList | None = None
+        self.response_ended = False
+        self.downstream_error: RpcError | None = None
+        """Why the downstream peer is gone, if it is."""
+        self.upstream_error: RpcError | None = None
+        """Why the upstream stream ended without a complete response, if it did."""
+        self.replay: bytes | bytearray | None = b""
+        """The request so far, until the call is committed to its upstream; None from then on."""
+        self.downstream_closed = False
+        """All of the response is out, or the peer has given up."""
+        self.upstream_closed = False
+        self.request_ended = False
+        self.abandoned = False
+
+    def join(self, upstream: Stream) -> None:
+        """Connect the call to `upstream`, whose request headers are out. What has come from downstream goes first.
+
+        The headers said END_STREAM exactly if the caller's did (`Stream.ended_by_headers`): there are servers that take
+        an empty request well only if its end comes in a DATA frame, as their clients send it. May be called a second
+        time, with another stream, when the first has failed with an error that is safe to retry and while `replay` is
+        not None.
+        """
+        inbox = self.downstream.inbox
+        self.upstream = upstream
+        self.upstream_error = None
+        self.upstream_closed = False
+        upstream.sink = _ResponsePipe(self, upstream)
+        self.downstream.sink = pipe = _RequestPipe(self)
+        if inbox.error is not None:
+            pipe.failed(inbox.error)
+            return
+        if inbox.trailers_received is not None:
+            self.request_trailers = for_next_hop(inbox.trailers_received)
+        self.request_ended = self.request_ended or inbox.ended
+        ends_with_data = self.request_ended and self.request_trailers is None
+        held = inbox.take_all()
+        left = len(held)
+        if self.replay:
+            upstream.send_data(bytes(self.replay), end_stream=ends_with_data and not left)
+        for data, credit in held:
+            left -= 1
+            pipe.data(data, credit, end_stream=ends_with_data and not left)
+        if self.request_trailers is not None:
+            upstream.send_headers(self.request_trailers, end_stream=True)
+        elif ends_with_data and not self.request_bytes and not self.downstream.ended_by_headers:
+            upstream.send_data(b"", end_stream=True)
+
+    def end(self) -> None:
+        """Tell of no more changes. The upstream stream, if it is still open, is reset."""
+        self.on_change = None
+        self.abandon(_CANCEL)
+
+    def abandon(self, error_code: int) -> None:
+        """Reset the upstream stream, if it is still open, and hear nothing more from it."""
+        self.abandoned = True
+        if self.upstream is not None and not self.upstream_closed:
+            self.upstream.reset(error_code)
+
+    def changed(self) -> None:
+        if self.on_change is not None:
+            self.on_change()
+
+    def response_complete(self) -> None:
+        """The upstream has ended its half: the call is decided, and what is left of the request is not wanted."""
+        assert self.upstream is not None
+        self.response_ended = True
+        if not self.request_ended:
+            # RFC 9113 §8.1: a complete response may come before the request has ended. NO_ERROR tells the sender to
+            # stop without taking the response back.
+            self.downstream.reset_after_end(_NO_ERROR)
+        # Nothing happens if the request is out. If its end still waits for the upstream's window, which the upstream
+        # has no reason to open any more, this gives the stream back.
+        self.upstream.reset(_NO_ERROR)
+
+
+class _RequestPipe:
+    """Sink of the downstream stream."""
+
+    __slots__ = ("_splice",)
+
+    def __init__(self, splice: Splice) -> None:
+        self._splice = splice
+
+    def response(self, headers: HeaderList, end_stream: bool) -> None:
+        raise AssertionError("a downstream peer sends no response")
+
+    def data(self, data: Data, credit: int, end_stream: bool) -> None:
+        splice = self._splice
+        splice.request_bytes += len(data)
+        splice.request_messages.feed(data)
+        if end_stream:
+            splice.request_ended = True
+        upstream = splice.upstream
+        assert upstream is not None
+        replay = splice.replay
+        if replay is not None:
+            if splice.request_bytes <= REPLAY_BYTES:
+                # Kept here, and so delivered as far as the sender is concerned.
+                if replay:
+                    replay += data
+                else:
+                    splice.replay = bytearray(data)
+                if not end_stream:
+                    splice.downstream.credit(credit)
+                upstream.send_data(data, end_stream)
+                return
+            splice.replay = None
+        upstream.send_data(data, end_stream, splice.downstream, credit)
+
+    def trailers(self, headers: HeaderList) -> None:
+        splice = self._splice
+        splice.request_ended = True
+        splice.request_trailers = for_next_hop(headers)
+        assert splice.upstream is not None
+        splice.upstream.send_headers(splice.request_trailers, end_stream=True)
+
+    def failed(self, error: RpcError) -> None:
+        splice = self._splice
+        splice.downstream_error = error
+        inbox = splice.downstream.inbox
+        inbox.error = error
+        if splice.on_change is None:
+            # The call goes on without us, in a handler that may have something to say yet.
+            inbox.failed(error)
+        splice.abandon(_CANCEL)
+        splice.changed()
+
+    def closed(self) -> None:
+        splice = self._splice
+        splice.downstream_closed = True
+        splice.downstream.sink = splice.downstream.inbox  # opens the circle that the two streams are in
+        if splice.on_change is not None:
+            splice.on_change()
+
+
+class _ResponsePipe:
+    """Sink of the upstream stream. A stream that the call has left behind is heard no more."""
+
+    __slots__ = ("_splice", "_upstream")
+
+    def __init__(self, splice: Splice, upstream: Stream) -> None:
+        self._splice = splice
+        self._upstream = upstream
+
+    def response(self, headers: HeaderList, end_stream: bool) -> None:
+        splice = self._splice
+        splice.replay = None
+        downstream = splice.downstream
+        limit = downstream.connection.session.peer_max_header_list_bytes
+        if limit < UNLIMITED and headers.once(size_of) > limit and not end_stream:
+            splice.upstream_error = headers_too_long(headers.once(size_of), limit)
+            splice.abandon(_CANCEL)
+            splice.changed()
+            return
+        splice.response_headers = headers
+        if end_stream:
+            downstream.send_end(headers.once(_passed_on), headers.once(size_of))
+            splice.response_complete()
+        else:
+            downstream.send_headers(headers.once(_passed_on))
+
+    def data(self, data: Data, credit: int, end_stream: bool) -> None:
+        splice = self._splice
+        splice.response_bytes += len(data)
+        splice.response_messages.feed(data)
+        splice.downstream.send_data(data, end_stream, self._upstream, credit)
+        if end_stream:
+            splice.response_complete()
+
+    def trailers(self, headers: HeaderList) -> None:
+        splice = self._splice
+        splice.response_trailers = headers
+        splice.downstream.send_end(headers.once(_passed_on), headers.once(size_of))
+        splice.response_complete()
+
+    def failed(self, error: RpcError) -> None:
+        splice = self._splice
+        if splice.upstream is self._upstream and not splice.response_ended and not splice.abandoned:
+            splice.upstream_error = error
+            if error.retry_safe and splice.replay is not None:
+                # Until there is another upstream, the request waits where it waited for this one. If the caller gives
+                # up meanwhile, the inbox cancels whatever the call is doing.
+                splice.downstream.sink = splice.downstream.inbox
+            splice.changed()
+
+    def closed(self) -> None:
+        splice = self._splice
+        self._upstream.sink = self._upstream.inbox
+        if splice.upstream is self._upstream:
+            splice.upstream_closed = True
+            splice.changed()
+
+
+def _passed_on(headers: HeaderList) -> Headers:
+    """The list as it goes on to the other side."""
+    return FixedHeaders(for_next_hop(headers))

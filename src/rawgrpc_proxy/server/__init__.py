@@ -1,0 +1,1 @@
+"""Serving: listeners and connections, and each call from its request to its one end."""

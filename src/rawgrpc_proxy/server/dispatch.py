@@ -1,0 +1,372 @@
+"""The calls of a server, each from its request to its one end.
+
+What it does not do: speak HTTP/2 (the connection does), or forward (a handler does).
+The invariants: a call's trouble never leaves it; every error of a call becomes a response here and nowhere else; every
+call ends in exactly one record.
+"""
+
+import contextvars
+import inspect
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+
+import attrs
+import trio
+
+from rawgrpc_proxy.call import Call, CallContext, Handler
+from rawgrpc_proxy.codes import Status
+from rawgrpc_proxy.errors import DeadlineExceeded, NoRoute, RpcError, Side
+from rawgrpc_proxy.grpc.path import malformed, shortened
+from rawgrpc_proxy.http2.headers import HeaderList
+from rawgrpc_proxy.net.stream import Carrier, Stream
+from rawgrpc_proxy.net.timers import Timer, Timers
+from rawgrpc_proxy.net.turn import current_turn
+from rawgrpc_proxy.observe.describe import describe, shown
+from rawgrpc_proxy.observe.observer import ServerObserver
+from rawgrpc_proxy.observe.tell import tell
+from rawgrpc_proxy.proxy.forwarding import Forwarding
+from rawgrpc_proxy.proxy.transparent import TransparentHandler
+from rawgrpc_proxy.server.request import Asked
+from rawgrpc_proxy.server.runners import CallRunners, is_innermost
+from rawgrpc_proxy.stopping import Stopping
+
+_BEGUN_A_READ = 32
+"""More calls than this in one read, and the others get their turn before the rest begins."""
+_VAIN = 64
+_EARNED = 8
+_PAUSE_S = 0.002
+"""When so many calls of a connection were given up without any answer, of which each answered one makes up for eight,
+its next calls begin that much later. For proxies that lead to each other pass a call around, and a cancel that follows
+it just as fast never gets there. Callers who cancel now and then are far from this, and where nothing is answered a
+pause hurts nobody."""
+
+Step = Callable[[], Awaitable[Forwarding | None]]
+"""What may have to wait. Answers the forwarding that goes on without a task; None when the call is over."""
+
+
+@attrs.frozen(kw_only=True)
+class Service:
+    """What answers the calls of a server: the handlers by method, and the one for all other methods."""
+
+    handlers: Mapping[str, Handler]
+    unknown_service_handler: Handler | None
+    observer: ServerObserver | None
+    stopping: Stopping
+
+
+class Calls:
+    """Answers the calls of any number of connections, in tasks of `nursery` where they need one."""
+
+    __slots__ = (
+        "_context",
+        "_deadlines",
+        "_fresh",
+        "_given_up",
+        "_observer",
+        "_runners",
+        "_service",
+        "_stopping",
+        "_timers",
+    )
+
+    def __init__(self, nursery: trio.Nursery, service: Service) -> None:
+        self._service = service
+        self._observer = service.observer
+        self._stopping = service.stopping
+        self._runners = CallRunners(nursery, current_turn())
+        self._deadlines = Timers(nursery)
+        self._context = contextvars.copy_context()
+        self._fresh: list[Stream] = []
+        self._given_up: dict[Carrier, int] = {}
+        """Calls that a caller gave up in vain, by its connection."""
+        self._timers: dict[Forwarding, Timer] = {}
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
+        """Call `callback` at this moment of trio's clock, or soon after. It must neither wait nor raise."""
+        return self._deadlines.add(when, callback)
+
+    def take(self, stream: Stream) -> None:
+        """The peer has opened `stream` for a call."""
+        self._fresh.append(stream)
+
+    def begin(self) -> None:
+        """Begin the calls that were taken, all of one connection. Never waits.
+
+        Called when all of a read has been heard: a call that came and went in one read then leaves no trace upstream.
+        """
+        if not self._fresh:
+            return
+        fresh, self._fresh = self._fresh, []
+        if self._given_up and self._given_up.get(fresh[0].connection, 0) >= _VAIN:
+            for stream in fresh:
+                self._runners.start(self._begin_after_a_pause, stream)
+            return
+        at_once = iter(fresh[:_BEGUN_A_READ])
+        try:
+            for stream in at_once:
+                self._begin(stream)
+        except BaseException:  # Ctrl-C
+            for stream in (*at_once, *fresh[_BEGUN_A_READ:]):
+                self._turn_away(stream)
+            raise
+        for stream in fresh[_BEGUN_A_READ:]:
+            self._runners.start(self._begin_later, stream)
+
+    def forget(self, connection: Carrier) -> None:
+        """The connection has ended."""
+        self._given_up.pop(connection, None)
+
+    def close(self) -> None:
+        """All connections have ended. The tasks end with their calls, the idle ones now."""
+        self._runners.close()
+        self._deadlines.close()
+
+    # ----------------------------------------------------------- without a task
+
+    def _begin(self, stream: Stream) -> None:
+        headers = stream.headers
+        assert isinstance(headers, HeaderList)
+        asked = headers.once(Asked)
+        call = _new_call(stream, asked, self._stopping)
+        if self._refused(call, asked):
+            self._over(call)
+            return
+        try:
+            begun = self._begun(call, asked)
+        except BaseException as error:  # user code may raise anything; one call must not end the others
+            interrupted = _holds(error, KeyboardInterrupt)
+            self._fail(call, _shutting_down() if interrupted else error)
+            self._over(call)
+            if interrupted:
+                raise
+            return
+        if isinstance(begun, Forwarding):
+            self._watch(begun)
+        else:
+            self._runners.start(self._step, (call, begun))
+
+    def _turn_away(self, stream: Stream) -> None:
+        """End a call that has not begun: nothing will begin any more."""
+        call = _new_call(stream, Asked(stream.headers), self._stopping)
+        call.fail(_shutting_down())
+        self._over(call)
+
+    def _begun(self, call: Call, asked: "Asked") -> "Forwarding | Step":
+        """The call on its way, or what has to be awaited in a task."""
+        if asked.malformed:
+            raise NoRoute(malformed(asked.method))
+        if call.stream.inbox.error is not None:
+            raise call.stream.inbox.error
+        service = self._service
+        handler = service.handlers.get(asked.method, service.unknown_service_handler)
+        if handler is None:
+            raise NoRoute(f"unknown method {shortened(asked.method)}")
+        if isinstance(handler, TransparentHandler):
+            # A plain director's context variables are its own, as an async one's are.
+            return self._context.copy().run(handler.begin_now, call, self)
+        return partial(_answered_by, handler, call)
+
+    # --------------------------------------------------------------- in a task
+
+    async def _begin_later(self, stream: Stream, _scope: trio.CancelScope) -> None:
+        self._begin(stream)
+
+    async def _begin_after_a_pause(self, stream: Stream, _scope: trio.CancelScope) -> None:
+        try:
+            await trio.sleep(_PAUSE_S)
+        finally:
+            self._begin(stream)  # when all ends, too: so the call has its end
+
+    async def _step(self, work: "tuple[Call, Step]", scope: trio.CancelScope) -> None:
+        """Await a step of a call. Cancelled in `scope` if the caller goes, or when the deadline passes.
+
+        Every error becomes a response here, whatever it is; only Ctrl-C and the task's own cancellation go on.
+        """
+        call, step = work
+        over = True
+        try:
+            call.runs_in(scope)
+            try:
+                forwarding = await step()
+            finally:
+                call.runs_no_more()
+            if forwarding is not None:
+                over = False
+                self._watch(forwarding)
+            if not is_innermost(scope):
+                # The call need not suffer, but its director has to be mended; the task ends (`CallRunners`).
+                tell(self._observer, "call_failed", call.record, _left_open())
+        except BaseException as error:  # noqa: BLE001  # what has to go on does
+            if not is_innermost(scope) and not scope.cancel_called and _parted(error)[1] is None:
+                left_open = _left_open()
+                left_open.__cause__ = error
+                error = left_open
+            goes_on = self._contained(call, scope, error)
+            if goes_on is not None:
+                raise goes_on from None
+        finally:
+            if over:
+                self._over(call)
+
+    def _contained(self, call: Call, scope: trio.CancelScope, error: BaseException) -> BaseException | None:
+        """End the call with what its step has raised, and answer the part that is not the call's to keep."""
+        if _holds(error, KeyboardInterrupt):
+            self._fail(call, _shutting_down())
+            return error
+        cancelled, others = _parted(error)
+        if cancelled is not None and not (
+            scope.cancel_called or trio.current_effective_deadline() == -math.inf
+        ):
+            # Nothing that we are in is cancelled: it is another task's, which was kept, as a cache of outcomes does.
+            cancelled, others = None, error
+        if others is None:
+            self._cancelled(call, scope)
+        else:
+            self._fail(call, others)
+        return cancelled
+
+    # ------------------------------------------------- calls on their way, without a task
+
+    def _watch(self, forwarding: Forwarding) -> None:
+        """Nobody waits for the call any more: mind its deadline."""
+        deadline = forwarding.call.deadline
+        if deadline is not None and not forwarding.over:
+            self._timers[forwarding] = self._deadlines.add(deadline, forwarding.expire)
+
+    def _unwatch(self, forwarding: Forwarding) -> None:
+        if self._timers:
+            timer = self._timers.pop(forwarding, None)
+            if timer is not None:
+                timer.cancel()
+
+    def forwarding_over(self, forwarding: Forwarding, error: RpcError | None) -> None:
+        """The call has ended, well or not."""
+        self._unwatch(forwarding)
+        call = forwarding.call
+        if error is None:
+            if self._given_up:
+                self._count_given_up(call, -_EARNED)
+        else:
+            if error.side is Side.DOWNSTREAM and not call.record.response_bytes:
+                self._count_given_up(call, 1)
+            self._fail(call, error)
+        self._over(call)
+
+    def _count_given_up(self, call: Call, change: int) -> None:
+        connection = call.stream.connection
+        count = min(2 * _VAIN, self._given_up.pop(connection, 0) + change)
+        if count > 0:
+            self._given_up[connection] = count
+
+    def forwarding_refused(self, forwarding: Forwarding) -> None:
+        """The upstream has not processed the call."""
+        self._unwatch(forwarding)
+        self._runners.start(self._step, (forwarding.call, forwarding.open_again))
+
+    # --------------------------------------------------------------------- ends
+
+    def _refused(self, call: Call, asked: "Asked") -> bool:
+        """Answer what is no gRPC call, and say whether it was one of those."""
+        if call.stream.oversized:
+            text = f"the request headers have {call.stream.oversized}"
+            call.refuse(431, Status.RESOURCE_EXHAUSTED, text)
+        elif asked.refusal is not None:
+            call.refuse(asked.refusal[0], Status.INTERNAL, asked.refusal[1])
+        else:
+            return False
+        return True
+
+    def _cancelled(self, call: Call, scope: trio.CancelScope) -> None:
+        """End a call whose step was cancelled: in its own scope, or with all else when the proxy stops."""
+        if not scope.cancel_called:
+            call.fail(_shutting_down())
+        else:
+            # grpcio's own words for a deadline, so that it makes no difference whose clock was first.
+            call.fail(call.stream.inbox.error or DeadlineExceeded("Deadline Exceeded"))
+
+    def _fail(self, call: Call, error: BaseException) -> None:
+        """End the call with the error's status, or with INTERNAL and no word of the cause. Total: users make errors."""
+        if isinstance(error, RpcError):
+            try:
+                call.fail(RpcError.checked(error))
+                # Where it was raised leads to the call, and the call's stream to the error: a circle.
+                error.__traceback__ = None
+            except KeyboardInterrupt:
+                raise
+            except BaseException as odd:  # noqa: BLE001  # a subclass, or an assignment
+                odd.add_note(f"in the RpcError that was to end the call: {describe(error)}")
+                error = odd
+            else:
+                return
+        call.fail(RpcError(Status.INTERNAL, "internal error in the proxy", origin="proxy"))
+        call.record.detail = describe(error)
+        tell(self._observer, "call_failed", call.record, error)
+
+    def _over(self, call: Call) -> None:
+        call.record.duration_s = time.perf_counter() - call.started
+        if self._observer is not None:
+            tell(self._observer, "call_ended", call.record)
+
+
+async def _answered_by(handler: Handler, call: Call) -> None:
+    _check_caller(call)
+    answer = handler(call)
+    if not inspect.isawaitable(answer):
+        raise TypeError(f"the handler {shown(handler)} is no async function: it answered {shown(answer)}")
+    await answer
+    if not call.ended:
+        _check_caller(call)
+        raise RuntimeError(
+            f"the handler {shown(handler)} has returned without ending the call; a handler awaits another one, "
+            "or calls `call.end(status)`, or raises RpcError"
+        )
+
+
+def _check_caller(call: Call) -> None:
+    """Raise if the caller has gone."""
+    if call.stream.inbox.error is not None:
+        raise call.stream.inbox.error
+
+
+def _shutting_down() -> RpcError:
+    return RpcError(Status.UNAVAILABLE, "the proxy is shutting down", origin="proxy")
+
+
+def _holds(error: BaseException, kind: type[BaseException]) -> bool:
+    """Whether the error is one of this kind, or a group with one in it."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(_holds(each, kind) for each in error.exceptions)
+    return isinstance(error, kind)
+
+
+def _parted(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
+    """What of an error is cancellation, and what is not."""
+    if isinstance(error, trio.Cancelled):
+        return error, None
+    if not isinstance(error, BaseExceptionGroup):
+        return None, error
+    try:
+        return error.split(trio.Cancelled)
+    except Exception:  # noqa: BLE001  # a group of a user's own, who makes its parts
+        return None, error
+
+
+def _left_open() -> RuntimeError:
+    return RuntimeError(
+        "a cancel scope or a nursery was entered for this call and never left, as happens when a `with` block is in an "
+        "async generator that is not read to its end"
+    )
+
+
+def _new_call(stream: Stream, asked: Asked, stopping: Stopping) -> Call:
+    connection = stream.connection
+    context = CallContext(
+        method=asked.method,
+        metadata=asked.metadata,
+        peer=connection.peer,
+        deadline=None if asked.timeout_s is None else trio.current_time() + asked.timeout_s,
+        tls_peer=connection.tls_peer,
+    )
+    return Call(stream, context, stopping)

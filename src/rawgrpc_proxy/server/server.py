@@ -1,0 +1,277 @@
+"""`Server`: listens, knows the handlers, runs the connections, and stops gracefully.
+
+What it does not do: answer calls (`dispatch.py`), forward them (a handler), or speak HTTP/2 (a connection).
+The invariant: a connection's trouble never leaves its task.
+"""
+
+import math
+import socket
+import ssl
+from collections.abc import Sequence
+from functools import partial
+
+import trio
+
+from rawgrpc_proxy.call import Handler
+from rawgrpc_proxy.codes import ErrorCode
+from rawgrpc_proxy.config import Http2Settings
+from rawgrpc_proxy.descriptors import DescriptorPlan, remedy
+from rawgrpc_proxy.errors import ConfigError, ConnectionFailed, ConnectionLimit, ProxyFault
+from rawgrpc_proxy.grpc.codec import Codec, codec_with_parent, identity_codec
+from rawgrpc_proxy.grpc.codec import codec as protobuf_codec
+from rawgrpc_proxy.grpc.path import path_problem
+from rawgrpc_proxy.http2.events import StreamReset
+from rawgrpc_proxy.net.accept_share import current_accept_share
+from rawgrpc_proxy.net.address import Address
+from rawgrpc_proxy.net.connection import Connection
+from rawgrpc_proxy.net.keepalive import Keepalive
+from rawgrpc_proxy.net.listen import accept_on_each, address_of, bound_address, open_listeners
+from rawgrpc_proxy.net.tls import tls_stream
+from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
+from rawgrpc_proxy.observe.observer import ServerObserver
+from rawgrpc_proxy.observe.tell import tell
+from rawgrpc_proxy.server.dispatch import Calls, Service
+from rawgrpc_proxy.services.methods import MethodKind
+from rawgrpc_proxy.stopping import Stopping
+
+
+class Server:
+    """A gRPC server whose unknown methods go to `unknown_service_handler` (usually `transparent_handler(director)`).
+
+    `codec` turns payloads into messages for the methods that are served here; by default protobuf's, if it is
+    installed, else raw bytes. `max_connections` bounds the downstream connections; by default they get what
+    `DescriptorPlan` leaves them of the process's limit on file descriptors.
+    """
+
+    def __init__(
+        self,
+        *,
+        unknown_service_handler: Handler | None = None,
+        codec: Codec | None = None,
+        settings: Http2Settings | None = None,
+        observer: ServerObserver | None = None,
+        max_connections: int | None = None,
+    ) -> None:
+        self._handlers: dict[str, Handler] = {}
+        self._codec = codec or _default_codec()
+        self._settings = settings or Http2Settings()
+        self._observer = observer
+        self._stopping = Stopping()
+        self._stop_by = math.inf
+        """When, on trio's clock, the calls that are left are ended."""
+        self._service = Service(
+            handlers=self._handlers,
+            unknown_service_handler=unknown_service_handler,
+            observer=observer,
+            stopping=self._stopping,
+        )
+        self._max_connections = max_connections or DescriptorPlan.of_this_process().downstream
+        self._why_no_more = "set by max_connections" if max_connections else remedy()
+        self._connections: dict[Connection, trio.Nursery] = {}
+        """Each with the nursery for what else it needs."""
+        self._accepted = 0
+        self._handshaking: set[trio.CancelScope] = set()
+
+    def add_handler(self, path: str, handler: Handler) -> None:
+        """Let `handler` answer the method `path` (`/package.Service/Method`), which is compared as a whole.
+
+        Raises `ConfigError` for a bad path or one that is taken.
+        """
+        if path_problem(path.encode()) is not None:
+            raise ConfigError(f"{path!r} is no gRPC method; write /package.Service/Method")
+        if path in self._handlers:
+            raise ConfigError(f"{path} has a handler already")
+        self._handlers[path] = handler
+
+    def add_method(self, path: str, method: MethodKind) -> None:
+        """Serve `path` here: `server.add_method("/pkg.Greeter/Hello", unary_unary(hello, HelloRequest))`."""
+        self.add_handler(path, method(self._codec))
+
+    @property
+    def open_connections(self) -> int:
+        """Downstream connections that are open now."""
+        return len(self._connections)
+
+    @property
+    def open_calls(self) -> int:
+        """Calls that run now."""
+        return sum(len(connection.streams) for connection in self._connections)
+
+    async def serve(
+        self,
+        address: str | socket.socket | Sequence[socket.socket],
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve on `address` until `stop`: `HOST:PORT`, `:PORT`, `unix:PATH`, or sockets that listen.
+
+        A name is every address that it has on this machine, see `open_listeners`; port 0 is a free one. Started
+        with `nursery.start` it answers the address it really listens on. Raises `ConfigError` if it cannot listen
+        there. Cancellation closes everything at once. May run several times, on several addresses.
+        """
+        listeners, where = _listen(address)
+        share = current_accept_share()
+        try:
+            async with trio.open_nursery() as tasks_of_calls:
+                calls = Calls(tasks_of_calls, self._service)
+                async with trio.open_nursery() as nursery:
+
+                    def on_accept(sock: socket.socket, peer: str) -> None:
+                        if self._accepted >= self._max_connections:
+                            sock.close()
+                            self._turned_away()
+                        else:
+                            self._accepted += 1
+                            if share is not None:
+                                share.opened()
+                            nursery.start_soon(serve_connection, sock, peer)
+
+                    async def serve_connection(sock: socket.socket, peer: str) -> None:
+                        try:
+                            await self._serve_connection(sock, peer, ssl_context, calls)
+                        finally:
+                            self._accepted -= 1
+                            if share is not None:
+                                share.closed()
+
+                    task_status.started(str(where))
+                    with self._stopping.ends():
+                        await accept_on_each(listeners, on_accept, self._accept_failed, share)
+                    _close_listeners(listeners)
+                calls.close()
+        finally:
+            _close_listeners(listeners)
+
+    def stop(self, *, grace_s: float = 0.0) -> None:
+        """Stop accepting at once, let calls finish for up to `grace_s` seconds, then close. `serve` returns then.
+
+        Methods that watch `stopping` (`Health`'s Watch does) end by themselves. A second call can shorten the time that
+        is left, and not lengthen it.
+        """
+        self._stop_by = min(self._stop_by, trio.current_time() + grace_s)
+        self._stopping.set()
+        for connection, nursery in self._connections.items():
+            nursery.start_soon(connection.drain, self._grace_left_s)
+        for scope in self._handshaking:
+            scope.deadline = min(scope.deadline, self._stop_by)
+
+    @property
+    def _grace_left_s(self) -> float:
+        return max(0.0, self._stop_by - trio.current_time())
+
+    # ------------------------------------------------------------ connections
+
+    async def _serve_connection(
+        self, sock: socket.socket, peer: str, ssl_context: ssl.SSLContext | None, calls: Calls
+    ) -> None:
+        try:
+            transport = await self._transport(sock, peer, ssl_context)
+            if transport is not None:
+                await self._run_connection(transport, peer, calls)
+        except Exception as error:  # noqa: BLE001  # a fault of ours in one connection must not end the others
+            self._connection_failed(peer, ProxyFault(error))
+
+    async def _run_connection(self, transport: Transport, peer: str, calls: Calls) -> None:
+        async with trio.open_nursery() as nursery:
+
+            def on_refused(reset: StreamReset) -> None:
+                tell(self._observer, "stream_refused", peer, reset)
+
+            connection = Connection(
+                transport,
+                self._settings,
+                client_side=False,
+                on_request=calls.take,
+                on_read=calls.begin,
+                on_refused=on_refused,
+                on_limit=partial(tell, self._observer, "limit_reached", peer),
+            )
+            self._connections[connection] = nursery
+            if self._stopping.is_set():
+                # Accepted in the very moment of the stop.
+                nursery.start_soon(connection.drain, self._grace_left_s)
+            keepalive = Keepalive(
+                connection,
+                calls.call_at,
+                interval_s=self._settings.downstream_keepalive_s,
+                timeout_s=self._settings.keepalive_timeout_s,
+            )
+            try:
+                await connection.run()
+            finally:
+                keepalive.stop()
+                del self._connections[connection]
+                calls.forget(connection)
+            error = connection.error
+            if error is not None and error.error_code != ErrorCode.NO_ERROR:
+                self._connection_failed(peer, error)
+
+    async def _transport(
+        self, sock: socket.socket, peer: str, ssl_context: ssl.SSLContext | None
+    ) -> Transport | None:
+        """The connection's link, TLS done; None if the peer did not get that far."""
+        if ssl_context is None:
+            return SocketTransport(sock, peer)
+        sock.settimeout(0)
+        stream = tls_stream(
+            trio.SocketStream(trio.socket.from_stdlib_socket(sock)), ssl_context, server_side=True
+        )
+        timeout_at = trio.current_time() + self._settings.handshake_timeout_s
+        scope = trio.CancelScope(deadline=min(timeout_at, self._stop_by))
+        self._handshaking.add(scope)
+        cause: object = "the handshake was not done in time"
+        try:
+            with scope:
+                await stream.do_handshake()
+            if not scope.cancelled_caught:
+                return StreamTransport(stream, peer)
+        except (OSError, trio.BrokenResourceError) as error:
+            cause = error.__cause__ or error
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        finally:
+            self._handshaking.discard(scope)
+        await trio.aclose_forcefully(stream)
+        self._connection_failed(
+            peer, ConnectionFailed(f"no TLS: {cause}", error_code=ErrorCode.INADEQUATE_SECURITY)
+        )
+        return None
+
+    def _connection_failed(self, peer: str, error: ConnectionFailed) -> None:
+        tell(self._observer, "connection_failed", peer, error)
+
+    def _accept_failed(self, error: OSError) -> None:
+        tell(self._observer, "accept_failed", error)
+
+    def _turned_away(self) -> None:
+        self._accept_failed(
+            ConnectionLimit(f"{self._accepted} connections are open, as many as may be: {self._why_no_more}")
+        )
+
+
+def _default_codec() -> Codec:
+    try:
+        return protobuf_codec()
+    except ConfigError:
+        return codec_with_parent(identity_codec())
+
+
+def _listen(
+    address: str | socket.socket | Sequence[socket.socket],
+) -> tuple[Sequence[socket.socket], Address]:
+    """The listening sockets, and what clients connect to."""
+    if isinstance(address, str):
+        asked = Address.parse(address, to_listen=True)
+        listeners: Sequence[socket.socket] = open_listeners(asked)
+        return listeners, address_of(listeners, asked)
+    listeners = [address] if isinstance(address, socket.socket) else address
+    return listeners, bound_address(listeners[0])
+
+
+def _close_listeners(listeners: Sequence[socket.socket]) -> None:
+    for listener in listeners:
+        if listener.fileno() >= 0:
+            trio.lowlevel.notify_closing(listener)
+            listener.close()

@@ -1,0 +1,272 @@
+"""Workers, as real processes: who answers, who is replaced, how they stop."""
+
+import errno
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from rawgrpc_proxy.command.demo import Trial, make_call
+from rawgrpc_proxy.command.workers import Serve, cores, run_workers
+from rawgrpc_proxy.errors import RpcError
+from rawgrpc_proxy.upstream.pool import Pool
+from tests.command.test_cli import unread
+from tests.processes import Program, program
+
+WORKERS = ("serve", "--listen", "127.0.0.1:0", "--upstream", "127.0.0.1:1", "--workers", "2", "--grace", "1")
+
+
+def children(running: Program | trio.Process) -> set[int]:
+    """Process ids of the workers."""
+    pid = running.pid
+    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()))
+
+
+async def status_of_a_call(address: str) -> str:
+    """Call through a connection of its own. There is no upstream: UNAVAILABLE means that a worker answered."""
+    async with Pool() as pool:
+        conn = await pool.get_conn(address)
+        try:
+            await make_call(conn, Trial("/a.B/C", (b"",), ()))
+        except RpcError as error:
+            return error.status.name
+        finally:
+            conn.close()
+    return "OK"
+
+
+async def until_answered_by(running: Program, address: str, workers: set[int]) -> None:
+    """Make calls until the log has seen each of these workers answer one."""
+    seen: set[int] = set()
+    while not workers <= seen:
+        assert await status_of_a_call(address) == "UNAVAILABLE"
+        await running.line(r'"event": "call"')
+        events = [json.loads(line) for line in running.stderr if line.startswith("{")]
+        seen = {event["worker"] for event in events if event["event"] == "call"}
+
+
+def test_every_worker_answers_on_the_one_socket_and_the_log_says_which() -> None:
+    async def main() -> None:
+        async with program(*WORKERS, "--log-format", "json") as running:
+            await until_answered_by(running, await running.address(), {1, 2})
+            running.signal(signal.SIGTERM)
+            assert await running.exit_code() == 0
+
+    trio.run(main)
+
+
+def test_a_worker_that_dies_is_replaced_and_calls_go_on() -> None:
+    async def main() -> None:
+        async with program(*WORKERS) as running:
+            address = await running.address()
+            assert await status_of_a_call(address) == "UNAVAILABLE"
+            victim = min(children(running))
+            os.kill(victim, signal.SIGKILL)
+            assert await status_of_a_call(address) == "UNAVAILABLE"
+            await running.line(rf"worker \d \(pid {victim}\) was killed by SIGKILL; it is replaced")
+            with trio.fail_after(30):
+                while len(children(running)) < 2:  # noqa: ASYNC110  # /proc tells nobody when it changes
+                    await trio.sleep(0.02)
+            assert victim not in children(running)
+            running.signal(signal.SIGTERM)
+            assert await running.exit_code() == 0
+
+    trio.run(main)
+
+
+def test_a_worker_that_dies_is_replaced_though_nobody_reads_of_it() -> None:
+    async def main() -> None:
+        async with unread(*WORKERS[1:]) as running:
+            with trio.fail_after(30):
+                while len(children(running)) < 2:  # noqa: ASYNC110  # /proc tells nobody when it changes
+                    await trio.sleep(0.02)
+                victim = min(children(running))
+                os.kill(victim, signal.SIGKILL)
+                while victim in children(running) or len(children(running)) < 2:  # noqa: ASYNC110
+                    await trio.sleep(0.02)
+            running.send_signal(signal.SIGTERM)
+            assert await running.wait() == 0
+
+    trio.run(main)
+
+
+def test_an_interrupt_of_the_whole_terminal_drains_every_worker_once() -> None:
+    async def main() -> None:
+        async with program(*WORKERS) as running:
+            await status_of_a_call(await running.address())
+            for pid in children(running):
+                os.kill(pid, signal.SIGINT)
+            running.signal(signal.SIGINT)
+            assert await running.exit_code() == 0
+            assert not any("again" in line for line in running.stderr)
+
+    trio.run(main)
+
+
+def test_workers_whose_parent_is_killed_stop_by_themselves() -> None:
+    async def main() -> None:
+        async with program(*WORKERS) as running:
+            await status_of_a_call(await running.address())
+            running.signal(signal.SIGKILL)
+            # Their end closes the pipes that they share with their parent.
+            assert await running.exit_code() == -signal.SIGKILL
+            await running.line("the parent of the workers is gone")
+
+    trio.run(main)
+
+
+def in_a_process(test: Callable[[], None]) -> str:
+    """Run this in a process of its own, and answer what it has written to standard error."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.dup2(writing, 2)
+        sys.stderr = os.fdopen(2, "w")
+        try:
+            test()
+        finally:
+            sys.stderr.flush()
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as written:
+        text = written.read()
+    os.waitpid(pid, 0)
+    return text
+
+
+def supervised(serve: Serve) -> None:
+    """Run one worker, until it calls `stop`."""
+
+    def say(text: str) -> None:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+    run_workers(1, serve, say)
+
+
+def stop() -> int:
+    os.kill(os.getppid(), signal.SIGTERM)
+    return 0
+
+
+def test_a_worker_that_crashes_leaves_its_traceback(tmp_path: Path) -> None:
+    crashed = tmp_path / "crashed"
+
+    def serve(_number: int, _orphaned: int) -> int:
+        if crashed.exists():
+            return stop()
+        crashed.touch()
+        raise RuntimeError("a bug in the worker")
+
+    written = in_a_process(lambda: supervised(serve))
+    assert "worker 1 crashed:\nTraceback" in written
+    assert "RuntimeError: a bug in the worker\n" in written
+    assert re.search(r"worker 1 \(pid \d+\) ended with exit code 1; it is replaced in 0\.2 s", written)
+
+
+def test_a_fork_that_fails_is_told_of_and_tried_again_ever_more_slowly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failures = [errno.EAGAIN, errno.ENOMEM]
+    fork = os.fork
+
+    def scarce() -> int:
+        if failures:
+            code = failures.pop(0)
+            raise OSError(code, os.strerror(code))
+        return fork()
+
+    def test() -> None:
+        monkeypatch.setattr(os, "fork", scarce)
+        supervised(lambda _number, _orphaned: stop())
+
+    assert in_a_process(test).splitlines() == [
+        "worker 1 cannot be started: Resource temporarily unavailable; next try in 0.2 s",
+        "worker 1 cannot be started: Cannot allocate memory; next try in 0.4 s",
+    ]
+
+
+def test_a_worker_whose_end_somebody_else_was_told_of_is_replaced_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = tmp_path / "ended"
+
+    def serve(_number: int, _orphaned: int) -> int:
+        if ended.exists():
+            return stop()
+        ended.touch()
+        return 0
+
+    def test() -> None:
+        waitpid = os.waitpid
+
+        def nobody_knows(pid: int, options: int) -> tuple[int, int]:
+            if waitpid(pid, options)[0]:
+                raise ChildProcessError(errno.ECHILD, os.strerror(errno.ECHILD))
+            return 0, 0
+
+        monkeypatch.setattr(os, "waitpid", nobody_knows)
+        supervised(serve)
+
+    assert re.search(r"worker 1 \(pid \d+\) is gone; it is replaced", in_a_process(test))
+
+
+def test_the_end_of_a_worker_is_heard_where_sigchld_was_ignored(tmp_path: Path) -> None:
+    ended = tmp_path / "ended"
+
+    def serve(_number: int, _orphaned: int) -> int:
+        if ended.exists():
+            return stop()
+        ended.touch()
+        return 3
+
+    def test() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # as a parent may leave it to us
+        supervised(serve)
+
+    assert "ended with exit code 3; it is replaced" in in_a_process(test)
+
+
+def test_a_worker_that_a_real_time_signal_has_killed_is_replaced(tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+
+    def serve(_number: int, _orphaned: int) -> int:
+        if killed.exists():
+            return stop()
+        killed.touch()
+        os.kill(os.getpid(), 40)
+        return 0
+
+    assert "was killed by signal 40; it is replaced" in in_a_process(lambda: supervised(serve))
+
+
+def test_the_processors_are_counted_on_systems_without_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "process_cpu_count", raising=False)
+    if hasattr(os, "sched_getaffinity"):
+        assert cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert cores() == os.cpu_count()
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert cores() == 1
+    monkeypatch.setattr(os, "process_cpu_count", lambda: 7, raising=False)
+    assert cores() == 7
+
+
+def test_a_worker_that_fails_while_stopping_makes_the_exit_code_1() -> None:
+    pid = os.fork()
+    if not pid:
+
+        def serve(_number: int, _orphaned: int) -> int:
+            signal.signal(signal.SIGTERM, lambda *_: os._exit(3))
+            os.kill(os.getppid(), signal.SIGTERM)
+            while True:
+                signal.pause()
+
+        os._exit(run_workers(1, serve, print))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1

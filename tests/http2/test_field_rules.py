@@ -1,0 +1,270 @@
+"""The rules for fields: what is malformed, and that nothing else is."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rawgrpc_proxy.http2 import field_rules
+from tests.http2.peer import REQUEST, RESPONSE, TRAILERS, Header
+
+PSEUDO = REQUEST[:4]
+
+
+def with_field(name: bytes, value: bytes) -> list[Header]:
+    return [*REQUEST, (name, value)]
+
+
+def without(*names: bytes) -> list[Header]:
+    return [field for field in REQUEST if field[0] not in names]
+
+
+# --- Names and values, the same in every list ---
+
+
+@pytest.mark.parametrize(
+    "name", [b"a", b"x-1", b"!#$%&'*+-.^_`|~", b"x" * 65, b"grpc-status", b"trace-bin", b"te-lling"]
+)
+def test_lower_case_tokens_are_names(name: bytes) -> None:
+    assert field_rules.request_problem(with_field(name, b"v")) is None
+    assert field_rules.response_problem([*RESPONSE, (name, b"v")]) is None
+    assert field_rules.trailers_problem([(name, b"v")]) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"",
+        b"Upper",
+        b"x y",
+        b"x\x00",
+        b"x:y",
+        b"x\n",
+        b"\xc3\xa9",
+        b"x(y)",
+        b'x"',
+        b"x/y",
+        b"x" * 65 + b"X",
+        b"a\x7f",
+    ],
+)
+def test_anything_else_is_no_name(name: bytes) -> None:
+    for problem in (
+        field_rules.request_problem(with_field(name, b"v")),
+        field_rules.response_problem([*RESPONSE, (name, b"v")]),
+        field_rules.trailers_problem([(name, b"v")]),
+    ):
+        assert problem is not None
+        assert "is no field name" in problem
+
+
+@pytest.mark.parametrize("byte", [*range(9), *range(10, 32), 127])
+def test_no_control_character_but_the_tab_may_stand_in_a_value(byte: int) -> None:
+    value = b"a" + bytes([byte]) + b"b"
+
+    for problem in (
+        field_rules.request_problem(with_field(b"x", value)),
+        field_rules.request_problem([(b":path", value), *without(b":path")]),
+        field_rules.response_problem([*RESPONSE, (b"x", value)]),
+        field_rules.trailers_problem([(b"x", value)]),
+    ):
+        assert problem is not None
+        assert "has control characters" in problem
+
+
+@pytest.mark.parametrize(
+    "value", [b"", b"a\tb", b" edge ", b"\ttab", bytes(range(32, 127)), bytes(range(128, 256))]
+)
+def test_any_other_value_passes(value: bytes) -> None:
+    """Blanks at the edges are malformed by the letter, but grpcio sends them."""
+    assert field_rules.request_problem(with_field(b"x", value)) is None
+    assert field_rules.response_problem([*RESPONSE, (b"x", value)]) is None
+    assert field_rules.trailers_problem([(b"x", value)]) is None
+
+
+@pytest.mark.parametrize(
+    "name", [b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"]
+)
+def test_fields_of_an_http1_connection_are_malformed(name: bytes) -> None:
+    for problem in (
+        field_rules.request_problem(with_field(name, b"x")),
+        field_rules.response_problem([*RESPONSE, (name, b"x")]),
+        field_rules.trailers_problem([(name, b"x")]),
+    ):
+        assert problem is not None
+        assert "belongs to HTTP/1.1 connections" in problem
+
+
+@pytest.mark.parametrize(
+    ("value", "fine"), [(b"trailers", True), (b"Trailers", True), (b"gzip", False), (b"", False)]
+)
+def test_te_may_say_trailers_only(value: bytes, fine: bool) -> None:
+    assert (field_rules.request_problem([*without(b"te"), (b"te", value)]) is None) is fine
+
+
+@given(st.binary(max_size=12))
+def test_a_name_is_judged_the_same_the_second_time(name: bytes) -> None:
+    """Names that passed are remembered; the memory must not change the judgement."""
+    assert field_rules.trailers_problem([(name, b"v")]) == field_rules.trailers_problem([(name, b"v")])
+
+
+def test_the_memory_of_names_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(field_rules, "_known_names", set())
+
+    for number in range(3000):
+        assert field_rules.trailers_problem([(b"x-%d" % number, b"v")]) is None
+    assert field_rules.trailers_problem([(b"y" * 65, b"v")]) is None
+
+    assert len(field_rules._known_names) == 1024
+    assert field_rules.trailers_problem([(b"x-2999", b"v"), (b"X", b"v")]) is not None
+
+
+def test_a_problem_does_not_flood_the_log() -> None:
+    problem = field_rules.trailers_problem([(b"X" * 10_000, b"v")])
+
+    assert problem is not None
+    assert len(problem) < 200
+
+
+# --- Requests ---
+
+
+@pytest.mark.parametrize(
+    "headers", [REQUEST, PSEUDO, without(b":authority"), [*reversed(PSEUDO), *REQUEST[4:]]]
+)
+def test_a_request_has_method_scheme_and_path(headers: list[Header]) -> None:
+    assert field_rules.request_problem(headers) is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "problem"),
+    [
+        ([], "is missing"),
+        (REQUEST[4:], "is missing"),
+        (without(b":method"), "is missing"),
+        (without(b":scheme"), "is missing"),
+        (without(b":path"), "is missing"),
+        ([*REQUEST, PSEUDO[0]], "comes after regular fields"),
+        ([PSEUDO[0], *REQUEST], "comes twice"),
+        ([*PSEUDO, PSEUDO[3]], "comes twice"),
+        ([(b":status", b"200"), *REQUEST], "is no pseudo-field of a request"),
+        ([(b":protocol", b"websocket"), *REQUEST], "is no pseudo-field of a request"),
+        ([(b":", b""), *REQUEST], "is no pseudo-field of a request"),
+    ],
+)
+def test_a_request_is_malformed_without_its_pseudo_fields_in_front(
+    headers: list[Header], problem: str
+) -> None:
+    assert problem in (field_rules.request_problem(headers) or "")
+
+
+# --- Responses ---
+
+
+@pytest.mark.parametrize("status", [b"100", b"200", b"404", b"599", b"999"])
+def test_a_response_begins_with_its_status(status: bytes) -> None:
+    assert field_rules.response_problem([(b":status", status), *RESPONSE[1:]]) is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "problem"),
+    [
+        ([], "does not begin with :status"),
+        (RESPONSE[1:], "does not begin with :status"),
+        ([*RESPONSE[1:], RESPONSE[0]], "does not begin with :status"),
+        ([(b":path", b"/"), *RESPONSE], "does not begin with :status"),
+        ([*RESPONSE, RESPONSE[0]], "is out of place"),
+        ([RESPONSE[0], (b":path", b"/")], "is out of place"),
+        ([(b":status", b"20")], ":status is '20'"),
+        ([(b":status", b"2000")], ":status is '2000'"),
+        ([(b":status", b"abc")], ":status is 'abc'"),
+        ([(b":status", b"")], ":status is ''"),
+        ([(b":status", b"+20")], ":status is '+20'"),
+        ([(b":status", b"\xb2\xb2\xb2")], ":status is"),
+    ],
+)
+def test_a_response_is_malformed_without_one_good_status_in_front(
+    headers: list[Header], problem: str
+) -> None:
+    assert problem in (field_rules.response_problem(headers) or "")
+
+
+# --- Trailers ---
+
+
+def test_trailers_may_be_empty() -> None:
+    assert field_rules.trailers_problem([]) is None
+    assert field_rules.trailers_problem(TRAILERS) is None
+
+
+@pytest.mark.parametrize("name", [b":status", b":path", b":unknown", b":"])
+def test_no_pseudo_field_may_stand_in_trailers(name: bytes) -> None:
+    assert "is out of place" in (field_rules.trailers_problem([*TRAILERS, (name, b"200")]) or "")
+
+
+# --- Content-length ---
+
+
+@pytest.mark.parametrize(
+    ("values", "length"),
+    [
+        ([], None),
+        ([b"0"], 0),
+        ([b"007"], 7),
+        ([b"999999999999999999"], 10**18 - 1),
+        ([b"5", b"5"], 5),
+        ([b"5", b"05"], 5),
+        ([b"5", b"6"], -1),
+        ([b"5", b"x"], -1),
+        ([b""], -1),
+        ([b"+5"], -1),
+        ([b"-1"], -1),
+        ([b"5,5"], -1),
+        ([b" 5"], -1),
+        ([b"0x5"], -1),
+        ([b"1_0"], -1),
+        ([b"\xb2"], -1),
+        ([b"9" * 19], -1),
+        ([b"9" * 5000], -1),
+    ],
+)
+def test_a_content_length_is_digits_and_the_same_each_time(values: list[bytes], length: int | None) -> None:
+    assert field_rules.content_length([*REQUEST, *((b"content-length", value) for value in values)]) == length
+
+
+# --- All together ---
+
+
+@pytest.mark.parametrize(
+    ("fewer_fields", "fewer_bytes", "limit"),
+    [(0, 0, None), (1, 0, "max_header_fields"), (0, 1, "max_header_list_bytes")],
+)
+def test_a_list_may_have_as_many_fields_and_bytes_as_allowed(
+    fewer_fields: int, fewer_bytes: int, limit: str | None
+) -> None:
+    size = sum(len(name) + len(value) for name, value in REQUEST)
+    allowed = {"max_header_fields": len(REQUEST) - fewer_fields, "max_header_list_bytes": size - fewer_bytes}
+
+    excess = (
+        field_rules.checks_for((allowed["max_header_fields"], allowed["max_header_list_bytes"]))
+        .request(REQUEST)
+        .excess
+    )
+
+    if limit is None:
+        assert excess is None
+    else:
+        assert excess is not None
+        assert excess.limit == limit
+        assert excess.text.endswith(f"; {limit} is {allowed[limit]}")
+
+
+@pytest.mark.parametrize(
+    "rule", [field_rules.request_problem, field_rules.response_problem, field_rules.trailers_problem]
+)
+@pytest.mark.parametrize("headers", [REQUEST, RESPONSE, TRAILERS, [*TRAILERS, (b"content-length", b"5")]])
+def test_a_check_is_what_the_rules_say_one_by_one(rule: field_rules.Rule, headers: list[Header]) -> None:
+    checked = field_rules.check(rule, (100, 1000), headers)
+
+    assert checked.problem == rule(headers)
+    assert checked.excess is None
+    assert checked.content_length == field_rules.content_length(headers)
