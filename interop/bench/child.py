@@ -47,18 +47,18 @@ class Child(Process):
 
     def ask(self, line: str, seconds: float) -> str:
         """Send a line, and wait so long for the line it answers with. Raises `Trouble` if none comes."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         try:
-            self.process.stdin.write(line + "\n")
-            self.process.stdin.flush()
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
         except BrokenPipeError:
             raise Trouble(f"{self.name} gave up on {line}\n{self.tail()}") from None
         with selectors.DefaultSelector() as selector:
-            selector.register(self.process.stdout, selectors.EVENT_READ)
+            selector.register(self._process.stdout, selectors.EVENT_READ)
             if not selector.select(seconds):
                 raise Trouble(f"{self.name} did not answer {line} within {seconds:.0f} s")
-        answer = self.process.stdout.readline()
+        answer = self._process.stdout.readline()
         if not answer:
             raise Trouble(f"{self.name} gave up on {line}\n{self.tail()}")
         return answer
@@ -94,7 +94,7 @@ class Child(Process):
             with contextlib.suppress(OSError):
                 if os.getsid(pid) == self.pid:
                     os.kill(pid, signal.SIGKILL)
-        for stream in (self.process.stdin, self.process.stdout, self._output):
+        for stream in (self._process.stdin, self._process.stdout, self._output):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()

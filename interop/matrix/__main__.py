@@ -13,6 +13,7 @@ from interop.matrix import etcd_cases
 from interop.matrix.run import Options, Run
 from interop.matrix.table import print_matrix, print_notes, print_summary
 from interop.peers.cases import CASES
+from interop.peers.catalogue import PEERS
 
 PROXY = "{python} -m rawgrpc_proxy serve --listen 127.0.0.1:0 --upstream {upstream}"
 
@@ -29,6 +30,11 @@ def main() -> int:
             rounds=given.rounds,
         )
     )
+    if not run.pairs:
+        print(
+            f"no pair is called {given.only}: CLIENT->SERVER of {', '.join(PEERS)}, or etcd", file=sys.stderr
+        )
+        return 1
     start = time.monotonic()
     run.play()
     for of_etcd in (False, True):

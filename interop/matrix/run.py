@@ -45,8 +45,9 @@ class Run:
             (server, [client for client in peers if self._wanted(f"{client}->{server}")]) for server in peers
         ]
         self._with_etcd = self._wanted("etcd")
-        pairs = sum(len(clients) for _, clients in self._pairs) + self._with_etcd
-        self._progress = Progress(options.rounds * pairs)
+        self.pairs = sum(len(clients) for _, clients in self._pairs) + self._with_etcd
+        """How many there are to play in each round."""
+        self._progress = Progress(options.rounds * self.pairs)
         self._played = 0
 
     def play(self) -> None:

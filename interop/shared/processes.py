@@ -61,7 +61,7 @@ class Process:
 
     def __enter__(self) -> Self:
         try:
-            self.process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 self._command, stdin=self._stdin, stdout=self._stdout, stderr=self._stderr, text=True,
                 start_new_session=self._own_session,
             )  # fmt: skip
@@ -84,21 +84,21 @@ class Process:
     @property
     def pid(self) -> int:
         """Its process id."""
-        return self.process.pid
+        return self._process.pid
 
     @property
     def ended(self) -> bool:
         """Whether it has ended, in whatever way."""
-        return self.process.poll() is not None
+        return self._process.poll() is not None
 
     def kill(self) -> None:
         """End it at once, as a crash would; leaving the context is then all right."""
-        self.process.kill()
-        self.process.wait()
+        self._process.kill()
+        self._process.wait()
 
     def check(self) -> None:
         """Raise `Trouble` if it has ended."""
-        if (code := self.process.poll()) is not None:
+        if (code := self._process.poll()) is not None:
             raise Trouble(f"{self.name} ended with exit code {code}\n{self.tail()}")
 
     def tail(self) -> str:
@@ -128,9 +128,9 @@ class Process:
         """End the process; False if it had to be killed."""
         if self.ended:
             return True
-        self.process.terminate()
+        self._process.terminate()
         try:
-            self.process.wait(self.stop_seconds)
+            self._process.wait(self.stop_seconds)
             return True
         except subprocess.TimeoutExpired:
             self.kill()
@@ -191,8 +191,8 @@ class Listener(Process):
         return super()._output_text()
 
     def _read_stdout(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
             if found := CANNOT.match(line):
                 self.cannot[found[1]] = found[2]
             elif not self._said_where.is_set() and (found := LISTENING.search(line)):
@@ -202,9 +202,9 @@ class Listener(Process):
                 self._on_line(line)
 
     def _read_stderr(self) -> None:
-        assert self.process.stderr is not None
+        assert self._process.stderr is not None
         assert self._on_error_line is not None
-        for line in self.process.stderr:
+        for line in self._process.stderr:
             self._last_error_lines.append(line)
             self._on_error_line(line)
 

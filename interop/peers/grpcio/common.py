@@ -16,7 +16,7 @@ OPTIONS = [
     ("grpc.max_metadata_size", METADATA_LIMIT),
     ("grpc.absolute_max_metadata_size", METADATA_LIMIT),
 ]
-#: Without sharing a port: two servers of a run would take calls from one another.
+#: A port belongs to one server: with the library's default two could share one and take calls from one another.
 SERVER_OPTIONS = [*OPTIONS, ("grpc.so_reuseport", 0)]
 STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
