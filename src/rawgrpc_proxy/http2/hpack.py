@@ -16,6 +16,8 @@ Credentials (RFC 7541 §7.1.3) never enter an encoder's table. Many callers shar
 who can watch the size of its blocks could try out another's; nghttp2 and hyper leave them out as well. A list with
 credentials that repeats is answered like any other.
 
+Decoder and encoder stand together: they share the static table, the measures, and the bound on what is kept.
+
 What it does not do: Huffman-code what is sent; hpack's coder takes time quadratic in the length of a value.
 """
 

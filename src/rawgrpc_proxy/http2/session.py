@@ -9,6 +9,8 @@ Invariants: `receive` raises nothing for whatever bytes come in; an error of a s
 output is in order (a header block is encoded at the moment it enters the output, as HPACK demands); DATA leaves the
 output only together with the receipts that credit its source.
 
+One file of this length, since it is one state machine: what a frame may do depends on what the others have done.
+
 Owns RFC 9113 §3.4, §4.3, §5.1.1, §5.1.2, §5.4, §6.8 and §8.1.
 """
 

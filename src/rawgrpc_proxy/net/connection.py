@@ -7,6 +7,9 @@ Most writes need no writer: at the end of a turn everything its reads have cause
 written right away as far as the sockets take it (`Turn`). The writer finishes what a socket did not take, and writes
 what tasks have queued between the turns.
 
+What can be told apart is (`writer.py`, `drain.py`, `failures.py`); what is left is one life, from its first byte to its
+farewell.
+
 Invariants: state changes are synchronous, so there are no locks; bytes are credited only after they are with the
 socket; when the connection ends, every stream on it hears of it exactly once, and nothing of it stays behind.
 """

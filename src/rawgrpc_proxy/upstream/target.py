@@ -7,6 +7,8 @@ who share a dial, with a place on the connection to be.
     a target's dials:   fine ──a dial fails──► in trouble: one dial at a time, after pauses ──one succeeds──► fine
                                                    └──nobody has asked for a while──► fine
 
+Line, dials and places stand together, since each change of one is an event for the others.
+
 The invariants: as long as somebody stands in line there is nothing to hand out, so whatever changes that calls `serve`;
 a place is handed over, never left for whoever runs first, so nobody gets ahead; a caller that is cancelled leaves
 nothing behind.
