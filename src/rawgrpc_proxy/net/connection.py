@@ -3,15 +3,11 @@
     reads:  transport ──► session.receive ──► events ──► streams' sinks      (wait for nothing but the transport)
     writer: session.take_output ──► transport ──► credit to the sources      (never cancelled but to kill the link)
 
-Most writes need no writer: at the end of a turn everything its reads have caused, on whichever connection, is
-written right away as far as the sockets take it (`Turn`). The writer finishes what a socket did not take, and writes
-what tasks have queued between the turns.
+When and how it is written is `writer.py`'s subject, the orderly end `drain.py`'s, what an end means for calls
+`failures.py`'s. What is left here is one life, from its first byte to its farewell.
 
-What can be told apart is (`writer.py`, `drain.py`, `failures.py`); what is left is one life, from its first byte to its
-farewell.
-
-Invariants: state changes are synchronous, so there are no locks; bytes are credited only after they are with the
-socket; when the connection ends, every stream on it hears of it exactly once, and nothing of it stays behind.
+Invariants: state changes are synchronous, so there are no locks; when the connection ends, every stream on it hears of
+it exactly once, and nothing of it stays behind.
 """
 
 import contextlib
