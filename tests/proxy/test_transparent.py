@@ -28,7 +28,7 @@ from rawgrpc_proxy.errors import ConnectionFailed, Side, StreamReset
 from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.proxy.director import Direction
-from rawgrpc_proxy.proxy.forwarding import _settled
+from rawgrpc_proxy.proxy.outcome import settled
 from rawgrpc_proxy.proxy.splice import Splice
 from tests.proxy.house import House, a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import (
@@ -160,10 +160,10 @@ async def test_only_a_cancel_after_the_deadline_counts_as_the_deadline(engine: E
     now = trio.current_time()
     cancel = StreamReset(Status.CANCELLED, ErrorCode.CANCEL, side=Side.UPSTREAM)
     refused = StreamReset(Status.UNAVAILABLE, ErrorCode.REFUSED_STREAM, side=Side.UPSTREAM)
-    assert _settled(cancel, now).status == Status.DEADLINE_EXCEEDED
-    assert _settled(cancel, now + 10) is cancel
-    assert _settled(cancel, None) is cancel
-    assert _settled(refused, now) is refused
+    assert settled(cancel, now).status == Status.DEADLINE_EXCEEDED
+    assert settled(cancel, now + 10) is cancel
+    assert settled(cancel, None) is cancel
+    assert settled(refused, now) is refused
 
 
 class Wrapped:

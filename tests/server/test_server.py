@@ -123,7 +123,7 @@ async def test_serve_returns_when_the_last_call_has_ended(engine: Engine) -> Non
     returned = trio.Event()
 
     async with a_proxy(engine) as house:
-        server = Server(unknown_service_handler=house.server._service.unknown_service_handler)
+        server = Server(unknown_service_handler=house.server._answering.unknown_service_handler)
 
         async def serve(task_status: trio.TaskStatus[str]) -> None:
             await server.serve("127.0.0.1:0", task_status=task_status)
@@ -253,7 +253,8 @@ async def test_cancelling_serve_closes_everything(engine: Engine) -> None:
     async with a_proxy(engine) as house:
         async with trio.open_nursery() as nursery:
             server = Server(
-                unknown_service_handler=house.server._service.unknown_service_handler, observer=house.observer
+                unknown_service_handler=house.server._answering.unknown_service_handler,
+                observer=house.observer,
             )
             address = await nursery.start(server.serve, "127.0.0.1:0")
             client = await connect(address, house.nursery)

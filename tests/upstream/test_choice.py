@@ -269,7 +269,6 @@ def test_a_connection_past_its_ttl_is_dropped_if_it_has_no_streams_and_skipped_i
     without.streams = 0
     picked = record.pick(10.5)
     assert (picked.connection, picked.close) == (None, [without])
-    assert [conn for conn, _ in picked.passed_over] == [without, with_streams]
     assert (record.with_room, record.leaving) == ([], [with_streams])
 
 
@@ -281,7 +280,8 @@ def test_a_connection_that_is_gone_or_going_is_skipped_until_it_has_no_streams(
 ) -> None:
     record = record_of()
     conn = pooled(record, streams=1, phase=phase)
-    assert record.pick(0).passed_over == [(conn, reason)]
+    assert record.objection(conn, 0) is reason
+    assert record.pick(0).connection is None
     assert (record.with_room, record.leaving) == ([], [conn])
     assert record.release(conn, 0, failed=False) is True
     assert (record.count, record.leaving) == (0, [])
@@ -289,18 +289,16 @@ def test_a_connection_that_is_gone_or_going_is_skipped_until_it_has_no_streams(
     assert record.pick(0).close == [without_streams]
 
 
-def test_each_connection_passed_over_is_named_with_its_reason_newest_first() -> None:
+def test_each_connection_that_is_passed_over_has_its_reason() -> None:
     record = record_of(ttl=10, ms=2)
     old = pooled(record, streams=1)
     going = pooled(record, streams=1, phase=Phase.DRAINING, born=5)
     full = pooled(record, streams=2, born=5)
     dialling = pooled(record, streams=2, phase=Phase.CONNECTING, born=5)
-    assert record.pick(11).passed_over == [
-        (dialling, Objection.CONNECTING),
-        (full, Objection.FULL),
-        (going, Objection.DRAINING),
-        (old, Objection.EXPIRED),
-    ]
+    assert [record.objection(conn, 11) for conn in (dialling, full, going, old)] == [
+        Objection.CONNECTING, Objection.FULL, Objection.DRAINING, Objection.EXPIRED,
+    ]  # fmt: skip
+    assert record.pick(11).connection is None
     assert record.busy == [full]
 
 
@@ -320,7 +318,8 @@ def test_a_connection_that_owes_the_answer_to_a_ping_is_busy_whatever_ends_on_it
     record = record_of()
     conn = pooled(record, streams=2)
     conn.in_doubt = True
-    assert record.pick(0).passed_over == [(conn, Objection.IN_DOUBT)]
+    assert record.objection(conn, 0) is Objection.IN_DOUBT
+    assert record.pick(0).connection is None
     assert record.release(conn, 0, failed=False) is False
     assert record.release(conn, 0, failed=False) is False
     assert (record.busy, record.pick(0).connection) == ([conn], None)

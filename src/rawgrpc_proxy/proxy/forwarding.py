@@ -11,26 +11,20 @@ step that ran in a task has raised.
 
 from typing import Protocol
 
-import trio
-
 from rawgrpc_proxy.call import Call, CallContext, checked_deadline
-from rawgrpc_proxy.codes import ErrorCode, Status
-from rawgrpc_proxy.errors import DeadlineExceeded, RpcError, StreamReset
-from rawgrpc_proxy.grpc.metadata import TE_TRAILERS, Metadata
-from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status, status_from_http
-from rawgrpc_proxy.grpc.timeout import format_timeout
-from rawgrpc_proxy.http2.field_rules import request_problem
+from rawgrpc_proxy.codes import Status
+from rawgrpc_proxy.errors import DeadlineExceeded, RpcError
 from rawgrpc_proxy.http2.frames import Data
-from rawgrpc_proxy.http2.headers import HeaderList, Headers
+from rawgrpc_proxy.http2.headers import HeaderList
 from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.stream import Stream
+from rawgrpc_proxy.proxy.outcome import note_outcome, settled
 from rawgrpc_proxy.proxy.splice import Splice
+from rawgrpc_proxy.proxy.upstream_request import upstream_headers
 from rawgrpc_proxy.upstream.pooled import PooledConnection
 from rawgrpc_proxy.upstream.target import Target
 
 _FRESH_CONNECTIONS = 3
-_SHORT_MESSAGE = 64
-"""Longer ones are not kept with the list they came in: decoded they may take four times as much, or more."""
 
 
 class Owner(Protocol):
@@ -139,7 +133,7 @@ class Forwarding:
                 # number of calls that were given up.
                 splice.upstream.sink = _Leaving(splice.upstream, self._conn)
                 self._conn = None
-        _record(self.call, splice)
+        note_outcome(self.call, splice)
 
     def _end(self, error: RpcError | None) -> None:
         if not self.over:
@@ -158,7 +152,7 @@ class Forwarding:
                 self._is_second = self._needs_task = True
                 self._owner.forwarding_refused(self)
             else:
-                self._end(_settled(splice.upstream_error, self.call.deadline))
+                self._end(settled(splice.upstream_error, self.call.deadline))
         elif splice.downstream_closed and splice.response_ended:
             self._end(None)
         elif splice.upstream_closed and self._conn is not None:
@@ -208,7 +202,7 @@ class Forwarding:
         conn, call, context, splice = self._conn, self.call, self._context, self._splice
         assert conn is not None
         self._check_caller()
-        headers = _upstream_headers(call, context)
+        headers = upstream_headers(call, context)
         limit = conn.peer_max_header_list_bytes
         if limit < UNLIMITED and context.metadata.next_hop_size > limit and conn.has_room:
             size = context.metadata.next_hop_size
@@ -250,82 +244,3 @@ class _Leaving:
     def closed(self) -> None:
         self._upstream.sink = self._upstream.inbox  # opens the circle that the two are in
         self._conn.give_back()
-
-
-def _settled(error: RpcError, deadline: float | None) -> RpcError:
-    """The caller's error for an upstream's. An upstream that watches the deadline too cancels the stream then."""
-    if (
-        isinstance(error, StreamReset)
-        and error.error_code == ErrorCode.CANCEL
-        and deadline is not None
-        and trio.current_time() >= deadline
-    ):
-        return DeadlineExceeded("Deadline Exceeded")
-    return error
-
-
-def _upstream_headers(call: Call, context: CallContext) -> Headers:
-    """The headers for the upstream, with the time that is left.
-
-    Raises `DeadlineExceeded` if none is left, and `TypeError` or `ValueError` if what the director answered as
-    metadata makes no request.
-    """
-    asked, metadata = call.context, context.metadata
-    if metadata is not asked.metadata:
-        _check(metadata)
-    headers = metadata.next_hop
-    if call.deadline is None:
-        if asked.deadline is None:
-            return headers
-        # The director has taken it away.
-        return [header for header in headers if header[0] != b"grpc-timeout"]
-    left = call.deadline - trio.current_time()
-    if left <= 0:
-        raise DeadlineExceeded("Deadline Exceeded")
-    timeout = (b"grpc-timeout", format_timeout(left))
-    told = [timeout if header[0] == b"grpc-timeout" else header for header in headers]
-    if context is not asked and timeout not in told:
-        # The place that the protocol gives it.
-        told.insert(told.index(TE_TRAILERS) + 1, timeout)
-    return told
-
-
-def _check(metadata: object) -> None:
-    """See that a director's metadata make a request: an upstream may end the whole connection over one that is none."""
-    if not isinstance(metadata, Metadata):
-        raise TypeError(f"the metadata of a call are a Metadata, not {type(metadata).__name__}")
-    if metadata.by_hand:
-        problem = request_problem(metadata.next_hop)
-        if problem is not None:
-            raise ValueError(
-                f"the director's metadata make no request: {problem}; start from context.metadata and change it with "
-                "with_value, with_added and without"
-            )
-
-
-def _record(call: Call, splice: Splice) -> None:
-    """Note what passed, and the status the upstream gave."""
-    call.response_passed_on(headers=splice.response_headers is not None, ended=splice.response_ended)
-    record = call.record
-    record.request_bytes, record.request_messages = splice.request_bytes, splice.request_messages.count
-    record.response_bytes, record.response_messages = splice.response_bytes, splice.response_messages.count
-    if not splice.response_ended or splice.response_headers is None:
-        return
-    last = splice.response_trailers or splice.response_headers
-    status, message = last.once(_told)
-    if status is not None:
-        if message is None:
-            message = decode_grpc_message(dict(last)[b"grpc-message"])
-        record.status, record.origin, record.detail = status, "upstream", message
-        return
-    record.detail = "the upstream sent no grpc-status"
-    http_status = int(splice.response_headers[0][1])
-    record.status, record.origin = status_from_http(http_status), f"HTTP {http_status}"
-
-
-def _told(last: HeaderList) -> tuple[Status | None, str | None]:
-    """The status in a list that ends a response, and its message; None if it is a long one."""
-    fields = dict(last)
-    message = fields.get(b"grpc-message", b"")
-    text = decode_grpc_message(message) if len(message) <= _SHORT_MESSAGE else None
-    return parse_status(fields.get(b"grpc-status")), text

@@ -29,20 +29,20 @@ class TransparentHandler:
             getattr(director, "__call__", None)  # noqa: B004  # an object with `async def __call__`
         )
 
-    def begin_now(self, call: Call, owner: Owner) -> Forwarding | Callable[[], Awaitable[Forwarding]]:
+    def forward_now(self, call: Call, owner: Owner) -> Forwarding | Callable[[], Awaitable[Forwarding]]:
         """Ask the director, open the upstream stream and join it to the call's, all at once; or answer what to await.
 
-        Raises as `begin` does. What is written has to be flushed by the caller.
+        Raises as `forward` does. What is written has to be flushed by the caller.
         """
         if self._may_wait:
-            return partial(self.begin, call, owner)
+            return partial(self.forward, call, owner)
         answer = self._director(call.context, call.context.method)
         if not isinstance(answer, tuple):
-            return partial(self._begin_with, answer, call, owner)
+            return partial(self._forward_by, answer, call, owner)
         forwarding = Forwarding(call, *checked(answer, call.context), owner)
         return forwarding if forwarding.open_now() else forwarding.open
 
-    async def begin(self, call: Call, owner: Owner) -> Forwarding:
+    async def forward(self, call: Call, owner: Owner) -> Forwarding:
         """Ask the director, open the upstream stream and join it to the call's.
 
         Raises what the director raises, and `RpcError` if no stream can be opened; then, and when it is cancelled, the
@@ -50,9 +50,9 @@ class TransparentHandler:
         """
         if call.stream.inbox.error is not None:
             raise call.stream.inbox.error
-        return await self._begin_with(self._director(call.context, call.context.method), call, owner)
+        return await self._forward_by(self._director(call.context, call.context.method), call, owner)
 
-    async def _begin_with(self, answer: object, call: Call, owner: Owner) -> Forwarding:
+    async def _forward_by(self, answer: object, call: Call, owner: Owner) -> Forwarding:
         if not isinstance(answer, tuple) and inspect.isawaitable(answer):
             answer = await answer
         return await Forwarding(call, *checked(answer, call.context), owner).open()
@@ -60,7 +60,7 @@ class TransparentHandler:
     async def __call__(self, call: Call) -> None:
         """Pass the call on, and wait until it is over. Raises `RpcError` unless the upstream has ended it."""
         waiter = _Waiter()
-        forwarding = await self.begin(call, waiter)
+        forwarding = await self.forward(call, waiter)
         try:
             while True:
                 call.stream.connection.turn.flush()

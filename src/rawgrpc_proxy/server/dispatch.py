@@ -47,11 +47,13 @@ Step = Callable[[], Awaitable[Forwarding | None]]
 
 
 @attrs.frozen(kw_only=True)
-class Service:
-    """What answers the calls of a server: the handlers by method, and the one for all other methods."""
+class Answering:
+    """What the calls of a server are answered by, and who is told of them."""
 
     handlers: Mapping[str, Handler]
+    """By method, `/package.Service/Method`."""
     unknown_service_handler: Handler | None
+    """For all other methods."""
     observer: ServerObserver | None
     stopping: Stopping
 
@@ -60,32 +62,32 @@ class Calls:
     """Answers the calls of any number of connections, in tasks of `nursery` where they need one."""
 
     __slots__ = (
+        "_answering",
         "_context",
         "_deadlines",
         "_fresh",
         "_given_up",
         "_observer",
         "_runners",
-        "_service",
         "_stopping",
         "_timers",
     )
 
-    def __init__(self, nursery: trio.Nursery, service: Service) -> None:
-        self._service = service
-        self._observer = service.observer
-        self._stopping = service.stopping
+    def __init__(self, nursery: trio.Nursery, answering: Answering) -> None:
+        self._answering = answering
+        self._observer = answering.observer
+        self._stopping = answering.stopping
         self._runners = CallRunners(nursery, current_turn())
-        self._deadlines = Timers(nursery)
+        self._timers = Timers(nursery)
         self._context = contextvars.copy_context()
         self._fresh: list[Stream] = []
         self._given_up: dict[Carrier, int] = {}
         """Calls that a caller gave up in vain, by its connection."""
-        self._timers: dict[Forwarding, Timer] = {}
+        self._deadlines: dict[Forwarding, Timer] = {}
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
         """Call `callback` at this moment of trio's clock, or soon after. It must neither wait nor raise."""
-        return self._deadlines.add(when, callback)
+        return self._timers.add(when, callback)
 
     def take(self, stream: Stream) -> None:
         """The peer has opened `stream` for a call."""
@@ -121,7 +123,7 @@ class Calls:
     def close(self) -> None:
         """All connections have ended. The tasks end with their calls, the idle ones now."""
         self._runners.close()
-        self._deadlines.close()
+        self._timers.close()
 
     # ----------------------------------------------------------- without a task
 
@@ -134,7 +136,7 @@ class Calls:
             self._over(call)
             return
         try:
-            begun = self._begun(call, asked)
+            answered = self._answer(call, asked)
         except BaseException as error:  # user code may raise anything; one call must not end the others
             interrupted = _holds(error, KeyboardInterrupt)
             self._fail(call, _shutting_down() if interrupted else error)
@@ -142,10 +144,10 @@ class Calls:
             if interrupted:
                 raise
             return
-        if isinstance(begun, Forwarding):
-            self._watch(begun)
+        if isinstance(answered, Forwarding):
+            self._watch(answered)
         else:
-            self._runners.start(self._step, (call, begun))
+            self._runners.start(self._step, (call, answered))
 
     def _turn_away(self, stream: Stream) -> None:
         """End a call that has not begun: nothing will begin any more."""
@@ -153,19 +155,19 @@ class Calls:
         call.fail(_shutting_down())
         self._over(call)
 
-    def _begun(self, call: Call, asked: "Asked") -> "Forwarding | Step":
-        """The call on its way, or what has to be awaited in a task."""
+    def _answer(self, call: Call, asked: "Asked") -> "Forwarding | Step":
+        """Let the call's handler have it: the call on its way, or what has to be awaited in a task."""
         if asked.malformed:
             raise NoRoute(malformed(asked.method))
         if call.stream.inbox.error is not None:
             raise call.stream.inbox.error
-        service = self._service
-        handler = service.handlers.get(asked.method, service.unknown_service_handler)
+        answering = self._answering
+        handler = answering.handlers.get(asked.method, answering.unknown_service_handler)
         if handler is None:
             raise NoRoute(f"unknown method {shortened(asked.method)}")
         if isinstance(handler, TransparentHandler):
             # A plain director's context variables are its own, as an async one's are.
-            return self._context.copy().run(handler.begin_now, call, self)
+            return self._context.copy().run(handler.forward_now, call, self)
         return partial(_answered_by, handler, call)
 
     # --------------------------------------------------------------- in a task
@@ -233,11 +235,11 @@ class Calls:
         """Nobody waits for the call any more: mind its deadline."""
         deadline = forwarding.call.deadline
         if deadline is not None and not forwarding.over:
-            self._timers[forwarding] = self._deadlines.add(deadline, forwarding.expire)
+            self._deadlines[forwarding] = self._timers.add(deadline, forwarding.expire)
 
     def _unwatch(self, forwarding: Forwarding) -> None:
-        if self._timers:
-            timer = self._timers.pop(forwarding, None)
+        if self._deadlines:
+            timer = self._deadlines.pop(forwarding, None)
             if timer is not None:
                 timer.cancel()
 

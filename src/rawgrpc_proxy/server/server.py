@@ -30,7 +30,7 @@ from rawgrpc_proxy.net.tls import tls_stream
 from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
 from rawgrpc_proxy.observe.observer import ServerObserver
 from rawgrpc_proxy.observe.tell import tell
-from rawgrpc_proxy.server.dispatch import Calls, Service
+from rawgrpc_proxy.server.dispatch import Answering, Calls
 from rawgrpc_proxy.services.methods import MethodKind
 from rawgrpc_proxy.stopping import Stopping
 
@@ -59,7 +59,7 @@ class Server:
         self._stopping = Stopping()
         self._stop_by = math.inf
         """When, on trio's clock, the calls that are left are ended."""
-        self._service = Service(
+        self._answering = Answering(
             handlers=self._handlers,
             unknown_service_handler=unknown_service_handler,
             observer=observer,
@@ -114,7 +114,7 @@ class Server:
         share = current_accept_share()
         try:
             async with trio.open_nursery() as tasks_of_calls:
-                calls = Calls(tasks_of_calls, self._service)
+                calls = Calls(tasks_of_calls, self._answering)
                 async with trio.open_nursery() as nursery:
 
                     def on_accept(sock: socket.socket, peer: str) -> None:

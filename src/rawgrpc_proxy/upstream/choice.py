@@ -79,11 +79,10 @@ class PoolLimits:
 
 @attrs.define
 class Pick(Generic[C]):
-    """The answer of `pick`: a connection with one stream more (None: dial), what to close, who was passed over why."""
+    """The answer of `pick`: a connection with one stream more (None: dial), and what to close."""
 
     connection: C | None
     close: list[C]
-    passed_over: list[tuple[C, Objection]]
 
 
 class PoolRecord(Generic[C]):
@@ -160,7 +159,7 @@ class PoolRecord(Generic[C]):
 
     def pick(self, now: float, other_than: C | None = None) -> Pick[C]:
         """Find a connection for one more stream, and tidy up on the way."""
-        answer: Pick[C] = Pick(None, [], [])
+        answer: Pick[C] = Pick(None, [])
         connecting: C | None = None
         for connection in reversed(self.with_room):  # from its end, so that what is met may leave the list
             if connection is other_than:
@@ -170,7 +169,6 @@ class PoolRecord(Generic[C]):
                 connection.streams += 1
                 answer.connection = connection
                 return answer
-            answer.passed_over.append((connection, objection))
             if objection is Objection.CONNECTING:
                 if connecting is None and connection.streams < self.limit_of(connection):
                     connecting = connection
