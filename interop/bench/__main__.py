@@ -27,7 +27,7 @@ def main() -> int:
     os.environ["PATH"] = SYSTEM_PATH
     contenders = [
         contender
-        for contender in all_contenders(options.pypy)
+        for contender in all_contenders(options.pypy, options.before)
         if any(fnmatch.fnmatch(contender.name, glob) for glob in options.only)
     ]
     if options.list:
@@ -79,6 +79,10 @@ def _options() -> argparse.Namespace:
         help="a PyPy 3.11 to run the proxy on as well (default: $PYPY)",
     )  # fmt: skip
     parser.add_argument(
+        "--before", type=_checkout, metavar="DIR",
+        help="another checkout of this project, whose proxies are measured as well, and compared with these",
+    )  # fmt: skip
+    parser.add_argument(
         "--list", action="store_true", help="tell the contenders and whether they can run here"
     )
     options = parser.parse_args()
@@ -86,6 +90,15 @@ def _options() -> argparse.Namespace:
     if options.rounds is None:
         options.rounds = 1 if options.quick else 3
     return options
+
+
+def _checkout(text: str) -> Path:
+    folder = Path(text).resolve()
+    if not (folder / "src" / "rawgrpc_proxy").is_dir():
+        raise argparse.ArgumentTypeError(
+            f"{folder} is no checkout of this project: it has no src/rawgrpc_proxy"
+        )
+    return folder
 
 
 def _list(contenders: list[Contender]) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from interop.bench.contenders.contender import Contender
+from interop.bench.contenders.ours import BEFORE
 from interop.bench.stories import Record
 
 #: Where reports go unless another place is given.
@@ -156,6 +157,8 @@ def markdown(results: Results, plots: Iterable[str]) -> str:
             parts.append(f"## {title}\n\n{_table(results, keys)}")
     if rows := _workers(results):
         parts.append(f"## Workers: unary calls, 100 in flight (20 connections of 5)\n\n{rows}")
+    if rows := _changes(results):
+        parts.append(f"## Now ÷ before, the median of the rounds' ratios (lowest to highest)\n\n{rows}")
     if troubles := _troubles(results):
         parts.append(f"## Not measured\n\n{troubles}")
     parts.extend(f"![{plot.removesuffix('.svg').replace('_', ' ')}]({plot})\n" for plot in plots)
@@ -223,6 +226,31 @@ def _workers(results: Results) -> str:
             )
             rows.append([f"{one.title}, 1 → {many.workers}", *cells])
     return _aligned(["", "calls/s", "CPU µs/call"], rows) if rows else ""
+
+
+def _changes(results: Results) -> str:
+    """What a change costs: each round's value through that of the same round before the change."""
+    pairs = [
+        (now, then)
+        for now in results.contenders
+        for then in results.contenders
+        if then.name == now.name + BEFORE
+    ]
+    rows = []
+    for metric in (metric for table in TABLES for metric in table.metrics):
+        ratios = [_ratios(results, now, then, metric.key) for now, then in pairs]
+        if any(ratios):
+            cells = [
+                f"{statistics.median(each):.3f} ({min(each):.2f} to {max(each):.2f})" if each else "-"
+                for each in ratios
+            ]
+            rows.append([metric.key, *cells])
+    return _aligned(["", *(now.title for now, _ in pairs)], rows) if rows else ""
+
+
+def _ratios(results: Results, now: Contender, then: Contender, key: str) -> list[float]:
+    values, before = (results.values.get(each.name, {}).get(key, []) for each in (now, then))
+    return [value / other for value, other in zip(values, before, strict=False) if other]
 
 
 def _troubles(results: Results) -> str:

@@ -8,6 +8,7 @@ run, and room for the connections and calls that are held open.
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 from interop.bench.contenders.contender import Contender
 from interop.bench.contenders.forwarders import FORWARDERS
@@ -18,6 +19,9 @@ from interop.bench.programs import version_of
 NO_PROXY = Contender("direct", "no proxy", "no proxy", None, partial(version_of, "nghttpd", "--version"))
 
 
-def all_contenders(pypy: str | None) -> list[Contender]:
-    """Every contender, whether it can run here or not; `pypy` is the interpreter to run ours on as well, if any."""
-    return [NO_PROXY, *SERVERS, *FORWARDERS, *all_ours(pypy)]
+def all_contenders(pypy: str | None, before: Path | None) -> list[Contender]:
+    """Every contender, whether it can run here or not.
+
+    `pypy` is the interpreter to run ours on as well, `before` another checkout of ours to run as well, if any.
+    """
+    return [NO_PROXY, *SERVERS, *FORWARDERS, *all_ours(pypy, before)]

@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[3]
 PYPY_VENV = ROOT / ".venv-bench-pypy"
 #: Where two workers are measured beside one. h2 takes so long for a call that the load hardly needs the CPU it shares.
 COMPARED_WITH_WORKERS = {("h2", "cpython"), ("relay", "cpython"), ("relay", "pypy")}
+BEFORE = "-before"
+"""How the names end of those that run another checkout of the project, to tell what a change costs."""
 LIBRARIES = ("rawgrpc-proxy", "trio", "h2", "hpack", "attrs")
 
 
@@ -79,22 +81,28 @@ class PyPy:
         return python
 
 
-def _serve(interpreter: Interpreter, engine: str, workers: int, site: Site) -> list[str]:
+def _serve(interpreter: Interpreter, engine: str, workers: int, before: Path | None, site: Site) -> list[str]:
     options = [f"--upstream=127.0.0.1:{site.upstream}", "--log-format=none"]
     if site.many_calls:
         options.append("--ms=1000")
     if workers > 1:
         options.append(f"--workers={workers}")
-    return proxy_command(*options, engine=engine, python=str(interpreter.find()), port=site.listen)
+    command = proxy_command(*options, engine=engine, python=str(interpreter.find()), port=site.listen)
+    return command if before is None else ["env", f"PYTHONPATH={before / 'src'}", *command]
 
 
-def ours(interpreter: Interpreter, engine: str, workers: int = 1) -> Contender:
-    """The proxy of this project."""
+def ours(interpreter: Interpreter, engine: str, workers: int = 1, before: Path | None = None) -> Contender:
+    """The proxy of this project, or as it is in the checkout `before`."""
+    name, title = f"{engine}-{interpreter.name}", f"{engine}, {interpreter.title}"
+    if workers > 1:
+        name, title = f"{name}-{workers}w", f"{title}, {workers} workers"
+    if before is not None:
+        name, title = name + BEFORE, f"{title}, before"
     return Contender(
-        name=f"{engine}-{interpreter.name}" + (f"-{workers}w" if workers > 1 else ""),
-        title=f"{engine}, {interpreter.title}" + (f", {workers} workers" if workers > 1 else ""),
+        name=name,
+        title=title,
         group="rawgrpc_proxy",
-        command=partial(_serve, interpreter, engine, workers),
+        command=partial(_serve, interpreter, engine, workers, before),
         version=interpreter.version,
         workers=workers,
         in_comparison_of_workers=(engine, interpreter.name) in COMPARED_WITH_WORKERS,
@@ -102,8 +110,8 @@ def ours(interpreter: Interpreter, engine: str, workers: int = 1) -> Contender:
     )
 
 
-def all_ours(pypy: str | None) -> list[Contender]:
-    """One worker with each engine on each interpreter, and two where that is compared."""
+def all_ours(pypy: str | None, before: Path | None) -> list[Contender]:
+    """One worker with each engine on each interpreter, two where that is compared, and the older ones of `before`."""
     interpreters = (CPYTHON, Interpreter("pypy", "PyPy", PyPy(pypy).find, warms_up=True))
     pairs = [(interpreter, engine) for interpreter in interpreters for engine in ("h2", "relay")]
     return [
@@ -113,4 +121,5 @@ def all_ours(pypy: str | None) -> list[Contender]:
             for interpreter, engine in pairs
             if (engine, interpreter.name) in COMPARED_WITH_WORKERS
         ),
+        *(ours(interpreter, engine, before=before) for interpreter, engine in pairs if before is not None),
     ]

@@ -1,0 +1,56 @@
+"""What came of a call: the error its caller is told, and what its record says.
+
+What it does not do: end anything.
+"""
+
+import trio
+
+from rawgrpc_proxy.call import Call
+from rawgrpc_proxy.codes import ErrorCode, Status
+from rawgrpc_proxy.errors import DeadlineExceeded, RpcError, StreamReset
+from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status, status_from_http
+from rawgrpc_proxy.http2.headers import HeaderList
+from rawgrpc_proxy.proxy.splice import Splice
+
+_SHORT_MESSAGE = 64
+"""Longer ones are not kept with the list they came in: decoded they may take four times as much, or more."""
+
+
+def settled(error: RpcError, deadline: float | None) -> RpcError:
+    """The caller's error for an upstream's. An upstream that watches the deadline too cancels the stream then."""
+    if (
+        isinstance(error, StreamReset)
+        and error.error_code == ErrorCode.CANCEL
+        and deadline is not None
+        and trio.current_time() >= deadline
+    ):
+        return DeadlineExceeded("Deadline Exceeded")
+    return error
+
+
+def note_outcome(call: Call, splice: Splice) -> None:
+    """Note what passed, and the status the upstream gave."""
+    call.response_passed_on(headers=splice.response_headers is not None, ended=splice.response_ended)
+    record = call.record
+    record.request_bytes, record.request_messages = splice.request_bytes, splice.request_messages.count
+    record.response_bytes, record.response_messages = splice.response_bytes, splice.response_messages.count
+    if not splice.response_ended or splice.response_headers is None:
+        return
+    last = splice.response_trailers or splice.response_headers
+    status, message = last.once(_told)
+    if status is not None:
+        if message is None:
+            message = decode_grpc_message(dict(last)[b"grpc-message"])
+        record.status, record.origin, record.detail = status, "upstream", message
+        return
+    record.detail = "the upstream sent no grpc-status"
+    http_status = int(splice.response_headers[0][1])
+    record.status, record.origin = status_from_http(http_status), f"HTTP {http_status}"
+
+
+def _told(last: HeaderList) -> tuple[Status | None, str | None]:
+    """The status in a list that ends a response, and its message; None if it is a long one."""
+    fields = dict(last)
+    message = fields.get(b"grpc-message", b"")
+    text = decode_grpc_message(message) if len(message) <= _SHORT_MESSAGE else None
+    return parse_status(fields.get(b"grpc-status")), text
