@@ -22,7 +22,8 @@ from interop.shared.processes import Listener, Trouble, proxy_command
 NEW_CALLS_SAFE_SECONDS = 40.0
 IN_FLIGHT_SECONDS = 45.0
 BACK_SECONDS = 5.0
-VANISHED_SECONDS = 80.0
+#: 60 s without a word, 20 s for the answer to the PING; and the reset has to reach the backend.
+VANISHED_SECONDS = 60.0 + 20.0 + 2.0
 #: How much longer than its bound a story is watched, to tell by how much it is missed.
 BEYOND_SECONDS = 30.0
 
