@@ -78,15 +78,15 @@ class Stream:
         connection.session.send_headers(self.id, headers, end_stream)
         connection.touch()
 
-    def send_end(self, headers: Headers, size: int | None = None) -> None:
+    def send_end(self, headers: Headers, came_as: HeaderList | None = None) -> None:
         """Send what ends a response, behind the DATA that waits; only how the call went, if the peer takes no more.
 
-        `size` is what the list counted as when it came, if it came from a peer.
+        `came_as` is the list as it came, if it came from a peer: that is the one which is counted.
         """
         connection = self.connection
         limit = connection.session.peer_max_header_list_bytes
         if limit < UNLIMITED:
-            size = size or size_of(headers)
+            size = size_of(headers) if came_as is None else came_as.once(size_of)
             if size > limit:
                 connection.tell_limit(
                     "SETTINGS_MAX_HEADER_LIST_SIZE",

@@ -221,7 +221,7 @@ class _ResponsePipe:
             return
         splice.response_headers = headers
         if end_stream:
-            downstream.send_end(headers.once(_passed_on), headers.once(size_of))
+            downstream.send_end(headers.once(_passed_on), headers)
             splice.response_complete()
         else:
             downstream.send_headers(headers.once(_passed_on))
@@ -237,7 +237,7 @@ class _ResponsePipe:
     def trailers(self, headers: HeaderList) -> None:
         splice = self._splice
         splice.response_trailers = headers
-        splice.downstream.send_end(headers.once(_passed_on), headers.once(size_of))
+        splice.downstream.send_end(headers.once(_passed_on), headers)
         splice.response_complete()
 
     def failed(self, error: RpcError) -> None:
