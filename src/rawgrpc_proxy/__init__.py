@@ -19,7 +19,7 @@ from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.observer import PoolObserver, ServerObserver
 from rawgrpc_proxy.observe.record import CallRecord
-from rawgrpc_proxy.proxy.director import StreamDirector
+from rawgrpc_proxy.proxy.director import Direction, StreamDirector
 from rawgrpc_proxy.proxy.hops import limit_hops
 from rawgrpc_proxy.proxy.routes import RouteTable
 from rawgrpc_proxy.proxy.transparent import register_service, transparent_handler
@@ -37,6 +37,7 @@ __all__ = [
     "CallRecord",
     "Codec",
     "ConfigError",
+    "Direction",
     "Handler",
     "Health",
     "Http2Settings",

@@ -13,7 +13,6 @@ from trio.testing import MockClock, trio_test
 from rawgrpc_proxy import (
     Call,
     CallContext,
-    Metadata,
     PoolConn,
     RpcError,
     Server,
@@ -564,20 +563,3 @@ async def test_a_directors_deadline_that_has_passed_never_reaches_the_upstream(e
         client = await house.client()
         assert (await (await client.request()).answer()).status == Status.DEADLINE_EXCEEDED
         assert house.backend.no_request_came()
-
-
-def test_what_is_no_deadline_is_refused_where_it_was_written(engine: Engine) -> None:
-    context = CallContext(method="/a.B/C", metadata=Metadata(), peer="127.0.0.1:9", deadline=5.0)
-    odd: list[Any] = ["5", object(), 1j]
-    for deadline in odd:
-        with pytest.raises(TypeError, match="a deadline is a number of seconds"):
-            context.with_deadline(deadline)
-        with pytest.raises(TypeError, match="a deadline is a number of seconds"):
-            context.with_timeout(deadline)
-    with pytest.raises(ValueError, match="not NaN"):
-        context.with_deadline(float("nan"))
-    with pytest.raises(ValueError, match="not NaN"):
-        context.with_timeout(float("nan"))
-    assert context.with_timeout(float("inf")) is context
-    with pytest.raises(TypeError, match="the metadata of a call are a Metadata, not dict"):
-        context.with_metadata({})  # type: ignore[arg-type]

@@ -14,15 +14,11 @@ import trio.testing
 from trio.testing import trio_test
 
 from rawgrpc_proxy import (
-    Call,
     CallContext,
     ConfigError,
     PoolConn,
     Server,
     Status,
-    StreamDirector,
-    register_service,
-    transparent_handler,
 )
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.errors import ConnectionLimit
@@ -405,49 +401,6 @@ async def test_a_listening_socket_can_be_handed_over(engine: Engine) -> None:
 async def test_an_address_that_is_taken_is_a_config_error(engine: Engine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="cannot listen"):
         await Server().serve(f"127.0.0.1:{taken.getsockname()[1]}")
-
-
-@trio_test
-async def test_a_handler_of_ones_own_ends_its_call_once(engine: Engine) -> None:
-    async def handler(call: Call) -> None:
-        call.send_headers([(b"x-own", b"1")])
-        call.send_headers([(b"x-late", b"1")])
-        call.end(Status.OK, "fine", [(b"x-end", b"1")])
-        call.end(Status.INTERNAL)
-
-    def configure(server: Server, director: StreamDirector) -> None:
-        server.add_handler("/a.B/Own", handler)
-
-    async with a_proxy(engine, configure=configure) as house:
-        client = await house.client()
-        answer = await (await client.request("/a.B/Own")).answer()
-        assert answer.headers is not None
-        assert answer.headers.fields[2:] == [(b"x-own", b"1")]
-        assert answer.trailers is not None
-        assert answer.trailers.fields == [
-            (b"grpc-status", b"0"),
-            (b"grpc-message", b"fine"),
-            (b"x-end", b"1"),
-        ]
-
-
-@pytest.mark.parametrize("path", ["", "a/b", "/a b/c", "//b", "/a/", "/a/../b", "/a/b?c"])
-def test_a_handler_needs_a_grpc_method(engine: Engine, path: str) -> None:
-    async def handler(call: object) -> None:
-        pass
-
-    with pytest.raises(ConfigError, match="is no gRPC method"):
-        Server().add_handler(path, handler)
-
-
-def test_a_method_has_one_handler(engine: Engine) -> None:
-    def director(context: CallContext, method: str) -> tuple[CallContext, PoolConn]:
-        raise AssertionError
-
-    server = Server(unknown_service_handler=transparent_handler(director))
-    register_service(server, director, "a.B", "C", "D")
-    with pytest.raises(ConfigError, match="has a handler already"):
-        register_service(server, director, "a.B", "D")
 
 
 # --- TLS -----------------------------------------------------------------------------------------------------------

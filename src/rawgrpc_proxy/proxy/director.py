@@ -12,6 +12,7 @@ from rawgrpc_proxy.upstream.pooled import PooledConnection
 from rawgrpc_proxy.upstream.target import Target
 
 Direction = tuple[CallContext, PoolConn | Target]
+"""What a director answers: the outgoing context, and where the call goes."""
 
 StreamDirector = Callable[[CallContext, str], Direction | Awaitable[Direction]]
 """Called once for each call, with its context and its full method name (`/package.Service/Method`), before anything
