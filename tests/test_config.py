@@ -16,6 +16,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_header_list_bytes": (1024, 2**20),
     "max_header_fields": (8, 10_000),
     "max_continuation_frames": (0, 64),
+    "abuse_budget": (100, 10**9),
+    "abuse_budget_per_s": (0, 10**9),
     "max_output_bytes": (2**14, 2**30),
     "max_owed_bytes": (1024, 2**30),
     "send_timeout_s": (0.001, 3600),

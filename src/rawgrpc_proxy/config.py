@@ -73,6 +73,13 @@ class Http2Settings:
     max_continuation_frames: int = attrs.field(default=8, validator=_between(0, 64))
     """CONTINUATION frames behind one HEADERS: 64 KiB need four of 16 KiB."""
 
+    abuse_budget: float = attrs.field(default=10_000.0, validator=_between(100, 10**9))
+    """Points for work that serves no call, on one connection: see `PRICES` in `http2/guard.py`. A stream that is reset
+    at once costs ten, so a thousand of those may come together, as with nghttp2. It is some 50 ms of our time."""
+
+    abuse_budget_per_s: float = attrs.field(default=330.0, validator=_between(0, 10**9))
+    """How many of those points come back each second: 33 resets (nghttp2's rate), and two thousandths of our time."""
+
     max_output_bytes: int = attrs.field(default=256 * 1024, validator=_between(MIN_FRAME_SIZE, 2**30))
     """DATA waits here for the socket; beyond this it stays with its stream, where the streams take turns, for the
     price of a copy. What is read in one turn (256 KiB at most) fits."""

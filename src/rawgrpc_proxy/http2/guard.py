@@ -1,45 +1,145 @@
-"""Budgets for what is cheap to send and costly to receive.
+"""The price list: what a peer has us do for nothing costs it points, of which each connection has a budget.
 
-Every frame counted here is legal by itself; a peer that sends too many of them gets GOAWAY(ENHANCE_YOUR_CALM)
-(RFC 9113 §10.5). The budgets are wide enough that grpcio, grpc-go, etcd and h2load never come near them. What it does
-not do: look into frames, or know about single calls.
+Each frame counted here is legal by itself, and cheap to send; together they can keep us busy (RFC 9113 §10.5). What
+serves a call costs nothing. What serves none has a price (`PRICES`), roughly the time that it takes us: a point is
+worth some five microseconds. Calls that go well, DATA that we send, and time fill the budget again. A peer that has
+used up three quarters of it opens no more streams: they are refused, which is safe to retry. One that has used up all
+of it gets GOAWAY(ENHANCE_YOUR_CALM).
+
+Honest peers never come near it, whatever they cancel, at whatever rate: a call that was answered, or lived for longer
+than a moment, is not for nothing. Precedents: nghttp2 (1000 resets, 33 a second since), hyper's h2 (only resets of
+streams that nobody has seen count), HAProxy's glitches and Go (one bucket for whatever is odd).
+
+What it does not do: look into frames, or know about single calls. The invariant: a connection's work for nothing is
+bounded by its budget, however it is mixed.
 """
+
+from typing import Protocol
+
+import attrs
 
 from rawgrpc_proxy.errors import PeerAbuse
 
 MAX_SETTINGS_ENTRIES = 32
 """A peer that knows all registered settings sends about ten."""
 
-_RESET_BURST = 1000
-_RESETS_PER_S = 33.0
 _FIRST_FLIGHT = 10_000
 """Streams beyond our limit that a peer may open before it has seen that limit."""
 _PENDING_ACKS = 1000
 _EMPTY_DATA = 100
 
 
+@attrs.frozen
+class Price:
+    """What one of these costs, in points, and why it costs so much."""
+
+    name: str
+    points: float
+    why: str
+
+
+PRICES = (
+    Price(
+        "streams reset at once", 10, "HEADERS and RST_STREAM: decoded, checked, maybe begun (CVE-2023-44487)"
+    ),
+    Price("stream errors", 10, "the peer provokes the reset instead (CVE-2025-8671)"),
+    Price("refused streams", 10, "a stream too many, or a malformed request: decoded, and answered"),
+    Price("streams opened while the budget is low", 5, "decoded and refused, nothing else"),
+    Price("resets of closed streams", 10, "more than one for each stream there was"),
+    Price("DATA on closed streams", 10, "answered with RST_STREAM"),
+    Price("frames on streams that we have reset", 0.1, "a whole window may be under way: only looked up"),
+    Price("HEADERS on streams that we have reset", 1, "decoded: they belong to the connection's table"),
+    Price("PING", 1, "answered; gRPC's estimate of the bandwidth asks once for each DATA frame at the most"),
+    Price("unasked acknowledgements", 1, "of PING or SETTINGS"),
+    Price("SETTINGS", 10, "applied to every stream, and acknowledged; a connection needs a few"),
+    Price("streams that SETTINGS have moved", 0.02, "each time that the initial window changes"),
+    Price("GOAWAY", 100, "every stream is looked at; a graceful end needs two"),
+    Price("interim responses", 1, "1xx: decoded, and passed on to nobody"),
+    Price("frames of an unknown type", 1, "ignored (RFC 9113 §5.5)"),
+    Price("PRIORITY", 10, "ignored (RFC 9113 §5.3.2); browsers send one for a stream"),
+    Price("WINDOW_UPDATE", 0.5, "serves its purpose once or twice for a DATA frame of ours"),
+    Price("empty DATA", 1, "neither payload nor END_STREAM (CVE-2019-9518)"),
+    Price("tiny DATA", 1, "less than the five bytes that a gRPC message begins with, and no END_STREAM"),
+    Price(
+        "work on header blocks",
+        1,
+        "each fifty fields, or four hundred Huffman-coded bytes, that repeat nothing",
+    ),
+)
+(
+    RESET_AT_ONCE,
+    STREAM_ERROR,
+    REFUSED,
+    REFUSED_LOW,
+    RESET_CLOSED,
+    DATA_ON_CLOSED,
+    DATA_ON_RESET,
+    HEADERS_ON_RESET,
+    PING,
+    ACKNOWLEDGEMENT,
+    SETTINGS,
+    MOVED_STREAMS,
+    GOAWAY,
+    INTERIM,
+    UNKNOWN,
+    PRIORITY,
+    WINDOW_UPDATE,
+    EMPTY_DATA,
+    TINY_DATA,
+    HEADER_WORK,
+) = range(len(PRICES))
+"""Where each stands in `PRICES`."""
+TINY_BYTES = 5
+HEADER_WORK_UNIT = 50
+GOOD_STREAM_POINTS = 10.0
+"""A stream that goes well pays for one that does not."""
+DATA_SENT_POINTS = 10.0
+"""A DATA frame that we send pays for the WINDOW_UPDATEs and the PING that answer it."""
+_LOW = 0.25
+
+_POINTS = tuple(price.points for price in PRICES)  # looked up once, not for every frame
+
+
+class Served(Protocol):
+    """A session, as its guard sees it."""
+
+    @property
+    def now(self) -> float:
+        """Seconds, on any monotonic clock."""
+
+    @property
+    def points_earned(self) -> float:
+        """What its streams and its DATA have earned so far."""
+
+
 class Guard:
-    """Counts, for one connection. Each method raises `PeerAbuse` at one more than its limit."""
+    """Counts, for one connection."""
 
     __slots__ = (
-        "_good_streams",
+        "_earned",
         "_pending_acks",
-        "_priorities",
+        "_per_s",
+        "_points",
         "_refused_early",
         "_resets_received",
-        "_reset_tokens",
-        "_resets_at",
-        "_window_updates",
+        "_settled_at",
+        "budget",
+        "counts",
         "empty_data",
         "settings_acknowledged",
         "streams_for_nothing",
         "told_of_the_limit",
+        "told_of_the_budget",
     )
 
-    def __init__(self) -> None:
-        self._reset_tokens = float(_RESET_BURST)
-        self._resets_at = 0.0
-        self._good_streams = 0
+    def __init__(self, budget: float, per_s: float) -> None:
+        self.budget = budget
+        self._per_s = per_s
+        self._points = budget
+        self._settled_at = 0.0
+        self._earned = 0.0
+        self.counts = [0.0] * len(PRICES)
+        """How many there were of each price, in the order of `PRICES`."""
         self._refused_early = 0
         self._resets_received = 0
         self.streams_for_nothing = 0
@@ -48,27 +148,57 @@ class Guard:
         """The peer knows our limits."""
         self.told_of_the_limit = False
         """It has been told to the log that the peer has as many streams open as it may."""
+        self.told_of_the_budget = False
+        """The same of the budget."""
         self._pending_acks = 0
         self.empty_data = 0
         """DATA frames without payload, in a row. One with payload sets it back (here a call for each would cost)."""
-        self._priorities = 0
-        self._window_updates = 0
 
-    def work_for_nothing(self, now: float, good_streams: int) -> None:
-        """The peer has had us work for nothing: it took back a call at once, or provoked a reset.
+    def begin(self, now: float) -> None:
+        """The connection begins, and its budget is full."""
+        self._settled_at = now
 
-        Rapid reset (CVE-2023-44487) and MadeYouReset (CVE-2025-8671) share one bucket. Time fills it again, and so does
-        each stream that goes well: `good_streams` is how many have, so far.
+    def charge(self, which: int, session: Served, times: float = 1) -> None:
+        """Take the price of `times` of these. Raises `PeerAbuse` if the budget does not cover it."""
+        self.counts[which] += times
+        self._points -= times * _POINTS[which]
+        if self._points < 0:
+            self._settle(session)
+            if self._points < 0:
+                raise PeerAbuse(self.bill())
+
+    def is_low(self, session: Served) -> bool:
+        """Whether so little is left that the peer may open no more streams."""
+        if self._points >= _LOW * self.budget:
+            return False
+        self._settle(session)
+        return self._points < _LOW * self.budget
+
+    def _settle(self, session: Served) -> None:
+        """Add what was earned since the last time. It is never more than the budget.
+
+        Done when points are short, and not for each price: so a peer that has earned much meanwhile may spend up to two
+        budgets at once.
         """
-        earned = (now - self._resets_at) * _RESETS_PER_S + good_streams - self._good_streams
-        self._reset_tokens = min(_RESET_BURST, self._reset_tokens + earned)
-        self._resets_at, self._good_streams = now, good_streams
-        if self._reset_tokens < 1:
-            raise PeerAbuse(
-                f"more than {_RESET_BURST} streams were reset unanswered, {_RESETS_PER_S:g} a second since, and one "
-                "for each that went well"
-            )
-        self._reset_tokens -= 1
+        now, earned = session.now, session.points_earned
+        self._points += (now - self._settled_at) * self._per_s + max(earned - self._earned, 0.0)
+        self._points = min(self._points, self.budget)
+        self._settled_at, self._earned = now, max(earned, self._earned)
+
+    def bill(self) -> str:
+        """What has cost most, in words."""
+        cost = sorted(
+            (
+                (count * price.points, f"{count:.0f} {price.name}")
+                for count, price in zip(self.counts, PRICES, strict=True)
+                if count
+            ),
+            reverse=True,
+        )
+        return (
+            f"too much work that serves no call: {', '.join(text for _, text in cost[:3])} "
+            f"(abuse_budget is {self.budget:g} points, and {self._per_s:g} a second)"
+        )
 
     def reset_received(self) -> int:
         """Count a RST_STREAM of the peer, and answer how many there were."""
@@ -81,7 +211,7 @@ class Guard:
         return not self.settings_acknowledged and self._refused_early <= _FIRST_FLIGHT
 
     def answer_owed(self) -> None:
-        """A PING or SETTINGS asks for an acknowledgement that waits to be written."""
+        """A PING or SETTINGS asks for an acknowledgement that waits to be written: memory, whatever the budget."""
         self._pending_acks += 1
         if self._pending_acks > _PENDING_ACKS:
             raise PeerAbuse(
@@ -92,22 +222,9 @@ class Guard:
         """The output is with the socket: nothing is owed any more."""
         self._pending_acks = 0
 
-    def one_more_empty_data(self) -> None:
+    def one_more_empty_data(self, session: Served) -> None:
         """DATA without payload and without END_STREAM."""
         self.empty_data += 1
         if self.empty_data > _EMPTY_DATA:
             raise PeerAbuse(f"more than {_EMPTY_DATA} DATA frames in a row are empty")
-
-    def priority(self, streams_opened: int) -> None:
-        """PRIORITY, which RFC 9113 has us ignore."""
-        self._priorities += 1
-        limit = 100 * (1 + streams_opened)
-        if self._priorities > limit:
-            raise PeerAbuse(f"more than {limit} PRIORITY frames for {streams_opened} streams")
-
-    def window_update(self, streams_opened: int, data_frames_sent: int) -> None:
-        """WINDOW_UPDATE, of which there are two per DATA frame at the most where they serve a purpose."""
-        self._window_updates += 1
-        limit = 5 + 2 * (streams_opened + 10 * data_frames_sent)
-        if self._window_updates > limit:
-            raise PeerAbuse(f"more than {limit} WINDOW_UPDATE frames for {data_frames_sent} DATA frames")
+        self.charge(EMPTY_DATA, session)

@@ -104,7 +104,10 @@ class H2Session(Session):
         _ = self._h2.open_inbound_streams, self._h2.open_outbound_streams
         frame = frames.settings(values)
         self._feed(frames.SETTINGS, 0, 0, frame[frames.HEADER_BYTES :])
-        self._flush()
+        self._h2.clear_outbound_data_buffer()  # its acknowledgement: Session writes one for each frame
+
+    def _accept_table_size(self, size: int) -> None:
+        self._h2.encoder.header_table_size = size
 
     def _accept_window_update(self, state: StreamState | None, increment: int) -> bool:
         if (

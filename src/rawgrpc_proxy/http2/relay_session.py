@@ -42,21 +42,18 @@ class RelaySession(Session):
         """Nothing to keep."""
 
     def _accept_settings(self, values: dict[Setting, int]) -> None:
-        table_bytes = values.get(Setting.HEADER_TABLE_SIZE)
-        if table_bytes is not None:
-            self._encoder.set_table_size(table_bytes)
-        window = values.get(Setting.INITIAL_WINDOW_SIZE)
-        if window is not None:
-            # RFC 9113 §6.9.2: open streams move by the difference, below zero if need be.
-            growth = window - self._peer_stream_window
-            self._peer_stream_window = window
+        # RFC 9113 §6.9.2: open streams move by the difference, below zero if need be.
+        growth = values.get(Setting.INITIAL_WINDOW_SIZE, self._peer_stream_window) - self._peer_stream_window
+        if growth:
             for state in self.streams.values():
                 state.send_window += growth
                 if state.send_window > UNLIMITED:
                     raise ProtocolViolation(
                         ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS take a window past 2^31-1"
                     )
-        self.output.write(frames.SETTINGS_ACK)
+
+    def _accept_table_size(self, size: int) -> None:
+        self._encoder.set_table_size(size)
 
     def _accept_window_update(self, state: StreamState | None, increment: int) -> bool:
         if state is None:

@@ -24,7 +24,7 @@ import hpack
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import DEFAULT_WINDOW, MIN_FRAME_SIZE, Http2Settings
 from rawgrpc_proxy.errors import ConnectionFailed, NotHttp2, ProtocolViolation
-from rawgrpc_proxy.http2 import field_rules, frames
+from rawgrpc_proxy.http2 import field_rules, frames, guard
 from rawgrpc_proxy.http2.closed_streams import ClosedStreams
 from rawgrpc_proxy.http2.events import (
     ConnectionEnded,
@@ -84,8 +84,8 @@ class Session(ABC):
         "_highest_peer_id",
         "_max_output_bytes",
         "_max_streams",
+        "_new_settings",
         "_next_id",
-        "_now",
         "_peer_stream_window",
         "_peer_table_bytes",
         "_ready",
@@ -99,6 +99,7 @@ class Session(ABC):
         "client_side",
         "ended",
         "goaway_sent_id",
+        "now",
         "output",
         "peer_max_concurrent_streams",
         "peer_max_frame_bytes",
@@ -117,6 +118,8 @@ class Session(ABC):
         self.peer_max_frame_bytes = MIN_FRAME_SIZE
         self.peer_settings_seen = False
         self._peer_stream_window = DEFAULT_WINDOW
+        self._new_settings: dict[Setting, int] = {}
+        """What the peer's SETTINGS say that is not in force yet: it is put in force at the end of each read."""
         self._peer_table_bytes = _HEADER_TABLE_BYTES
         self.ended = False
         self._started = False
@@ -128,8 +131,8 @@ class Session(ABC):
         self._checks = field_rules.checks_for((settings.max_header_fields, settings.max_header_list_bytes))
         self._max_streams = settings.max_concurrent_streams
         self._splitter = FrameSplitter(settings.max_frame_bytes, expect_preface=not client_side)
-        self._guard = Guard()
-        self._now = 0.0
+        self._guard = Guard(settings.abuse_budget, settings.abuse_budget_per_s)
+        self.now = 0.0
         # The decoder's own limit ends the connection; the smaller one in `_check` only the stream.
         hard_limit = settings.max_header_list_bytes + FIELD_OVERHEAD * settings.max_header_fields
         self._decoder = HeaderDecoder(_HARD_LIMIT_FACTOR * hard_limit, of_requests=not client_side)
@@ -186,7 +189,7 @@ class Session(ABC):
         """
         if self.ended:
             return []
-        self._now = now
+        self.now = now
         events: list[Event] = []
         self._events = events
         try:
@@ -203,6 +206,8 @@ class Session(ABC):
                     self._receive_window_update(stream_id, payload)
                 else:
                     self._receive_other(frame_type, flags, stream_id, payload)
+            if self._new_settings:
+                self._put_settings_in_force()
         except ConnectionFailed as error:
             self.fail(error)
             events.append(ConnectionEnded(error))
@@ -232,7 +237,7 @@ class Session(ABC):
             case frames.CONTINUATION:
                 raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without HEADERS before it")
             case _:
-                pass  # RFC 9113 §5.5: unknown frame types are ignored
+                self._guard.charge(guard.UNKNOWN, self)  # RFC 9113 §5.5: and ignored
 
     def _receive_data(self, flags: int, stream_id: int, payload: Data) -> None:
         size = len(payload)
@@ -242,7 +247,7 @@ class Session(ABC):
         if payload:
             self._guard.empty_data = 0
         elif not end_stream:
-            self._guard.one_more_empty_data()
+            self._guard.one_more_empty_data(self)
         state = self.streams.get(stream_id)
         if state is None:
             self._receive_data_on_closed(stream_id, size)
@@ -262,6 +267,8 @@ class Session(ABC):
                     state, ErrorCode.PROTOCOL_ERROR, "the body's length is not its content-length"
                 )
                 return
+        if len(payload) < guard.TINY_BYTES and payload and not end_stream:
+            self._guard.charge(guard.TINY_DATA, self)
         self._accept_data(state, payload, size, end_stream)
         self._uncredited += size
         if self._uncredited >= self._connection_credit_step:
@@ -281,8 +288,10 @@ class Session(ABC):
                 ErrorCode.PROTOCOL_ERROR, f"DATA on stream {stream_id}, which nobody opened"
             )
         self._drop_data(size)
-        if not self._closed.by_our_reset(stream_id):
-            self._for_nothing()
+        if self._closed.by_our_reset(stream_id):
+            self._guard.charge(guard.DATA_ON_RESET, self)
+        else:
+            self._guard.charge(guard.DATA_ON_CLOSED, self)
             self.output.write(frames.rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
 
     def _drop_data(self, size: int) -> None:
@@ -356,17 +365,21 @@ class Session(ABC):
                     ErrorCode.PROTOCOL_ERROR,
                     f"HEADERS on stream {stream_id}, which is not the peer's to open",
                 )
+            self._guard.charge(guard.HEADERS_ON_RESET, self)
             return  # a response to a call that we have given up
         if stream_id <= self._highest_peer_id:
             by_our_reset = self._closed.by_our_reset(stream_id)
             if by_our_reset:
+                self._guard.charge(guard.HEADERS_ON_RESET, self)
                 return  # trailers that crossed our RST_STREAM
             code = ErrorCode.PROTOCOL_ERROR if by_our_reset is None else ErrorCode.STREAM_CLOSED
             raise ProtocolViolation(code, f"HEADERS on stream {stream_id}, which is closed (RFC 9113 §5.1.1)")
+        is_low = self._guard.is_low(self)  # this stream has earned nothing yet
         self._highest_peer_id = stream_id
         self.streams_opened += 1
         if self.goaway_sent_id is not None and stream_id > self.goaway_sent_id:
             self._guard.streams_for_nothing += 1
+            self._guard.charge(guard.HEADERS_ON_RESET, self)
             self._closed.remember(stream_id, by_our_reset=True)
             return  # RFC 9113 §6.8: it will be retried elsewhere, and what follows on it is ignored too
         # What the peer has not taken counts: else one that does not read could have us hold any number of answers.
@@ -378,8 +391,13 @@ class Session(ABC):
                 stream_id,
                 ErrorCode.REFUSED_STREAM,
                 f"too many streams are open; max_concurrent_streams is {self._max_streams}",
-                forgiven=self._guard.may_not_know_the_limit(),
+                price=None if self._guard.may_not_know_the_limit() else guard.REFUSED,
             )
+            return
+        if is_low:
+            self._tell_of_the_budget()
+            reason = "the budget for work that serves no call is low"
+            self._refuse(stream_id, ErrorCode.REFUSED_STREAM, reason, price=guard.REFUSED_LOW)
             return
         checked = headers.once(self._checks.request)
         if checked.problem is not None:
@@ -389,7 +407,7 @@ class Session(ABC):
         if checked.excess is not None:
             headers = HeaderList(field for field in headers if field[0][:1] == b":")
             oversized = checked.excess.text
-        state = StreamState(stream_id, self._peer_stream_window, self._stream_window_bytes, self._now)
+        state = StreamState(stream_id, self._peer_stream_window, self._stream_window_bytes, self.now)
         if not self._expect_body(state, checked, end_stream):
             self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR, "content-length makes no sense")
             return
@@ -405,6 +423,7 @@ class Session(ABC):
         if checked.problem is not None:
             self._stream_error(state, ErrorCode.PROTOCOL_ERROR, checked.problem)
         elif headers[0][1][:1] == b"1":
+            self._guard.charge(guard.INTERIM, self)
             if end_stream:
                 self._stream_error(state, ErrorCode.PROTOCOL_ERROR, "a 1xx response ends the stream")
         elif not self._expect_body(state, checked, end_stream):
@@ -463,13 +482,13 @@ class Session(ABC):
                 ErrorCode.PROTOCOL_ERROR, f"RST_STREAM on stream {stream_id}, which nobody opened"
             )
         if self._guard.reset_received() > self.streams_opened:
-            self._for_nothing()  # more than one for each stream there ever was
+            self._guard.charge(guard.RESET_CLOSED, self)
         state = self.streams.get(stream_id)
         if state is None:
             return
-        if not self.client_side and self._now - state.opened_at < _YOUNG_S:
-            self._for_nothing()
+        if not self.client_side and self.now - state.opened_at < _YOUNG_S:
             self._guard.streams_for_nothing += 1
+            self._guard.charge(guard.RESET_AT_ONCE, self)
         code = frames.read_u32(payload)
         self._accept_reset(state, code)
         self._close(state, by_our_reset=False)
@@ -485,8 +504,14 @@ class Session(ABC):
                 )
             if not self.peer_settings_seen:
                 raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "the first frame acknowledges SETTINGS")
+            if self._guard.settings_acknowledged:
+                self._guard.charge(guard.ACKNOWLEDGEMENT, self)
             self._guard.settings_acknowledged = True
             return
+        if self.peer_settings_seen:
+            self._guard.charge(guard.SETTINGS, self)
+        else:
+            self._guard.begin(self.now)
         self._guard.answer_owed()
         values = frames.parse_settings(payload, MAX_SETTINGS_ENTRIES)
         if not self._started:
@@ -495,9 +520,10 @@ class Session(ABC):
             raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "a server enables push (RFC 9113 §6.5.2)")
         table_bytes = min(values.pop(Setting.HEADER_TABLE_SIZE, self._peer_table_bytes), _HEADER_TABLE_BYTES)
         if table_bytes != self._peer_table_bytes:
-            # Only a change: hpack's encoder forgets to announce a size that it is given twice.
-            values[Setting.HEADER_TABLE_SIZE] = self._peer_table_bytes = table_bytes
-        self.peer_settings_seen = True
+            # Only a change, and each: RFC 7541 §4.2 wants the smallest size announced, and the last.
+            self._peer_table_bytes = table_bytes
+            self._accept_table_size(table_bytes)
+        first, self.peer_settings_seen = not self.peer_settings_seen, True
         self.peer_max_concurrent_streams = values.get(
             Setting.MAX_CONCURRENT_STREAMS, self.peer_max_concurrent_streams
         )
@@ -505,34 +531,48 @@ class Session(ABC):
             Setting.MAX_HEADER_LIST_SIZE, self.peer_max_header_list_bytes
         )
         self.peer_max_frame_bytes = values.get(Setting.MAX_FRAME_SIZE, self.peer_max_frame_bytes)
+        self._new_settings.update(values)
+        self.output.write(frames.SETTINGS_ACK)
+        self._events.append(SettingsReceived())
+        if first:
+            self._put_settings_in_force()
+
+    def _put_settings_in_force(self) -> None:
+        """All that came in one read at once, before anything goes out: a new window moves every open stream."""
+        values, self._new_settings = self._new_settings, {}
+        if values.get(Setting.INITIAL_WINDOW_SIZE, self._peer_stream_window) != self._peer_stream_window:
+            self._guard.charge(guard.MOVED_STREAMS, self, len(self.streams))
         self._accept_settings(values)
+        self._peer_stream_window = values.get(Setting.INITIAL_WINDOW_SIZE, self._peer_stream_window)
         for state in self.streams.values():
             if state.pending:
                 self._queue(state)  # its window may have grown
-        self._events.append(SettingsReceived())
 
     def _receive_window_update(self, stream_id: int, payload: Data) -> None:
         if len(payload) != 4:
             raise ProtocolViolation(
                 ErrorCode.FRAME_SIZE_ERROR, f"WINDOW_UPDATE has {len(payload)} bytes, not 4"
             )
-        self._guard.window_update(self.streams_opened, self._data_frames_sent)
         increment = frames.read_u32(payload) & UNLIMITED
         if stream_id == 0:
             if increment == 0:
                 raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "a WINDOW_UPDATE of nothing")
+            self._guard.charge(guard.WINDOW_UPDATE, self)
             self._accept_window_update(None, increment)
             return
         state = self.streams.get(stream_id)
         if state is None:
             if self._is_idle(stream_id):
                 raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"WINDOW_UPDATE on idle stream {stream_id}")
+            self._guard.charge(guard.WINDOW_UPDATE, self)
         elif increment == 0:
             self._stream_error(state, ErrorCode.PROTOCOL_ERROR, "a WINDOW_UPDATE of nothing")
         elif not self._accept_window_update(state, increment):
             self._stream_error(state, ErrorCode.FLOW_CONTROL_ERROR, "a stream's window passes 2^31-1")
-        elif state.pending:
-            self._queue(state)
+        else:
+            self._guard.charge(guard.WINDOW_UPDATE, self)
+            if state.pending:
+                self._queue(state)
 
     def _receive_ping(self, flags: int, stream_id: int, payload: Data) -> None:
         if stream_id:
@@ -540,8 +580,10 @@ class Session(ABC):
         if len(payload) != 8:
             raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, f"PING has {len(payload)} bytes, not 8")
         if flags & frames.ACK:
+            self._guard.charge(guard.ACKNOWLEDGEMENT, self)
             self._events.append(PingAcknowledged(bytes(payload)))
         else:
+            self._guard.charge(guard.PING, self)
             self._guard.answer_owed()
             self.output.write(frames.ping(payload, ack=True))
 
@@ -550,6 +592,7 @@ class Session(ABC):
             raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"GOAWAY on stream {stream_id}")
         if len(payload) < 8:
             raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, f"GOAWAY has {len(payload)} bytes")
+        self._guard.charge(guard.GOAWAY, self)
         last_stream_id = frames.read_u32(payload) & UNLIMITED
         code = frames.read_u32(payload, 4)
         self._events.append(GoAwayReceived(last_stream_id, code, bytes(payload[8:1024])))
@@ -565,13 +608,12 @@ class Session(ABC):
     def _receive_priority(self, stream_id: int, payload: Data) -> None:
         if not stream_id:
             raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
-        self._guard.priority(self.streams_opened)
-        if len(payload) != 5:
-            state = self.streams.get(stream_id)
-            if state is not None:
-                self._stream_error(
-                    state, ErrorCode.FRAME_SIZE_ERROR, f"PRIORITY has {len(payload)} bytes, not 5"
-                )
+        state = self.streams.get(stream_id)
+        if len(payload) != 5 and state is not None:
+            text = f"PRIORITY has {len(payload)} bytes, not 5"
+            self._stream_error(state, ErrorCode.FRAME_SIZE_ERROR, text)
+        else:
+            self._guard.charge(guard.PRIORITY, self)
 
     def _expect_body(self, state: StreamState, checked: field_rules.CheckedFields, end_stream: bool) -> bool:
         length = state.body_left = checked.content_length
@@ -863,15 +905,24 @@ class Session(ABC):
         self._closed.remember(state.id, by_our_reset=by_our_reset)
         self.output.close(state.id, state.end_batch)
 
-    def _for_nothing(self) -> None:
-        """The peer has had us work for nothing. Raises `PeerAbuse` when it is too much.
+    @property
+    def points_earned(self) -> float:
+        """What the peer has to set against work for nothing: the streams that went well, and the DATA it was sent.
 
-        What it can set against that: the streams it opened that went well; of ours all, since a server may reset each
-        of them once, at whatever rate: servers that answer early do.
+        Of the streams that we open all count, since a server may reset each of them once, at whatever rate: servers
+        that answer early do.
         """
-        opened, guard = self.streams_opened, self._guard
-        good = opened if self.client_side else opened - guard.streams_for_nothing - len(self.streams)
-        guard.work_for_nothing(self._now, good)
+        good = self.streams_opened
+        if not self.client_side:
+            good -= self._guard.streams_for_nothing + len(self.streams)
+        return guard.GOOD_STREAM_POINTS * good + guard.DATA_SENT_POINTS * self._data_frames_sent
+
+    def _tell_of_the_budget(self) -> None:
+        if not self._guard.told_of_the_budget:
+            self._guard.told_of_the_budget = True
+            self._events.append(
+                LimitReached("abuse_budget", f"new calls are refused for now: {self._guard.bill()}")
+            )
 
     def _tell_of_the_limit(self) -> None:
         self._guard.told_of_the_limit = True
@@ -883,19 +934,21 @@ class Session(ABC):
             )
         )
 
-    def _refuse(self, stream_id: int, error_code: ErrorCode, reason: str, *, forgiven: bool = False) -> None:
+    def _refuse(
+        self, stream_id: int, error_code: ErrorCode, reason: str, *, price: int | None = guard.REFUSED
+    ) -> None:
         """Turn down a stream that the peer tries to open, before it has any state."""
         self._guard.streams_for_nothing += 1
-        if not forgiven:
-            self._for_nothing()
+        if price is not None:
+            self._guard.charge(price, self)
         self.output.write(frames.rst_stream(stream_id, error_code))
         self._closed.remember(stream_id, by_our_reset=True)
         self._events.append(StreamReset(stream_id, error_code, by_peer=False, reason=reason))
 
     def _stream_error(self, state: StreamState, error_code: ErrorCode, reason: str) -> None:
         """RFC 9113 §5.4.2: this stream ends, the connection goes on."""
-        self._for_nothing()
         self._guard.streams_for_nothing += 1
+        self._guard.charge(guard.STREAM_ERROR, self)
         self._write_reset(state, error_code)
         state.end_batch = self.output.batch
         self._close(state, by_our_reset=True)
@@ -920,7 +973,11 @@ class Session(ABC):
 
     @abstractmethod
     def _accept_settings(self, values: dict[Setting, int]) -> None:
-        """Put the peer's settings in force and acknowledge them."""
+        """Put the peer's settings in force, but for the table's size. Their acknowledgement is written elsewhere."""
+
+    @abstractmethod
+    def _accept_table_size(self, size: int) -> None:
+        """The peer allows our encoder a dynamic table of so many bytes from now on."""
 
     @abstractmethod
     def _accept_window_update(self, state: StreamState | None, increment: int) -> bool:
