@@ -70,6 +70,11 @@ class Http2Settings:
     """Fields in one header list: bounds what an HPACK bomb of one-byte references can expand to. People do send some
     hundreds of small ones."""
 
+    @property
+    def advertised_header_list_bytes(self) -> int:
+        """What our SETTINGS_MAX_HEADER_LIST_SIZE says: both limits together, in RFC 9113 §6.5.2's measure."""
+        return self.max_header_list_bytes + 32 * self.max_header_fields
+
     max_continuation_frames: int = attrs.field(default=8, validator=_between(0, 64))
     """CONTINUATION frames behind one HEADERS: 64 KiB need four of 16 KiB."""
 
@@ -102,7 +107,8 @@ class Http2Settings:
     """How long the peer has to send anything after that PING, until the connection counts as lost. gRPC's own value."""
 
     handshake_timeout_s: float = attrs.field(default=10.0, validator=_between(0.001, 3600))
-    """From the accepted connection to the peer's preface and SETTINGS, and from connect to TLS done."""
+    """From the accepted connection to the peer's preface and SETTINGS, from connect to TLS done, and from the first
+    frame of a header block to its last, between which nothing else may come."""
 
     @engine.validator
     def _known_engine(self, _attribute: object, value: str) -> None:

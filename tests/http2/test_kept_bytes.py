@@ -114,7 +114,7 @@ HOSTILE = [
 
 def fullest(blocks: Blocks, *, of_requests: bool) -> int:
     """After how many of these blocks a decoder keeps the most."""
-    decoder, kept = HeaderDecoder(2**20, of_requests=of_requests), [0]
+    decoder, kept = HeaderDecoder(2**20, 10_000, of_requests=of_requests), [0]
     for block in itertools.islice(blocks, 100):
         decoder.decode(block)
         kept.append(decoder._kept_bytes)
@@ -130,7 +130,7 @@ def use(headers: HeaderList) -> None:
 
 
 def receive(blocks: Blocks, count: int, *, of_requests: bool) -> HeaderDecoder:
-    decoder = HeaderDecoder(2**20, of_requests=of_requests)
+    decoder = HeaderDecoder(2**20, 10_000, of_requests=of_requests)
     for block in itertools.islice(blocks, count):
         headers = decoder.decode(block)
         if headers[0] == REQUEST[0]:
@@ -205,7 +205,7 @@ def test_what_all_connections_share_is_bounded_in_bytes() -> None:
     try:
         most = 0
         for _ in range(50):
-            decoder = HeaderDecoder(2**20)
+            decoder = HeaderDecoder(2**20, 10_000)
             for _ in range(200):
                 use(decoder.decode(literals(*a_request())))
             most = max(most, len(blocks._lists.by_fields))
@@ -218,7 +218,7 @@ def test_what_all_connections_share_is_bounded_in_bytes() -> None:
 
 def test_an_honest_client_s_methods_find_room() -> None:
     """Ten of them, in turn: each list is worked out once."""
-    encoder, decoder = HeaderEncoder(), HeaderDecoder(2**20)
+    encoder, decoder = HeaderEncoder(), HeaderDecoder(2**20, 10_000)
     requests = [
         [
             *REQUEST[:2],
@@ -240,7 +240,7 @@ def test_nothing_of_a_caller_s_own_outlives_its_connections() -> None:
     upstream = HeaderEncoder()
 
     def a_caller() -> None:
-        encoder, decoder = HeaderEncoder(), HeaderDecoder(2**20)
+        encoder, decoder = HeaderEncoder(), HeaderDecoder(2**20, 10_000)
         secret = b"-".join([b"alice", b"s", b"secret"])
         for name in (b"authorization", b"x-api-key", b"token-bin"):
             for _ in range(4):

@@ -786,19 +786,92 @@ def test_oversized_response_headers_end_their_stream_only_and_trailers_keep_the_
     assert kinds(client.tell(wire.headers(3, RESPONSE))) == ["ResponseReceived"]
 
 
-@pytest.mark.parametrize(("size", "fine"), [(2 * (2000 + 32 * 20), True), (2 * (2000 + 32 * 20) + 1, False)])
-def test_a_list_of_twice_what_we_advertise_ends_the_connection(engine: Engine, size: int, fine: bool) -> None:
-    """The decoder stops in mid-block there, and its table is lost."""
-    server = wire.server(engine, **LIMITS)
-    overhead = 32 * (len(REQUEST) + 1)
+ADVERTISED = 2000 + 32 * 20
 
-    events = server.tell(wire.headers(1, fields_of(size - overhead)))
+
+@pytest.mark.parametrize("frame_bytes", [2**14, 100])
+@pytest.mark.parametrize(("size", "fine"), [(ADVERTISED, True), (ADVERTISED + 1, False)])
+def test_a_block_longer_than_any_list_that_we_advertise_ends_the_connection(
+    engine: Engine, size: int, fine: bool, frame_bytes: int
+) -> None:
+    """In one frame or in many: whoever keeps to SETTINGS_MAX_HEADER_LIST_SIZE sends no such block."""
+    server = wire.server(engine, **LIMITS, max_continuation_frames=64)
+    block = wire.block(fields_of(ADVERTISED // 2))
+    block += b"\x00\x01x" + literal_string(size - len(block) - 6)
+
+    pieces = [block[start : start + frame_bytes] for start in range(0, size, frame_bytes)]
+    last = len(pieces) - 1
+    events = server.tell(
+        *[
+            wire.raw(0x9 if number else 0x1, 0x4 if number == last else 0, 1, piece)
+            for number, piece in enumerate(pieces)
+        ]
+    )
 
     if fine:
         assert kinds(events) == ["RequestReceived"]
         assert_alive(server)
     else:
-        assert_connection_error(server, events, CALM)
+        assert "longer than 2640 bytes (max_header_list_bytes is 2000)" in assert_connection_error(
+            server, events, CALM
+        )
+
+
+def literal_string(size: int) -> bytes:
+    """Of so many bytes, behind a length of three."""
+    return b"\x7f" + bytes(((size - 127) & 0x7F | 0x80, (size - 127) >> 7)) + b"x" * size
+
+
+def test_a_response_that_unfolds_far_beyond_the_limit_costs_its_call_alone(engine: Engine) -> None:
+    """Its block is short, for it repeats itself: what it holds beyond the limit is not kept."""
+    client = wire.client(engine, **LIMITS)
+    for _ in range(2):
+        client.session.open_stream(REQUEST)
+    block = b"\x88" + b"\x40\x01x" + literal_string(1000) + b"\xbe" * 30
+
+    events = client.tell(wire.headers(1, encoded=block))
+
+    assert resets(events) == [(1, CALM, False)]
+    assert kinds(client.tell(wire.headers(3, RESPONSE))) == ["ResponseReceived"]
+
+
+def test_a_response_of_four_times_the_length_costs_its_call_alone(engine: Engine) -> None:
+    client = wire.client(engine, **LIMITS)
+    for _ in range(2):
+        client.session.open_stream(REQUEST)
+    block = b"\x88" + b"\x00\x01x" + literal_string(4 * ADVERTISED - 7)
+    assert len(block) == 4 * ADVERTISED
+
+    assert resets(client.tell(wire.headers(1, encoded=block))) == [(1, CALM, False)]
+    assert kinds(client.tell(wire.headers(3, RESPONSE))) == ["ResponseReceived"]
+    client.session.open_stream(REQUEST)
+    assert_connection_error(client, client.tell(wire.headers(5, encoded=block + b"\x88")), CALM)
+
+
+def test_a_list_of_too_many_fields_ends_the_connection(engine: Engine) -> None:
+    """Twice as many as one may have: those of one byte each take the most time."""
+    server = wire.server(engine, **LIMITS)
+    block = wire.block(REQUEST)
+
+    events = server.tell(wire.headers(1, encoded=block + b"\x90" * (40 - len(REQUEST))))
+    assert kinds(events) == ["RequestReceived"]
+    reason = assert_connection_error(
+        server, server.tell(wire.headers(3, encoded=block + b"\x90" * (41 - len(REQUEST)))), CALM
+    )
+    assert "more than 40 fields; max_header_fields is 20" in reason
+
+
+def test_header_blocks_cost_what_they_make_us_do(server: Peer) -> None:
+    """A thousand fields that repeat nothing are twenty units of work."""
+    blocks = 0
+    while not server.session.ended:
+        stream_id = 1 + 2 * blocks
+        fields = [*REQUEST, (b"x-number", b"%d" % blocks), *((b"x", b"") for _ in range(900))]
+        server.tell(wire.headers(stream_id, fields))
+        server.session.send_headers(stream_id, wire.TRAILERS_ONLY, end_stream=True)
+        blocks += 1
+        assert blocks < 2000
+    assert blocks > 500
 
 
 def test_an_hpack_bomb_is_refused_before_it_unfolds(server: Peer) -> None:

@@ -16,7 +16,8 @@ from trio.testing import MemorySendStream, MockClock, memory_stream_pair, trio_t
 from rawgrpc_proxy import Http2Settings
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine
-from rawgrpc_proxy.errors import ConnectionGone, RpcError
+from rawgrpc_proxy.errors import ConnectionGone, PeerAbuse, RpcError
+from rawgrpc_proxy.http2 import frames
 from rawgrpc_proxy.http2.events import StreamReset
 from rawgrpc_proxy.http2.session import Session
 from rawgrpc_proxy.net.connection import Connection, ConnectionState
@@ -107,6 +108,37 @@ async def test_settings_that_do_not_come_within_ten_seconds_end_the_connection(
         assert trio.current_time() - started == pytest.approx(10)
         assert str(link.connection.error) == "no HTTP/2 SETTINGS within 10 s"
         assert link.connection.ready.is_set()
+
+
+@trio_test
+async def test_a_header_block_that_does_not_end_ends_the_connection(
+    engine: Engine, pseudo_time: MockClock
+) -> None:
+    """However busily it goes on: until it ends, nothing else can come on this connection."""
+    async with a_link(engine) as link:
+        await link.peer.ping()
+        await link.peer.send_bytes(frames.frame_header(frames.HEADERS, 0, 1, 0))
+        for _ in range(4):
+            await trio.sleep(2)
+            await link.peer.send_bytes(frames.frame_header(frames.CONTINUATION, 0, 1, 0))
+        assert not link.ended.is_set()
+        await trio.sleep(3)
+        assert isinstance(link.connection.error, PeerAbuse)
+        assert "a header block did not end within 10 s" in str(link.connection.error)
+
+
+@trio_test
+async def test_a_header_block_that_ends_in_time_leaves_no_limit_behind(
+    engine: Engine, pseudo_time: MockClock
+) -> None:
+    async with a_link(engine) as link:
+        block = link.peer.header_frames(1, request_fields())[9:]
+        await link.peer.send_bytes(frames.frame_header(frames.HEADERS, 0, 1, len(block)) + block)
+        await trio.sleep(9)
+        await link.peer.send_bytes(frames.frame_header(frames.CONTINUATION, frames.END_HEADERS, 1, 0))
+        await trio.sleep(30)
+        await link.peer.ping()
+        assert len(link.requests) == 1
 
 
 @trio_test

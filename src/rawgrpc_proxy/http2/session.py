@@ -23,7 +23,7 @@ import hpack
 
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import DEFAULT_WINDOW, MIN_FRAME_SIZE, Http2Settings
-from rawgrpc_proxy.errors import ConnectionFailed, NotHttp2, ProtocolViolation
+from rawgrpc_proxy.errors import ConnectionFailed, NotHttp2, PeerAbuse, ProtocolViolation
 from rawgrpc_proxy.http2 import field_rules, frames, guard
 from rawgrpc_proxy.http2.closed_streams import ClosedStreams
 from rawgrpc_proxy.http2.events import (
@@ -41,7 +41,7 @@ from rawgrpc_proxy.http2.events import (
 )
 from rawgrpc_proxy.http2.frames import Data, FrameSplitter, Setting
 from rawgrpc_proxy.http2.guard import MAX_SETTINGS_ENTRIES, Guard
-from rawgrpc_proxy.http2.headers import FIELD_OVERHEAD, HeaderList, Headers, check_fields
+from rawgrpc_proxy.http2.headers import HeaderList, Headers, check_fields
 from rawgrpc_proxy.http2.hpack import HeaderDecoder
 from rawgrpc_proxy.http2.output import Output, Receipt
 from rawgrpc_proxy.http2.stream_state import CreditSource, Receiving, Sending, StreamState
@@ -52,7 +52,7 @@ _OPEN, _CLOSING, _SAID_ALL = Sending.OPEN, Sending.CLOSING, Sending.ENDED
 UNLIMITED = 2**31 - 1
 # RFC 9113 §6.5.2's initial value, and the most we let a peer ask our encoder to search.
 _HEADER_TABLE_BYTES = 4096
-_HARD_LIMIT_FACTOR = 2
+_HARD_LIMIT_FACTOR, _RESPONSE_BLOCK_FACTOR = 2, 4
 _YOUNG_S = 0.01
 """A call that lives for so long and is given up then has a deadline behind it, and no malice. A peer can open no more
 of them in that time than it may have open at once."""
@@ -82,6 +82,8 @@ class Session(ABC):
         "_events",
         "_guard",
         "_highest_peer_id",
+        "_max_block_bytes",
+        "_max_continuations",
         "_max_output_bytes",
         "_max_streams",
         "_new_settings",
@@ -96,6 +98,7 @@ class Session(ABC):
         "_stream_credit_step",
         "_stream_window_bytes",
         "_uncredited",
+        "block_since",
         "client_side",
         "ended",
         "goaway_sent_id",
@@ -133,10 +136,20 @@ class Session(ABC):
         self._splitter = FrameSplitter(settings.max_frame_bytes, expect_preface=not client_side)
         self._guard = Guard(settings.abuse_budget, settings.abuse_budget_per_s)
         self.now = 0.0
-        # The decoder's own limit ends the connection; the smaller one in `_check` only the stream.
-        hard_limit = settings.max_header_list_bytes + FIELD_OVERHEAD * settings.max_header_fields
-        self._decoder = HeaderDecoder(_HARD_LIMIT_FACTOR * hard_limit, of_requests=not client_side)
+        # Beyond the limits of `_checks`, which end the stream alone.
+        self._decoder = HeaderDecoder(
+            _HARD_LIMIT_FACTOR * settings.advertised_header_list_bytes,
+            _HARD_LIMIT_FACTOR * settings.max_header_fields,
+            of_requests=not client_side,
+        )
         self._block: bytearray | None = None
+        self.block_since: float | None = None
+        """When the header block began that has not ended: until it does, nothing else may come (RFC 9113 §4.3)."""
+        # No block is longer than its list is by RFC 9113 §6.5.2's measure. A backend's may be (a stack trace in its
+        # trailers), which costs that call and not all those that share the connection.
+        factor = _RESPONSE_BLOCK_FACTOR if client_side else 1
+        self._max_block_bytes = factor * settings.advertised_header_list_bytes
+        self._max_continuations = factor * settings.max_continuation_frames
         self._block_stream_id = 0
         self._block_ends_stream = False
         self._continuations = 0
@@ -166,8 +179,7 @@ class Session(ABC):
         values = {
             Setting.INITIAL_WINDOW_SIZE: settings.stream_window_bytes,
             Setting.MAX_FRAME_SIZE: settings.max_frame_bytes,
-            Setting.MAX_HEADER_LIST_SIZE: settings.max_header_list_bytes
-            + FIELD_OVERHEAD * settings.max_header_fields,
+            Setting.MAX_HEADER_LIST_SIZE: settings.advertised_header_list_bytes,
         }
         if self.client_side:
             self.output.write(frames.PREFACE)
@@ -312,10 +324,12 @@ class Session(ABC):
                 raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "HEADERS has no room for its priority")
             fragment = fragment[5:]
         end_stream = flags & frames.END_STREAM != 0
+        self._check_block(len(fragment))
         if flags & frames.END_HEADERS:
             self._receive_header_block(stream_id, bytes(fragment), end_stream)
         else:
             self._block = bytearray(fragment)
+            self.block_since = self.now
             self._block_stream_id = stream_id
             self._block_ends_stream = end_stream
             self._continuations = 0
@@ -326,28 +340,40 @@ class Session(ABC):
                 ErrorCode.PROTOCOL_ERROR, "a header block is interrupted by another frame"
             )
         self._continuations += 1
-        if self._continuations > self._settings.max_continuation_frames:
-            raise ProtocolViolation(
-                ErrorCode.ENHANCE_YOUR_CALM,
-                f"more than {self._settings.max_continuation_frames} CONTINUATION frames",
+        if self._continuations > self._max_continuations:
+            raise PeerAbuse(
+                f"a header block has more than {self._max_continuations} CONTINUATION frames "
+                f"(max_continuation_frames is {self._settings.max_continuation_frames})"
             )
         self._block += payload
+        self._check_block(len(self._block))
         if flags & frames.END_HEADERS:
             block, self._block = bytes(self._block), None
+            self.block_since = None
             self._receive_header_block(stream_id, block, self._block_ends_stream)
+
+    def _check_block(self, size: int) -> None:
+        if size > self._max_block_bytes:
+            raise PeerAbuse(
+                f"a header block is longer than {self._max_block_bytes} bytes "
+                f"(max_header_list_bytes is {self._settings.max_header_list_bytes})"
+            )
 
     def _receive_header_block(self, stream_id: int, block: bytes, end_stream: bool) -> None:
         # Decode first, whatever becomes of the stream: the block is part of the connection's HPACK state.
         try:
             headers = self._decoder.decode(block)
         except hpack.OversizedHeaderListError as error:
-            raise ProtocolViolation(
-                ErrorCode.ENHANCE_YOUR_CALM, f"a header list is far too long: {error}"
+            raise PeerAbuse(
+                f"a header list has {error}; max_header_fields is {self._settings.max_header_fields}"
             ) from error
         except hpack.HPACKError as error:
             raise ProtocolViolation(
                 ErrorCode.COMPRESSION_ERROR, f"a header block cannot be decoded: {error}"
             ) from error
+        if self._decoder.work >= guard.HEADER_WORK_UNIT:
+            work, self._decoder.work = self._decoder.work, 0
+            self._guard.charge(guard.HEADER_WORK, self, work / guard.HEADER_WORK_UNIT)
         state = self.streams.get(stream_id)
         if state is None:
             self._receive_headers_of_unknown(stream_id, headers, end_stream)

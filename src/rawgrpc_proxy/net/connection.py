@@ -23,6 +23,7 @@ from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import (
     ConnectionFailed,
     ConnectionGone,
+    PeerAbuse,
     ProxyFault,
     ProxyStopping,
     Side,
@@ -90,7 +91,6 @@ class Connection:
         "_drain",
         "_failure",
         "_fault",
-        "_handshake",
         "_on_change",
         "_on_limit",
         "_on_read",
@@ -101,6 +101,7 @@ class Connection:
         "_scope",
         "_settings",
         "_transport",
+        "_unfinished",
         "_writer",
         "error",
         "heard_at",
@@ -161,7 +162,8 @@ class Connection:
         self.in_doubt = False
         """The peer was asked for a sign of life (`ask`), and has not answered."""
         self._scope = trio.CancelScope()
-        self._handshake = trio.CancelScope()
+        self._unfinished = trio.CancelScope()
+        """Its deadline is for what the peer has begun: its preface and SETTINGS, or a header block."""
         self._failure: ConnectionFailed | None = None
         """How the peer has broken the connection's rules, if it has."""
         self._fault: BaseException | None = None
@@ -294,8 +296,8 @@ class Connection:
 
     async def _read_loop(self) -> ConnectionFailed:
         """Read until the connection ends, and answer why."""
-        self._handshake.deadline = trio.current_time() + self._settings.handshake_timeout_s
-        with self._handshake:
+        self._unfinished.deadline = trio.current_time() + self._settings.handshake_timeout_s
+        with self._unfinished:
             try:
                 await self._transport.receive_each(self._heard)
                 while self._reading_resumes is not None:
@@ -307,7 +309,10 @@ class Connection:
                 self._peer_is_gone = self._writer.closed = True  # or we have closed the transport
                 return ConnectionGone(reason_of(error))
             return self._failure or ConnectionGone("the peer closed the connection")
-        return ConnectionGone(f"no HTTP/2 SETTINGS within {self._settings.handshake_timeout_s:g} s")
+        limit = f"within {self._settings.handshake_timeout_s:g} s"
+        if self.session.block_since is not None:
+            return PeerAbuse(f"a header block did not end {limit} (handshake_timeout_s)")
+        return ConnectionGone(f"no HTTP/2 SETTINGS {limit}")
 
     def _heard(self, data: bytes) -> bool:
         """Act on what the peer has sent, within a turn, and say whether to go on reading. Nothing: it is gone."""
@@ -337,8 +342,10 @@ class Connection:
         if self._failure is not None:
             self.state = _DRAINING
             return False
-        if session.peer_settings_seen and not self.ready.is_set():
-            self._handshake.deadline = math.inf
+        if session.block_since is not None:
+            self._unfinished.deadline = session.block_since + self._settings.handshake_timeout_s
+        elif self._unfinished.deadline < math.inf and session.peer_settings_seen:
+            self._unfinished.deadline = math.inf
             self.ready.set()
         if self._writer.writing and session.output.owed_bytes > self._settings.max_owed_bytes:
             # It asks, and does not read the answers.
