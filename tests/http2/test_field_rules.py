@@ -129,7 +129,14 @@ def test_a_problem_does_not_flood_the_log() -> None:
 
 
 @pytest.mark.parametrize(
-    "headers", [REQUEST, PSEUDO, without(b":authority"), [*reversed(PSEUDO), *REQUEST[4:]]]
+    "headers",
+    [
+        REQUEST,
+        PSEUDO,
+        [*without(b":authority"), (b"host", b"greeter.example")],
+        [*REQUEST, (b"host", b"Greeter.Example")],
+        [*reversed(PSEUDO), *REQUEST[4:]],
+    ],
 )
 def test_a_request_has_method_scheme_and_path(headers: list[Header]) -> None:
     assert field_rules.request_problem(headers) is None
@@ -157,10 +164,73 @@ def test_a_request_is_malformed_without_its_pseudo_fields_in_front(
     assert problem in (field_rules.request_problem(headers) or "")
 
 
+def with_authority(authority: bytes) -> list[Header]:
+    return [(name, authority if name == b":authority" else value) for name, value in REQUEST]
+
+
+@pytest.mark.parametrize(
+    "authority",
+    [
+        b"a", b"greeter.example", b"greeter.example:443", b"localhost:", b"127.0.0.1:65535", b"[::1]", b"[::1]:0",
+        b"[fe80::1%25eth0]:80", b"my_service", b"xn--bcher-kva.example", b"%2Frun%2Fserver.sock", b"a;b=c", b"A.B",
+    ],
+)  # fmt: skip
+def test_an_authority_is_a_name_or_an_address_and_maybe_a_port(authority: bytes) -> None:
+    for _ in range(2):  # it is remembered
+        assert field_rules.request_problem(with_authority(authority)) is None
+        assert field_rules.request_problem([*without(b":authority"), (b"host", authority)]) is None
+
+
+@pytest.mark.parametrize(
+    "authority",
+    [
+        b"", b"a/b", b"/", b"a b", b" a", b"a,b", b"a?b", b"a#b", b"a:99999999", b"a:65536", b"a:-1", b"a:b", b":443",
+        b"[::1", b"::1", b"[]", b"b\xc3\xbccher", b"user@host", b"user:word@host", b"a\\b", b"http://a", b"a:1:2",
+    ],
+)  # fmt: skip
+def test_what_two_readers_could_read_differently_is_no_authority(authority: bytes) -> None:
+    """RFC 9113 section 8.3.1, RFC 3986 section 3.2."""
+    for headers in (with_authority(authority), [*without(b":authority"), (b"host", authority)]):
+        assert "a name or an address, and maybe a port" in (field_rules.request_problem(headers) or "")
+
+
+@pytest.mark.parametrize(
+    ("headers", "problem"),
+    [
+        (without(b":authority"), "neither :authority nor host"),
+        ([*REQUEST, (b"host", b"other.example")], "the host is 'other.example', and the :authority"),
+        ([*REQUEST, (b"host", b"greeter.example"), (b"host", b"greeter.example")], "'host' comes twice"),
+        ([*REQUEST, (b"content-type", b"application/grpc")], "'content-type' comes twice"),
+        (
+            [*REQUEST, (b"grpc-timeout", b"1S"), (b"x", b""), (b"grpc-timeout", b"2S")],
+            "'grpc-timeout' comes twice",
+        ),
+        ([*without(b":path"), (b":path", b"")], ":path"),
+        ([(b":path", b""), *without(b":path")], "the :path is empty"),
+        ([(b":scheme", b"1http"), *without(b":scheme")], "the :scheme is '1http'"),
+        ([(b":scheme", b""), *without(b":scheme")], "the :scheme is ''"),
+    ],
+)
+def test_a_request_is_for_somebody_and_says_so_once(headers: list[Header], problem: str) -> None:
+    assert problem in (field_rules.request_problem(headers) or "")
+
+
+def test_other_fields_may_come_twice() -> None:
+    assert field_rules.request_problem([*REQUEST, (b"x", b"1"), (b"x", b"2"), (b"cookie", b"")]) is None
+
+
+@pytest.mark.parametrize("name", [b"content-length", b"host", b"content-type", b"te"])
+def test_what_tells_how_a_request_is_read_comes_before_it(name: bytes) -> None:
+    """RFC 9110 section 6.5.1. Of a response's trailers this is not asked: a backend's call is worth more."""
+    value = b"trailers" if name == b"te" else b"0"
+    assert "has no place in trailers" in (field_rules.request_trailers_problem([(name, value)]) or "")
+    assert field_rules.trailers_problem([(name, value)]) is None
+
+
 # --- Responses ---
 
 
-@pytest.mark.parametrize("status", [b"100", b"200", b"404", b"599", b"999"])
+@pytest.mark.parametrize("status", [b"100", b"103", b"200", b"404", b"599"])
 def test_a_response_begins_with_its_status(status: bytes) -> None:
     assert field_rules.response_problem([(b":status", status), *RESPONSE[1:]]) is None
 

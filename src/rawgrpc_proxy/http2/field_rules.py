@@ -23,6 +23,18 @@ _CONNECTION_SPECIFIC = frozenset(
 )
 _REQUEST_PSEUDO = frozenset({b":method", b":scheme", b":path", b":authority"})
 _TE_TRAILERS = (b"te", b"trailers")
+# RFC 3986 §3.2 without user information (RFC 9113 §8.3.1). A comma, which the letter allows in a name, is none here: it
+# is how two values of one field are joined.
+_AUTHORITY = re.compile(
+    rb"(?:\[[0-9A-Fa-f:.]+(?:%25[\w.~%-]+)?\]|[A-Za-z0-9._~%!$&'()*+;=-]+)(?::([0-9]{0,5}))?\Z"
+)
+_SCHEME = re.compile(rb"[a-zA-Z][a-zA-Z0-9+.-]*\Z")  # RFC 3986 §3.1
+_ONCE = frozenset({b"host", b"content-type", b"grpc-timeout"})
+"""Fields of a request of which a second one would let two readers read two different things."""
+_NOT_IN_TRAILERS = frozenset({b"content-length", b"host", b"content-type", b"te"})  # RFC 9110 §6.5.1
+_known_authorities: set[bytes] = set()
+_MAX_KNOWN_AUTHORITIES = 256
+_MAX_PORT = 65_535
 _known_names: set[bytes] = set()
 _MAX_KNOWN_NAMES = 1024
 
@@ -55,7 +67,8 @@ class Checks(NamedTuple):
 
     request: Check
     response: Check
-    trailers: Check
+    request_trailers: Check
+    response_trailers: Check
 
 
 @cache
@@ -64,6 +77,7 @@ def checks_for(limits: Limits) -> Checks:
     return Checks(
         partial(check, request_problem, limits),
         partial(check, response_problem, limits),
+        partial(check, request_trailers_problem, limits),
         partial(check, trailers_problem, limits),
     )
 
@@ -99,7 +113,38 @@ def request_problem(headers: Headers) -> str | None:
         return problem
     if len(seen) < 4 and not seen >= {b":method", b":scheme", b":path"}:
         return ":method, :scheme or :path is missing"
+    names = [name for name, _ in regular]
+    if len({*names}) < len(names) and not _ONCE.isdisjoint(names):
+        for name in _ONCE:
+            if names.count(name) > 1:
+                return f"{_show(name)} comes twice"
+    return _target_problem(dict(pseudo), dict(regular).get(b"host"))
+
+
+def _target_problem(pseudo: dict[bytes, bytes], host: bytes | None) -> str | None:
+    """What is wrong with whom the request is for (RFC 9113 §8.3.1)."""
+    if not pseudo[b":path"]:
+        return "the :path is empty"
+    scheme = pseudo[b":scheme"]
+    if scheme not in {b"http", b"https"} and not _SCHEME.match(scheme):
+        return f"the :scheme is {_show(scheme)}"
+    authority = pseudo.get(b":authority", host)
+    if authority is None:
+        return "there is neither :authority nor host"
+    if authority not in _known_authorities and not _is_authority(authority):
+        return f"the :authority, or the host, is {_show(authority)}: a name or an address, and maybe a port"
+    if host is not None and host.lower() != authority.lower():
+        return f"the host is {_show(host)}, and the :authority {_show(authority)}"
     return None
+
+
+def _is_authority(authority: bytes) -> bool:
+    match = _AUTHORITY.match(authority)
+    if match is None or int(match[1] or 0) > _MAX_PORT:
+        return False
+    if len(_known_authorities) < _MAX_KNOWN_AUTHORITIES and len(authority) <= 64:
+        _known_authorities.add(authority)
+    return True
 
 
 def response_problem(headers: Headers) -> str | None:
@@ -107,9 +152,21 @@ def response_problem(headers: Headers) -> str | None:
     if not headers or headers[0][0] != b":status":
         return "a response does not begin with :status"
     status = headers[0][1]
-    if len(status) != 3 or not status.isdigit():
+    if len(status) != 3 or not status.isdigit() or not b"100" <= status <= b"599" or status == b"101":
+        # RFC 9110 §15; 101 is not for HTTP/2 (RFC 9113 §8.6).
         return f":status is {_show(status)}"
     return trailers_problem(headers[1:])
+
+
+def request_trailers_problem(headers: Headers) -> str | None:
+    """What makes these trailers of a request malformed: as of any, and fields that tell where or how it is read."""
+    problem = trailers_problem(headers)
+    if problem is not None:
+        return problem
+    for name, _ in headers:
+        if name in _NOT_IN_TRAILERS:
+            return f"{_show(name)} has no place in trailers (RFC 9110 §6.5.1)"
+    return None
 
 
 def trailers_problem(headers: Headers) -> str | None:

@@ -468,7 +468,8 @@ class Session(ABC):
                 self._peer_ended(state)
 
     def _receive_trailers(self, state: StreamState, headers: HeaderList, end_stream: bool) -> None:
-        checked = headers.once(self._checks.trailers)
+        checks = self._checks
+        checked = headers.once(checks.response_trailers if self.client_side else checks.request_trailers)
         problem = checked.problem
         if not end_stream:
             problem = "HEADERS in mid-stream without END_STREAM"
