@@ -93,6 +93,7 @@ class Call:
         "_ended",
         "_headers_sent",
         "context",
+        "counts_messages",
         "deadline",
         "record",
         "started",
@@ -100,11 +101,15 @@ class Call:
         "stream",
     )
 
-    def __init__(self, stream: Stream, context: CallContext, stopping: Stopping) -> None:
+    def __init__(
+        self, stream: Stream, context: CallContext, stopping: Stopping, *, counts_messages: bool = True
+    ) -> None:
         self.stream = stream
         self.context = context
         self.stopping = stopping
         """Whether the server stops: for handlers that go on for as long as their callers like."""
+        self.counts_messages = counts_messages
+        """Whether somebody wants to know how many messages pass."""
         self.deadline = context.deadline
         """When the call is to end: the caller's deadline, unless a director has set another."""
         self.started = time.perf_counter()

@@ -191,3 +191,49 @@ def test_counting_looks_at_prefixes_only() -> None:
         assert counter.count == 1 + 3
         counter.feed(b"\x00")
         assert counter.count == 1 + 4
+
+
+runs = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 300)), min_size=1, max_size=6)
+
+
+@given(runs, chunk_sizes, st.sampled_from([bytes, bytearray, memoryview]))
+def test_many_messages_of_one_length_are_counted_together_and_right(
+    alike: list[tuple[int, int]],
+    sizes: list[int],
+    frame: type[bytes] | type[bytearray] | type[memoryview],
+) -> None:
+    stream = b"".join(encode_message(b"\0" * length) * times for length, times in alike)
+    counter = MessageCounter()
+    for chunk in cut(stream, sizes):
+        counter.feed(frame(chunk))
+    assert (counter.count, counter.exact) == (sum(times for _, times in alike), True)
+
+
+@given(st.lists(st.integers(0, 3), min_size=20, max_size=20), st.integers(5, 20_000))
+def test_a_run_ends_where_a_message_of_another_length_begins(lengths: list[int], size: int) -> None:
+    stream = b"".join(encode_message(b"\0" * length) * 20 for length in lengths)
+    counter = MessageCounter()
+    for start in range(0, len(stream), size):
+        counter.feed(memoryview(stream)[start : start + size])
+    assert counter.count == 400
+
+
+@pytest.mark.parametrize("lengths", [(0, 1), (0, 0, 0, 0, 0, 0, 0, 0, 0, 1), (0, 1, 2, 3)])
+def test_tiny_messages_of_all_lengths_are_counted_no_longer_when_they_are_too_many(
+    lengths: tuple[int, ...],
+) -> None:
+    """Each would have to be looked at: whoever sends a window full of them has us do it again and again."""
+    counter = MessageCounter()
+    frame = b"".join(encode_message(b"x" * length) for length in lengths) * 1000
+    for _ in range(100):
+        counter.feed(frame)
+    assert not counter.exact
+    assert 2000 <= counter.count < 100_000
+
+
+def test_messages_of_sixty_four_bytes_are_counted_for_ever() -> None:
+    counter = MessageCounter()
+    frame = b"".join(encode_message(b"x" * length) for length in (58, 59, 60, 61))
+    for _ in range(50_000):
+        counter.feed(frame)
+    assert (counter.count, counter.exact) == (200_000, True)

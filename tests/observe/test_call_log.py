@@ -104,6 +104,18 @@ def test_a_json_line_tells_all_of_a_call() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("log_format", "told"), [("text", "out 20+ msg/"), ("json", '"messages_are_exact": false')]
+)
+def test_a_count_that_is_the_least_there_were_says_so(log_format: LogFormat, told: str) -> None:
+    of_many = record()
+    [exact] = lines_of(log_format, lambda log: log.call_ended(of_many))
+    of_many.messages_are_exact = False
+    [least] = lines_of(log_format, lambda log: log.call_ended(of_many))
+    assert told in least
+    assert told not in exact
+
+
 @pytest.mark.parametrize("log_format", ["text", "json"])
 @pytest.mark.parametrize(
     "evil", ["\n", "\r", "\x85", "\u2028", "\x1b[2K", "\x9b2K", "\x00", "\u202e", "\udc80"]

@@ -43,7 +43,7 @@ async def a_call(downstream: Link) -> tuple[PeerStream, Splice, Changes]:
     call = await downstream.peer.open(request_fields())
     await downstream.peer.ping()
     changes = Changes()
-    return call, Splice(downstream.requests[-1], changes), changes
+    return call, Splice(downstream.requests[-1], changes, counts_messages=True), changes
 
 
 async def joined(splice: Splice, upstream: Link) -> PeerStream:

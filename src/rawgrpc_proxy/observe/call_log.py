@@ -95,6 +95,7 @@ class CallLog:
         if len(detail) > _MAX_FIELD:
             detail = cut(detail)
         if self._json:
+            more = "" if record.messages_are_exact else ', "messages_are_exact": false'
             self._add(
                 f'{{"time": {time.time():.3f}, "event": "call", {self._worker_json}"method": {_quoted(method)}, '
                 f'"peer": {_quoted(record.peer)}, '
@@ -102,16 +103,17 @@ class CallLog:
                 f'"status": "{record.status.name}", "origin": {_quoted(record.origin)}, '
                 f'"detail": {_quoted(detail)}, '
                 f'"request_bytes": {record.request_bytes}, "request_messages": {record.request_messages}, '
-                f'"response_bytes": {record.response_bytes}, "response_messages": {record.response_messages}, '
+                f'"response_bytes": {record.response_bytes}, "response_messages": {record.response_messages}{more}, '
                 f'"duration_ms": {record.duration_s * 1e3:.3f}}}\n'
             )
             return
         told = f" {detail!r}" if detail else ""
+        more = "" if record.messages_are_exact else "+"
         self._add(
             f"{self._time()} {word(method)} {record.peer} -> {record.upstream or '-'} "
             f"{record.status.name} ({record.origin}){told} "
-            f"in {record.request_messages} msg/{record.request_bytes} B "
-            f"out {record.response_messages} msg/{record.response_bytes} B {record.duration_s * 1e3:.1f} ms\n"
+            f"in {record.request_messages}{more} msg/{record.request_bytes} B "
+            f"out {record.response_messages}{more} msg/{record.response_bytes} B {record.duration_s * 1e3:.1f} ms\n"
         )
 
     def call_failed(self, record: CallRecord, error: BaseException) -> None:

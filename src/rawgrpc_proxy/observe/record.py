@@ -21,4 +21,6 @@ class CallRecord:
     response_bytes: int = 0
     request_messages: int = 0
     response_messages: int = 0
+    messages_are_exact: bool = True
+    """False: there were so many tiny messages of all lengths that they are counted no longer, and there were more."""
     duration_s: float = 0.0

@@ -67,7 +67,7 @@ class Forwarding:
         self._owner = owner
         self._is_second = False
         self._needs_task = False
-        self._splice = Splice(call.stream, self._advance)
+        self._splice = Splice(call.stream, self._advance, counts_messages=call.counts_messages)
         call.record.upstream = where.address
 
     def open_now(self) -> bool:

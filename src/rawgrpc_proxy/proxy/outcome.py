@@ -32,8 +32,11 @@ def note_outcome(call: Call, splice: Splice) -> None:
     """Note what passed, and the status the upstream gave."""
     call.response_passed_on(headers=splice.response_headers is not None, ended=splice.response_ended)
     record = call.record
-    record.request_bytes, record.request_messages = splice.request_bytes, splice.request_messages.count
-    record.response_bytes, record.response_messages = splice.response_bytes, splice.response_messages.count
+    record.request_bytes, record.response_bytes = splice.request_bytes, splice.response_bytes
+    requests, responses = splice.request_messages, splice.response_messages
+    if requests is not None and responses is not None:
+        record.request_messages, record.response_messages = requests.count, responses.count
+        record.messages_are_exact = requests.exact and responses.exact
     if not splice.response_ended or splice.response_headers is None:
         return
     last = splice.response_trailers or splice.response_headers

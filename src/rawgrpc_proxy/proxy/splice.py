@@ -55,14 +55,14 @@ class Splice:
         "upstream_error",
     )
 
-    def __init__(self, downstream: Stream, on_change: Callable[[], None]) -> None:
+    def __init__(self, downstream: Stream, on_change: Callable[[], None], *, counts_messages: bool) -> None:
         self.downstream = downstream
         self.on_change: Callable[[], None] | None = on_change
         self.upstream: Stream | None = None
         self.request_bytes = 0
         self.response_bytes = 0
-        self.request_messages = MessageCounter()
-        self.response_messages = MessageCounter()
+        self.request_messages = MessageCounter() if counts_messages else None
+        self.response_messages = MessageCounter() if counts_messages else None
         self.request_trailers: Headers | None = None
         self.response_headers: HeaderList | None = None
         self.response_trailers: HeaderList | None = None
@@ -154,7 +154,8 @@ class _RequestPipe:
     def data(self, data: Data, credit: int, end_stream: bool) -> None:
         splice = self._splice
         splice.request_bytes += len(data)
-        splice.request_messages.feed(data)
+        if (counter := splice.request_messages) is not None:
+            counter.feed(data)
         if end_stream:
             splice.request_ended = True
         upstream = splice.upstream
@@ -229,7 +230,8 @@ class _ResponsePipe:
     def data(self, data: Data, credit: int, end_stream: bool) -> None:
         splice = self._splice
         splice.response_bytes += len(data)
-        splice.response_messages.feed(data)
+        if (counter := splice.response_messages) is not None:
+            counter.feed(data)
         splice.downstream.send_data(data, end_stream, self._upstream, credit)
         if end_stream:
             splice.response_complete()

@@ -131,7 +131,7 @@ class Calls:
         headers = stream.headers
         assert isinstance(headers, HeaderList)
         asked = headers.once(Asked)
-        call = _new_call(stream, asked, self._stopping)
+        call = self._new_call(stream, asked)
         if self._refused(call, asked):
             self._over(call)
             return
@@ -151,9 +151,20 @@ class Calls:
 
     def _turn_away(self, stream: Stream) -> None:
         """End a call that has not begun: nothing will begin any more."""
-        call = _new_call(stream, Asked(stream.headers), self._stopping)
+        call = self._new_call(stream, Asked(stream.headers))
         call.fail(_shutting_down())
         self._over(call)
+
+    def _new_call(self, stream: Stream, asked: Asked) -> Call:
+        connection = stream.connection
+        context = CallContext(
+            method=asked.method,
+            metadata=asked.metadata,
+            peer=connection.peer,
+            deadline=None if asked.timeout_s is None else trio.current_time() + asked.timeout_s,
+            tls_peer=connection.tls_peer,
+        )
+        return Call(stream, context, self._stopping, counts_messages=self._observer is not None)
 
     def _answer(self, call: Call, asked: "Asked") -> "Forwarding | Step":
         """Let the call's handler have it: the call on its way, or what has to be awaited in a task."""
@@ -360,15 +371,3 @@ def _left_open() -> RuntimeError:
         "a cancel scope or a nursery was entered for this call and never left, as happens when a `with` block is in an "
         "async generator that is not read to its end"
     )
-
-
-def _new_call(stream: Stream, asked: Asked, stopping: Stopping) -> Call:
-    connection = stream.connection
-    context = CallContext(
-        method=asked.method,
-        metadata=asked.metadata,
-        peer=connection.peer,
-        deadline=None if asked.timeout_s is None else trio.current_time() + asked.timeout_s,
-        tls_peer=connection.tls_peer,
-    )
-    return Call(stream, context, stopping)
