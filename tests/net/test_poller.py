@@ -3,6 +3,7 @@
 import contextvars
 import errno
 import gc
+import itertools
 import select
 import socket
 import types
@@ -439,3 +440,39 @@ def test_nothing_is_left_when_the_run_ends(links: Links) -> None:
     run(test)
     assert pollers[0]._epoll.closed
     assert not pollers[0]._watches
+
+
+@needs_epoll
+def test_a_round_ends_after_five_milliseconds_and_the_next_begins_with_who_was_left_out(
+    links: Links, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four sockets that always have something, and give two milliseconds of work each."""
+    clock = [0.0]
+    monkeypatch.setattr(module, "perf_counter", lambda: clock[0])
+    story: list[str] = []
+
+    class EndOfRound:
+        def flush(self) -> None:
+            if story[-1] != "|":
+                story.append("|")
+
+    async def test() -> None:
+        turn, end = current_turn(), EndOfRound()
+        async with trio.open_nursery() as nursery:
+            for name in "abcd":
+                ours, theirs = links.new()
+                theirs.send(b"x" * 1000)
+
+                def work(name: str = name, ours: socket.socket = ours) -> bool:
+                    ours.recv(10)
+                    story.append(name)
+                    turn.dirty.append(end)
+                    clock[0] += 0.002
+                    return len(story) < 20
+
+                nursery.start_soon(current_poller().watch, ours.fileno(), work)
+
+    run(test)
+    rounds = "".join(story).split("|")
+    assert [len(reads) for reads in rounds[:4]] == [3, 1, 3, 1]
+    assert "".join(rounds)[:12] in {"".join(order) * 3 for order in itertools.permutations("abcd")}

@@ -12,6 +12,7 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Callable, Mapping
+from time import perf_counter
 from typing import Any, Protocol
 
 import trio
@@ -20,10 +21,14 @@ from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.net.poller import Poller, closed_error, current_poller
 from rawgrpc_proxy.net.turn import current_turn
 
-READ_BYTES = 64 * 1024
+READ_BYTES = 16 * 1024
 _BULK_READ_BYTES = 256 * 1024
-"""A read that fills its buffer is followed by larger ones: bulk costs a third less. Buffers of this size for every read
-would cost the small ones page faults."""
+"""A read that fills its buffer is followed by one of twice the size, up to this: bulk costs a third less. Buffers of
+this size for every read would cost the small ones page faults."""
+_LEAST_READ_BYTES = 2 * 1024
+_READ_S = 0.0025
+"""A read whose bytes took longer than this to act on is followed by a smaller one: whatever they were, frames of one
+byte or header blocks, nobody else waits for long. What comes after it waits its turn."""
 _FLUSH_AT_ONCE_BYTES = 16 * 1024
 """So much is not kept until others have been read: that would gain nothing and pile up."""
 _JOIN_UP_TO_BYTES = 16 * 1024
@@ -100,10 +105,11 @@ class SocketTransport:
             except OSError:
                 take(b"")
                 raise
+            started = perf_counter()
             more = take(data)
             if not data:
                 return False
-            read_bytes = _BULK_READ_BYTES if len(data) >= READ_BYTES else READ_BYTES
+            read_bytes = next_read_bytes(read_bytes, len(data), perf_counter() - started)
             if len(data) >= _FLUSH_AT_ONCE_BYTES:
                 turn.flush()
             return more
@@ -131,7 +137,6 @@ class SocketTransport:
         return []
 
     async def send_all(self, chunks: list[Data], timeout_s: float) -> None:
-        chunks = self.send_now(chunks)
         while chunks:
             with trio.move_on_after(timeout_s) as patience:
                 try:
@@ -164,6 +169,17 @@ class SocketTransport:
             self._sock.close()
 
 
+def next_read_bytes(asked: int, got: int, took_s: float) -> int:
+    """How much to ask for, when of `asked` bytes `got` have come, and it took so long to act on them."""
+    if took_s > _READ_S:
+        return max(_LEAST_READ_BYTES, min(asked // 2, int(got * _READ_S / took_s)))
+    if got == asked:
+        return min(2 * asked, _BULK_READ_BYTES)
+    if asked > 4 * READ_BYTES and got < READ_BYTES:
+        return READ_BYTES
+    return asked
+
+
 class StreamTransport:
     """Any trio stream."""
 
@@ -180,20 +196,22 @@ class StreamTransport:
             _mind_lost_bytes(stream.socket, timeout_s)
 
     async def receive_each(self, take: Callable[[bytes], bool]) -> None:
-        turn = current_turn()
+        turn, read_bytes = current_turn(), READ_BYTES
         more = True
         while more:
             try:
-                data = bytes(await self._stream.receive_some(READ_BYTES))
+                data = bytes(await self._stream.receive_some(read_bytes))
             except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError) as error:
                 take(b"")
                 raise _as_os_error(error) from error
             turn.collecting = True
+            started = perf_counter()
             try:
                 more = take(data) and bool(data)
             finally:
                 turn.flush()
                 turn.collecting = False
+            read_bytes = next_read_bytes(read_bytes, len(data), perf_counter() - started)
 
     def send_now(self, chunks: list[Data]) -> list[Data]:
         return chunks
