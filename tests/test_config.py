@@ -14,6 +14,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_frame_bytes": (2**14, 2**24 - 1),
     "max_concurrent_streams": (1, 2**31 - 1),
     "max_header_list_bytes": (1024, 2**20),
+    "max_open_header_bytes": (2**20, 2**31 - 1),
     "max_header_fields": (8, 10_000),
     "max_continuation_frames": (0, 64),
     "abuse_budget": (100, 10**9),

@@ -861,17 +861,31 @@ def test_a_list_of_too_many_fields_ends_the_connection(engine: Engine) -> None:
     assert "more than 40 fields; max_header_fields is 20" in reason
 
 
+def test_the_headers_of_open_calls_have_a_bound_together(server: Peer) -> None:
+    """And the next call is refused, retry-safe."""
+    opened = 0
+    while not (refused := resets(server.tell(wire.headers(1 + 2 * opened, fields_of(15_000))))):
+        opened += 1
+        assert opened < 1000
+    assert opened == 8 * 2**20 // (15_000 + 150 * (len(REQUEST) + 1))
+    assert refused == [(1 + 2 * opened, ErrorCode.REFUSED_STREAM, False)]
+
+    server.session.reset(1, ErrorCode.CANCEL)
+    assert kinds(server.tell(wire.headers(3 + 2 * opened, fields_of(15_000)))) == ["RequestReceived"]
+
+
 def test_header_blocks_cost_what_they_make_us_do(server: Peer) -> None:
     """A thousand fields that repeat nothing are twenty units of work."""
     blocks = 0
     while not server.session.ended:
         stream_id = 1 + 2 * blocks
         fields = [*REQUEST, (b"x-number", b"%d" % blocks), *((b"x", b"") for _ in range(900))]
-        server.tell(wire.headers(stream_id, fields))
+        server.tell(wire.headers(stream_id, fields, end_stream=True))
         server.session.send_headers(stream_id, wire.TRAILERS_ONLY, end_stream=True)
+        server.take()
         blocks += 1
         assert blocks < 2000
-    assert blocks > 500
+    assert blocks > 1000  # each call that is answered pays for half of its block
 
 
 def test_an_hpack_bomb_is_refused_before_it_unfolds(server: Peer) -> None:

@@ -32,6 +32,8 @@ _SCHEME = re.compile(rb"[a-zA-Z][a-zA-Z0-9+.-]*\Z")  # RFC 3986 §3.1
 _ONCE = frozenset({b"host", b"content-type", b"grpc-timeout"})
 """Fields of a request of which a second one would let two readers read two different things."""
 _NOT_IN_TRAILERS = frozenset({b"content-length", b"host", b"content-type", b"te"})  # RFC 9110 §6.5.1
+_FIELD_BYTES = 150
+"""A field's tuple and its two bytes objects, beyond its bytes."""
 _known_authorities: set[bytes] = set()
 _MAX_KNOWN_AUTHORITIES = 256
 _MAX_PORT = 65_535
@@ -57,6 +59,8 @@ class CheckedFields(NamedTuple):
     problem: str | None
     excess: Excess | None
     content_length: int | None
+    held_bytes: int
+    """What it takes to hold the list, about."""
 
 
 Check = Callable[[Headers], CheckedFields]
@@ -91,7 +95,7 @@ def check(rule: Rule, limits: Limits, headers: Headers) -> CheckedFields:
         excess = Excess("max_header_fields", f"{fields} fields; max_header_fields is {max_fields}")
     elif size > max_bytes:
         excess = Excess("max_header_list_bytes", f"{size} bytes; max_header_list_bytes is {max_bytes}")
-    return CheckedFields(rule(headers), excess, content_length(headers))
+    return CheckedFields(rule(headers), excess, content_length(headers), size + _FIELD_BYTES * fields)
 
 
 def request_problem(headers: Headers) -> str | None:

@@ -81,6 +81,7 @@ class Session(ABC):
         "_dropped",
         "_events",
         "_guard",
+        "_held_header_bytes",
         "_highest_peer_id",
         "_max_block_bytes",
         "_max_continuations",
@@ -159,6 +160,8 @@ class Session(ABC):
         self.streams_opened = 0
         self._data_frames_sent = 0
         self._closed = ClosedStreams()
+        self._held_header_bytes = 0
+        """What the headers of the streams take that the peer has open."""
         self._uncredited = 0
         self._dropped = 0
         self._stream_credit_step = max(1, settings.stream_window_bytes // 2)
@@ -429,6 +432,14 @@ class Session(ABC):
         if checked.problem is not None:
             self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR, checked.problem)
             return
+        if self._held_header_bytes + checked.held_bytes > self._settings.max_open_header_bytes:
+            self._refuse(
+                stream_id,
+                ErrorCode.REFUSED_STREAM,
+                f"the headers of the open calls take {self._held_header_bytes} bytes; max_open_header_bytes is "
+                f"{self._settings.max_open_header_bytes}",
+            )
+            return
         oversized = ""
         if checked.excess is not None:
             headers = HeaderList(field for field in headers if field[0][:1] == b":")
@@ -439,6 +450,8 @@ class Session(ABC):
             return
         self._accept_headers(state, headers, end_stream)
         self.streams[stream_id] = state
+        self._held_header_bytes += checked.held_bytes
+        state.held_bytes = checked.held_bytes
         state.receiving = _BODY
         self._events.append(RequestReceived(stream_id, headers, end_stream, oversized))
         if end_stream:
@@ -926,6 +939,7 @@ class Session(ABC):
 
     def _close(self, state: StreamState, *, by_our_reset: bool) -> None:
         del self.streams[state.id]
+        self._held_header_bytes -= state.held_bytes
         if state.queued:
             self._ready.remove(state)
         state.pending = None

@@ -53,6 +53,7 @@ class StreamState:
         "end_batch",
         "id",
         "opened_at",
+        "held_bytes",
         "pending",
         "queued",
         "receiving",
@@ -74,6 +75,8 @@ class StreamState:
         """Which batch of the session's output has the end of our half."""
         self.receiving = _HEADERS
         self.sending = _OPEN
+        self.held_bytes = 0
+        """What its request headers take, if they came from the peer."""
         self.body_left: int | None = None
         """What content-length still promises, where there is one."""
         self.uncredited = 0
