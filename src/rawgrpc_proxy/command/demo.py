@@ -136,12 +136,14 @@ class _Replies:
 
 async def make_call(conn: PoolConn, trial: Trial) -> list[bytes]:
     """Make the call over this connection and answer what came back. Raises `RpcError` for any status but OK."""
+    # A Unix socket has no name that would be an authority: gRPC's clients say localhost.
+    authority = "localhost" if conn.address.startswith("unix:") else conn.address
     stream = conn.open_stream(
         [
             (b":method", b"POST"),
             (b":scheme", b"http"),
             (b":path", trial.path.encode()),
-            (b":authority", conn.address.encode()),
+            (b":authority", authority.encode()),
             (b"te", b"trailers"),
             (b"content-type", b"application/grpc"),
             (b"user-agent", b"rawgrpc-proxy-demo"),

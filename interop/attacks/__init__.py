@@ -1,0 +1,1 @@
+"""Attacks on the proxy, each with its promised bound: `make attacks`."""

@@ -1,0 +1,117 @@
+"""The backend behind the attacked proxy: answers every call at once, or holds it, or is itself the attacker.
+
+    python -m interop.attacks.backend [--hostile ROW]
+
+Calls of methods named Hold are not answered. With --hostile the first call on a connection is answered with what the
+row says, again and again, until the proxy ends the connection; how that went is a line on standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from interop.attacks.rows import BY_NAME, Row
+from interop.shared.frames import (
+    ACK,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    PING,
+    PREFACE,
+    SETTINGS,
+    frame,
+    settings,
+    take_frames,
+)
+
+MAX_CONCURRENT_STREAMS = 3
+ANSWER = b"\x88\x0f\x10\x10application/grpc\x00\x0bgrpc-status\x010"
+
+
+class Connection(asyncio.Protocol):
+    """One connection of the proxy's."""
+
+    def __init__(self, hostile: Row | None) -> None:
+        self._hostile = hostile
+        self._buffer = bytearray()
+        self._greeted = False
+        self._may_write = asyncio.Event()
+        self._may_write.set()
+        self._flood: asyncio.Task[None] | None = None
+        self._sent = 0
+        self._reason = "closed"
+        self._held: set[int] = set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.write(settings({MAX_CONCURRENT_STREAMS: 100_000}))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._may_write.set()
+        if self._flood is not None:
+            self._flood.cancel()
+            print(f"flood ended after {self._sent // 1024} KiB: {self._reason}", flush=True)
+
+    def pause_writing(self) -> None:
+        self._may_write.clear()
+
+    def resume_writing(self) -> None:
+        self._may_write.set()
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        if not self._greeted:
+            if len(self._buffer) < len(PREFACE):
+                return
+            del self._buffer[: len(PREFACE)]
+            self._greeted = True
+        for kind, flags, stream_id, payload in take_frames(self._buffer):
+            if kind in (SETTINGS, PING) and not flags & ACK:
+                self._transport.write(frame(kind, ACK, 0, payload if kind == PING else b""))
+            elif kind == GOAWAY and int.from_bytes(payload[4:8]):
+                self._reason = f"GOAWAY {int.from_bytes(payload[4:8])} {payload[8:].decode(errors='replace')}"
+            elif kind == HEADERS:
+                self._request(stream_id, payload)
+                if flags & END_STREAM:
+                    self._answer(stream_id)
+            elif kind == DATA and flags & END_STREAM:
+                self._answer(stream_id)
+
+    def _request(self, stream_id: int, block: bytes) -> None:
+        if b"Hold" in block:
+            self._held.add(stream_id)
+        if self._hostile is not None and self._flood is None:
+            self._flood = asyncio.get_running_loop().create_task(self._attack(self._hostile))
+
+    def _answer(self, stream_id: int) -> None:
+        if stream_id not in self._held and self._hostile is None:
+            self._transport.write(frame(HEADERS, END_HEADERS | END_STREAM, stream_id, ANSWER))
+
+    async def _attack(self, row: Row) -> None:
+        await asyncio.sleep(0.3)  # until all its calls are here
+        if row.name in {"empty_data", "tiny_data", "zero_data"}:
+            self._transport.write(frame(HEADERS, END_HEADERS, 1, ANSWER[:1] + ANSWER[1:19]))
+        while not self._transport.is_closing():
+            self._transport.write(row.piece)
+            self._sent += len(row.piece)
+            await self._may_write.wait()
+            await asyncio.sleep(0)
+
+
+async def main() -> None:
+    """Serve until SIGTERM."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--hostile", choices=BY_NAME)
+    given = parser.parse_args()
+    row = None if given.hostile is None else BY_NAME[given.hostile]
+    server = await asyncio.get_running_loop().create_server(lambda: Connection(row), "127.0.0.1", 0)
+    print(f"listening on 127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
