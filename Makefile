@@ -86,6 +86,9 @@ faults: $(DEV) ## links that go silent, backends that come back: how long until 
 	sh interop/setup.sh $(BIN)/python
 	$(BIN)/python -m interop.promises.faults $(FAULTS_ARGS)
 
+attacks: $(DEV) ## attack the proxy from both sides, and see who is hurt (ATTACKS_ARGS=...)
+	$(BIN)/python -m interop.attacks $(ATTACKS_ARGS)
+
 bench: ## measure the proxy beside others in one run (BENCH_ARGS=...)
 	sh interop/bench/setup.sh
 	.venv-bench/bin/python -m interop.bench $(BENCH_ARGS)
