@@ -19,15 +19,18 @@ from interop.shared.frames import (
     END_STREAM,
     GOAWAY,
     HEADERS,
+    INITIAL_WINDOW_SIZE,
     PING,
     PREFACE,
     SETTINGS,
     frame,
     settings,
     take_frames,
+    window_update,
 )
 
 MAX_CONCURRENT_STREAMS = 3
+WINDOW = 2**30
 ANSWER = b"\x88\x0f\x10\x10application/grpc\x00\x0bgrpc-status\x010"
 
 
@@ -42,13 +45,15 @@ class Connection(asyncio.Protocol):
         self._may_write.set()
         self._flood: asyncio.Task[None] | None = None
         self._sent = 0
+        self._uncredited = 0
         self._reason = "closed"
         self._held: set[int] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        transport.write(settings({MAX_CONCURRENT_STREAMS: 100_000}))
+        transport.write(settings({MAX_CONCURRENT_STREAMS: 100_000, INITIAL_WINDOW_SIZE: WINDOW}))
+        transport.write(window_update(0, WINDOW))
 
     def connection_lost(self, error: Exception | None) -> None:
         self._may_write.set()
@@ -78,8 +83,13 @@ class Connection(asyncio.Protocol):
                 self._request(stream_id, payload)
                 if flags & END_STREAM:
                     self._answer(stream_id)
-            elif kind == DATA and flags & END_STREAM:
-                self._answer(stream_id)
+            elif kind == DATA:
+                self._uncredited += len(payload)
+                if self._uncredited > WINDOW // 2:
+                    self._transport.write(window_update(0, self._uncredited))
+                    self._uncredited = 0
+                if flags & END_STREAM:
+                    self._answer(stream_id)
 
     def _request(self, stream_id: int, block: bytes) -> None:
         if b"Hold" in block:
@@ -94,7 +104,7 @@ class Connection(asyncio.Protocol):
     async def _attack(self, row: Row) -> None:
         await asyncio.sleep(0.3)  # until all its calls are here
         if row.name in {"empty_data", "tiny_data", "zero_data"}:
-            self._transport.write(frame(HEADERS, END_HEADERS, 1, ANSWER[:1] + ANSWER[1:19]))
+            self._transport.write(frame(HEADERS, END_HEADERS, 1, ANSWER[:20]))
         while not self._transport.is_closing():
             self._transport.write(row.piece)
             self._sent += len(row.piece)

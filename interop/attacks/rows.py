@@ -116,6 +116,13 @@ def _path(stream_id: int) -> bytes:
 
 
 ONE_CALL = headers(1, HELD)
+
+
+def zeros_on(stream_id: int) -> bytes:
+    """A window full of empty messages, to the end of the request."""
+    return frame(DATA, 0, stream_id, bytes(16380)) * 60 + frame(DATA, END_STREAM, stream_id, bytes(5))
+
+
 THRASH = b"".join(b"\x40" + string(b"%d" % n) + string(b"") for n in range(900))
 RESET_CALL = opened(1) + frame(RST_STREAM, 0, 1, (8).to_bytes(4))
 
@@ -176,6 +183,8 @@ ROWS = (
         "DATA of zeros: millions of empty messages",
         opened(1),
         again(frame(DATA, 0, 1, bytes(16380))),
+        fresh=lambda at: frame(HEADERS, END_HEADERS, at, REQUEST) + zeros_on(at),
+        ids=1,
         upstream=True,
     ),
     Row(

@@ -12,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rawgrpc_proxy.http2 import hpack as blocks
+from rawgrpc_proxy.http2 import hpack as module
 from rawgrpc_proxy.http2.headers import FixedHeaders
 from rawgrpc_proxy.http2.hpack import HeaderDecoder, HeaderEncoder
 from tests.http2.peer import REQUEST, TRAILERS, Header
@@ -420,3 +421,18 @@ def test_the_message_about_a_bad_field_shows_its_name_and_no_value() -> None:
 
     with pytest.raises(TypeError, match="value of the header field b'x-tag' is bytes, not str"):
         HeaderEncoder().encode([(b"x-tag", "text")])  # type: ignore[list-item]
+
+
+def test_a_list_is_looked_through_once_however_many_of_its_fields_enter_the_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once for each field, lists of a thousand of them would take a thousand times as long."""
+    looked: list[object] = []
+    monkeypatch.setattr(module, "check_fields", looked.append)
+    encoder, headers = HeaderEncoder(), [(b"x-%d" % number, b"") for number in range(100)]
+
+    encoder.encode(list(headers))
+    encoder.encode(list(headers))
+
+    assert len(encoder._numbers) > 50
+    assert len(looked) == 1

@@ -328,6 +328,7 @@ class HeaderEncoder:
         "__weakref__",
         "_answers",
         "_inserted",
+        "_is_checked",
         "_kept_bytes",
         "_max_kept_bytes",
         "_max_size",
@@ -351,6 +352,8 @@ class HeaderEncoder:
         self._numbers: dict[RawHeader, int] = {}
         """What is in the table → how many were inserted before it."""
         self._inserted = 0
+        self._is_checked = False
+        """Whether all fields of the list that is being encoded are known to be pairs of bytes."""
         self._size = 0
         self._max_size = HeaderTable.DEFAULT_SIZE
         self._smallest: int | None = None
@@ -378,6 +381,7 @@ class HeaderEncoder:
         parts = [] if self._smallest is None else self._size_updates()
         repeats = not parts and isinstance(headers, FixedHeaders)
         inserted = self._inserted
+        self._is_checked = False
         new: list[int] = []
         try:
             for field in headers:
@@ -457,7 +461,9 @@ class HeaderEncoder:
         if self._seen[number % _SEEN] != number:
             new.append(number)
             return part
-        check_fields(headers)  # what has moved the table must leave
+        if not self._is_checked:
+            check_fields(headers)  # what has moved the table must leave
+            self._is_checked = True
         self._drop_answers()  # it moves all others
         self._evict(size)
         self._table.append(field)
