@@ -197,6 +197,8 @@ def test_a_reset_is_an_os_error() -> None:
 
 
 def test_ctrl_c_gets_through_to_code_that_a_read_leads_to() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+
     async def test() -> None:
         with linked() as (transport, peer):
 
@@ -208,7 +210,10 @@ def test_ctrl_c_gets_through_to_code_that_a_read_leads_to() -> None:
             with pytest.raises(KeyboardInterrupt):
                 await transport.receive_each(endless)
 
-    run(test)
+    try:
+        run(test)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_tcp_does_not_hold_small_frames_back() -> None:
