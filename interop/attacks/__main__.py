@@ -43,6 +43,9 @@ class Result:
     engine: str
     step_ms: float = 0.0
     memory_mib: float = 0.0
+    """How far it rose at the most."""
+    left_mib: float = 0.0
+    """How much of that is left when the attack is over."""
     before_ms: float | None = None
     victim_ms: float | None = None
     failed: int = 0
@@ -131,7 +134,11 @@ def measure(row: Row, side: str, engine: str, connections: int, seconds: float) 
             )  # fmt: skip
             victim = told_by(module("victim", f"--target={target}", f"--seconds={seconds}"))
             said, _ = attacker.communicate(timeout=60 + seconds)
-            result.memory_mib = round(proc.memory(proxy.pid).peak_mib - memory, 1)
+            now = proc.memory(proxy.pid)
+            result.memory_mib, result.left_mib = (
+                round(now.peak_mib - memory, 1),
+                round(now.now_mib - memory, 1),
+            )
             result.lives = not proxy.ended
             result.step_ms = round(longest_step(proxy, file), 1)
             result.victim_ms, result.failed = victim["p99_ms"], victim["failed"]
@@ -149,13 +156,14 @@ def measure(row: Row, side: str, engine: str, connections: int, seconds: float) 
 def print_table(results: list[Result]) -> None:
     """For people."""
     print(
-        f"{'attack':18} {'side':10} {'engine':6} {'step ms':>8} {'MiB':>6} {'victim ms':>12}  missed; what ended it"
+        f"{'attack':18} {'side':10} {'engine':6} {'step ms':>8} {'MiB, left':>10} {'victim ms':>12}  missed; what ended it"
     )
     for each in results:
         victim = f"{each.before_ms or 0:.0f} → {each.victim_ms or 0:.0f}"
+        memory = f"{each.memory_mib:.1f}, {each.left_mib:.1f}"
         missed = ", ".join(each.missed) or "-"
         print(
-            f"{each.row:18} {each.side:10} {each.engine:6} {each.step_ms:8.1f} {each.memory_mib:6.1f} {victim:>12}  "
+            f"{each.row:18} {each.side:10} {each.engine:6} {each.step_ms:8.1f} {memory:>10} {victim:>12}  "
             f"{missed}; {each.ended[:150]}"
         )
 
