@@ -155,9 +155,8 @@ def measure(row: Row, side: str, engine: str, connections: int, seconds: float) 
 
 def print_table(results: list[Result]) -> None:
     """For people."""
-    print(
-        f"{'attack':18} {'side':10} {'engine':6} {'step ms':>8} {'MiB, left':>10} {'victim ms':>12}  missed; what ended it"
-    )
+    heading = f"{'attack':18} {'side':10} {'engine':6} {'step ms':>8} {'MiB, left':>10} {'victim ms':>12}"
+    print(f"{heading}  missed; what ended it")
     for each in results:
         victim = f"{each.before_ms or 0:.0f} → {each.victim_ms or 0:.0f}"
         memory = f"{each.memory_mib:.1f}, {each.left_mib:.1f}"

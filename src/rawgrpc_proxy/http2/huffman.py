@@ -1,7 +1,7 @@
 """Huffman-coded strings of header blocks (RFC 7541 §5.2), decoded with one look-up for each byte.
 
 hpack's table goes by half bytes; here two of its steps are joined, for each state when it is met first: all states
-together take some megabytes, and those of ordinary text a few hundred kilobytes. What it does not do: encode.
+together take two megabytes. What it does not do: encode.
 
 The invariant: the time is proportional to the length, whatever the bytes are, about 60 ns for each.
 """
@@ -9,10 +9,11 @@ The invariant: the time is proportional to the length, whatever the bytes are, a
 from hpack import HPACKDecodingError
 from hpack.huffman_table import HUFFMAN_COMPLETE, HUFFMAN_EMIT_SYMBOL, HUFFMAN_FAIL, HUFFMAN_TABLE
 
-_Step = tuple[int, bytes]
-_NO_CODE = (-1, b"")
-_rows: dict[int, tuple[_Step, ...]] = {}
-"""For each state: by the next byte, the state after it, and the text that it completes."""
+_Row = tuple[bytes, tuple[bytes | None, ...]]
+_rows: dict[int, _Row] = {}
+"""For each state: by the next byte, the state after it, and the text that it completes; None where there is no code."""
+_texts: dict[bytes, bytes] = {}
+"""Each text once: there are far fewer than steps."""
 _may_end = {0}
 """States in which a string may end: at the end of a code, or within a padding of ones (less than eight of them)."""
 
@@ -25,27 +26,29 @@ def decode_huffman(coded: bytes) -> bytes:
         row = rows.get(state)
         if row is None:
             row = rows[state] = _row(state)
-        state, text = row[byte]
-        if state < 0:
+        text = row[1][byte]
+        if text is None:
             raise HPACKDecodingError("a Huffman-coded string has a code that there is not")
+        state = row[0][byte]
         parts.append(text)
     if state not in _may_end:
         raise HPACKDecodingError("a Huffman-coded string ends within a code")
     return b"".join(parts)
 
 
-def _row(state: int) -> tuple[_Step, ...]:
-    return tuple(_step(state, byte) for byte in range(256))
+def _row(state: int) -> _Row:
+    steps = [_step(state, byte) for byte in range(256)]
+    return bytes([after for after, _ in steps]), tuple([text for _, text in steps])
 
 
-def _step(state: int, byte: int) -> _Step:
+def _step(state: int, byte: int) -> tuple[int, bytes | None]:
     text = b""
     for half in (byte >> 4, byte & 0xF):
         state, flags, symbol = HUFFMAN_TABLE[state * 16 + half]
         if flags & HUFFMAN_FAIL:
-            return _NO_CODE
+            return 0, None
         if flags & HUFFMAN_EMIT_SYMBOL:
             text += bytes((symbol,))
     if flags & HUFFMAN_COMPLETE:
         _may_end.add(state)
-    return state, text
+    return state, _texts.setdefault(text, text)
