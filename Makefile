@@ -89,6 +89,10 @@ faults: $(DEV) ## links that go silent, backends that come back: how long until 
 attacks: $(DEV) ## attack the proxy from both sides, and see who is hurt (ATTACKS_ARGS=...)
 	$(BIN)/python -m interop.attacks $(ATTACKS_ARGS)
 
+fuzz: $(DEV) ## fuzz what reads what peers send, a minute for each target (FUZZ_ARGS=...)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
+
 bench: ## measure the proxy beside others in one run (BENCH_ARGS=...)
 	sh interop/bench/setup.sh
 	.venv-bench/bin/python -m interop.bench $(BENCH_ARGS)
@@ -100,5 +104,5 @@ profile: ## run the proxy under load and see where the time goes (PROFILE_ARGS=.
 clean: ## remove all that the other targets made
 	rm -rf $(VENV) .venv-313 .venv-pypy .venv-bench .venv-bench-pypy interop/bench/results interop/peers/build interop/peers/generated \
 		interop/peers/grpc_js/node_modules .coverage .coverage.* htmlcov build dist .hypothesis .import_linter_cache \
-		.mypy_cache .pytest_cache .ruff_cache
+		.mypy_cache .pytest_cache .ruff_cache fuzz-found
 	find src tests interop -name __pycache__ -type d -prune -exec rm -rf {} +
