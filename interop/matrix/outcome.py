@@ -20,7 +20,7 @@ _RESET_BY_SERVER = re.compile(r"error[_ ]code:? 8\b|^Call cancelled$")
 def normalised(case: str, outcome: dict[str, Any]) -> dict[str, Any]:
     """The outcome without what cannot be equal: the end by a deadline is told by whoever noticed it first."""
     for call in outcome.get("calls", []):
-        if case == _DEADLINE_CASE and _RESET_BY_SERVER.search(call["message"]):
+        if case == _DEADLINE_CASE and _RESET_BY_SERVER.search(call["message"] or ""):
             call["status"] = "DEADLINE_EXCEEDED"
         if call["status"] == "DEADLINE_EXCEEDED":
             call["message"] = "ANY"
