@@ -41,6 +41,8 @@ def test_an_address_is_read_and_written(text: str, address: Address, written: st
         ("dns:///localhost:80", "is a URL; write HOST:PORT"),
         (":50051", "names no host; .*127.0.0.1:50051"),
         ("[]:50051", "names no host"),
+        ("[[::1]]:50051", "names no host"),
+        ("a[b]:50051", "names no host"),
         ("my host:50051", "names no host"),
         ("host\n:50051", "names no host"),
         ("::1:50051", r"write IPv6 addresses as \[ADDRESS\]:PORT"),

@@ -62,7 +62,7 @@ class Address:
             raise ConfigError(f"{text!r} has port {port_text[:20]}; a port is {lowest} to {_HIGHEST_PORT}")
         if to_listen and not text[: -len(colon + port_text)]:
             return cls(port=int(port_text))
-        if not host or any(character.isspace() for character in host):
+        if not host or any(character.isspace() or character in "[]" for character in host):
             raise ConfigError(f"{text!r} names no host; write HOST:PORT, for example 127.0.0.1:{port_text}")
         return cls(host=host, port=int(port_text))
 
