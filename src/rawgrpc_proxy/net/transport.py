@@ -27,8 +27,8 @@ _BULK_READ_BYTES = 256 * 1024
 this size for every read would cost the small ones page faults."""
 _LEAST_READ_BYTES = 2 * 1024
 _READ_S = 0.0025
-"""A read whose bytes took longer than this to act on is followed by a smaller one: whatever they were, frames of one
-byte or header blocks, nobody else waits for long. What comes after it waits its turn."""
+"""A read whose bytes took longer than this to act on is followed by a smaller one, whatever they were, frames of one
+byte or header blocks. It is itself acted on whole."""
 _FLUSH_AT_ONCE_BYTES = 16 * 1024
 """So much is not kept until others have been read: that would gain nothing and pile up."""
 _JOIN_UP_TO_BYTES = 16 * 1024
