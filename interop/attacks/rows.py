@@ -123,6 +123,23 @@ def zeros_on(stream_id: int) -> bytes:
     return frame(DATA, 0, stream_id, bytes(16380)) * 60 + frame(DATA, END_STREAM, stream_id, bytes(5))
 
 
+def bulk_on(stream_id: int, behind: bytes) -> bytes:
+    """A request of one large message, in frames as long as they may be, and `behind` them."""
+    large = b"\0" + (1 << 30).to_bytes(4) + bytes(16379)
+    return (
+        headers_without_end(stream_id)
+        + frame(DATA, 0, stream_id, large)
+        + frame(DATA, 0, stream_id, bytes(16384)) * 43
+        + behind
+        + frame(DATA, END_STREAM, stream_id, bytes(5))
+    )
+
+
+def headers_without_end(stream_id: int) -> bytes:
+    """A request whose body follows."""
+    return frame(HEADERS, END_HEADERS, stream_id, REQUEST)
+
+
 THRASH = b"".join(b"\x40" + string(b"%d" % n) + string(b"") for n in range(900))
 RESET_CALL = opened(1) + frame(RST_STREAM, 0, 1, (8).to_bytes(4))
 
@@ -183,9 +200,16 @@ ROWS = (
         "DATA of zeros: millions of empty messages",
         opened(1),
         again(frame(DATA, 0, 1, bytes(16380))),
-        fresh=lambda at: frame(HEADERS, END_HEADERS, at, REQUEST) + zeros_on(at),
+        fresh=lambda at: headers_without_end(at) + zeros_on(at),
         ids=1,
         upstream=True,
+    ),
+    Row("bulk", "plain bulk, to compare with", fresh=lambda at: bulk_on(at, b""), ids=1),
+    Row(
+        "small_data",
+        "bulk, so that much is read at once, and then DATA of five bytes, which costs no points",
+        fresh=lambda at: bulk_on(at, frame(DATA, 0, at, bytes(5)) * 18_000),
+        ids=1,
     ),
     Row(
         "rapid_reset",

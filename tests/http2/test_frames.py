@@ -73,6 +73,34 @@ def test_any_chunking_gives_the_same_frames(
     assert split(splitter(expect_preface=expect_preface), cut(wire, offsets)) == wanted
 
 
+@given(any_frames, cuts, st.integers(1, 4), st.booleans())
+def test_frames_that_are_asked_for_step_by_step_are_the_same(
+    wanted: list[Parsed], offsets: list[int], steps: int, drained: bool
+) -> None:
+    """Whether or not what was held back is asked for before more is fed."""
+    target, got = splitter(), []
+    for chunk in [*cut(b"".join(peer.raw(*frame) for frame in wanted), offsets), b""]:
+        now = chunk
+        while True:
+            part = [(*frame[:3], bytes(frame[3])) for frame in target.split(now, steps)]
+            assert len(part) <= steps + 1  # one may have been begun before
+            got += part
+            now = b""
+            if not (target.holds_back and (drained or not chunk)):
+                break
+    assert got == wanted
+    assert not target.holds_back
+
+
+@pytest.mark.parametrize(("block_bytes", "at_once"), [(0, 32), (31, 32), (32, 22), (2048, 1)])
+def test_a_header_block_is_more_work_the_longer_it_is(block_bytes: int, at_once: int) -> None:
+    target = splitter()
+    chunk = peer.headers(1, encoded=bytes(block_bytes)) * 100
+
+    assert len(list(target.split(chunk, 64))) == at_once
+    assert target.holds_back
+
+
 def test_a_frame_of_some_size_that_fits_into_one_chunk_is_a_view_of_it() -> None:
     """No byte of its payload is copied on the way in."""
     chunk = peer.data(1, bytes(frames.SMALL_BYTES))

@@ -1,5 +1,6 @@
 """What tests of transports share."""
 
+from rawgrpc_proxy.net.poller import Then
 from rawgrpc_proxy.net.transport import Transport
 
 
@@ -7,9 +8,10 @@ async def one_read(transport: Transport) -> bytes:
     """What one read brings; empty at the end of the file."""
     reads: list[bytes] = []
 
-    def take(data: bytes) -> bool:
+    def take(data: bytes | None) -> Then:
+        assert data is not None
         reads.append(data)
-        return False
+        return Then.STOP
 
     await transport.receive_each(take)
     (read,) = reads

@@ -5,8 +5,9 @@ import errno
 import math
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import pytest
@@ -19,9 +20,10 @@ from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.errors import ConnectionGone, PeerAbuse, RpcError
 from rawgrpc_proxy.http2 import frames
 from rawgrpc_proxy.http2.events import StreamReset
+from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.session import Session
 from rawgrpc_proxy.net.connection import Connection, ConnectionState
-from rawgrpc_proxy.net.poller import current_poller
+from rawgrpc_proxy.net.poller import Then, current_poller
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport
 from tests.http2 import peer as wire
@@ -178,6 +180,26 @@ async def test_a_peer_that_asks_and_does_not_read_is_read_no_further_until_it_do
         await link.peer.ping()
         assert not link.connection.reading_pauses
         assert link.peer.log.count("SETTINGS 0 ACK") == 201
+
+
+@trio_test
+async def test_what_was_read_before_a_pause_is_acted_on_after_it(engine: Engine) -> None:
+    async with a_link(engine, max_owed_bytes=1024) as link:
+        pump, gate = link.ours.send_all_hook, trio.Event()
+
+        async def wait() -> None:
+            await gate.wait()
+            assert pump is not None
+            await pump()
+
+        link.ours.send_all_hook = wait
+        await link.peer.send_bytes(wire.settings() * 500)  # in one read, and answered with 9 bytes each
+        await trio.testing.wait_all_tasks_blocked()
+        paused = link.connection.reading_pauses
+        assert paused
+        gate.set()
+        await link.peer.ping()
+        assert link.peer.log.count("SETTINGS 0 ACK") == 501
 
 
 @pytest.mark.parametrize("client_side", [True, False])
@@ -396,6 +418,85 @@ async def test_a_socket_that_takes_no_more_ends_the_connection(engine: Engine) -
 
 
 @dataclass
+class Sizes:
+    """A sink that notes how many DATA frames have come."""
+
+    frames: int = 0
+    ended: bool = False
+
+    def response(self, headers: object, end_stream: bool) -> None:
+        raise AssertionError
+
+    def trailers(self, headers: object) -> None:
+        raise AssertionError
+
+    def failed(self, error: RpcError) -> None:
+        """The connection has ended."""
+
+    def data(self, data: Data, credit: int, end_stream: bool) -> None:
+        self.frames += 1
+        self.ended = end_stream
+
+    def closed(self) -> None:
+        """As it should be."""
+
+
+A_THOUSAND_FRAMES = wire.data(1, b"small") * 1000 + wire.data(1, b"last", end_stream=True)
+
+
+@trio_test
+async def test_what_one_read_brings_is_acted_on_in_parts(engine: Engine) -> None:
+    async with a_link(engine) as link:
+        await link.peer.send_bytes(wire.headers(1))
+        await trio.testing.wait_all_tasks_blocked()
+        link.requests[0].sink = sink = Sizes()
+        await link.peer.send_bytes(A_THOUSAND_FRAMES)
+        parts = set()
+        while not sink.ended:
+            parts.add(sink.frames)
+            await trio.lowlevel.checkpoint()
+    assert sink.frames == 1001
+    assert max(later - earlier for earlier, later in pairwise(sorted(parts))) <= 128  # tasks run in any order
+
+
+@trio_test
+async def test_a_connection_that_brings_much_lets_others_go_first_and_is_heard_to_its_end(
+    engine: Engine,
+) -> None:
+    """On sockets, whose reads come in rounds; the peer has gone before half of what it has sent is acted on."""
+    requests: list[Stream] = []
+    seen: list[int] = []
+    busy = Sizes()
+
+    class Small(Sizes):
+        def data(self, data: Data, credit: int, end_stream: bool) -> None:
+            seen.append(busy.frames)
+
+    with ExitStack() as stack, trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            peers = []
+            for sink in (busy, Small()):
+                ours, theirs = socket.socketpair()
+                peers.append(stack.enter_context(theirs))
+                connection = Connection(
+                    SocketTransport(ours, "pair"),
+                    Http2Settings(engine=engine),
+                    client_side=False,
+                    on_request=requests.append,
+                )
+                nursery.start_soon(connection.run)
+                theirs.sendall(PREFACE + wire.settings() + wire.headers(1))
+                await trio.testing.wait_all_tasks_blocked()
+                requests[-1].sink = sink
+            peers[0].sendall(A_THOUSAND_FRAMES)
+            peers[1].sendall(wire.data(1, b"small"))
+            for peer in peers:
+                peer.shutdown(socket.SHUT_WR)
+    assert busy.frames == 1001
+    assert seen[0] <= 64
+
+
+@dataclass
 class TouchesWhenPaid:
     """Has the connection written to at once, as one whose own answer comes of the credit."""
 
@@ -503,9 +604,9 @@ async def test_a_connection_that_has_ended_has_no_room_for_a_call_of_the_same_mo
         call, caller = socket.socketpair()
         rooms: list[bool] = []
 
-        def a_call_comes() -> bool:
+        def a_call_comes() -> Then:
             rooms.append(connection.has_room)
-            return bool(call.recv(1)) and len(rooms) < 2
+            return Then.WAIT if call.recv(1) and len(rooms) < 2 else Then.STOP
 
         connection = Connection(SocketTransport(ours, "tcp"), Http2Settings(engine=engine), client_side=True)
         async with trio.open_nursery() as nursery:

@@ -2,7 +2,8 @@
 
 What it does not do: give a frame a meaning. It never looks past the 9-byte header, except for SETTINGS and padding.
 The invariant: at most one incomplete frame is held, and only after its declared length has been checked against the
-advertised maximum. Owns RFC 9113 §4.1, §4.2, §6.1 (padding) and §6.5.1.
+advertised maximum. What is fed is split as far as is asked: the rest is held back for the next turn, uncopied.
+Owns RFC 9113 §4.1, §4.2, §6.1 (padding) and §6.5.1.
 """
 
 import struct
@@ -45,6 +46,12 @@ _STREAM_ID_MASK = 0x7FFFFFFF
 SMALL_BYTES = 4096
 """Payloads below this are copied: a view costs more, and keeps the chunk it was read in (64 KiB) alive."""
 
+ALL = 1 << 62
+"""More steps than any input has."""
+_WITH_BLOCKS = (HEADERS, CONTINUATION)
+_BLOCK_BYTES_A_STEP = 32
+"""A header block is as much work as one other frame for each so many of its bytes, and one more for its list."""
+
 Frame = tuple[int, int, int, Data]
 """type, flags, stream id, payload"""
 
@@ -71,6 +78,9 @@ class FrameSplitter:
     def __init__(self, max_frame_bytes: int, *, expect_preface: bool) -> None:
         self._max_frame_bytes = max_frame_bytes
         self._partial = bytearray()
+        self._held: Data = b""
+        self._held_from = 0
+        """Where in `_held` the first frame begins that was not split off yet."""
         self._frames_begin = first_bytes.preface_end if expect_preface else first_bytes.settings_start
         self._start: bytes | None = b""
         """The first bytes, until it is certain that the peer speaks HTTP/2."""
@@ -80,21 +90,34 @@ class FrameSplitter:
         """Whether a client has said something that is no HTTP/2, though not enough to tell what."""
         return self._start is not None and not PREFACE.startswith(self._start)
 
-    def split(self, data: Data) -> Iterator[Frame]:
-        """Yield the frames that `data` completes.
+    @property
+    def holds_back(self) -> bool:
+        """Whether `split` has stopped before the end of what it was given."""
+        return self._held_from < len(self._held)
+
+    def split(self, data: Data, steps: int = ALL) -> Iterator[Frame]:
+        """Yield the frames that `data` completes, after those that were held back.
+
+        It stops when these have come to so many `steps`, and holds the rest back: `split(b"")` goes on with it. A
+        frame is a step; one with a header block is more, the longer it is. At least one frame is yielded.
 
         Raises `NotHttp2` for a peer that speaks something else, and `ProtocolViolation` with FRAME_SIZE_ERROR as soon
         as the header of a frame declares more than the maximum. Frames yielded before the error stand.
         """
         if self._start is not None:
             data = self._begin(self._start, data)
-        offset, end = 0, len(data)
+        offset = 0
+        if self._held:
+            held, offset = self._held, self._held_from
+            self._held, self._held_from = b"", 0
+            data, offset = (bytes(memoryview(held)[offset:]) + data, 0) if data else (held, offset)
+        end = len(data)
         if self._partial:
             offset, frame = self._complete_partial(data)
             if frame is not None:
                 yield frame
         view = memoryview(data)
-        unpack, maximum = HEADER.unpack_from, self._max_frame_bytes
+        unpack, maximum, with_blocks = HEADER.unpack_from, self._max_frame_bytes, _WITH_BLOCKS
         while end - offset >= HEADER_BYTES:
             high, low, frame_type, flags, stream_id = unpack(data, offset)
             length = high << 8 | low
@@ -107,6 +130,12 @@ class FrameSplitter:
             offset = stop
             payload = data[start:stop] if length < SMALL_BYTES else view[start:stop]
             yield frame_type, flags, stream_id & _STREAM_ID_MASK, payload
+            steps -= 1
+            if frame_type in with_blocks:
+                steps -= 1 + length // _BLOCK_BYTES_A_STEP
+            if steps <= 0:
+                self._held, self._held_from = data, offset
+                return
         if offset < end:
             self._partial += view[offset:]
 

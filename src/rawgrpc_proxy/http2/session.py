@@ -196,8 +196,15 @@ class Session(ABC):
         if growth:
             self._write_window_update(None, growth)
 
-    def receive(self, data: Data, now: float) -> list[Event]:
+    @property
+    def holds_back(self) -> bool:
+        """Whether `receive` has left something for its next call, which needs to bring nothing new then."""
+        return not self.ended and self._splitter.holds_back
+
+    def receive(self, data: Data, now: float, steps: int = frames.ALL) -> list[Event]:
         """Take bytes from the peer at time `now` (seconds, any monotonic clock) and tell what they mean.
+
+        It acts on about so many frames (`FrameSplitter.split` says what a step is), and holds the rest back.
 
         Raises nothing: when the peer breaks the connection's rules the events before that stand, `ConnectionEnded`
         is the last one, and a GOAWAY is in the output.
@@ -208,7 +215,7 @@ class Session(ABC):
         events: list[Event] = []
         self._events = events
         try:
-            for frame_type, flags, stream_id, payload in self._splitter.split(data):
+            for frame_type, flags, stream_id, payload in self._splitter.split(data, steps):
                 if self._block is not None:
                     self._receive_continuation(frame_type, flags, stream_id, payload)
                 elif not self.peer_settings_seen:

@@ -12,23 +12,18 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Callable, Mapping
-from time import perf_counter
 from typing import Any, Protocol
 
 import trio
 
 from rawgrpc_proxy.http2.frames import Data
-from rawgrpc_proxy.net.poller import Poller, closed_error, current_poller
+from rawgrpc_proxy.net.poller import Poller, Then, closed_error, current_poller
 from rawgrpc_proxy.net.turn import current_turn
 
 READ_BYTES = 16 * 1024
 _BULK_READ_BYTES = 256 * 1024
 """A read that fills its buffer is followed by one of twice the size, up to this: bulk costs a third less. Buffers of
 this size for every read would cost the small ones page faults."""
-_LEAST_READ_BYTES = 2 * 1024
-_READ_S = 0.0025
-"""A read whose bytes took longer than this to act on is followed by a smaller one, whatever they were, frames of one
-byte or header blocks. It is itself acted on whole."""
 _FLUSH_AT_ONCE_BYTES = 16 * 1024
 """So much is not kept until others have been read: that would gain nothing and pile up."""
 _JOIN_UP_TO_BYTES = 16 * 1024
@@ -37,6 +32,11 @@ _TLS_RECORD_BYTES = 16 * 1024  # RFC 8446 §5.1
 _LOST_AFTER_S = 30.0
 """TCP gives up no link sooner: what was sent may be lost on the way, and has to be sent again."""
 _IOV_MAX = 1024  # chunks for one sendmsg: the limit of Linux, macOS and the BSDs
+
+
+Take = Callable[[bytes | None], Then]
+"""Acts on what was read (no bytes: it is over), or on what it has left of that (None), and says what is next."""
+_STOP, _WAIT, _AGAIN = Then
 
 
 class Transport(Protocol):
@@ -52,11 +52,12 @@ class Transport(Protocol):
         By itself it would try for 15 min (RFC 5482). Nothing happens where the link is not TCP, or cannot be told.
         """
 
-    async def receive_each(self, take: Callable[[bytes], bool]) -> None:
-        """Call `take` with what comes, read by read, until it answers False or nothing comes any more.
+    async def receive_each(self, take: Take, *, goes_on: bool = False) -> None:
+        """Call `take` with what comes, read by read, until it answers STOP or nothing comes any more.
 
-        Then it is called with no bytes: at the end of the file, and before an `OSError` is raised here. What it
-        writes is flushed soon after. It must not wait; what it raises is raised here.
+        Then it is called with no bytes: at the end of the file, and before an `OSError` is raised here. While it
+        answers AGAIN nothing is read: it is called with None, each time after others have had their turn; with
+        `goes_on` so at once. What it writes is flushed soon after. It must not wait; what it raises is raised here.
         """
 
     def send_now(self, chunks: list[Data]) -> list[Data]:
@@ -91,31 +92,34 @@ class SocketTransport:
     def mind_lost_bytes(self, timeout_s: float) -> None:
         _mind_lost_bytes(self._sock, timeout_s)
 
-    async def receive_each(self, take: Callable[[bytes], bool]) -> None:
+    async def receive_each(self, take: Take, *, goes_on: bool = False) -> None:
         sock, turn = self._sock, current_turn()
         read_bytes = READ_BYTES
+        then = _AGAIN if goes_on else _WAIT
 
         @trio.lowlevel.disable_ki_protection  # it leads to code of the user: Ctrl-C must get through
-        def read() -> bool:
-            nonlocal read_bytes
+        def read() -> Then:
+            nonlocal read_bytes, then
+            if then is _AGAIN:
+                then = take(None)
+                return then
             try:
                 data = sock.recv(read_bytes)
             except BlockingIOError:
-                return True
+                return _WAIT
             except OSError:
                 take(b"")
                 raise
-            started = perf_counter()
-            more = take(data)
+            then = take(data)
             if not data:
-                return False
-            read_bytes = next_read_bytes(read_bytes, len(data), perf_counter() - started)
-            if len(data) >= _FLUSH_AT_ONCE_BYTES:
+                return _STOP
+            read_bytes = next_read_bytes(read_bytes, len(data))
+            if then is _WAIT and len(data) >= _FLUSH_AT_ONCE_BYTES:
                 turn.flush()
-            return more
+            return then
 
         self._poller = current_poller()
-        await self._poller.watch(self._open_fd(), read)
+        await self._poller.watch(self._open_fd(), read, then)
 
     def send_now(self, chunks: list[Data]) -> list[Data]:
         sock = self._sock
@@ -159,7 +163,7 @@ class SocketTransport:
     async def linger(self) -> None:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
-            await self.receive_each(lambda _data: True)
+            await self.receive_each(lambda _data: _WAIT)
 
     async def aclose(self) -> None:
         if self._sock.fileno() >= 0:
@@ -169,10 +173,8 @@ class SocketTransport:
             self._sock.close()
 
 
-def next_read_bytes(asked: int, got: int, took_s: float) -> int:
-    """How much to ask for, when of `asked` bytes `got` have come, and it took so long to act on them."""
-    if took_s > _READ_S:
-        return max(_LEAST_READ_BYTES, min(asked // 2, int(got * _READ_S / took_s)))
+def next_read_bytes(asked: int, got: int) -> int:
+    """How much to ask for, when of `asked` bytes `got` have come."""
     if got == asked:
         return min(2 * asked, _BULK_READ_BYTES)
     if asked > 4 * READ_BYTES and got < READ_BYTES:
@@ -195,23 +197,27 @@ class StreamTransport:
         if isinstance(stream, trio.SocketStream):
             _mind_lost_bytes(stream.socket, timeout_s)
 
-    async def receive_each(self, take: Callable[[bytes], bool]) -> None:
+    async def receive_each(self, take: Take, *, goes_on: bool = False) -> None:
         turn, read_bytes = current_turn(), READ_BYTES
-        more = True
-        while more:
-            try:
-                data = bytes(await self._stream.receive_some(read_bytes))
-            except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError) as error:
-                take(b"")
-                raise _as_os_error(error) from error
-            turn.collecting = True
-            started = perf_counter()
-            try:
-                more = take(data) and bool(data)
-            finally:
-                turn.flush()
-                turn.collecting = False
-            read_bytes = next_read_bytes(read_bytes, len(data), perf_counter() - started)
+        then = _AGAIN if goes_on else _WAIT
+        while then is not _STOP:
+            data = None
+            if then is _AGAIN:
+                await trio.lowlevel.checkpoint()
+            else:
+                data = await self._read(take, read_bytes)
+                read_bytes = next_read_bytes(read_bytes, len(data))
+            with turn:
+                then = take(data)
+            if data == b"":
+                return
+
+    async def _read(self, take: Take, read_bytes: int) -> bytes:
+        try:
+            return bytes(await self._stream.receive_some(read_bytes))
+        except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError) as error:
+            take(b"")
+            raise _as_os_error(error) from error
 
     def send_now(self, chunks: list[Data]) -> list[Data]:
         return chunks

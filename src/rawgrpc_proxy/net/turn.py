@@ -25,6 +25,14 @@ class Turn:
         self.dirty: list[Flushable] = []
         self.collecting = False
 
+    def __enter__(self) -> None:
+        """A turn by itself begins."""
+        self.collecting = True
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+        self.collecting = False
+
     def flush(self) -> None:
         """Write on every dirty connection what its socket takes; credit that comes of it makes others dirty."""
         dirty = self.dirty
