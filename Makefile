@@ -78,7 +78,7 @@ interop: $(DEV) ## run against real gRPC peers (INTEROP_ARGS=...)
 bounds: $(DEV) ## measure what the README promises: memory with slow readers, streams per connection (BOUNDS_ARGS=...)
 	$(BIN)/python -m interop.promises.bounds $(BOUNDS_ARGS)
 
-soak: $(DEV) ## 25 minutes of honest clients at full load: none may lose its connection (SOAK_ARGS=...)
+soak: $(DEV) ## 30 minutes of honest clients at full load: none may lose its connection (SOAK_ARGS=...)
 	sh interop/setup.sh $(BIN)/python
 	$(BIN)/python -m interop.promises.soak $(SOAK_ARGS)
 

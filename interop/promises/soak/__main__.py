@@ -1,10 +1,10 @@
 """A long run of honest clients at full load: no connection is closed by the proxy, and every call ends as it has to.
 
-    .venv/bin/python -m interop.promises.soak [--minutes 25] [--engine h2|relay] [--out FILE]
+    .venv/bin/python -m interop.promises.soak [--minutes 30] [--engine h2|relay] [--out FILE]
 
 One proxy at its defaults, in front of a grpcio server and of etcd. Three clients at once, as fast as they are answered:
 
-- grpcio over several channels; 5 % of its calls are cancelled, 5 % have a deadline that passes;
+- grpcio over several channels; 20 % of its calls are cancelled, 20 % have a deadline that passes;
 - h2load, on connections that last as long as the run;
 - etcdctl: put, get, and a watch that has to see every put.
 
@@ -94,7 +94,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m interop.promises.soak", description="a long run of honest clients at full load"
     )
-    parser.add_argument("--minutes", type=float, default=25.0, help="default: 25")
+    parser.add_argument("--minutes", type=float, default=30.0, help="default: 30")
     parser.add_argument("--engine", choices=["h2", "relay"], help="handed on to the proxy")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write all figures there, as JSON")
     given = parser.parse_args()

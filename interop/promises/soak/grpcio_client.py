@@ -1,6 +1,6 @@
 """Calls `bytes_server.py` as fast as it is answered, over several channels, in grpcio's asyncio API.
 
-One call in twenty is cancelled, before or after its answer has begun, and one in twenty has a deadline that passes.
+One call in five is cancelled, before or after its answer has begun, and one in five has a deadline that passes.
 Once a second a line of JSON tells what has come of all calls so far.
 """
 
@@ -138,9 +138,9 @@ async def work(client: Client, tally: Tally, end: float) -> None:
     """One call after another."""
     while time.monotonic() < end:
         share = random.random()
-        if share < 0.05:
+        if share < 0.2:
             group, kinds = "cancelled", CANCELLED
-        elif share < 0.10:
+        elif share < 0.4:
             group, kinds = "expired", EXPIRED
         else:
             group, kinds = "good", GOOD
