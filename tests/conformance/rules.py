@@ -1,7 +1,8 @@
 """What a rule is, and how it is played: by a caller against the proxy, or by a backend against it."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import trio
 
@@ -12,9 +13,9 @@ from tests.http2 import peer as wire
 from tests.proxy.house import House, a_proxy
 from tests.proxy.raw_peers import PeerStream, RawPeer, message
 
-PROTOCOL, FRAME_SIZE, FLOW, CLOSED, COMPRESSION, CALM, REFUSED = (
+PROTOCOL, FRAME_SIZE, FLOW, CLOSED, COMPRESSION, CALM = (
     ErrorCode.PROTOCOL_ERROR, ErrorCode.FRAME_SIZE_ERROR, ErrorCode.FLOW_CONTROL_ERROR, ErrorCode.STREAM_CLOSED,
-    ErrorCode.COMPRESSION_ERROR, ErrorCode.ENHANCE_YOUR_CALM, ErrorCode.REFUSED_STREAM,
+    ErrorCode.COMPRESSION_ERROR, ErrorCode.ENHANCE_YOUR_CALM,
 )  # fmt: skip
 Field = tuple[bytes, bytes]
 
@@ -36,7 +37,7 @@ class Resets:
 
 @dataclass(frozen=True)
 class Fine:
-    """Nothing comes of it: the connection goes on."""
+    """Nothing comes of it: no stream hears anything, and the connection goes on."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,23 @@ class Answered:
     status: Status
 
 
-Then = Ends | Resets | Fine | Answered
+@dataclass(frozen=True)
+class Costs:
+    """A call of that backend ends with this status, and so do its siblings if the connection ends."""
+
+    status: Status
+    siblings_live: bool
+
+
+ByCaller = Ends | Resets | Fine | Answered
+"""What comes of it if a caller says it, on a connection on which nothing has been asked yet."""
+ByBackend = Costs
+"""What comes of it if a backend does, which has got a request on stream 1 beside another one on stream 3."""
+Then = TypeVar("Then", ByCaller, ByBackend)
 
 
 @dataclass(frozen=True)
-class Rule:
+class Rule(Generic[Then]):
     """One rule, with what is said and what follows."""
 
     section: str
@@ -81,7 +94,7 @@ async def _answers(served: PeerStream) -> None:
         await served.respond(b"fine")
 
 
-async def play_as_caller(engine: Engine, rule: Rule) -> None:
+async def play_as_caller(engine: Engine, rule: Rule[ByCaller]) -> None:
     """Say it to the proxy, on a connection whose SETTINGS are exchanged."""
     async with a_proxy(engine) as house, trio.open_nursery() as nursery:
         nursery.start_soon(house.backend.answer_all, _answers)
@@ -102,31 +115,11 @@ async def play_as_caller(engine: Engine, rule: Rule) -> None:
                 await a_good_call(house, client)
             case Fine():
                 await a_good_call(house, client)
+                assert all(stream.nothing_came() for stream in streams)
         nursery.cancel_scope.cancel()
 
 
-@dataclass(frozen=True)
-class Costs:
-    """A call of that backend ends with this status, and so do its siblings if the connection ends."""
-
-    status: Status
-    siblings_live: bool
-
-
-@dataclass(frozen=True)
-class UpstreamRule:
-    """A rule for what a backend says when it has got a request on stream 1, beside another one on stream 3."""
-
-    section: str
-    name: str
-    says: bytes
-    then: Costs
-
-    def __str__(self) -> str:
-        return f"{self.section}_{self.name.replace(' ', '_')}"
-
-
-async def play_as_backend(engine: Engine, rule: UpstreamRule) -> None:
+async def play_as_backend(engine: Engine, rule: Rule[ByBackend]) -> None:
     """Have a backend say it, and look at the call, its sibling, and the next one."""
     async with a_proxy(engine) as house:
         client = await house.client()
@@ -147,6 +140,3 @@ async def play_as_backend(engine: Engine, rule: UpstreamRule) -> None:
         after = await client.request("/a.B/After")
         await (await house.backend.request()).respond(b"fine")
         assert (await after.answer()).body == message(b"fine")
-
-
-Player = Callable[[Engine, Rule], Awaitable[None]]

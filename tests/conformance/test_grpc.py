@@ -7,7 +7,7 @@ from rawgrpc_proxy import Status
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.grpc.timeout import parse_timeout
-from tests.conformance.rules import Answered, Field, Rule, changed, play_as_caller
+from tests.conformance.rules import Answered, ByCaller, Field, Rule, changed, play_as_caller
 from tests.http2.peer import headers
 from tests.proxy.house import a_proxy, on_every_engine
 from tests.proxy.raw_peers import message, request_fields
@@ -33,7 +33,7 @@ NO_GRPC = Answered(b"415", Status.INTERNAL)
     ids=str,
 )
 @trio_test
-async def test_requests(engine: Engine, rule: Rule) -> None:
+async def test_requests(engine: Engine, rule: Rule[ByCaller]) -> None:
     await play_as_caller(engine, rule)
 
 

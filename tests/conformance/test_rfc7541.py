@@ -4,7 +4,7 @@ import pytest
 from trio.testing import trio_test
 
 from rawgrpc_proxy.config import Engine
-from tests.conformance.rules import COMPRESSION, Ends, Fine, Rule, play_as_caller
+from tests.conformance.rules import COMPRESSION, ByCaller, Ends, Fine, Rule, play_as_caller
 from tests.http2.peer import headers
 from tests.proxy.house import a_proxy, on_every_engine
 
@@ -46,7 +46,7 @@ BROKEN = [
 @on_every_engine
 @pytest.mark.parametrize("rule", BROKEN, ids=str)
 @trio_test
-async def test_rfc7541(engine: Engine, rule: Rule) -> None:
+async def test_rfc7541(engine: Engine, rule: Rule[ByCaller]) -> None:
     await play_as_caller(engine, rule)
 
 

@@ -13,6 +13,7 @@ from tests.conformance.rules import (
     FRAME_SIZE,
     PROTOCOL,
     Answered,
+    ByCaller,
     Ends,
     Fine,
     Resets,
@@ -327,5 +328,5 @@ MESSAGES = [
 @on_every_engine
 @pytest.mark.parametrize("rule", [*FRAMES, *STATES, *EACH_FRAME, *MESSAGES], ids=str)
 @trio_test
-async def test_rfc9113(engine: Engine, rule: Rule) -> None:
+async def test_rfc9113(engine: Engine, rule: Rule[ByCaller]) -> None:
     await play_as_caller(engine, rule)

@@ -162,6 +162,10 @@ class PeerStream:
         with trio.fail_after(PATIENCE_S):
             return await self._events.receive()
 
+    def nothing_came(self) -> bool:
+        """Nothing that has not been taken yet."""
+        return self._events.statistics().current_buffer_used == 0
+
     async def expect_headers(self) -> Headers:
         event = await self.next()
         assert isinstance(event, Headers), event
