@@ -16,7 +16,7 @@ from collections import Counter
 from statistics import median
 
 from interop.attacks.rows import BY_NAME, Row
-from interop.shared.frames import ACK, GOAWAY, PREFACE, SETTINGS, frame, take_frames
+from interop.shared.frames import ACK, GOAWAY, PREFACE, SETTINGS, frame, goaway_reason, take_frames
 
 LISTEN_S = 1.0
 """How long an attacker whose connection takes no more listens for the reason."""
@@ -68,8 +68,8 @@ class Connection:
             return
         self._heard += data
         for kind, _, _, payload in take_frames(self._heard):
-            if kind == GOAWAY and int.from_bytes(payload[4:8]):
-                self._end(f"GOAWAY {int.from_bytes(payload[4:8])} {payload[8:].decode(errors='replace')}")
+            if kind == GOAWAY and (reason := goaway_reason(payload)):
+                self._end(reason)
 
     def _piece(self) -> bytes:
         row = self._row

@@ -23,7 +23,9 @@ from interop.shared.frames import (
     PING,
     PREFACE,
     SETTINGS,
+    acknowledgement,
     frame,
+    goaway_reason,
     settings,
     take_frames,
     window_update,
@@ -31,7 +33,8 @@ from interop.shared.frames import (
 
 MAX_CONCURRENT_STREAMS = 3
 WINDOW = 2**30
-ANSWER = b"\x88\x0f\x10\x10application/grpc\x00\x0bgrpc-status\x010"
+START = b"\x88\x0f\x10\x10application/grpc"
+ANSWER = START + b"\x00\x0bgrpc-status\x010"
 
 
 class Connection(asyncio.Protocol):
@@ -76,9 +79,9 @@ class Connection(asyncio.Protocol):
             self._greeted = True
         for kind, flags, stream_id, payload in take_frames(self._buffer):
             if kind in (SETTINGS, PING) and not flags & ACK:
-                self._transport.write(frame(kind, ACK, 0, payload if kind == PING else b""))
-            elif kind == GOAWAY and int.from_bytes(payload[4:8]):
-                self._reason = f"GOAWAY {int.from_bytes(payload[4:8])} {payload[8:].decode(errors='replace')}"
+                self._transport.write(acknowledgement(kind, payload))
+            elif kind == GOAWAY:
+                self._reason = goaway_reason(payload) or self._reason
             elif kind == HEADERS:
                 self._request(stream_id, payload)
                 if flags & END_STREAM:
@@ -104,7 +107,7 @@ class Connection(asyncio.Protocol):
     async def _attack(self, row: Row) -> None:
         await asyncio.sleep(0.3)  # until all its calls are here
         if row.name in {"empty_data", "tiny_data", "zero_data"}:
-            self._transport.write(frame(HEADERS, END_HEADERS, 1, ANSWER[:20]))
+            self._transport.write(frame(HEADERS, END_HEADERS, 1, START))
         while not self._transport.is_closing():
             self._transport.write(row.piece)
             self._sent += len(row.piece)

@@ -21,6 +21,7 @@ from interop.shared.frames import (
     PING,
     PREFACE,
     SETTINGS,
+    acknowledgement,
     frame,
     grpc_request,
     take_frames,
@@ -55,7 +56,7 @@ class Caller:
             self._buffer += data
             for kind, flags, on, payload in take_frames(self._buffer):
                 if kind in (SETTINGS, PING) and not flags & ACK:
-                    self._socket.sendall(frame(kind, ACK, 0, payload if kind == PING else b""))
+                    self._socket.sendall(acknowledgement(kind, payload))
                 elif on == stream_id and flags & END_STREAM and kind in (HEADERS, DATA):
                     return True
 

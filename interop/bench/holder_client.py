@@ -27,6 +27,7 @@ from interop.shared.frames import (
     PREFACE,
     RST_STREAM,
     SETTINGS,
+    acknowledgement,
     frame,
     grpc_request,
     take_frames,
@@ -87,7 +88,7 @@ class Link(asyncio.Protocol):
         if kind == SETTINGS and flags & ACK:
             self._barriers.pop(0).set_result(None)
         elif kind in (SETTINGS, PING) and not flags & ACK:
-            self._transport.write(frame(kind, ACK, 0, payload if kind == PING else b""))
+            self._transport.write(acknowledgement(kind, payload))
         elif kind == GOAWAY:
             self._transport.close()
         elif stream_id in self.calls:

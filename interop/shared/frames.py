@@ -46,6 +46,17 @@ def grpc_request(path: str, authority: str) -> bytes:
     )
 
 
+def acknowledgement(kind: int, payload: bytes) -> bytes:
+    """What answers a SETTINGS or PING frame."""
+    return frame(kind, ACK, 0, payload if kind == PING else b"")
+
+
+def goaway_reason(payload: bytes) -> str:
+    """Why a GOAWAY ends the connection, in words; empty if that is no error."""
+    code = int.from_bytes(payload[4:8])
+    return f"GOAWAY {code} {payload[8:].decode(errors='replace')}" if code else ""
+
+
 def take_frames(buffer: bytearray) -> Iterator[tuple[int, int, int, bytes]]:
     """Take the whole frames from the front of the buffer: kind, flags, stream id and payload of each."""
     start = 0

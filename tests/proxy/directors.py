@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from rawgrpc_proxy import (
     Call,
     CallContext,
+    Direction,
     PoolConn,
     RpcError,
     Server,
@@ -15,7 +16,6 @@ from rawgrpc_proxy import (
     transparent_handler,
 )
 from rawgrpc_proxy.config import Engine
-from rawgrpc_proxy.proxy.director import Direction
 from tests.proxy.house import House, a_proxy
 
 
