@@ -32,6 +32,7 @@ from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.services.methods import ServedCall, stream_stream
 from rawgrpc_proxy.upstream.pool import Pool
+from tests.http2 import peer as wire
 from tests.processes import TIMEOUT_S, Program, program
 
 TALK = "/p.Talk/Bidi"
@@ -589,6 +590,28 @@ def test_proxies_that_lead_to_each_other_end_a_call_at_the_limit_of_hops(folder:
     trio.run(main)
 
 
+def test_a_client_beyond_the_connections_allowed_is_turned_away(folder: Path) -> None:
+    async def main() -> None:
+        place = f"{folder}/proxy.sock"
+        options = ("--max-connections", "1", "--upstream", f"unix:{folder}/nobody.sock", "--grace", "0")
+        async with program("serve", "--listen", f"unix:{place}", *options) as proxy:
+            await proxy.address()
+            async with await trio.open_unix_socket(place) as first:
+                await first.send_all(wire.PREFACE + wire.settings())
+                assert await first.receive_some()
+                async with await trio.open_unix_socket(place) as second:
+                    with contextlib.suppress(trio.BrokenResourceError):
+                        assert await second.receive_some() == b""
+                await first.send_all(wire.ping())
+                assert await first.receive_some()
+            proxy.signal(signal.SIGTERM)
+            assert await proxy.exit_code() == 0
+            why = "1 connections are open, as many as may be: set by max_connections"
+            assert any(why in line for line in proxy.stderr)
+
+    trio.run(main)
+
+
 # -------------------------------------------------------------------------- files
 
 
@@ -707,6 +730,10 @@ SERVE = ["serve", "--listen", "127.0.0.1:0", "--upstream", "127.0.0.1:1"]
         ([*SERVE, "--size", "0"], "give --max-waiting none, too"),
         ([*SERVE, "--hop-limit", "0"], "argument --hop-limit: '0' is no whole number of 1 or more"),
         (
+            [*SERVE, "--max-connections", "none"],
+            "argument --max-connections: 'none' is no whole number of 1 or more",
+        ),
+        (
             [*SERVE, "--max-concurrent-streams", "0"],
             "argument --max-concurrent-streams: max_concurrent_streams is 0; it must be between 1 and 2147483647",
         ),
@@ -810,6 +837,7 @@ def test_the_help_of_serve_tells_the_default_of_each_option(capsys: pytest.Captu
         ("--ms N", "(default: 100)"),
         ("--max-waiting N", "(default: 1000)"),
         ("--hop-limit N", "(default: none)"),
+        ("--max-connections N", "(default: two thirds of the files that it may have open)"),
         ("--max-concurrent-streams N", f"(default: {Http2Settings().max_concurrent_streams})"),
         ("--max-header-list-bytes N", f"(default: {Http2Settings().max_header_list_bytes})"),
         ("--max-header-fields N", f"(default: {Http2Settings().max_header_fields})"),

@@ -160,6 +160,13 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument_group("limits for clients").add_argument
     add(
+        "--max-connections",
+        type=_positive,
+        metavar="N",
+        help="clients' connections that a process has open; further ones are closed at once (default: two thirds of "
+        "the files that it may have open)",
+    )
+    add(
         "--max-concurrent-streams",
         type=_setting("max_concurrent_streams"),
         default=Http2Settings().max_concurrent_streams,

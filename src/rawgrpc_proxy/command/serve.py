@@ -161,6 +161,7 @@ def _process(options: argparse.Namespace, log: CallLog) -> Process:
         unknown_service_handler=transparent_handler(director),
         settings=settings,
         observer=None if options.log_format == "none" else log,
+        max_connections=options.max_connections,
     )
     return Process(options=options, server=server, pool=pool, loop_guard=loop_guard, log=log)
 
