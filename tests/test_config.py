@@ -21,6 +21,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "abuse_budget_per_s": (0, 10**9),
     "max_output_bytes": (2**14, 2**30),
     "max_owed_bytes": (1024, 2**30),
+    "max_buffered_bytes": (2**20, 2**33),
     "send_timeout_s": (0.001, 3600),
     "upstream_keepalive_s": (10, math.inf),
     "downstream_keepalive_s": (10, math.inf),

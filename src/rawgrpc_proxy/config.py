@@ -11,6 +11,7 @@ from typing import Any, Literal
 import attrs
 
 from rawgrpc_proxy.errors import ConfigError
+from rawgrpc_proxy.memory_limit import default_max_buffered_bytes
 
 Engine = Literal["relay", "h2"]
 ENGINES: tuple[Engine, ...] = ("relay", "h2")
@@ -97,6 +98,15 @@ class Http2Settings:
     max_owed_bytes: int = attrs.field(default=64 * 1024, validator=_between(1024, 2**30))
     """Answers, acknowledgements and resets that wait for a socket which takes nothing: beyond this nothing more is read
     from that peer. No window limits these, so a peer that asks and never reads could have us hold any number."""
+
+    max_buffered_bytes: int = attrs.field(
+        factory=default_max_buffered_bytes, validator=_between(2**20, 2**33)
+    )
+    """DATA that waits in this process for peers that do not take it, on all connections together. From three quarters
+    of it on, connections get no credit for what waits, and those that hold more than their share open no more streams
+    (refused, which is safe to retry); calls that have stalled for five seconds end, and beyond the limit the longest
+    stalled ones at once, with RESOURCE_EXHAUSTED. A quarter of the memory that the process may use (its control groups
+    count), between 32 and 512 MiB. Of settings that differ the smallest holds."""
 
     send_timeout_s: float = attrs.field(default=30.0, validator=_between(0.001, 3600))
     """A peer whose socket has taken nothing for so long, while something waits for it, loses its connection (nginx's

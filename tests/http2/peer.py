@@ -275,6 +275,8 @@ def client(engine: Engine, *, peer_settings: dict[int, int] | None = None, **cha
 class Owed:
     """A source of DATA, which hears of its credit."""
 
+    account = None
+
     def __init__(self) -> None:
         self.credited = 0
 

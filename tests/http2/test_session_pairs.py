@@ -31,6 +31,8 @@ SIZES = st.sampled_from([0, 1, 5, 100, 3000, 16_384, 16_385, 70_000])
 class Half:
     """One direction of a stream: what was said, and what was heard of it."""
 
+    account = None
+
     def __init__(self) -> None:
         self.said = bytearray()
         self.heard = bytearray()

@@ -500,6 +500,8 @@ async def test_a_connection_that_brings_much_lets_others_go_first_and_is_heard_t
 class TouchesWhenPaid:
     """Has the connection written to at once, as one whose own answer comes of the credit."""
 
+    account = None
+
     connection: Connection
 
     def credit(self, _size: int) -> None:

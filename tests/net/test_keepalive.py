@@ -30,7 +30,7 @@ class Peer:
         self.pinged_at: list[float] = []
 
     async def run(self) -> None:
-        await self.say((frames.PREFACE if self._calls else b"") + frames.settings({}))
+        await self.say((frames.PREFACE if self._calls else b"") + frames.settings({}) + frames.SETTINGS_ACK)
         splitter = frames.FrameSplitter(2**14, expect_preface=not self._calls)
         async for chunk in self._stream:
             for frame_type, flags, _, payload in splitter.split(bytes(chunk)):

@@ -25,6 +25,7 @@ import hpack
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ProtocolViolation
 from rawgrpc_proxy.http2 import frames
+from rawgrpc_proxy.http2.buffered import Buffered
 from rawgrpc_proxy.http2.frames import Data, Setting
 from rawgrpc_proxy.http2.headers import Headers, check_fields
 from rawgrpc_proxy.http2.hpack import without_index
@@ -37,8 +38,15 @@ class H2Session(Session):
 
     __slots__ = ("_h2", "_ready_headers")
 
-    def __init__(self, settings: Http2Settings, *, client_side: bool, shorten: Shorten) -> None:
-        super().__init__(settings, client_side=client_side, shorten=shorten)
+    def __init__(
+        self,
+        settings: Http2Settings,
+        *,
+        client_side: bool,
+        shorten: Shorten,
+        buffered: Buffered | None = None,
+    ) -> None:
+        super().__init__(settings, client_side=client_side, shorten=shorten, buffered=buffered)
         self._h2 = _Connection(
             h2.config.H2Configuration(
                 client_side=client_side,

@@ -9,6 +9,7 @@ from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import DEFAULT_WINDOW, Http2Settings
 from rawgrpc_proxy.errors import ProtocolViolation
 from rawgrpc_proxy.http2 import frames
+from rawgrpc_proxy.http2.buffered import Buffered
 from rawgrpc_proxy.http2.frames import Data, Setting
 from rawgrpc_proxy.http2.headers import Headers
 from rawgrpc_proxy.http2.hpack import HeaderEncoder
@@ -23,8 +24,15 @@ class RelaySession(Session):
 
     __slots__ = ("_encoder", "_receive_window", "_send_window")
 
-    def __init__(self, settings: Http2Settings, *, client_side: bool, shorten: Shorten) -> None:
-        super().__init__(settings, client_side=client_side, shorten=shorten)
+    def __init__(
+        self,
+        settings: Http2Settings,
+        *,
+        client_side: bool,
+        shorten: Shorten,
+        buffered: Buffered | None = None,
+    ) -> None:
+        super().__init__(settings, client_side=client_side, shorten=shorten, buffered=buffered)
         self._send_window = DEFAULT_WINDOW
         self._receive_window = DEFAULT_WINDOW
         self._encoder = HeaderEncoder(of_requests=client_side)

@@ -25,6 +25,7 @@ from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import DEFAULT_WINDOW, MIN_FRAME_SIZE, Http2Settings
 from rawgrpc_proxy.errors import ConnectionFailed, NotHttp2, PeerAbuse, ProtocolViolation
 from rawgrpc_proxy.http2 import field_rules, frames, guard
+from rawgrpc_proxy.http2.buffered import Account, Buffered
 from rawgrpc_proxy.http2.closed_streams import ClosedStreams
 from rawgrpc_proxy.http2.events import (
     ConnectionEnded,
@@ -44,7 +45,7 @@ from rawgrpc_proxy.http2.guard import MAX_SETTINGS_ENTRIES, Guard
 from rawgrpc_proxy.http2.headers import HeaderList, Headers, check_fields
 from rawgrpc_proxy.http2.hpack import HeaderDecoder
 from rawgrpc_proxy.http2.output import Output, Receipt
-from rawgrpc_proxy.http2.stream_state import CreditSource, Receiving, Sending, StreamState
+from rawgrpc_proxy.http2.stream_state import CreditSource, PendingData, Receiving, Sending, StreamState
 
 # Looked up once: an enum's member costs as much as a call, each time, and these are asked for with every frame.
 _BODY, _HEARD_ALL = Receiving.BODY, Receiving.ENDED
@@ -66,6 +67,7 @@ class Session(ABC):
     """The HTTP/2 state of one connection. `client_side` says whether we opened it (upstream) or were called.
 
     `shorten` answers what to keep of a list that ends a response and is too long: see `grpc.status.status_fields`.
+    `buffered` counts the DATA that waits in this process, on whichever connection.
     """
 
     __slots__ = (
@@ -99,6 +101,7 @@ class Session(ABC):
         "_stream_credit_step",
         "_stream_window_bytes",
         "_uncredited",
+        "account",
         "block_since",
         "client_side",
         "ended",
@@ -113,8 +116,16 @@ class Session(ABC):
         "streams_opened",
     )
 
-    def __init__(self, settings: Http2Settings, *, client_side: bool, shorten: Shorten) -> None:
+    def __init__(
+        self,
+        settings: Http2Settings,
+        *,
+        client_side: bool,
+        shorten: Shorten,
+        buffered: Buffered | None = None,
+    ) -> None:
         self.client_side = client_side
+        self.account = Account(buffered or Buffered())
         self._shorten = shorten
         self.streams: dict[int, StreamState] = {}
         self.peer_max_concurrent_streams = UNLIMITED
@@ -294,8 +305,7 @@ class Session(ABC):
         self._accept_data(state, payload, size, end_stream)
         self._uncredited += size
         if self._uncredited >= self._connection_credit_step:
-            self._write_window_update(None, self._uncredited)
-            self._uncredited = 0
+            self.credit_connection()
         if not payload and not end_stream:
             # Nothing to deliver, so credited at once. Passed on, it would count against us as a flood of empty DATA.
             self.credit(stream_id, size)
@@ -418,22 +428,7 @@ class Session(ABC):
             self._guard.charge(guard.HEADERS_ON_RESET, self)
             self._closed.remember(stream_id, by_our_reset=True)
             return  # RFC 9113 §6.8: it will be retried elsewhere, and what follows on it is ignored too
-        # What the peer has not taken counts: else one that does not read could have us hold any number of answers.
-        room = self._max_streams - len(self.streams) - self.output.leaving
-        if room <= 1 and not self._guard.told_of_the_limit:
-            self._tell_of_the_limit()
-        if room <= 0:
-            self._refuse(
-                stream_id,
-                ErrorCode.REFUSED_STREAM,
-                f"too many streams are open; max_concurrent_streams is {self._max_streams}",
-                price=None if self._guard.may_not_know_the_limit() else guard.REFUSED,
-            )
-            return
-        if is_low:
-            self._tell_of_the_budget()
-            reason = "the budget for work that serves no call is low"
-            self._refuse(stream_id, ErrorCode.REFUSED_STREAM, reason, price=guard.REFUSED_LOW)
+        if self._has_no_place(stream_id, is_low=is_low):
             return
         checked = headers.once(self._checks.request)
         if checked.problem is not None:
@@ -463,6 +458,36 @@ class Session(ABC):
         self._events.append(RequestReceived(stream_id, headers, end_stream, oversized))
         if end_stream:
             self._peer_ended(state)
+
+    def _has_no_place(self, stream_id: int, *, is_low: bool) -> bool:
+        """Turn down a stream that the peer opens, whatever its headers are, if it may open none now: True."""
+        # What the peer has not taken counts: else one that does not read could have us hold any number of answers.
+        room = self._max_streams - len(self.streams) - self.output.leaving
+        if room <= 1 and not self._guard.told_of_the_limit:
+            self._tell_of_the_limit()
+        if room <= 0:
+            self._refuse(
+                stream_id,
+                ErrorCode.REFUSED_STREAM,
+                f"too many streams are open; max_concurrent_streams is {self._max_streams}",
+                price=None if self._guard.may_not_know_the_limit() else guard.REFUSED,
+            )
+            return True
+        if is_low:
+            self._tell_of_the_budget()
+            reason = "the budget for work that serves no call is low"
+            self._refuse(stream_id, ErrorCode.REFUSED_STREAM, reason, price=guard.REFUSED_LOW)
+            return True
+        if self.account.is_short and self.account.is_beyond_its_share:
+            self._refuse(
+                stream_id,
+                ErrorCode.REFUSED_STREAM,
+                f"{self.account.buffered.bytes} bytes wait in this process, many of them for this connection "
+                "(max_buffered_bytes)",
+                price=guard.REFUSED_LOW,
+            )
+            return True
+        return False
 
     def _receive_response(self, state: StreamState, headers: HeaderList, end_stream: bool) -> None:
         checked = headers.once(self._checks.response)
@@ -760,7 +785,10 @@ class Session(ABC):
             if end_stream:
                 self._we_ended(state)
             return
-        state.hold(data, source, credit)
+        if not state.waiting_bytes:
+            state.moved_at = self.account.buffered.passed
+        cost = state.hold(data, source, credit)
+        self.account.add(cost, None if source is None else source.account)
         if end_stream:
             state.sending = _CLOSING
         self._queue(state)
@@ -773,6 +801,18 @@ class Session(ABC):
         self._write_reset(state, error_code)
         state.end_batch = self.output.batch
         self._close(state, by_our_reset=True)
+        return True
+
+    def reset_stalled(self, stream_id: int, error_code: int) -> bool:
+        """As `reset`, of a stream that has stalled while memory is short. Raises `PeerAbuse` if it was one too many.
+
+        A caller pays for it; an upstream does not, for its connection carries the calls of others, too.
+        """
+        if not self.reset(stream_id, error_code):
+            return False
+        if not self.client_side:
+            self._guard.streams_for_nothing += 1
+            self._guard.charge(guard.STREAM_ERROR, self)
         return True
 
     def reset_after_end(self, stream_id: int, error_code: int) -> None:
@@ -791,16 +831,32 @@ class Session(ABC):
     def credit(self, stream_id: int, size: int) -> bool:
         """Give `size` bytes of a stream's window back to the peer: they have gone where they belong.
 
-        The peer is told when half a window has come together: True.
+        The peer is told when half a window has come together: True. (So it is if the connection's window opens.)
         """
+        told = self._uncredited >= self._connection_credit_step and self.credit_connection()
         state = self.streams.get(stream_id)
         if state is None or state.receiving is _HEARD_ALL:
-            return False
+            return told
         state.uncredited += size
         if state.uncredited < self._stream_credit_step:
-            return False
+            return told
         self._write_window_update(state, state.uncredited)
         state.uncredited = 0
+        return True
+
+    def credit_connection(self) -> bool:
+        """Give back what the connection's window has taken in, if it is enough to tell the peer: True.
+
+        On arrival, wherever it goes, so that one stalled stream does not stop the others. Only while the process is
+        short of memory, what the peer has sent and still waits here is not given back.
+        """
+        size = self._uncredited
+        if self.account.is_short:
+            size -= self.account.from_peer
+        if size < self._connection_credit_step or self.ended:
+            return False
+        self._uncredited -= size
+        self._write_window_update(None, size)
         return True
 
     def ping(self, opaque: bytes) -> None:
@@ -835,9 +891,7 @@ class Session(ABC):
         """End the connection with a GOAWAY that names `error`. Nothing is received or sent after it."""
         if self.ended:
             return
-        self.ended = True
-        self.streams.clear()  # from here on every command finds its stream closed
-        self._ready.clear()
+        self.abandon()
         if not self._started:
             if isinstance(error, NotHttp2):
                 if error.answer:
@@ -851,6 +905,20 @@ class Session(ABC):
         self.output.write(
             frames.goaway(self._last_taken_id(), error.error_code, error.message.encode()[:256])
         )
+
+    def abandon(self) -> None:
+        """Let everything go that waits, and end without a word."""
+        self.ended = True
+        for state in self.streams.values():
+            if state.pending:
+                self._drop_waiting(state)
+        self.streams.clear()  # from here on every command finds its stream closed
+        self._ready.clear()
+
+    @property
+    def settings_acknowledged(self) -> bool:
+        """Whether the peer has acknowledged our SETTINGS (RFC 9113 §6.5.3)."""
+        return self._guard.settings_acknowledged
 
     @property
     def wants_output(self) -> bool:
@@ -901,6 +969,7 @@ class Session(ABC):
         if size == len(piece.data):
             data: Data = piece.data  # type: ignore[assignment]  # a bytearray nobody changes any more
             state.pending.popleft()
+            self._no_longer_waits(state, piece)
             if piece.source is not None:
                 self.output.owe(piece.source, piece.credit)
         else:
@@ -914,6 +983,16 @@ class Session(ABC):
             self._we_ended(state)
         elif last and state.trailers is not None:
             self._write_headers_or_end(state, state.trailers, end_stream=True)
+
+    def _no_longer_waits(self, state: StreamState, piece: PendingData) -> None:
+        state.waiting_bytes -= piece.cost
+        state.moved_at = self.account.buffered.passed
+        self.account.take(piece.cost, None if piece.source is None else piece.source.account)
+
+    def _drop_waiting(self, state: StreamState) -> None:
+        for piece in state.pending or ():
+            self._no_longer_waits(state, piece)
+        state.pending = None
 
     def _write_headers_or_end(self, state: StreamState, headers: Headers, end_stream: bool) -> None:
         if headers:
@@ -949,6 +1028,8 @@ class Session(ABC):
         self._held_header_bytes -= state.held_bytes
         if state.queued:
             self._ready.remove(state)
+        if state.pending:
+            self._drop_waiting(state)
         state.pending = None
         self._closed.remember(state.id, by_our_reset=by_our_reset)
         self.output.close(state.id, state.end_batch)

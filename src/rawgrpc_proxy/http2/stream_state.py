@@ -12,6 +12,7 @@ from collections import deque
 from enum import IntEnum
 from typing import Protocol
 
+from rawgrpc_proxy.http2.buffered import PIECE_BYTES, Account
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.headers import Headers
 
@@ -21,6 +22,10 @@ _COALESCE_UP_TO = 8192
 
 class CreditSource(Protocol):
     """Whoever wants to hear that bytes have been handed to the socket."""
+
+    @property
+    def account(self) -> Account | None:
+        """Of the connection that the bytes have come from, if they have come from any."""
 
     def credit(self, size: int) -> None:
         """`size` is what was named with the bytes when they were queued."""
@@ -52,6 +57,7 @@ class StreamState:
         "body_left",
         "end_batch",
         "id",
+        "moved_at",
         "opened_at",
         "held_bytes",
         "pending",
@@ -63,6 +69,7 @@ class StreamState:
         "sending",
         "trailers",
         "uncredited",
+        "waiting_bytes",
     )
 
     def __init__(
@@ -82,6 +89,10 @@ class StreamState:
         self.uncredited = 0
         self.pending: deque[PendingData] | None = None
         """Made when it is needed first: an empty one takes half a kilobyte."""
+        self.waiting_bytes = 0
+        """What `pending` takes in memory."""
+        self.moved_at = 0
+        """What `Buffered.passed` was when a piece of `pending` has left last, or the first one came."""
         self.trailers: Headers | None = None
         """Trailers that end our half once `pending` is out."""
         self.reset_after_end: int | None = None
@@ -90,8 +101,8 @@ class StreamState:
         self.send_window = send_window
         self.receive_window = receive_window
 
-    def hold(self, data: Data, source: CreditSource | None, credit: int) -> None:
-        """Queue DATA behind what waits already.
+    def hold(self, data: Data, source: CreditSource | None, credit: int) -> int:
+        """Queue DATA behind what waits already, and answer what it takes in memory.
 
         The bytes are copied: a view would keep the whole chunk it was read in alive. Small pieces are joined, so
         that a peer that sends single bytes cannot make us keep a hundred bytes for each.
@@ -103,18 +114,25 @@ class StreamState:
             if (small and last.source is source) or not (data or credit):
                 last.data += data
                 last.credit += credit
-                return
+                last.cost += len(data)
+                self.waiting_bytes += len(data)
+                return len(data)
         elif self.pending is None:
             self.pending = deque()
-        self.pending.append(PendingData(bytearray(data), source, credit))
+        piece = PendingData(bytearray(data), source, credit)
+        self.pending.append(piece)
+        self.waiting_bytes += piece.cost
+        return piece.cost
 
 
 class PendingData:
     """A piece of DATA, and who gets `credit` bytes of credit when the last of it is out."""
 
-    __slots__ = ("credit", "data", "source")
+    __slots__ = ("cost", "credit", "data", "source")
 
     def __init__(self, data: bytearray, source: CreditSource | None, credit: int) -> None:
         self.data = data
         self.source = source
         self.credit = credit
+        self.cost = len(data) + PIECE_BYTES
+        """What it takes in memory until the last of it is out: a bytearray that gets shorter keeps its memory."""

@@ -19,6 +19,7 @@ from typing import assert_never
 import trio
 import trio.lowlevel
 
+from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import (
     ConnectionFailed,
@@ -29,6 +30,7 @@ from rawgrpc_proxy.errors import (
     Side,
 )
 from rawgrpc_proxy.grpc.status import status_fields
+from rawgrpc_proxy.http2.buffered import Buffered
 from rawgrpc_proxy.http2.events import (
     ConnectionEnded,
     DataReceived,
@@ -48,6 +50,7 @@ from rawgrpc_proxy.http2.relay_session import RelaySession
 from rawgrpc_proxy.http2.session import Session
 from rawgrpc_proxy.net.drain import Drain
 from rawgrpc_proxy.net.failures import lost_error, never_sent_error, reason_of, reset_error
+from rawgrpc_proxy.net.memory_guard import current_memory_guard
 from rawgrpc_proxy.net.poller import Then
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.transport import Transport
@@ -72,15 +75,16 @@ _OPEN, _DRAINING, _CLOSED = ConnectionState  # looked up once, not for every cal
 _STOP, _WAIT, _AGAIN = Then
 
 
-def make_session(settings: Http2Settings, *, client_side: bool) -> Session:
+def make_session(settings: Http2Settings, *, client_side: bool, buffered: Buffered | None = None) -> Session:
     """The session of the engine that the settings name."""
     match settings.engine:
         case "h2":
-            return H2Session(settings, client_side=client_side, shorten=status_fields)
+            engine: type[Session] = H2Session
         case "relay":
-            return RelaySession(settings, client_side=client_side, shorten=status_fields)
+            engine = RelaySession
         case _:
             assert_never(settings.engine)
+    return engine(settings, client_side=client_side, shorten=status_fields, buffered=buffered)
 
 
 class Connection:
@@ -96,6 +100,8 @@ class Connection:
         "_drain",
         "_failure",
         "_fault",
+        "_handshake_by",
+        "_memory_guard",
         "_on_change",
         "_on_limit",
         "_on_read",
@@ -108,6 +114,7 @@ class Connection:
         "_transport",
         "_unfinished",
         "_writer",
+        "account",
         "error",
         "heard_at",
         "in_doubt",
@@ -141,7 +148,9 @@ class Connection:
         self.streams: dict[int, Stream] = {}
         self.error: ConnectionFailed | None = None
         """Why the connection ended or drains, once it does."""
-        self.session = make_session(settings, client_side=client_side)
+        self._memory_guard = current_memory_guard()
+        self.session = make_session(settings, client_side=client_side, buffered=self._memory_guard.buffered)
+        self.account = self.session.account
         self.ready = trio.Event()
         """Set when the peer's SETTINGS are in force, or the connection has ended before."""
         self._transport = transport
@@ -168,7 +177,9 @@ class Connection:
         """The peer was asked for a sign of life (`ask`), and has not answered."""
         self._scope = trio.CancelScope()
         self._unfinished = trio.CancelScope()
-        """Its deadline is for what the peer has begun: its preface and SETTINGS, or a header block."""
+        """Its deadline is for what the peer has begun: its preface and SETTINGS, the acknowledgement of ours, or a
+        header block."""
+        self._handshake_by = math.inf
         self._failure: ConnectionFailed | None = None
         """How the peer has broken the connection's rules, if it has."""
         self._fault: BaseException | None = None
@@ -208,6 +219,50 @@ class Connection:
         if self.in_doubt:
             self.in_doubt = False
             self._changed()
+
+    def give_credit(self) -> None:
+        """Give the peer what was withheld while the process was short of memory, as far as it may be given."""
+        if self.session.credit_connection():
+            self.touch()
+
+    def end_stalled(self, before: float, down_to: float) -> None:
+        """End streams on which bytes wait, and none has moved since `Buffered.passed` was `before`: the longest first.
+
+        It stops as soon as less than `down_to` bytes wait in the process.
+        """
+        buffered, states = self.account.buffered, self.session.streams
+        stalled: list[tuple[int, int]] = []
+        for stream in self.streams.values():
+            stalled += [
+                (held.moved_at, stream.id)
+                for held in (states.get(stream.id), stream.inbox)
+                if held is not None and held.waiting_bytes and held.moved_at < before
+            ]
+        number, bytes_before = 0, buffered.bytes
+        for _, stream_id in sorted(stalled):
+            if buffered.bytes < down_to or self.state is _CLOSED:
+                break
+            number += self._end_stalled_one(stream_id)
+        if number:
+            self.tell_limit(
+                "max_buffered_bytes",
+                f"{bytes_before} bytes wait in this process for peers that do not take them: {number} calls that had "
+                "stalled on this connection were ended",
+            )
+
+    def _end_stalled_one(self, stream_id: int) -> bool:
+        """Answers whether the stream was there still."""
+        stream = self.streams[stream_id]
+        code = ErrorCode.CANCEL if self.session.client_side else ErrorCode.ENHANCE_YOUR_CALM
+        try:
+            if not self.session.reset_stalled(stream_id, code):
+                return False
+        except PeerAbuse as error:
+            self.close(error)
+        reason = "the call had stalled while too much waited in the proxy (max_buffered_bytes)"
+        stream.sink.failed(reset_error(ErrorCode.ENHANCE_YOUR_CALM, Side.LOCAL, reason))
+        self.touch()
+        return True
 
     def tell_limit(self, limit: str, detail: str) -> None:
         """The peer has run into `limit`."""
@@ -259,6 +314,7 @@ class Connection:
         Raises cancellation, and what only ends a program (KeyboardInterrupt). One connection's trouble stays here.
         """
         failure: ConnectionFailed | None = None
+        self._memory_guard.open(self, self._settings.max_buffered_bytes)
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
@@ -288,7 +344,11 @@ class Connection:
                     # Calls that are in a task are cancelled by now, and say goodbye to their callers.
                     for _ in range(2):
                         await trio.lowlevel.checkpoint()
-            await self._farewell()
+            try:
+                await self._farewell()
+            finally:
+                self.session.abandon()
+                self._memory_guard.close(self)
 
     def _failure_of(self, fault: BaseException) -> ConnectionFailed:
         """Why the connection ends, when something is raised through it: cancellation, or a fault of ours."""
@@ -301,7 +361,8 @@ class Connection:
 
     async def _read_loop(self) -> ConnectionFailed:
         """Read until the connection ends, and answer why."""
-        self._unfinished.deadline = trio.current_time() + self._settings.handshake_timeout_s
+        self._handshake_by = trio.current_time() + self._settings.handshake_timeout_s
+        self._unfinished.deadline = self._handshake_by
         with self._unfinished:
             try:
                 await self._transport.receive_each(self._heard)
@@ -317,6 +378,12 @@ class Connection:
         limit = f"within {self._settings.handshake_timeout_s:g} s"
         if self.session.block_since is not None:
             return PeerAbuse(f"a header block did not end {limit} (handshake_timeout_s)")
+        if self.session.peer_settings_seen:
+            # RFC 9113 §6.5.3
+            return ConnectionGone(
+                f"our SETTINGS were not acknowledged {limit} (handshake_timeout_s)",
+                error_code=ErrorCode.SETTINGS_TIMEOUT,
+            )
         return ConnectionGone(f"no HTTP/2 SETTINGS {limit}")
 
     def _heard(self, data: bytes | None) -> Then:
@@ -352,16 +419,22 @@ class Connection:
         if self._failure is not None:
             self.state = _DRAINING
             return _STOP
-        if session.block_since is not None:
-            self._unfinished.deadline = session.block_since + self._settings.handshake_timeout_s
-        elif self._unfinished.deadline < math.inf and session.peer_settings_seen:
-            self._unfinished.deadline = math.inf
-            self.ready.set()
+        if session.block_since is not None or self._unfinished.deadline < math.inf:
+            self._mind_the_unfinished()
         if self._writer.writing and session.output.owed_bytes > self._settings.max_owed_bytes:
             # It asks, and does not read the answers.
             self._reading_resumes = trio.Event()
             return _STOP
         return _AGAIN if session.holds_back else _WAIT
+
+    def _mind_the_unfinished(self) -> None:
+        session = self.session
+        if session.peer_settings_seen:
+            self.ready.set()
+        due = math.inf if session.settings_acknowledged else self._handshake_by
+        if session.block_since is not None:
+            due = min(due, session.block_since + self._settings.handshake_timeout_s)
+        self._unfinished.deadline = due
 
     @property
     def reading_pauses(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Protocol
 import trio
 
 from rawgrpc_proxy.errors import RpcError
+from rawgrpc_proxy.http2.buffered import PIECE_BYTES, Account
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.headers import HeaderList, Headers
 
@@ -21,6 +22,8 @@ _Chunk = tuple[bytes | bytearray, int]
 
 class Creditor(Protocol):
     """The stream's connection, as far as an inbox knows it."""
+
+    account: Account
 
     def credit(self, stream_id: int, size: int) -> None:
         """Let the peer send `size` bytes more on this stream."""
@@ -47,9 +50,11 @@ class Inbox:
         "_stream_id",
         "ended",
         "error",
+        "moved_at",
         "on_failed",
         "sender",
         "trailers_received",
+        "waiting_bytes",
     )
 
     def __init__(self, connection: "Creditor", stream_id: int) -> None:
@@ -57,6 +62,10 @@ class Inbox:
         self._stream_id = stream_id
         self._chunks: deque[_Chunk] | None = None
         self._event: trio.Event | None = None
+        self.waiting_bytes = 0
+        """What is counted of what waits here, or is held by whoever has taken it (`keep`)."""
+        self.moved_at = 0
+        """What `Buffered.passed` was when the first of it came."""
         self.trailers_received: Headers | None = None
         self.ended = False
         self.error: RpcError | None = None
@@ -83,8 +92,11 @@ class Inbox:
                 before = bytearray(before)
             before += data
             chunks[-1] = before, owed + credit
+            self.keep(len(data))
         elif data or credit:
             chunks.append((bytes(data), credit))
+            if len(data) >= _SMALL_BYTES:  # the first of a small call is not worth the time
+                self.keep(len(data) + PIECE_BYTES)
         self.ended = self.ended or end_stream
         self._wake()
 
@@ -103,7 +115,23 @@ class Inbox:
 
     def closed(self) -> None:
         self.sender = None
+        self.let_go(self.waiting_bytes)
         self._wake()
+
+    def keep(self, size: int) -> None:
+        """Count `size` bytes that have come on the stream and stay in memory."""
+        account = self._connection.account
+        if not self.waiting_bytes:
+            self.moved_at = account.buffered.passed
+        self.waiting_bytes += size
+        account.add_arrived(size)
+
+    def let_go(self, size: int) -> None:
+        """They are not there any more. What is counted too little, or is over with the stream, counts as none."""
+        size = min(size, self.waiting_bytes)
+        if size:
+            self.waiting_bytes -= size
+            self._connection.account.add_arrived(-size)
 
     @property
     def held(self) -> bool:
@@ -112,6 +140,8 @@ class Inbox:
 
     def take_all(self) -> list[tuple[bytes, int]]:
         """What is held now, with the credit owed for each piece."""
+        if self.waiting_bytes:
+            self.let_go(self.waiting_bytes)
         chunks, self._chunks = self._chunks, None
         return [(bytes(data), owed) for data, owed in chunks or ()]
 
@@ -124,6 +154,7 @@ class Inbox:
             if self._chunks:
                 await trio.lowlevel.checkpoint()
                 data, owed = self._chunks.popleft()
+                self.let_go(len(data) + PIECE_BYTES if self._chunks else self.waiting_bytes)
                 self._connection.credit(self._stream_id, owed)
                 return bytes(data)
             if self.ended:

@@ -12,6 +12,9 @@ class LocalSender:
 
     __slots__ = ("_event", "_stream", "_waiting_bytes")
 
+    account = None
+    """What it sends has come from no connection."""
+
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._waiting_bytes = 0

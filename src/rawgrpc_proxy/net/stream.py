@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.status import status_fields
+from rawgrpc_proxy.http2.buffered import Account
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.headers import HeaderList, Headers, size_of
 from rawgrpc_proxy.http2.session import UNLIMITED, Session
@@ -21,6 +22,7 @@ from rawgrpc_proxy.net.turn import Turn
 class Carrier(Protocol):
     """The connection that carries a stream, as its streams know it: `net/connection.py` is above them."""
 
+    account: Account
     peer: str
     tls_peer: Mapping[str, Any] | None
     session: Session
@@ -71,6 +73,11 @@ class Stream:
         """Which limit they have passed, if they have: only the pseudo-fields are here."""
         self.inbox = Inbox(connection, stream_id)
         self.sink: Sink = self.inbox
+
+    @property
+    def account(self) -> Account:
+        """Of the connection."""
+        return self.connection.account
 
     def send_headers(self, headers: Headers, end_stream: bool = False) -> None:
         """Send response headers or trailers, behind the DATA that waits."""

@@ -25,6 +25,8 @@ from rawgrpc_proxy.net.stream import Stream
 _NO_ERROR, _CANCEL = ErrorCode.NO_ERROR, ErrorCode.CANCEL  # looked up once, not for every call
 REPLAY_BYTES = 64 * 1024
 """How much of a request is kept until the upstream has begun to answer, so that it can be sent a second time."""
+_UNCOUNTED_BYTES = 4096
+"""So much of each may be kept however much waits in the process: most requests are no longer."""
 
 
 class Splice:
@@ -41,6 +43,7 @@ class Splice:
         "downstream",
         "downstream_closed",
         "downstream_error",
+        "kept_bytes",
         "replay",
         "request_bytes",
         "request_messages",
@@ -73,6 +76,8 @@ class Splice:
         """Why the upstream stream ended without a complete response, if it did."""
         self.replay: bytes | bytearray | None = b""
         """The request so far, until the call is committed to its upstream; None from then on."""
+        self.kept_bytes = 0
+        """What is counted of `replay`."""
         self.downstream_closed = False
         """All of the response is out, or the peer has given up."""
         self.upstream_closed = False
@@ -116,6 +121,26 @@ class Splice:
         """Tell of no more changes. The upstream stream, if it is still open, is reset."""
         self.on_change = None
         self.abandon(_CANCEL)
+        self.let_go()
+
+    def keep(self, size: int) -> bool:
+        """Whether the request, of which `size` bytes come now, may be kept for a second try; counts it if so."""
+        if self.request_bytes <= _UNCOUNTED_BYTES:
+            return True
+        account = self.downstream.account
+        buffered = account.buffered
+        if self.request_bytes > REPLAY_BYTES or buffered.bytes >= buffered.keep_below:
+            return False
+        account.add_arrived(size)
+        self.kept_bytes += size
+        return True
+
+    def let_go(self) -> None:
+        """The request is not needed a second time."""
+        self.replay = None
+        if self.kept_bytes:
+            self.downstream.account.add_arrived(-self.kept_bytes)
+            self.kept_bytes = 0
 
     def abandon(self, error_code: int) -> None:
         """Reset the upstream stream, if it is still open, and hear nothing more from it."""
@@ -162,7 +187,7 @@ class _RequestPipe:
         assert upstream is not None
         replay = splice.replay
         if replay is not None:
-            if splice.request_bytes <= REPLAY_BYTES:
+            if splice.keep(len(data)):
                 # Kept here, and so delivered as far as the sender is concerned.
                 if replay:
                     replay += data
@@ -172,7 +197,7 @@ class _RequestPipe:
                     splice.downstream.credit(credit)
                 upstream.send_data(data, end_stream)
                 return
-            splice.replay = None
+            splice.let_go()
         upstream.send_data(data, end_stream, splice.downstream, credit)
 
     def trailers(self, headers: HeaderList) -> None:
@@ -212,7 +237,7 @@ class _ResponsePipe:
 
     def response(self, headers: HeaderList, end_stream: bool) -> None:
         splice = self._splice
-        splice.replay = None
+        splice.let_go()
         downstream = splice.downstream
         limit = downstream.connection.session.peer_max_header_list_bytes
         if limit < UNLIMITED and headers.once(size_of) > limit and not end_stream:

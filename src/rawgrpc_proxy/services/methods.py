@@ -26,6 +26,8 @@ Request = TypeVar("Request")
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 _ACCEPT_ENCODING = (b"grpc-accept-encoding", b"identity,deflate,gzip")
 _MESSAGES_A_TURN = 256
+_STALLED_S = 30.0
+"""How long a message of the request may make no progress, once it has begun or is the only one that is waited for."""
 _BYTES_A_TURN = 256 * 1024
 """Of messages that are here already: then everything else gets its turn, for a window can hold 200,000 empty ones."""
 
@@ -56,14 +58,16 @@ class _Messages(AsyncIterator[Request]):
         self._max_message_bytes = max_message_bytes
         self._reader = MessageReader(max_message_bytes=max_message_bytes)
         self._taken = self._taken_bytes = 0
+        self._is_only = False
         self._encoding = dict(call.stream.headers).get(b"grpc-encoding", b"identity")
 
     async def __anext__(self) -> Request:
         if self._taken >= _MESSAGES_A_TURN or self._taken_bytes >= _BYTES_A_TURN:
             self._taken = self._taken_bytes = 0
             await trio.lowlevel.checkpoint()
+        inbox = self._call.stream.inbox
         while (message := self._reader.take()) is None:
-            data = await self._call.stream.inbox.receive()
+            data = await self._received()
             if data is None:
                 if not self._reader.at_boundary:
                     raise RpcError(
@@ -72,7 +76,9 @@ class _Messages(AsyncIterator[Request]):
                 raise StopAsyncIteration
             self._call.record.request_bytes += len(data)
             self._reader.add(data)
+            inbox.keep(len(data))
         compressed, payload = message
+        inbox.let_go(inbox.waiting_bytes if self._reader.at_boundary else len(payload))
         if compressed:
             payload = self._inflate(payload)
         self._taken += 1
@@ -80,8 +86,22 @@ class _Messages(AsyncIterator[Request]):
         self._call.record.request_messages += 1
         return self._codec.unmarshal(payload, self._type)
 
+    async def _received(self) -> bytes | None:
+        """More of the request. A message that has begun may stall for `_STALLED_S`, and so may the only one."""
+        inbox = self._call.stream.inbox
+        if not self._is_only and self._reader.at_boundary:
+            return await inbox.receive()
+        with trio.move_on_after(_STALLED_S):
+            return await inbox.receive()
+        raise RpcError(
+            Status.DEADLINE_EXCEEDED,
+            f"nothing more has come of the request for {_STALLED_S:g} s, and it is not complete",
+            origin="served",
+        )
+
     async def only(self) -> Request:
         """The one message of a unary request. Raises INTERNAL if there is none, or more than one."""
+        self._is_only = True
         try:
             message = await self.__anext__()
         except StopAsyncIteration:

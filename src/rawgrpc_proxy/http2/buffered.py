@@ -1,0 +1,112 @@
+"""How many bytes of DATA wait in this process, and whose they are.
+
+A peer that takes nothing makes us hold what others send it, up to a window for each of its streams. No window bounds
+the sum over all streams and connections; this count does, and whoever acts on it: a session, which gives less credit
+and opens no more streams while much waits (`Account`), and `net/memory_guard.py`, which ends the calls that have
+stalled for longest.
+
+    Account (one connection) ──┐
+    Account (one connection) ──┴─► Buffered (the process): .bytes, alarm when they pass `near`
+
+The invariant: what is added is taken away where it leaves its container, whatever has become of its stream.
+What is not counted: what a connection's output holds (`max_output_bytes`, and as much again under way to a socket), and
+the first kilobyte of a call that waits for its upstream.
+"""
+
+import math
+from collections.abc import Callable
+
+NEAR = 0.75
+"""The share of the limit from which on a process is short of memory."""
+_KEEP = 0.5
+"""The share up to which requests are kept for a second try."""
+PIECE_BYTES = 256
+"""What the objects of a piece of DATA take beside its bytes: a bytearray, its holder, and their slack."""
+
+
+class Buffered:
+    """The process's count. `limit` is the smallest `max_buffered_bytes` of the connections that are open."""
+
+    __slots__ = ("accounts", "bytes", "keep_below", "limit", "near", "on_alarm", "passed")
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        """What waits now."""
+        self.passed = 0
+        """What has ever waited: tells which of two pieces came first."""
+        self.accounts = 0
+        """How many connections there are."""
+        self.on_alarm: Callable[[], None] = _nobody
+        """Called while bytes are added and `near` is passed: must neither wait nor raise."""
+        self._limit_to(math.inf)
+
+    def open(self, limit: float) -> None:
+        """A connection with this limit begins."""
+        self.accounts += 1
+        if limit < self.limit:
+            self._limit_to(limit)
+
+    def close(self) -> None:
+        """A connection has ended."""
+        self.accounts -= 1
+        if not self.accounts:
+            self._limit_to(math.inf)
+
+    def _limit_to(self, limit: float) -> None:
+        self.limit = limit
+        self.near = NEAR * limit
+        self.keep_below = _KEEP * limit
+
+
+class Account:
+    """One connection's part. `to_peer` waits for the peer to take it, `from_peer` came from it and waits elsewhere."""
+
+    __slots__ = ("buffered", "from_peer", "to_peer")
+
+    def __init__(self, buffered: Buffered) -> None:
+        self.buffered = buffered
+        self.to_peer = 0
+        self.from_peer = 0
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the process is short of memory."""
+        return self.buffered.bytes >= self.buffered.near
+
+    @property
+    def is_beyond_its_share(self) -> bool:
+        """Whether the connection holds more than an equal share of the limit."""
+        buffered = self.buffered
+        return (self.to_peer + self.from_peer) * buffered.accounts > buffered.limit
+
+    def add(self, size: int, origin: "Account | None") -> None:
+        """`size` bytes wait for the peer. They have come from the peer of `origin`, if they have come from any."""
+        self.to_peer += size
+        if origin is not None:
+            origin.from_peer += size
+        buffered = self.buffered
+        buffered.bytes += size
+        buffered.passed += size
+        if buffered.bytes >= buffered.near:
+            buffered.on_alarm()
+
+    def take(self, size: int, origin: "Account | None") -> None:
+        """They wait no more: the opposite of `add`."""
+        self.to_peer -= size
+        self.buffered.bytes -= size
+        if origin is not None:
+            origin.from_peer -= size
+
+    def add_arrived(self, size: int) -> None:
+        """`size` bytes from the peer wait here, for nobody knows yet where they go (or less, if it is negative)."""
+        self.from_peer += size
+        buffered = self.buffered
+        buffered.bytes += size
+        if size > 0:
+            buffered.passed += size
+            if buffered.bytes >= buffered.near:
+                buffered.on_alarm()
+
+
+def _nobody() -> None:
+    """Nobody is called."""
