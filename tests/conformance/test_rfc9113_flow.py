@@ -33,7 +33,7 @@ from tests.http2.peer import (
     window_update,
 )
 from tests.proxy.house import on_every_engine
-from tests.proxy.raw_peers import RawPeer
+from tests.proxy.raw_peers import OK, RawPeer
 
 ASK, ASK_3 = headers(1, end_stream=True), headers(3, end_stream=True)
 NO_WINDOW = {INITIAL_WINDOW_SIZE: 0}
@@ -279,6 +279,22 @@ TO_A_CALLER = [
         ],
         NO_WINDOW,
     ),
+    Exchange(
+        "6_9_2",
+        "a window is full only by the SETTINGS before its WINDOW_UPDATE",
+        [
+            *(ASK, window(0) + window_update(1, MAX_WINDOW), "SETTINGS ACK"),
+            *(answers(b"12345"), "HEADERS 1 200", "DATA 1 [5]", END),
+        ],
+    ),
+    Exchange(
+        "6_9_2",
+        "a WINDOW_UPDATE behind SETTINGS that fill the window costs its stream alone",
+        [
+            *(ASK, window(MAX_WINDOW) + window_update(1, 1), "SETTINGS ACK"),
+            *("RST_STREAM 1 FLOW_CONTROL_ERROR", quiet),
+        ],
+    ),
 ]
 
 
@@ -432,6 +448,14 @@ TO_A_BACKEND = [
             *(calls(b"12"), "HEADERS 3 /a.B/C", "DATA 3 [2] END_STREAM"),
         ],
         {INITIAL_WINDOW_SIZE: 6},
+    ),
+    Exchange(
+        "6_9_2",
+        "a window is full only by the SETTINGS before its WINDOW_UPDATE",
+        [
+            *(calls(b"", ends=False), REQUEST, window(0) + window_update(1, MAX_WINDOW), "SETTINGS ACK"),
+            *(headers(1, [*RESPONSE, *OK], end_stream=True), "RST_STREAM 1 NO_ERROR", told(Status.OK)),
+        ],
     ),
 ]
 
