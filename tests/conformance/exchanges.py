@@ -62,9 +62,10 @@ class Wire:
         await self._stream.send_all(b"".join(wire))
 
     async def hear(self) -> str:
-        """The next frame, as a line."""
+        """The next frame, as a line; at the end of the connection this side closes as well."""
         header = await self._take(_FRAME_HEADER_BYTES)
         if len(header) < _FRAME_HEADER_BYTES:
+            await trio.aclose_forcefully(self._stream)
             return CLOSED
         (frame,) = parse(header + await self._take(int.from_bytes(header[:3])))
         shown = ""
@@ -287,9 +288,11 @@ async def play_with_a_backend(engine: Engine, rule: Exchange) -> None:
     async with a_proxy(engine, pool=rule.pool, **rule.proxy) as house:
         come, comes = trio.open_memory_channel[Wire](10)
 
+        over = trio.Event()
+
         async def hold(stream: trio.SocketStream) -> None:
             await come.send(Wire(stream, client_side=False))
-            await trio.sleep_forever()
+            await over.wait()
 
         async def next_wire() -> Wire:
             with trio.fail_after(PATIENCE_S):
@@ -306,6 +309,8 @@ async def play_with_a_backend(engine: Engine, rule: Exchange) -> None:
         await first(scene)
         await next_connection(scene)
         await _play(scene, others)
+        await client.aclose()
+        over.set()
 
 
 SMALL_WINDOWS = {"stream_window_bytes": DEFAULT_WINDOW, "connection_window_bytes": DEFAULT_WINDOW}
