@@ -56,6 +56,9 @@ class Wire:
         _error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
         await trio.aclose_forcefully(self._stream)
 
     async def say(self, *wire: bytes) -> None:
@@ -65,7 +68,7 @@ class Wire:
         """The next frame, as a line; at the end of the connection this side closes as well."""
         header = await self._take(_FRAME_HEADER_BYTES)
         if len(header) < _FRAME_HEADER_BYTES:
-            await trio.aclose_forcefully(self._stream)
+            await self.aclose()
             return CLOSED
         (frame,) = parse(header + await self._take(int.from_bytes(header[:3])))
         shown = ""
@@ -139,8 +142,10 @@ class Scene:
     """Those calls."""
     served: list[PeerStream] = field(default_factory=list)
     """Where the wire is the caller: what the backend was asked."""
+    wires: list[Wire] = field(default_factory=list)
+    """Where the wire is the backend: all its connections so far."""
     next_wire: Callable[[], Awaitable[Wire]] | None = None
-    """Where the wire is the backend: its next connection."""
+    """And the one to come."""
 
 
 Step = bytes | str | Callable[[Scene], Awaitable[None]]
@@ -252,10 +257,21 @@ def gives_up(number: int = 0, code: int = 8) -> Step:
     return step
 
 
-async def next_connection(scene: Scene) -> None:
-    """The proxy connects to the backend once more; that is the one which says and hears from now on."""
-    assert scene.next_wire is not None
-    scene.wire = await scene.next_wire()
+def connection(number: int) -> Step:
+    """What is said and heard from now on is on this connection of the backend (0: the first), new or not."""
+
+    async def step(scene: Scene) -> None:
+        while len(scene.wires) <= number:
+            assert scene.next_wire is not None
+            scene.wires.append(await scene.next_wire())
+        scene.wire = scene.wires[number]
+
+    return step
+
+
+async def hangs_up(scene: Scene) -> None:
+    """The peer closes the connection."""
+    await scene.wire.aclose()
 
 
 # --- How a row is played ---
@@ -267,7 +283,7 @@ async def _play(scene: Scene, steps: Sequence[Step]) -> None:
             await scene.wire.say(step)
         elif isinstance(step, str):
             heard = await scene.wire.hear()
-            assert heard == step, f"step {number}: {heard}, not {step}"
+            assert heard == step, f"step {number}"
         else:
             await step(scene)
 
@@ -307,8 +323,7 @@ async def play_with_a_backend(engine: Engine, rule: Exchange) -> None:
         assert callable(first)
         scene = Scene(house, client, next_wire=next_wire)
         await first(scene)
-        await next_connection(scene)
-        await _play(scene, others)
+        await _play(scene, [connection(0), *others])
         await client.aclose()
         over.set()
 
