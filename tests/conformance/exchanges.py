@@ -257,6 +257,18 @@ def gives_up(number: int = 0, code: int = 8) -> Step:
     return step
 
 
+async def caller_gives_no_credit(scene: Scene) -> None:
+    """The caller takes what its windows have at first, and no more."""
+    assert scene.caller is not None
+    scene.caller.credits = False
+
+
+async def caller_gives_credit(scene: Scene) -> None:
+    """It takes all the rest."""
+    assert scene.caller is not None
+    await scene.caller.credit_everything()
+
+
 def connection(number: int) -> Step:
     """What is said and heard from now on is on this connection of the backend (0: the first), new or not."""
 

@@ -15,6 +15,8 @@ from tests.conformance.exchanges import (
     Step,
     answers,
     asked,
+    caller_gives_credit,
+    caller_gives_no_credit,
     calls,
     is_reset,
     nobody_asked,
@@ -432,6 +434,8 @@ MESSAGES = [
 ]
 BEGUN: list[Step] = [calls(b"", ends=False), ASKED_HELD]
 RESPONDED = headers(1, RESPONSE) + data(1, b"12") + headers(1, TRAILERS, end_stream=True)
+LONG_RESPONSE = headers(1, RESPONSE) + data(1, bytes(16_384)) * 5 + headers(1, TRAILERS, end_stream=True)
+"""More than a caller's window has at first."""
 WHOLE_ANSWER = told(Status.OK, body=b"12")
 UPSTREAM_MESSAGES = [
     Exchange(
@@ -446,6 +450,17 @@ UPSTREAM_MESSAGES = [
             [*BEGUN, RESPONDED + rst_stream(1, code), WHOLE_ANSWER, quiet],
         )
         for code in (ErrorCode.NO_ERROR, ErrorCode.CANCEL, ErrorCode.PROTOCOL_ERROR)
+    ),
+    *(
+        Exchange(
+            "8_1",
+            f"a reset with {code.name} takes no response back that still waits for its caller",
+            [
+                *(*BEGUN, caller_gives_no_credit, LONG_RESPONSE + rst_stream(1, code), quiet),
+                *(caller_gives_credit, told(Status.OK, body=bytes(5 * 16_384))),
+            ],
+        )
+        for code in (ErrorCode.NO_ERROR, ErrorCode.CANCEL)
     ),
     Exchange(
         "8_1",

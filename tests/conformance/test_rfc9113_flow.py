@@ -13,6 +13,8 @@ from tests.conformance.exchanges import (
     Step,
     answers,
     asked,
+    caller_gives_credit,
+    caller_gives_no_credit,
     calls,
     gives_up,
     play_with_a_backend,
@@ -484,16 +486,6 @@ async def backend_gives_no_credit(scene: Scene) -> None:
 
 async def backend_gives_credit(scene: Scene) -> None:
     await scene.served[0].peer.credit_everything()
-
-
-async def caller_gives_no_credit(scene: Scene) -> None:
-    assert scene.caller is not None
-    scene.caller.credits = False
-
-
-async def caller_gives_credit(scene: Scene) -> None:
-    assert scene.caller is not None
-    await scene.caller.credit_everything()
 
 
 A_WINDOWFUL: list[Step] = [
