@@ -30,6 +30,10 @@ def status(code: bytes) -> bytes:
     return headers(1, [(b":status", code), *RESPONSE[1:]])
 
 
+def interim(code: bytes) -> bytes:
+    return headers(1, [(b":status", code), (b"link", b"</a>; rel=preload")])
+
+
 RULES = [
     Rule("4_1", "unknown frames are ignored", raw(0xEE, 0xFF, 0, b"x") + WHOLE, FINE),
     Rule("4_2", "a longer frame is an error", raw(DATA, 0, 1, bytes(16_385)), ALL),
@@ -69,6 +73,39 @@ RULES = [
     Rule("6_9_1", "a connection's window is at most 2^31-1", window_update(0, 2**31 - 1), ALL),
     Rule("6_10", "CONTINUATION needs HEADERS before it", raw(CONTINUATION, END_HEADERS, 1), ALL),
     Rule("8_1", "interim responses are passed over", headers(1, [(b":status", b"103")]) + WHOLE, FINE),
+    *(
+        Rule("8_1", f"an interim response with {code.decode()} is passed over", interim(code) + WHOLE, FINE)
+        for code in (b"100", b"102", b"104", b"199")
+    ),
+    Rule(
+        "8_1", "there may be several interim responses", interim(b"103") * 3 + interim(b"100") + WHOLE, FINE
+    ),
+    Rule(
+        "8_1",
+        "Trailers-Only may follow an interim response",
+        interim(b"103") + headers(1, [*RESPONSE, *OK], end_stream=True),
+        FINE,
+    ),
+    Rule("8_1", "an interim response is no response", interim(b"103") + data(1, b"x"), ONE_CALL),
+    Rule(
+        "8_1",
+        "an interim response needs no trailers",
+        interim(b"103") + headers(1, OK, end_stream=True),
+        ONE_CALL,
+    ),
+    Rule("8_1", "no interim response behind the final one", headers(1, RESPONSE) + interim(b"103"), ONE_CALL),
+    Rule(
+        "8_1",
+        "no interim response behind DATA",
+        headers(1, RESPONSE) + data(1, message(b"x")) + interim(b"103"),
+        ONE_CALL,
+    ),
+    Rule(
+        "8_1",
+        "an interim response may be malformed",
+        headers(1, [(b":status", b"103"), (b"X", b"1")]),
+        ONE_CALL,
+    ),
     Rule(
         "8_1",
         "an interim response ends no stream",

@@ -129,6 +129,21 @@ def test_the_encoder_accepts_any_table_size_its_peer_allows() -> None:
     assert encoder.encode([(b":method", b"POST")]) == b"\x3f\xe0\xff\xff\xff\x0f\x83"
 
 
+def test_the_encoder_announces_every_size_that_its_table_had() -> None:
+    """RFC 7541 §4.2 wants two at the most, and a decoder that allows 60 bytes by now fails at the 100.
+
+    ``_PlainEncoder`` in ``http2/h2_session.py`` therefore leaves the smallest of them and the last.
+    """
+    encoder = Encoder()
+    for size in (100, 60, 80):
+        encoder.header_table_size = size
+    assert encoder.table_size_changes == [100, 60, 80]
+    decoder = Decoder()
+    decoder.max_allowed_table_size = 80
+    with pytest.raises(InvalidTableSizeError):
+        decoder.decode(encoder.encode([(b":status", b"200")]))
+
+
 def test_setting_the_same_table_size_twice_forgets_to_tell_the_peer() -> None:
     """The second, equal assignment clears the "resized" mark of the first, so no size update is ever written.
 

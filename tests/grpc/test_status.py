@@ -27,6 +27,7 @@ from rawgrpc_proxy.http2.headers import Headers
         (404, Status.UNIMPLEMENTED),
         (415, Status.UNKNOWN),
         (429, Status.UNAVAILABLE),
+        (431, Status.INTERNAL),
         (500, Status.UNKNOWN),
         (502, Status.UNAVAILABLE),
         (503, Status.UNAVAILABLE),

@@ -643,11 +643,16 @@ class Backend:
 
 async def connect(address: str, nursery: trio.Nursery, *, settings: dict[int, int] | None = None) -> RawPeer:
     """A client's connection to `address`, its SETTINGS sent and the other side's seen."""
+    return await start_client(await connected(address), nursery, settings=settings)
+
+
+async def connected(address: str) -> trio.SocketStream:
+    """A connection to `address` on which nothing has been said yet."""
     host, _, port = address.rpartition(":")
     sock = trio.socket.socket()
     _limit_buffers(sock)
     await sock.connect((host, int(port)))
-    return await start_client(trio.SocketStream(sock), nursery, settings=settings)
+    return trio.SocketStream(sock)
 
 
 async def start_client(

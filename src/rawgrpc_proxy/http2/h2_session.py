@@ -174,7 +174,15 @@ class _ReadyHeaders(hpack.Decoder):
 
 
 class _PlainEncoder(hpack.Encoder):
-    """Never Huffman: hpack's coder takes time quadratic in the length of a value. No credentials in the table."""
+    """Never Huffman: hpack's coder takes time quadratic in the length of a value. No credentials in the table.
+
+    Of the table's sizes between two blocks the smallest is announced, and the last (RFC 7541 §4.2). hpack announces all
+    of them, and a decoder fails at one that is more than it allows by now.
+    """
 
     def encode(self, headers: Iterable[Any], huffman: bool = False) -> bytes:
+        sizes = self.table_size_changes
+        if len(sizes) > 1:
+            smallest, last = min(sizes), sizes[-1]
+            self.table_size_changes = [last] if smallest == last else [smallest, last]
         return super().encode(without_index(headers), huffman=False)

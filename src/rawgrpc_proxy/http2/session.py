@@ -632,6 +632,9 @@ class Session(ABC):
             self._guard.charge(guard.WINDOW_UPDATE, self)
             self._accept_window_update(None, increment)
             return
+        if self._new_settings and Setting.INITIAL_WINDOW_SIZE in self._new_settings:
+            # Whether a window is full depends on the SETTINGS that came before (RFC 9113 §6.9.2).
+            self._put_settings_in_force()
         state = self.streams.get(stream_id)
         if state is None:
             if self._is_idle(stream_id):
