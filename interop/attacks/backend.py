@@ -3,7 +3,8 @@
     python -m interop.attacks.backend [--hostile ROW]
 
 Calls of methods named Hold are not answered. With --hostile the first call on a connection is answered with what the
-row says, again and again, until the proxy ends the connection; how that went is a line on standard output.
+row says, again and again, until the proxy ends the connection. Two lines on standard output tell of each of these:
+`attack begun`, and `attack ended: KIB HOW`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 
+from interop.attacks.headers import Block, HeaderReader
 from interop.attacks.rows import BY_NAME, Row
 from interop.shared.frames import (
     ACK,
@@ -20,6 +22,7 @@ from interop.shared.frames import (
     GOAWAY,
     HEADERS,
     INITIAL_WINDOW_SIZE,
+    MAX_CONCURRENT_STREAMS,
     PING,
     PREFACE,
     SETTINGS,
@@ -31,10 +34,12 @@ from interop.shared.frames import (
     window_update,
 )
 
-MAX_CONCURRENT_STREAMS = 3
 WINDOW = 2**30
+STREAMS = 100_000
 START = b"\x88\x0f\x10\x10application/grpc"
 ANSWER = START + b"\x00\x0bgrpc-status\x010"
+GATHERING_S = 0.3
+"""How long a hostile backend waits for further calls: how many come on one connection is the proxy's matter."""
 
 
 class Connection(asyncio.Protocol):
@@ -43,6 +48,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, hostile: Row | None) -> None:
         self._hostile = hostile
         self._buffer = bytearray()
+        self._headers = HeaderReader()
         self._greeted = False
         self._may_write = asyncio.Event()
         self._may_write.set()
@@ -55,14 +61,16 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        transport.write(settings({MAX_CONCURRENT_STREAMS: 100_000, INITIAL_WINDOW_SIZE: WINDOW}))
+        # So that each of the attacker's callers has a hostile connection to itself, if the proxy heeds it.
+        streams = STREAMS if self._hostile is None else self._hostile.calls
+        transport.write(settings({MAX_CONCURRENT_STREAMS: streams, INITIAL_WINDOW_SIZE: WINDOW}))
         transport.write(window_update(0, WINDOW))
 
     def connection_lost(self, error: Exception | None) -> None:
         self._may_write.set()
         if self._flood is not None:
             self._flood.cancel()
-            print(f"flood ended after {self._sent // 1024} KiB: {self._reason}", flush=True)
+            print(f"attack ended: {self._sent // 1024} {self._reason}", flush=True)
 
     def pause_writing(self) -> None:
         self._may_write.clear()
@@ -82,10 +90,6 @@ class Connection(asyncio.Protocol):
                 self._transport.write(acknowledgement(kind, payload))
             elif kind == GOAWAY:
                 self._reason = goaway_reason(payload) or self._reason
-            elif kind == HEADERS:
-                self._request(stream_id, payload)
-                if flags & END_STREAM:
-                    self._answer(stream_id)
             elif kind == DATA:
                 self._uncredited += len(payload)
                 if self._uncredited > WINDOW // 2:
@@ -93,20 +97,26 @@ class Connection(asyncio.Protocol):
                     self._uncredited = 0
                 if flags & END_STREAM:
                     self._answer(stream_id)
+            elif block := self._headers.take(kind, flags, stream_id, payload):
+                self._request(block)
 
-    def _request(self, stream_id: int, block: bytes) -> None:
-        if b"Hold" in block:
-            self._held.add(stream_id)
+    def _request(self, block: Block) -> None:
+        # Trailers have no path, and change nothing.
+        if block.fields.get(b":path", b"").endswith(b"/Hold"):
+            self._held.add(block.stream_id)
         if self._hostile is not None and self._flood is None:
             self._flood = asyncio.get_running_loop().create_task(self._attack(self._hostile))
+        if block.ends:
+            self._answer(block.stream_id)
 
     def _answer(self, stream_id: int) -> None:
         if stream_id not in self._held and self._hostile is None:
             self._transport.write(frame(HEADERS, END_HEADERS | END_STREAM, stream_id, ANSWER))
 
     async def _attack(self, row: Row) -> None:
-        await asyncio.sleep(0.3)  # until all its calls are here
-        if row.name in {"empty_data", "tiny_data", "zero_data"}:
+        await asyncio.sleep(GATHERING_S)
+        print("attack begun", flush=True)
+        if row.answered:
             self._transport.write(frame(HEADERS, END_HEADERS, 1, START))
         while not self._transport.is_closing():
             self._transport.write(row.piece)

@@ -1,12 +1,13 @@
 """The proxy as a process that also tells how long its loop was busy with one step of one task at the most.
 
-Arguments as of `rawgrpc-proxy`. On SIGUSR1 it writes the longest step since the last time, in milliseconds of CPU time,
-into the file that `LONGEST_STEP_FILE` names.
+    python -m interop.attacks.proxy FILE serve ...
+
+Behind the file the arguments of `rawgrpc-proxy`. On SIGUSR1 it writes the longest step since the last time into the
+file, in milliseconds of CPU time.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
@@ -21,7 +22,8 @@ from rawgrpc_proxy.command.cli import main
 class LongestStep(trio.abc.Instrument):
     """Times every step of every task."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: Path) -> None:
+        self._file = file
         self.longest_s = 0.0
         self._started = 0.0
 
@@ -34,13 +36,13 @@ class LongestStep(trio.abc.Instrument):
     def tell(self, *_signal: object) -> None:
         """Write it down, and begin anew."""
         longest_ms, self.longest_s = 1000 * self.longest_s, 0.0
-        file = Path(os.environ["LONGEST_STEP_FILE"])
-        file.with_suffix(".new").write_text(f"{longest_ms:.2f}")
-        file.with_suffix(".new").rename(file)
+        fresh = self._file.with_suffix(".new")
+        fresh.write_text(f"{longest_ms:.2f}")
+        fresh.rename(self._file)
 
 
 if __name__ == "__main__":
-    longest = LongestStep()
+    longest = LongestStep(Path(sys.argv.pop(1)))
     signal.signal(signal.SIGUSR1, longest.tell)
     trio.run = partial(trio.run, instruments=[longest])  # type: ignore[assignment]
     sys.exit(main())

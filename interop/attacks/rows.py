@@ -1,7 +1,7 @@
-"""The attacks: what a hostile peer says, as bytes made beforehand, which `__main__.py` judges all alike.
+"""The attacks: what a hostile peer says, as bytes made beforehand, which `run.py` measures all alike.
 
 A row is a script: what is said first, and what is said again and again. It works for a caller; those with `upstream`
-are said by a hostile backend as well, behind the answer to a first call. Stream ids go up where `ids` says how many
+are said by a hostile backend as well, as soon as calls have come. Stream ids go up where `ids` says how many
 there are in a piece: the piece is then made anew each time.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from interop.shared.frames import (
     ACK,
+    CONTINUATION,
     DATA,
     END_HEADERS,
     END_STREAM,
@@ -19,6 +20,7 @@ from interop.shared.frames import (
     HEADERS,
     INITIAL_WINDOW_SIZE,
     PING,
+    PREFACE,
     RST_STREAM,
     SETTINGS,
     frame,
@@ -27,8 +29,9 @@ from interop.shared.frames import (
     window_update,
 )
 
-CONTINUATION, PRIORITY, UNKNOWN = 9, 2, 0xEE
+PRIORITY, UNKNOWN = 2, 0xEE
 PIECE_BYTES = 64 * 1024
+GREETING = PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, ACK, 0)
 REQUEST = grpc_request("/attack.Attack/Call", "attacker")
 #: A method that the backend does not answer, so that streams stay open.
 HELD = grpc_request("/attack.Attack/Hold", "attacker")
@@ -89,12 +92,22 @@ class Row:
     """How many new streams a piece opens, made by `fresh`."""
     fresh: Callable[[int], bytes] | None = None
     """The bytes of one of them, for its id."""
+    greeting: bytes = GREETING
+    """What a caller's connection begins with."""
     reads: bool = True
     """Whether the attacker reads what it is answered."""
     upstream: bool = False
+    calls: int = 1
+    """How many calls a caller opens on a connection for a hostile backend to answer."""
+    answered: bool = False
+    """Whether a hostile backend says it behind the response headers of its first call."""
     downstream: bool = True
     patient: bool = False
     """It takes more than half a minute to see what becomes of it."""
+
+    def caller(self) -> Row:
+        """Whoever makes the calls that a hostile backend answers with this attack."""
+        return Row(f"{self.name}, its caller", "calls like anybody's", first=opened(self.calls))
 
 
 def _distinct(stream_id: int) -> bytes:
@@ -150,6 +163,7 @@ ROWS = (
         opened(1000),
         again(settings({INITIAL_WINDOW_SIZE: 70_000}) + settings({INITIAL_WINDOW_SIZE: 80_000})),
         upstream=True,
+        calls=1000,
     ),
     Row("unknown_frames", "frames of an unknown type", b"", again(frame(UNKNOWN, 0, 0)), upstream=True),
     Row(
@@ -193,8 +207,15 @@ ROWS = (
     ),
     Row("window_updates", "WINDOW_UPDATEs of one byte", ONE_CALL, again(window_update(0, 1)), upstream=True),
     Row("priorities", "PRIORITY frames", ONE_CALL, again(frame(PRIORITY, 0, 1, bytes(5))), upstream=True),
-    Row("empty_data", "empty DATA", opened(1), again(frame(DATA, 0, 1)), upstream=True),
-    Row("tiny_data", "DATA of one byte", opened(1), again(frame(DATA, 0, 1, b"x")), upstream=True),
+    Row("empty_data", "empty DATA", opened(1), again(frame(DATA, 0, 1)), upstream=True, answered=True),
+    Row(
+        "tiny_data",
+        "DATA of one byte",
+        opened(1),
+        again(frame(DATA, 0, 1, b"x")),
+        upstream=True,
+        answered=True,
+    ),
     Row(
         "zero_data",
         "DATA of zeros: millions of empty messages",
@@ -203,6 +224,7 @@ ROWS = (
         fresh=lambda at: headers_without_end(at) + zeros_on(at),
         ids=1,
         upstream=True,
+        answered=True,
     ),
     Row("bulk", "plain bulk, to compare with", fresh=lambda at: bulk_on(at, b""), ids=1),
     Row(
@@ -275,8 +297,6 @@ ROWS = (
         reads=False,
         patient=True,
     ),
-    Row("slow_preface", "a preface that does not end", patient=True),
+    Row("slow_preface", "a preface that does not end", greeting=PREFACE[:10], patient=True),
 )
-#: Not attacks: a caller whose calls a hostile backend answers.
-CALLERS = (Row("one_call", "one call", opened(1)), Row("thousand_calls", "a thousand calls", opened(1000)))
-BY_NAME = {row.name: row for row in (*ROWS, *CALLERS)}
+BY_NAME = {row.name: row for row in ROWS}

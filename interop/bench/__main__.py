@@ -14,10 +14,10 @@ from pathlib import Path
 from interop.bench import machine
 from interop.bench.contenders.catalogue import all_contenders
 from interop.bench.contenders.contender import Contender
-from interop.bench.programs import SYSTEM_PATH
 from interop.bench.report import RESULTS, Results, markdown
 from interop.bench.run import measured
 from interop.shared.processes import Trouble
+from interop.shared.programs import SYSTEM_PATH
 
 INTERRUPTED = 130
 

@@ -7,8 +7,8 @@ import platform
 import re
 from pathlib import Path
 
-from interop.bench.programs import version_of
 from interop.shared.processes import Trouble
+from interop.shared.programs import version_of
 
 
 def describe() -> dict[str, str]:

@@ -18,10 +18,10 @@ from pathlib import Path
 from interop.bench.backend import BULK, UNARY
 from interop.bench.contenders.contender import Contender
 from interop.bench.contenders.ours import CPYTHON, ours
-from interop.bench.programs import SYSTEM_PATH
 from interop.bench.report import RESULTS
 from interop.bench.target import CONNECTIONS, IN_FLIGHT, Bench, Sizes, Target, one_bench, started
 from interop.shared.processes import Trouble
+from interop.shared.programs import SYSTEM_PATH
 
 SAMPLES_PER_SECOND = 250
 ROWS = 50

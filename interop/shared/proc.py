@@ -43,6 +43,11 @@ def memory(*pids: int) -> Memory:
     return Memory(now, peak)
 
 
+def forget_peak(pid: int) -> None:
+    """Have the peak of its memory begin anew, at what there is now (proc_pid_clear_refs(5))."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
 def cpu_seconds(pids: Iterable[int]) -> float:
     """CPU time, of the user and of the system, of all of these processes so far; one that is gone has had none."""
     fields = (_stat(pid) for pid in pids)

@@ -14,7 +14,7 @@ from interop.bench.contenders.contender import Contender
 from interop.bench.contenders.forwarders import FORWARDERS
 from interop.bench.contenders.ours import all_ours
 from interop.bench.contenders.servers import SERVERS
-from interop.bench.programs import version_of
+from interop.shared.programs import version_of
 
 NO_PROXY = Contender("direct", "no proxy", "no proxy", None, partial(version_of, "nghttpd", "--version"))
 

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from interop.bench.contenders.contender import Contender, Site
-from interop.bench.programs import output_of
 from interop.shared.processes import Trouble
+from interop.shared.programs import output_of
 
 FOLDER = Path(__file__).resolve().parents[1] / "forwarders"
 

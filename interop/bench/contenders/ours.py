@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from interop.bench.contenders.contender import Contender, Site
-from interop.bench.programs import output_of
 from interop.shared.processes import Trouble, proxy_command
+from interop.shared.programs import output_of
 
 ROOT = Path(__file__).resolve().parents[3]
 PYPY_VENV = ROOT / ".venv-bench-pypy"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from interop.bench.contenders.contender import Contender, Site
-from interop.bench.programs import find, output_of, version_of
 from interop.shared.processes import Trouble
+from interop.shared.programs import find, output_of, version_of
 
 NGINX = """\
 daemon off;

@@ -1,4 +1,4 @@
-"""The programs of the system that the benchmark runs: where they are, and which version."""
+"""Programs of the system that others are measured beside: where they are, and which version."""
 
 from __future__ import annotations
 
