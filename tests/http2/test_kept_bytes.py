@@ -260,3 +260,37 @@ def test_nothing_of_a_caller_s_own_outlives_its_connections() -> None:
     ]
     assert b"secret" not in repr(list(upstream._table)).encode()
     assert not upstream._answers
+
+
+def test_all_connections_together_keep_so_much_and_give_it_back() -> None:
+    before = blocks._kept.bytes
+    decoders = [HeaderDecoder(200_000, 1000) for _ in range(400)]
+    for decoder in decoders:
+        for _ in range(40):
+            decoder.decode(literals(*a_request((b"x", b"%d" % next(_numbers) * 100))))
+    assert 11 * 2**20 < blocks._kept.bytes <= 12 * 2**20
+    late = HeaderDecoder(200_000, 1000)
+    block = literals(*a_request((b"x", b"y" * 2500)))
+    assert late.decode(block) == late.decode(block)
+    assert late.decode(block) is not late.decode(block)
+    del decoder, decoders
+    gc.collect()
+    assert blocks._kept.bytes <= before
+    assert late.decode(block) is late.decode(block)
+
+
+def test_an_encoder_gives_back_what_it_has_kept() -> None:
+    before = blocks._kept.bytes
+    encoder = HeaderEncoder()
+    lists = [FixedHeaders(a_request()) for _ in range(20)]
+    for fields in lists * 4:
+        encoder.encode(fields)
+    assert blocks._kept.bytes > before
+    held = blocks._kept.bytes
+    lists.pop()
+    del fields
+    gc.collect()
+    assert before < blocks._kept.bytes < held
+    del encoder
+    gc.collect()
+    assert blocks._kept.bytes <= before

@@ -8,9 +8,10 @@ Answers are kept as well, as long as they cannot have changed: an answer holds f
 the first block that changes the table throws all answers away.
 
 What is kept is bounded in bytes, as Python takes them, and by whose it is. A decoder and an encoder together keep up to
-64 KiB, their dynamic tables included, which go with the connection. Lists that all connections share (4 MiB) have
-fields of the protocol only: whatever else a field holds may be a credential, under whichever name, and lives no longer
-than the connection it came on. An encoder knows such a list only as long as somebody else does.
+64 KiB, their dynamic tables included, which go with the connection; all of them together keep 12 MiB. Lists that all
+connections share (4 MiB) have fields of the protocol only: whatever else a field holds may be a credential, under
+whichever name, and lives no longer than the connection it came on. An encoder knows such a list only as long as
+somebody else does.
 
 Credentials (RFC 7541 §7.1.3) never enter an encoder's table. Many callers share a connection to an upstream, and one
 who can watch the size of its blocks could try out another's; nghttp2 and hyper leave them out as well. A list with
@@ -38,6 +39,9 @@ _OF_REQUESTS, _OF_RESPONSES = 42 * 1024, 22 * 1024
 """What a decoder or an encoder may keep, by what passes through it: requests differ more. A client's with a token are
 kept for fifteen methods, or for thirty if the client has its token indexed."""
 _MAX_SHARED_BYTES = 4 * 1024 * 1024
+_MAX_KEPT_BYTES = 12 * 1024 * 1024
+"""What all decoders and encoders of the process keep: with the shared lists 16 MiB. Beyond it nothing more is kept
+until connections end or drop theirs, and a list that would have been found is decoded once more."""
 _MAX_LIST_BYTES = 8 * 1024
 """Of one list: another one has to find room beside it."""
 _MAX_INDEXED_BYTES = 1024
@@ -130,8 +134,8 @@ class HeaderDecoder:
         else:
             headers = _lists.find(fields, weight)
         if changed:
-            self._answers.clear()
-            self._kept_bytes = 0
+            if self._kept_bytes:
+                self._drop_answers()
         elif weight <= _MAX_LIST_BYTES:
             self._keep(block, headers, weight)
         return headers
@@ -141,12 +145,20 @@ class HeaderDecoder:
         room = self._max_kept_bytes - _FIXED_BYTES - min(self._inserted_bytes, table.maxsize)
         room -= _DECODED_ENTRY_BYTES * len(table.dynamic_entries)
         if self._kept_bytes + weight > room:
-            self._answers.clear()
-            self._kept_bytes = 0
+            self._drop_answers()
             if weight > room:
                 return
-        self._answers[block] = headers
-        self._kept_bytes += weight
+        if _kept.take(weight):
+            self._answers[block] = headers
+            self._kept_bytes += weight
+
+    def _drop_answers(self) -> None:
+        self._answers.clear()
+        _kept.bytes -= self._kept_bytes
+        self._kept_bytes = 0
+
+    def __del__(self) -> None:
+        _kept.bytes -= self._kept_bytes
 
     def _read(self, block: bytes) -> tuple[Headers, bool, bool, int]:
         """The fields (RFC 7541 §6), and what is to be known of them.
@@ -287,6 +299,25 @@ class _SharedLists:
 _lists = _SharedLists()
 
 
+class _Kept:
+    """What all decoders and encoders keep together."""
+
+    __slots__ = ("bytes",)
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def take(self, size: int) -> bool:
+        """Count so many bytes more; False, and nothing is counted, if that would be too many."""
+        if self.bytes + size > _MAX_KEPT_BYTES:
+            return False
+        self.bytes += size
+        return True
+
+
+_kept = _Kept()
+
+
 def _integer(block: bytes, position: int, prefix: int) -> tuple[int, int]:
     """An integer whose first byte was full, and where it ends (RFC 7541 §5.1)."""
     value = prefix
@@ -423,6 +454,8 @@ class HeaderEncoder:
             return
         if self._kept_bytes + weight > room:
             self._drop_answers()
+        if not _kept.take(weight):
+            return
         kept = _KeptBlock(headers, _forget)
         kept.block, kept.encoder, kept.key = block, self._self, id(headers)
         self._answers[kept.key] = kept
@@ -433,10 +466,15 @@ class HeaderEncoder:
         if self._answers.get(kept.key) is kept:
             del self._answers[kept.key]
             self._kept_bytes -= _KEPT_BLOCK_BYTES + len(kept.block)
+            _kept.bytes -= _KEPT_BLOCK_BYTES + len(kept.block)
 
     def _drop_answers(self) -> None:
         self._answers.clear()
+        _kept.bytes -= self._kept_bytes
         self._kept_bytes = 0
+
+    def __del__(self) -> None:
+        _kept.bytes -= self._kept_bytes
 
     def _size_updates(self) -> list[bytes]:
         """What the first block after changes begins with: the smallest size, and the last (RFC 7541 §4.2)."""
