@@ -1,4 +1,5 @@
-// The client and the server of grpc-go's own interop suite, told what to do as the other peers are told.
+// The client and the server of grpc-go's own interop suite, told what to do as the other peers are told; and those of
+// load.go, for the soak.
 package main
 
 import (
@@ -114,6 +115,15 @@ func client(target string, cases []string) {
 	}
 }
 
+func stopOnSignal(server *grpc.Server) {
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
+	go func() {
+		<-stop
+		server.Stop()
+	}()
+}
+
 func serve() error {
 	server := grpc.NewServer(grpc.MaxRecvMsgSize(messageLimit))
 	grpc_testing.RegisterTestServiceServer(server, interop.NewTestServer())
@@ -121,12 +131,7 @@ func serve() error {
 	if err != nil {
 		return err
 	}
-	stop := make(chan os.Signal, 1)
-	signal.Notify(stop, syscall.SIGTERM)
-	go func() {
-		<-stop
-		server.Stop()
-	}()
+	stopOnSignal(server)
 	for name, reason := range serverCannot {
 		fmt.Printf("cannot %s: %s\n", name, reason)
 	}
@@ -135,20 +140,35 @@ func serve() error {
 }
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == "server" {
-		if err := serve(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
-	}
-	flags := flag.NewFlagSet("client", flag.ExitOnError)
+	flags := flag.NewFlagSet("grpc_go client|server|load|bytes_server", flag.ExitOnError)
 	target := flags.String("target", "", "HOST:PORT")
-	cases := flags.String("cases", "", "comma-separated")
-	flags.String("run-id", "", "of no use here: the server keeps no records")
-	if len(os.Args) < 2 || os.Args[1] != "client" || flags.Parse(os.Args[2:]) != nil {
-		fmt.Fprintln(os.Stderr, "grpc_go client|server")
+	cases := flags.String("cases", "", "of client: comma-separated")
+	flags.String("run-id", "", "of client; of no use here: the server keeps no records")
+	service := flags.String("service", "interop.Bytes", "of load: whose methods are called")
+	seconds := flags.Float64("seconds", 1, "of load")
+	channels := flags.Int("channels", 2, "of load")
+	atATime := flags.Int("at-a-time", 24, "of load: calls on each channel")
+	if len(os.Args) < 2 {
+		flags.Usage()
 		os.Exit(2)
 	}
-	client(*target, strings.Split(*cases, ","))
+	flags.Parse(os.Args[2:])
+	var err error
+	switch os.Args[1] {
+	case "client":
+		client(*target, strings.Split(*cases, ","))
+	case "server":
+		err = serve()
+	case "load":
+		err = load(*target, *service, *seconds, *channels, *atATime)
+	case "bytes_server":
+		err = serveBytes()
+	default:
+		flags.Usage()
+		os.Exit(2)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 }

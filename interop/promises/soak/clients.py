@@ -51,7 +51,7 @@ class Grpcio:
 
     def __init__(self, target: str, seconds: float) -> None:
         command = [
-            sys.executable, "-m", "interop.promises.soak.grpcio_client", f"--target={target}", f"--seconds={seconds}"
+            sys.executable, "-m", "interop.peers.grpcio.aio_load", f"--target={target}", f"--seconds={seconds}"
         ]  # fmt: skip
         self._last = ""
         self._process = Lines(command, on_line=self._read)
