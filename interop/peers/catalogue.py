@@ -12,7 +12,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 BUILT = FOLDER / "build"
-#: The command of each, where {role} is client or server.
+#: The command of each, where {role} is client or server; for some it may be load, a client of the soak.
 PEERS = {
     "grpcio": [sys.executable, "-m", "interop.peers.grpcio.{role}"],
     "grpcio-aio": [sys.executable, "-m", "interop.peers.grpcio.aio_{role}"],
@@ -23,6 +23,7 @@ PEERS = {
 }
 #: What `setup.sh` builds if the machine can: a file that is there then, and what it takes. The others are always there.
 COMPILED = {
+    "grpc-js": (FOLDER / "grpc_js" / "node_modules" / ".installed", "Node.js and npm"),
     "grpc-go": (BUILT / "grpc_go", "Go 1.24 or newer"),
     "grpc-java": (BUILT / "grpc_java" / "classes" / "Peer.class", "a JDK 17 or newer, and Maven"),
 }

@@ -62,7 +62,7 @@ var wanted = map[string]codes.Code{"good": codes.OK, "cancelled": codes.Canceled
 // One connection, with what a call needs to be made on it.
 type loadClient struct {
 	conn    *grpc.ClientConn
-	service string
+	service string // as a path, up to the method
 }
 
 func (c *loadClient) invoke(ctx context.Context, method string, request []byte) ([]byte, error) {
@@ -301,11 +301,11 @@ func choose(group string) kind {
 }
 
 // Calls until the time is over. Once a second, and at the end, a line of JSON tells what has come of all calls so far.
-func load(target, service string, seconds float64, channels, atATime int) error {
+func load(target string, services []string, seconds float64, channels, atATime int) error {
 	told := &tally{Calls: map[string]int{}, Unexpected: map[string]int{}}
 	end := time.Now().Add(time.Duration(seconds * float64(time.Second)))
 	var working sync.WaitGroup
-	for range channels {
+	for number := range channels {
 		conn, err := grpc.NewClient(
 			target,
 			grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -315,7 +315,7 @@ func load(target, service string, seconds float64, channels, atATime int) error 
 			return err
 		}
 		go told.watch(conn)
-		client := &loadClient{conn, "/" + service + "/"}
+		client := &loadClient{conn, "/" + services[number%len(services)] + "/"}
 		for range atATime {
 			working.Add(1)
 			go func() {

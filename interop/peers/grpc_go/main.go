@@ -144,7 +144,7 @@ func main() {
 	target := flags.String("target", "", "HOST:PORT")
 	cases := flags.String("cases", "", "of client: comma-separated")
 	flags.String("run-id", "", "of client; of no use here: the server keeps no records")
-	service := flags.String("service", "interop.Bytes", "of load: whose methods are called")
+	services := flags.String("services", "interop.Bytes", "of load: comma-separated; called on the channels in turn")
 	seconds := flags.Float64("seconds", 1, "of load")
 	channels := flags.Int("channels", 2, "of load")
 	atATime := flags.Int("at-a-time", 24, "of load: calls on each channel")
@@ -160,7 +160,7 @@ func main() {
 	case "server":
 		err = serve()
 	case "load":
-		err = load(*target, *service, *seconds, *channels, *atATime)
+		err = load(*target, strings.Split(*services, ","), *seconds, *channels, *atATime)
 	case "bytes_server":
 		err = serveBytes()
 	default:

@@ -1,5 +1,5 @@
-// Calls as fast as it is answered, over several channels; of its calls one in five is cancelled and one in five expires.
-// What ../grpcio/aio_load.py is in Python.
+// What ../grpcio/aio_load.py is, with @grpc/grpc-js: calls as fast as it is answered, of which one in five is cancelled and
+// one in five expires.
 'use strict';
 
 const { parseArgs } = require('util');
@@ -174,13 +174,17 @@ async function main() {
   const { values } = parseArgs({
     options: {
       target: { type: 'string' },
-      service: { type: 'string', default: 'interop.Bytes' },
+      services: { type: 'string', default: 'interop.Bytes' }, // separated by commas; called on the channels in turn
       seconds: { type: 'string' },
       channels: { type: 'string', default: '2' },
       'at-a-time': { type: 'string', default: '24' },
     },
   });
-  const clients = Array.from({ length: Number(values.channels) }, () => new Client(values.target, values.service));
+  const services = values.services.split(',');
+  const clients = Array.from(
+    { length: Number(values.channels) },
+    (_, number) => new Client(values.target, services[number % services.length]),
+  );
   clients.forEach(({ client }) => watch(client.getChannel()));
   const end = performance.now() + Number(values.seconds) * 1000;
   const report = () => console.log(JSON.stringify(tally));

@@ -2,14 +2,15 @@
 
     .venv/bin/python -m interop.promises.soak [--minutes 30] [--engine h2|relay] [--out FILE]
 
-One proxy at its defaults, in front of a grpcio server and of etcd. Three clients at once, as fast as they are answered:
+One proxy at its defaults, in front of a server of grpcio, the same of grpc-go, and etcd. All these call at once:
 
-- grpcio over several channels; 20 % of its calls are cancelled, 20 % have a deadline that passes;
-- h2load, on connections that last as long as the run;
+- grpcio, grpc-go and grpc-js over several channels, as fast as they are answered; each cancels 20 % of its calls, and
+  20 % have a deadline that passes;
+- h2load, a steady few calls on connections that last as long as the run;
 - etcdctl: put, get, and a watch that has to see every put.
 
-h2load and etcd are left out where they are not installed. Exit code 1 if a connection was closed, or a call ended
-otherwise.
+Who is not installed or built here is left out, and a line says so. Exit code 1 if a connection was closed, or a call
+ended otherwise.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ import sys
 import time
 from pathlib import Path
 
-from interop.promises.soak.clients import Client, EtcdUser, Grpcio, H2load
+from interop.peers.catalogue import left_out
+from interop.promises.soak.clients import Client, EtcdUser, H2load, Impatient
 from interop.promises.soak.proxy import ProxyLog, proxy_before
 from interop.promises.soak.report import Report, Sample
 from interop.shared import proc
 from interop.shared.processes import Listener, Trouble
 from interop.shared.progress import Progress
 
+#: The peers that can be told to load.
+IMPATIENT = ("grpcio-aio", "grpc-go", "grpc-js")
 SAMPLES_AT_LEAST = 5
 #: How often, where there is no terminal, a line tells how far the run is.
 PROGRESS_SECONDS = 30.0
@@ -36,20 +40,26 @@ PROGRESS_SECONDS = 30.0
 def soak(seconds: float, engine: str | None) -> Report:
     """Run everything for that long. Raises `Trouble` if the proxy or a client dies."""
     log = ProxyLog()
-    with proxy_before(engine, log) as (proxy, with_etcd):
+    with proxy_before(engine, log) as site:
+        proxy = site.proxy
         start = time.monotonic()
-        clients: list[Client] = [Grpcio(proxy.target, seconds)]
+        clients: list[Client] = []
         try:
+            for peer in IMPATIENT:
+                if reason := left_out(peer):
+                    print(reason)
+                else:
+                    clients.append(Impatient(peer, proxy.target, site.services, seconds))
             if shutil.which("h2load"):
-                clients.append(H2load(proxy.target, seconds))
+                clients.append(H2load(proxy.target, site.services[-1], seconds))
             else:
                 print("h2load is left out: it is not installed (Debian: nghttp2-client)")
-            if with_etcd:
+            if site.with_etcd:
                 clients.append(EtcdUser(proxy.target, seconds))
             else:
                 print("etcd is left out: it is not installed (Debian: etcd-server, etcd-client)")
             samples = watch(proxy, log, start, seconds)
-            rows = [row for client in clients for row in client.finish()]
+            rows = [client.finish() for client in clients]
             samples.append(sample(proxy, log, start))
         finally:
             for client in clients:

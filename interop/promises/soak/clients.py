@@ -1,21 +1,23 @@
-"""The three clients of the soak: what each is told to do, and what came of it."""
+"""The clients of the soak: what each is told to do, and what came of it."""
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from interop.peers.catalogue import peer_command
 from interop.shared.etcd import COMMAND_SECONDS, Etcdctl
 from interop.shared.processes import Lines, Trouble
 
 H2LOAD_CONNECTIONS, H2LOAD_STREAMS = 2, 8
+#: On each connection. Few, for most calls are to come from clients that do not always wait for the answer.
+H2LOAD_CALLS_PER_SECOND = 100
 #: A process of etcdctl takes tens of milliseconds of CPU time, which the others are to have.
 ETCDCTL_PAUSE_SECONDS = 0.1
 #: How long a client may take to end when its time is over.
@@ -29,6 +31,8 @@ class Row:
 
     client: str
     calls: int
+    cancelled: int = 0
+    expired: int = 0
     unexpected: Counter[str] = field(default_factory=Counter)
     #: As far as the client can tell.
     connections_lost: int = 0
@@ -37,8 +41,8 @@ class Row:
 class Client(Protocol):
     """A client that has been started, for a given time."""
 
-    def finish(self) -> list[Row]:
-        """Wait for its end: what came of it, in one row or more. Raises `Trouble` if it did not end well."""
+    def finish(self) -> Row:
+        """Wait for its end: what came of it. Raises `Trouble` if it did not end well."""
         ...
 
     def stop(self) -> None:
@@ -46,33 +50,38 @@ class Client(Protocol):
         ...
 
 
-class Grpcio:
-    """The grpcio client, a process of its own."""
+class Impatient:
+    """One of the peers as a client that cancels a fifth of its calls, and whose deadline passes in another fifth."""
 
-    def __init__(self, target: str, seconds: float) -> None:
-        command = [
-            sys.executable, "-m", "interop.peers.grpcio.aio_load", f"--target={target}", f"--seconds={seconds}"
-        ]  # fmt: skip
+    def __init__(self, peer: str, target: str, services: list[str], seconds: float) -> None:
+        self.peer = peer
+        options = [f"--target={target}", f"--services={','.join(services)}", f"--seconds={seconds}"]
         self._last = ""
-        self._process = Lines(command, on_line=self._read)
+        self._said = deque[str](maxlen=3)
+        self._process = Lines([*peer_command(peer, "load"), *options], on_line=self._read)
 
     def _read(self, line: str) -> None:
         if line.startswith("{"):
             self._last = line
+        else:
+            self._said.append(line.strip())
 
-    def finish(self) -> list[Row]:
-        """Wait for its end: a row for each group of calls."""
+    def finish(self) -> Row:
+        """Wait for its end."""
         code = self._process.wait(PATIENCE_SECONDS)
         self._process.stop()
         if code != 0 or not self._last:
-            raise Trouble(f"the grpcio client ended with exit code {code}")
+            raise Trouble(f"{self.peer} ended with exit code {code}: {' / '.join(self._said)}")
         told = json.loads(self._last)
-        rows = [Row(f"grpcio, {group}", calls) for group, calls in sorted(told["calls"].items())]
-        for text, count in told["unexpected"].items():
-            group, _, outcome = text.partition(", ")
-            next(row for row in rows if row.client == f"grpcio, {group}").unexpected[outcome] += count
-        rows[0].connections_lost = told["disconnects"]
-        return rows
+        calls = Counter[str](told["calls"])
+        return Row(
+            self.peer,
+            calls.total(),
+            calls["cancelled"],
+            calls["expired"],
+            Counter(told["unexpected"]),
+            told["disconnects"],
+        )
 
     def stop(self) -> None:
         """End it."""
@@ -80,20 +89,21 @@ class Grpcio:
 
 
 class H2load:
-    """h2load, on the same connections all the time."""
+    """h2load, on the same connections all the time, at a steady pace."""
 
-    def __init__(self, target: str, seconds: float) -> None:
+    def __init__(self, target: str, service: str, seconds: float) -> None:
         self._body = tempfile.NamedTemporaryFile()  # noqa: SIM115  # it lasts as long as this object
         self._body.write(b"\0" + (32).to_bytes(4) + bytes(32))
         self._body.flush()
         command = [
             "h2load", f"--clients={H2LOAD_CONNECTIONS}", f"--max-concurrent-streams={H2LOAD_STREAMS}",
+            f"--rps={H2LOAD_CALLS_PER_SECOND}",
             f"--duration={seconds:.0f}", f"--data={self._body.name}", "--header=content-type: application/grpc",
-            "--header=te: trailers", f"http://{target}/interop.Bytes/Load",
+            "--header=te: trailers", f"http://{target}/{service}/Load",
         ]  # fmt: skip
         self._process = Lines(command)
 
-    def finish(self) -> list[Row]:
+    def finish(self) -> Row:
         """Wait for its end."""
         self._process.wait(PATIENCE_SECONDS)
         self._process.stop()
@@ -104,7 +114,7 @@ class H2load:
         succeeded, failed, errored, timed_out = map(int, result.groups())
         row = Row("h2load", succeeded + failed, connections_lost=errored)
         row.unexpected.update({"failed": failed, "timed out": timed_out})
-        return [row]
+        return row
 
     def stop(self) -> None:
         """End it."""
@@ -136,7 +146,7 @@ class EtcdUser:
         if result["exit"] != 0 or result["stdout"] != [line]:
             self._row.unexpected[f"{result['command']}: {result['stderr']} {result['stdout']}"[:200]] += 1
 
-    def finish(self) -> list[Row]:
+    def finish(self) -> Row:
         """Wait for its end."""
         self._thread.join(PATIENCE_SECONDS)
         # Each put is three lines of the watch: PUT, the key, the value. The first ones may be older than the watch.
@@ -148,7 +158,7 @@ class EtcdUser:
         if seen[2::3] != wanted:
             self._row.unexpected[f"the watch saw {len(seen) // 3} of {len(wanted)} puts: {seen[-1:]}"] += 1
             self._row.connections_lost += 1
-        return [self._row]
+        return self._row
 
     def stop(self) -> None:
         """End it."""

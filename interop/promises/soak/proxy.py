@@ -7,11 +7,15 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
+from interop.peers.catalogue import left_out, peer_command
 from interop.promises.running import backend
 from interop.shared.etcd import EtcdPorts, etcd_server
 from interop.shared.processes import Listener, proxy_command
 
+#: The services of bytes_server.py, and of the same in Go.
+BYTES, GO_BYTES = "interop.Bytes", "interop.go.Bytes"
 ETCD_SERVICES = ("KV", "Watch", "Lease")
 EVENT = re.compile(r'"event": "(\w+)"')
 #: Statuses that the clients ask for, and events that tell of trouble.
@@ -40,6 +44,10 @@ class ProxyLog:
         elif call := CALL.search(line):
             self.calls[call[1], call[2], call[3]] += 1
 
+    def ended(self, status: str) -> int:
+        """How many calls have ended so, whoever said it."""
+        return sum(count for (_, ended, _), count in self.calls.items() if ended == status)
+
     def unexpected(self) -> Counter[str]:
         """Ends of calls that no client has asked for, and events of trouble. What a client ends, it knows of itself."""
         found: Counter[str] = Counter()
@@ -51,15 +59,32 @@ class ProxyLog:
         return found
 
 
+@dataclass
+class Site:
+    """The proxy, and what of its upstreams this machine has."""
+
+    proxy: Listener
+    services: list[str]
+    """Those that answer with the bytes of the request, each by another library's server."""
+    with_etcd: bool
+
+
 @contextmanager
-def proxy_before(engine: str | None, log: ProxyLog) -> Iterator[tuple[Listener, bool]]:
-    """The proxy in front of its upstreams, and whether etcd is one of them."""
+def proxy_before(engine: str | None, log: ProxyLog) -> Iterator[Site]:
+    """The proxy in front of its upstreams."""
     with ExitStack() as stack:
         upstream = stack.enter_context(backend()).target
         options = [f"--upstream={upstream}", "--log-format=json"]
+        services = [BYTES]
+        if not left_out("grpc-go"):
+            command = peer_command("grpc-go", "bytes_server")
+            target = stack.enter_context(Listener("the backend in Go", command)).target
+            options.append(f"--route=/{GO_BYTES}/*={target}")
+            services.append(GO_BYTES)
         with_etcd = bool(shutil.which("etcd") and shutil.which("etcdctl"))
         if with_etcd:
             target = stack.enter_context(etcd_server(EtcdPorts()))
             options += [f"--route=/etcdserverpb.{service}/*={target}" for service in ETCD_SERVICES]
         command = proxy_command(*options, engine=engine)
-        yield stack.enter_context(Listener("the proxy", command, on_error_line=log.read)), with_etcd
+        proxy = stack.enter_context(Listener("the proxy", command, on_error_line=log.read))
+        yield Site(proxy, services, with_etcd)

@@ -22,6 +22,15 @@ class Sample:
     files: int
 
 
+def shares_of(rows: list[Row]) -> dict[str, float]:
+    """How many of the calls were cancelled, how many expired; 1 is all of them."""
+    calls = sum(row.calls for row in rows) or 1
+    return {
+        "cancelled": sum(row.cancelled for row in rows) / calls,
+        "expired": sum(row.expired for row in rows) / calls,
+    }
+
+
 @dataclass
 class Report:
     """All that is known when the time is over."""
@@ -54,6 +63,15 @@ class Report:
         spread = sum((minutes - middle) ** 2 for minutes, _ in points)
         return sum((minutes - middle) * memory for minutes, memory in points) / spread if spread else 0.0
 
+    @property
+    def shares(self) -> dict[str, dict[str, float]]:
+        """Of the calls of clients that give up, and of all: how many were cancelled, how many expired; 1 is all."""
+        impatient = [row for row in self.rows if row.cancelled or row.expired]
+        return {
+            "of clients that give up": shares_of(impatient),
+            "of all": shares_of(self.rows),
+        }
+
     def show(self) -> None:
         """Print the tables, and what went wrong."""
         self._show_clients()
@@ -71,6 +89,7 @@ class Report:
         return {
             "minutes": self.seconds / 60,
             "good": self.good,
+            "shares": self.shares,
             "clients": [vars(row) for row in self.rows],
             "calls": {" ".join(key): count for key, count in sorted(self.log.calls.items())},
             "events": self.log.events,
@@ -80,14 +99,26 @@ class Report:
         }
 
     def _show_clients(self) -> None:
-        total = self.log.calls.total()
-        in_log = Row("log of the proxy", total, self.log.unexpected(), len(self.log.closed))
-        print(f"{'client':20}{'calls':>12}{'per s':>9}{'unexpected':>12}{'connections lost':>18}")
+        in_log = Row(
+            "log of the proxy",
+            self.log.calls.total(),
+            self.log.ended("CANCELLED"),
+            self.log.ended("DEADLINE_EXCEEDED"),
+            self.log.unexpected(),
+            len(self.log.closed),
+        )
+        print(
+            f"{'client':17}{'calls':>11}{'per s':>9}{'cancelled':>11}{'expired':>11}{'unexpected':>12}"
+            f"{'connections lost':>18}"
+        )
         for row in (*self.rows, in_log):
             print(
-                f"{row.client:20}{row.calls:12}{row.calls / self.seconds:9.1f}{row.unexpected.total():12}"
-                f"{row.connections_lost:18}"
+                f"{row.client:17}{row.calls:11}{row.calls / self.seconds:9.1f}{row.cancelled:11}{row.expired:11}"
+                f"{row.unexpected.total():12}{row.connections_lost:18}"
             )
+        print("(a client that resets its call at its deadline cancels it, as the proxy sees it)\n")
+        for whose, shares in self.shares.items():
+            print(f"{whose}: {shares['cancelled']:.1%} cancelled, {shares['expired']:.1%} expired")
 
     def _show_faults(self) -> None:
         seen = [(row.client, row.unexpected) for row in self.rows]
