@@ -13,6 +13,7 @@ from trio.testing import trio_test
 from rawgrpc_proxy import RpcError, Status
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine
+from rawgrpc_proxy.net.memory_guard import current_memory_guard
 from tests.http2 import peer as wire
 from tests.proxy.house import House, a_proxy, on_every_engine, streams_of, until
 from tests.proxy.raw_peers import (
@@ -21,6 +22,7 @@ from tests.proxy.raw_peers import (
     OK,
     PREFACE,
     RESPONSE,
+    TRAILERS_ONLY,
     Answer,
     PeerStream,
     RawPeer,
@@ -371,3 +373,36 @@ async def _send(sock: socket.socket, data: bytes) -> int:
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(sock)
     return sent
+
+
+@trio_test
+async def test_what_is_kept_for_a_second_try_counts_until_the_upstream_answers(engine: Engine) -> None:
+    buffered = current_memory_guard().buffered
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        call = await client.request(body=message(bytes(20_000)))
+        served = await house.backend.request()
+        await settled(client, served.peer)
+        assert 15_000 < buffered.bytes < 21_000
+        await served.headers(TRAILERS_ONLY, end=True)
+        await call.answer()
+        assert buffered.bytes == 0
+
+
+@trio_test
+async def test_little_is_kept_for_a_second_try_where_much_waits(engine: Engine) -> None:
+    buffered = current_memory_guard().buffered
+    async with a_proxy(engine, max_buffered_bytes=2**20) as house:
+        client = await house.client()
+        first = await client.request(body=message(b"first"))
+        served = await house.backend.request()
+        buffered.bytes += 600_000
+        second = await client.request(body=message(bytes(20_000)))
+        other = await house.backend.request()
+        await settled(client, other.peer)
+        assert buffered.bytes == 600_000
+        buffered.bytes -= 600_000
+        for each in (served, other):
+            await each.headers(TRAILERS_ONLY, end=True)
+        await first.answer()
+        await second.answer()

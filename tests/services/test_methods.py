@@ -24,8 +24,10 @@ from rawgrpc_proxy import (
     unary_unary,
 )
 from rawgrpc_proxy.config import Engine
+from rawgrpc_proxy.net.memory_guard import current_memory_guard
+from rawgrpc_proxy.services import methods
 from rawgrpc_proxy.services.methods import MethodKind
-from tests.proxy.house import House, a_proxy, on_every_engine
+from tests.proxy.house import House, a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import (
     INITIAL_WINDOW,
     MAX_HEADER_LIST_SIZE,
@@ -381,3 +383,31 @@ async def _and_proxied_ones_pass(house: House, client: RawPeer) -> None:
     assert await served.request_body() == message(b"\xff not protobuf")
     await served.respond(b"\xff")
     assert (await call.answer()).body == message(b"\xff")
+
+
+@pytest.mark.parametrize("sent", [b"", message(b"half")[:7]])
+@trio_test
+async def test_a_request_that_is_not_completed_does_not_wait_for_ever(
+    engine: Engine, sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods, "_STALLED_S", 0.05)
+    async with a_proxy(engine, codec=RAW, configure=ALL) as house:
+        client = await house.client()
+        call = await client.open(request_fields("/a.B/Upper"))
+        await call.data(sent)
+        answer = await call.answer()
+        trailers = answer.trailers or answer.headers
+        assert trailers is not None
+        assert trailers.get(b"grpc-status") == b"%d" % Status.DEADLINE_EXCEEDED
+
+
+@trio_test
+async def test_a_part_of_a_message_counts_until_its_call_is_over(engine: Engine) -> None:
+    buffered = current_memory_guard().buffered
+    async with a_proxy(engine, codec=RAW, configure=ALL) as house:
+        client = await house.client()
+        call = await client.open(request_fields("/a.B/Join"))
+        await call.data(message(bytes(50_000))[:12_000])
+        await until(lambda: 12_000 <= buffered.bytes < 13_000, "what was read is not counted")
+        await call.reset(8)
+        await until(lambda: buffered.bytes == 0, "what is gone is counted")
