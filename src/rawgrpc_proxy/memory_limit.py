@@ -6,22 +6,25 @@ What it does not do: count what waits (`http2/buffered.py`), or act on it (`net/
 import os
 import resource
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 _SHARE = 4
 _MOST = 512 * 1024 * 1024
-LEAST_BUFFERED_BYTES = 32 * 1024 * 1024
+_LEAST = 32 * 1024 * 1024
 """With less than that a few bulk streams would hinder each other."""
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
-def default_max_buffered_bytes() -> int:
-    """A quarter of the memory that the process may use, at most 512 MiB and at least 32.
+@cache
+def default_max_buffered_bytes(processes: int = 1) -> int:
+    """A quarter of the memory that the process may use, at most 512 MiB, shared by so many; at least 32 MiB for each.
 
-    Half a gibibyte is 512 calls whose whole window waits; more than that is rarely worth its memory.
+    Half a gibibyte is 512 calls whose whole window waits; more than that is rarely worth its memory. Asked of the
+    system once.
     """
-    return max(LEAST_BUFFERED_BYTES, min(memory_limit() // _SHARE, _MOST))
+    return max(_LEAST, min(memory_limit() // _SHARE, _MOST) // processes)
 
 
 def memory_limit(cgroups: Path = _CGROUPS, own_cgroups: Path = _OWN_CGROUPS) -> int:

@@ -118,6 +118,6 @@ def test_near_the_limit_the_connection_window_waits_for_what_has_come_through_it
     account.add_arrived(800_000)
     peer.tell(sent)
     assert peer.hear() == []
-    account.add_arrived(-800_000)
+    account.take_arrived(800_000)
     assert peer.session.credit(1, 16_384)
     assert peer.hear() == ["WINDOW_UPDATE 0 +65536"]

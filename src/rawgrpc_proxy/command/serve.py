@@ -25,7 +25,7 @@ from rawgrpc_proxy.command.workers import run_workers
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.descriptors import DescriptorPlan, raise_soft_limit
 from rawgrpc_proxy.errors import ConfigError
-from rawgrpc_proxy.memory_limit import LEAST_BUFFERED_BYTES, default_max_buffered_bytes
+from rawgrpc_proxy.memory_limit import default_max_buffered_bytes
 from rawgrpc_proxy.net.accept_share import AcceptShare, set_accept_share, shared_counts
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.listen import address_of, bound_address, open_listeners
@@ -141,8 +141,7 @@ def _process(options: argparse.Namespace, log: CallLog) -> Process:
         max_concurrent_streams=options.max_concurrent_streams,
         max_header_list_bytes=options.max_header_list_bytes,
         max_header_fields=options.max_header_fields,
-        # The workers share the memory.
-        max_buffered_bytes=max(LEAST_BUFFERED_BYTES, default_max_buffered_bytes() // options.workers),
+        max_buffered_bytes=default_max_buffered_bytes(options.workers),
     )
     descriptors = DescriptorPlan.of_this_process()
     loop_guard = LoopGuard(lambda problem: log.notice("loop", problem, message=problem))

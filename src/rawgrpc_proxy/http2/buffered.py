@@ -40,6 +40,18 @@ class Buffered:
         """Called while bytes are added and `near` is passed: must neither wait nor raise."""
         self._limit_to(math.inf)
 
+    @property
+    def is_short(self) -> bool:
+        """Whether so much waits that something has to be done about it."""
+        return self.bytes >= self.near
+
+    def add(self, size: int) -> None:
+        """`size` bytes wait."""
+        self.bytes += size
+        self.passed += size
+        if self.bytes >= self.near:
+            self.on_alarm()
+
     def open(self, limit: float) -> None:
         """A connection with this limit begins."""
         self.accounts += 1
@@ -69,11 +81,6 @@ class Account:
         self.from_peer = 0
 
     @property
-    def is_short(self) -> bool:
-        """Whether the process is short of memory."""
-        return self.buffered.bytes >= self.buffered.near
-
-    @property
     def is_beyond_its_share(self) -> bool:
         """Whether the connection holds more than an equal share of the limit."""
         buffered = self.buffered
@@ -84,11 +91,7 @@ class Account:
         self.to_peer += size
         if origin is not None:
             origin.from_peer += size
-        buffered = self.buffered
-        buffered.bytes += size
-        buffered.passed += size
-        if buffered.bytes >= buffered.near:
-            buffered.on_alarm()
+        self.buffered.add(size)
 
     def take(self, size: int, origin: "Account | None") -> None:
         """They wait no more: the opposite of `add`."""
@@ -98,14 +101,14 @@ class Account:
             origin.from_peer -= size
 
     def add_arrived(self, size: int) -> None:
-        """`size` bytes from the peer wait here, for nobody knows yet where they go (or less, if it is negative)."""
+        """`size` bytes from the peer wait here, for nobody knows yet where they go."""
         self.from_peer += size
-        buffered = self.buffered
-        buffered.bytes += size
-        if size > 0:
-            buffered.passed += size
-            if buffered.bytes >= buffered.near:
-                buffered.on_alarm()
+        self.buffered.add(size)
+
+    def take_arrived(self, size: int) -> None:
+        """They wait no more: the opposite of `add_arrived`."""
+        self.from_peer -= size
+        self.buffered.bytes -= size
 
 
 def _nobody() -> None:

@@ -22,14 +22,12 @@ import h2.exceptions
 import h2.settings
 import hpack
 
-from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ProtocolViolation
 from rawgrpc_proxy.http2 import frames
-from rawgrpc_proxy.http2.buffered import Buffered
 from rawgrpc_proxy.http2.frames import Data, Setting
 from rawgrpc_proxy.http2.headers import Headers, check_fields
 from rawgrpc_proxy.http2.hpack import without_index
-from rawgrpc_proxy.http2.session import UNLIMITED, Session, Shorten
+from rawgrpc_proxy.http2.session import UNLIMITED, Session
 from rawgrpc_proxy.http2.stream_state import StreamState
 
 
@@ -38,18 +36,10 @@ class H2Session(Session):
 
     __slots__ = ("_h2", "_ready_headers")
 
-    def __init__(
-        self,
-        settings: Http2Settings,
-        *,
-        client_side: bool,
-        shorten: Shorten,
-        buffered: Buffered | None = None,
-    ) -> None:
-        super().__init__(settings, client_side=client_side, shorten=shorten, buffered=buffered)
+    def _set_up(self) -> None:
         self._h2 = _Connection(
             h2.config.H2Configuration(
-                client_side=client_side,
+                client_side=self.client_side,
                 header_encoding=None,
                 validate_inbound_headers=False,
                 validate_outbound_headers=False,

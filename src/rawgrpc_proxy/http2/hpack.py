@@ -80,7 +80,50 @@ _INTEGER_BYTES = 5  # behind the prefix: enough for 32 bits
 _STATIC = HeaderTable.STATIC_TABLE
 
 
-class HeaderDecoder:
+class _Kept:
+    """What all decoders and encoders keep together."""
+
+    __slots__ = ("bytes",)
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
+_kept = _Kept()
+
+
+class _Keeper:
+    """Half of a connection: the answers that it keeps, each under what it is asked by, and the count of them."""
+
+    __slots__ = ("_answers", "_kept_bytes", "_max_kept_bytes")
+
+    def __init__(self, *, of_requests: bool) -> None:
+        self._max_kept_bytes = _OF_REQUESTS if of_requests else _OF_RESPONSES
+        self._answers: dict[Any, Any] = {}
+        self._kept_bytes = 0
+        """What the answers take."""
+
+    def _take(self, weight: int) -> bool:
+        """Count so many bytes more; False, and nothing is counted, if all connections together keep too much then."""
+        if _kept.bytes + weight > _MAX_KEPT_BYTES:
+            return False
+        _kept.bytes += weight
+        self._kept_bytes += weight
+        return True
+
+    def _give_back(self, weight: int) -> None:
+        _kept.bytes -= weight
+        self._kept_bytes -= weight
+
+    def _drop_answers(self) -> None:
+        self._answers.clear()
+        self._give_back(self._kept_bytes)
+
+    def __del__(self) -> None:
+        self._give_back(self._kept_bytes)
+
+
+class HeaderDecoder(_Keeper):
     """Decodes the blocks of one connection: its requests, or its responses.
 
     `max_list_bytes` is RFC 9113 §6.5.2's measure. Of a list that is longer the rest is decoded, since it belongs to the
@@ -89,12 +132,9 @@ class HeaderDecoder:
     """
 
     __slots__ = (
-        "_answers",
         "_has_blanks",
         "_inserted_bytes",
-        "_kept_bytes",
         "_max_fields",
-        "_max_kept_bytes",
         "_max_list_bytes",
         "_max_table_bytes",
         "_table",
@@ -102,14 +142,12 @@ class HeaderDecoder:
     )
 
     def __init__(self, max_list_bytes: int, max_fields: int, *, of_requests: bool = True) -> None:
+        super().__init__(of_requests=of_requests)
+        self._answers: dict[bytes, HeaderList]
         self._max_fields = max_fields
-        self._max_kept_bytes = _OF_REQUESTS if of_requests else _OF_RESPONSES
         self._table = HeaderTable()
         self._max_table_bytes = self._table.maxsize
         self._max_list_bytes = max_list_bytes
-        self._answers: dict[bytes, HeaderList] = {}
-        self._kept_bytes = 0
-        """What the answers take."""
         self._inserted_bytes = 0
         """What has ever been put into the table; most of the time it is less than the table may hold."""
         self._has_blanks = False
@@ -148,17 +186,8 @@ class HeaderDecoder:
             self._drop_answers()
             if weight > room:
                 return
-        if _kept.take(weight):
+        if self._take(weight):
             self._answers[block] = headers
-            self._kept_bytes += weight
-
-    def _drop_answers(self) -> None:
-        self._answers.clear()
-        _kept.bytes -= self._kept_bytes
-        self._kept_bytes = 0
-
-    def __del__(self) -> None:
-        _kept.bytes -= self._kept_bytes
 
     def _read(self, block: bytes) -> tuple[Headers, bool, bool, int]:
         """The fields (RFC 7541 §6), and what is to be known of them.
@@ -299,25 +328,6 @@ class _SharedLists:
 _lists = _SharedLists()
 
 
-class _Kept:
-    """What all decoders and encoders keep together."""
-
-    __slots__ = ("bytes",)
-
-    def __init__(self) -> None:
-        self.bytes = 0
-
-    def take(self, size: int) -> bool:
-        """Count so many bytes more; False, and nothing is counted, if that would be too many."""
-        if self.bytes + size > _MAX_KEPT_BYTES:
-            return False
-        self.bytes += size
-        return True
-
-
-_kept = _Kept()
-
-
 def _integer(block: bytes, position: int, prefix: int) -> tuple[int, int]:
     """An integer whose first byte was full, and where it ends (RFC 7541 §5.1)."""
     value = prefix
@@ -348,7 +358,7 @@ def _forget(kept: "ref[FixedHeaders]") -> None:
         encoder.forget(kept)
 
 
-class HeaderEncoder:
+class HeaderEncoder(_Keeper):
     """Encodes the lists of one connection: its requests, or its responses.
 
     A field enters the dynamic table when it comes for the second time. What differs with every call, like a deadline or
@@ -357,11 +367,8 @@ class HeaderEncoder:
 
     __slots__ = (
         "__weakref__",
-        "_answers",
         "_inserted",
         "_is_checked",
-        "_kept_bytes",
-        "_max_kept_bytes",
         "_max_size",
         "_numbers",
         "_seen",
@@ -372,12 +379,10 @@ class HeaderEncoder:
     )
 
     def __init__(self, *, of_requests: bool = True) -> None:
-        self._max_kept_bytes = _OF_REQUESTS if of_requests else _OF_RESPONSES
+        super().__init__(of_requests=of_requests)
         self._self = ref(self)
-        self._answers: dict[int, _KeptBlock] = {}
+        self._answers: dict[int, _KeptBlock]
         """By the identity of lists that nobody changes: to hash a list takes longer than all else here."""
-        self._kept_bytes = 0
-        """What the answers take."""
         self._table: deque[RawHeader] = deque()
         """The dynamic table, oldest first; no field is in it twice."""
         self._numbers: dict[RawHeader, int] = {}
@@ -454,27 +459,17 @@ class HeaderEncoder:
             return
         if self._kept_bytes + weight > room:
             self._drop_answers()
-        if not _kept.take(weight):
+        if not self._take(weight):
             return
         kept = _KeptBlock(headers, _forget)
         kept.block, kept.encoder, kept.key = block, self._self, id(headers)
         self._answers[kept.key] = kept
-        self._kept_bytes += weight
 
     def forget(self, kept: _KeptBlock) -> None:
         """The list of this block is gone."""
         if self._answers.get(kept.key) is kept:
             del self._answers[kept.key]
-            self._kept_bytes -= _KEPT_BLOCK_BYTES + len(kept.block)
-            _kept.bytes -= _KEPT_BLOCK_BYTES + len(kept.block)
-
-    def _drop_answers(self) -> None:
-        self._answers.clear()
-        _kept.bytes -= self._kept_bytes
-        self._kept_bytes = 0
-
-    def __del__(self) -> None:
-        _kept.bytes -= self._kept_bytes
+            self._give_back(_KEPT_BLOCK_BYTES + len(kept.block))
 
     def _size_updates(self) -> list[bytes]:
         """What the first block after changes begins with: the smallest size, and the last (RFC 7541 §4.2)."""

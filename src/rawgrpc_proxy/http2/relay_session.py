@@ -6,14 +6,13 @@ object per frame, and DATA of some size is not copied: the output holds a view o
 """
 
 from rawgrpc_proxy.codes import ErrorCode
-from rawgrpc_proxy.config import DEFAULT_WINDOW, Http2Settings
+from rawgrpc_proxy.config import DEFAULT_WINDOW
 from rawgrpc_proxy.errors import ProtocolViolation
 from rawgrpc_proxy.http2 import frames
-from rawgrpc_proxy.http2.buffered import Buffered
 from rawgrpc_proxy.http2.frames import Data, Setting
 from rawgrpc_proxy.http2.headers import Headers
 from rawgrpc_proxy.http2.hpack import HeaderEncoder
-from rawgrpc_proxy.http2.session import UNLIMITED, Session, Shorten
+from rawgrpc_proxy.http2.session import UNLIMITED, Session
 from rawgrpc_proxy.http2.stream_state import StreamState
 
 _pack_header = frames.HEADER.pack  # as `frame_header` does, for a quarter of a microsecond less
@@ -24,18 +23,10 @@ class RelaySession(Session):
 
     __slots__ = ("_encoder", "_receive_window", "_send_window")
 
-    def __init__(
-        self,
-        settings: Http2Settings,
-        *,
-        client_side: bool,
-        shorten: Shorten,
-        buffered: Buffered | None = None,
-    ) -> None:
-        super().__init__(settings, client_side=client_side, shorten=shorten, buffered=buffered)
+    def _set_up(self) -> None:
         self._send_window = DEFAULT_WINDOW
         self._receive_window = DEFAULT_WINDOW
-        self._encoder = HeaderEncoder(of_requests=client_side)
+        self._encoder = HeaderEncoder(of_requests=self.client_side)
 
     def _accept_headers(self, state: StreamState, headers: Headers, end_stream: bool) -> None:
         """Nothing to keep: `Session` has the states."""

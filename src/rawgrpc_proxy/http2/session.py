@@ -178,6 +178,7 @@ class Session(ABC):
         self._stream_credit_step = max(1, settings.stream_window_bytes // 2)
         self._connection_credit_step = max(1, settings.connection_window_bytes // 4)
         self._ready: deque[StreamState] = deque()
+        self._set_up()
 
     # ------------------------------------------------------------------ input
 
@@ -478,7 +479,7 @@ class Session(ABC):
             reason = "the budget for work that serves no call is low"
             self._refuse(stream_id, ErrorCode.REFUSED_STREAM, reason, price=guard.REFUSED_LOW)
             return True
-        if self.account.is_short and self.account.is_beyond_its_share:
+        if self.account.buffered.is_short and self.account.is_beyond_its_share:
             self._refuse(
                 stream_id,
                 ErrorCode.REFUSED_STREAM,
@@ -854,7 +855,7 @@ class Session(ABC):
         short of memory, what the peer has sent and still waits here is not given back.
         """
         size = self._uncredited
-        if self.account.is_short:
+        if self.account.buffered.is_short:
             size -= self.account.from_peer
         if size < self._connection_credit_step or self.ended:
             return False
@@ -993,7 +994,8 @@ class Session(ABC):
         self.account.take(piece.cost, None if piece.source is None else piece.source.account)
 
     def _drop_waiting(self, state: StreamState) -> None:
-        for piece in state.pending or ():
+        assert state.pending
+        for piece in state.pending:
             self._no_longer_waits(state, piece)
         state.pending = None
 
@@ -1033,7 +1035,6 @@ class Session(ABC):
             self._ready.remove(state)
         if state.pending:
             self._drop_waiting(state)
-        state.pending = None
         self._closed.remember(state.id, by_our_reset=by_our_reset)
         self.output.close(state.id, state.end_batch)
 
@@ -1087,6 +1088,10 @@ class Session(ABC):
         self._events.append(StreamReset(state.id, error_code, by_peer=False, reason=reason))
 
     # --------------------------------------------------- what an engine does
+
+    @abstractmethod
+    def _set_up(self) -> None:
+        """Make what the engine keeps; all that `Session` keeps is there."""
 
     def _start(self) -> None:  # noqa: B027  # an engine may have nothing to do
         """Called once the first SETTINGS are queued."""

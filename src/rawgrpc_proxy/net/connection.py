@@ -225,10 +225,10 @@ class Connection:
         if self.session.credit_connection():
             self.touch()
 
-    def end_stalled(self, before: float, down_to: float) -> None:
+    def end_stalled(self, before: float) -> None:
         """End streams on which bytes wait, and none has moved since `Buffered.passed` was `before`: the longest first.
 
-        It stops as soon as less than `down_to` bytes wait in the process.
+        Until the process is short of memory no more.
         """
         buffered, states = self.account.buffered, self.session.streams
         stalled: list[tuple[int, int]] = []
@@ -240,7 +240,7 @@ class Connection:
             ]
         number, bytes_before = 0, buffered.bytes
         for _, stream_id in sorted(stalled):
-            if buffered.bytes < down_to or self.state is _CLOSED:
+            if not buffered.is_short or self.state is _CLOSED:
                 break
             number += self._end_stalled_one(stream_id)
         if number:

@@ -16,8 +16,8 @@ from rawgrpc_proxy.http2.headers import HeaderList, Headers
 
 _SMALL_BYTES = 1024
 
-_Chunk = tuple[bytes | bytearray, int]
-"""DATA, and the credit that is owed for it."""
+_Chunk = tuple[bytes | bytearray, int, int]
+"""DATA, the credit that is owed for it, and what of it is counted (`Inbox.keep`)."""
 
 
 class Creditor(Protocol):
@@ -87,16 +87,18 @@ class Inbox:
             chunks = self._chunks = deque()
         if chunks and len(data) < _SMALL_BYTES:
             # Joined, so that single bytes do not cost a hundred each while they wait.
-            before, owed = chunks[-1]
+            before, owed, counted = chunks[-1]
             if not isinstance(before, bytearray):
                 before = bytearray(before)
             before += data
-            chunks[-1] = before, owed + credit
+            chunks[-1] = before, owed + credit, counted + len(data)
             self.keep(len(data))
         elif data or credit:
-            chunks.append((bytes(data), credit))
-            if len(data) >= _SMALL_BYTES:  # the first of a small call is not worth the time
-                self.keep(len(data) + PIECE_BYTES)
+            # The first of a small call is not worth the time.
+            counted = len(data) + PIECE_BYTES if len(data) >= _SMALL_BYTES else 0
+            chunks.append((bytes(data), credit, counted))
+            if counted:
+                self.keep(counted)
         self.ended = self.ended or end_stream
         self._wake()
 
@@ -127,11 +129,11 @@ class Inbox:
         account.add_arrived(size)
 
     def let_go(self, size: int) -> None:
-        """They are not there any more. What is counted too little, or is over with the stream, counts as none."""
+        """They are not there any more. What was counted before the stream was over is not counted by now."""
         size = min(size, self.waiting_bytes)
         if size:
             self.waiting_bytes -= size
-            self._connection.account.add_arrived(-size)
+            self._connection.account.take_arrived(size)
 
     @property
     def held(self) -> bool:
@@ -143,7 +145,7 @@ class Inbox:
         if self.waiting_bytes:
             self.let_go(self.waiting_bytes)
         chunks, self._chunks = self._chunks, None
-        return [(bytes(data), owed) for data, owed in chunks or ()]
+        return [(bytes(data), owed) for data, owed, _ in chunks or ()]
 
     async def receive(self) -> bytes | None:
         """Wait for DATA; None when the peer has ended its half. The bytes count as delivered once they are returned.
@@ -153,8 +155,8 @@ class Inbox:
         while True:
             if self._chunks:
                 await trio.lowlevel.checkpoint()
-                data, owed = self._chunks.popleft()
-                self.let_go(len(data) + PIECE_BYTES if self._chunks else self.waiting_bytes)
+                data, owed, counted = self._chunks.popleft()
+                self.let_go(counted)
                 self._connection.credit(self._stream_id, owed)
                 return bytes(data)
             if self.ended:

@@ -30,10 +30,10 @@ class Holder(Protocol):
 
     account: Account
 
-    def end_stalled(self, before: float, down_to: float) -> None:
+    def end_stalled(self, before: float) -> None:
         """End streams on which bytes wait, and none has moved since `Buffered.passed` was `before`: the longest first.
 
-        It stops as soon as less than `down_to` bytes wait in the process.
+        Until the process is short of memory no more.
         """
 
     def give_credit(self) -> None:
@@ -74,7 +74,7 @@ class MemoryGuard:
         buffered = self.buffered
         mark, marked_at = buffered.passed, trio.current_time()
         try:
-            while buffered.bytes >= buffered.near:
+            while buffered.is_short:
                 now = trio.current_time()
                 if buffered.bytes >= buffered.limit:
                     await self._end_stalled(math.inf)
@@ -91,12 +91,11 @@ class MemoryGuard:
         self._give_credit()
 
     async def _end_stalled(self, before: float) -> None:
-        buffered = self.buffered
         for connection in sorted(self._connections, key=_held, reverse=True):
-            if buffered.bytes < buffered.near:
+            if not self.buffered.is_short:
                 return
             with self._turn:
-                connection.end_stalled(before, buffered.near)
+                connection.end_stalled(before)
             await trio.lowlevel.checkpoint()
 
     def _give_credit(self) -> None:

@@ -139,7 +139,7 @@ class Splice:
         """The request is not needed a second time."""
         self.replay = None
         if self.kept_bytes:
-            self.downstream.account.add_arrived(-self.kept_bytes)
+            self.downstream.account.take_arrived(self.kept_bytes)
             self.kept_bytes = 0
 
     def abandon(self, error_code: int) -> None:
