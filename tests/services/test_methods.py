@@ -411,3 +411,25 @@ async def test_a_part_of_a_message_counts_until_its_call_is_over(engine: Engine)
         await until(lambda: 12_000 <= buffered.bytes < 13_000, "what was read is not counted")
         await call.reset(8)
         await until(lambda: buffered.bytes == 0, "what is gone is counted")
+
+
+@trio_test
+async def test_all_parts_of_a_message_that_has_begun_count(engine: Engine) -> None:
+    buffered = current_memory_guard().buffered
+    async with a_proxy(engine, codec=RAW, configure=ALL) as house:
+        client = await house.client()
+        call = await client.open(request_fields("/a.B/Join"))
+        body = message(bytes(50_000)) + message(b"x" * 20_000)[:10_000]
+
+        async def counted(size: int) -> None:
+            await until(lambda: buffered.bytes == size, "not all that was read is counted")
+
+        for start in range(0, 48_000, 12_000):
+            await call.data(body[start : start + 12_000])
+            await client.ping()
+            await counted(start + 12_000)
+        await call.data(body[48_000:])
+        await until(lambda: buffered.bytes < 12_000, "a message that was taken is counted")
+        assert buffered.bytes >= 9_000
+        await call.reset(8)
+        await until(lambda: buffered.bytes == 0, "what is gone is counted")

@@ -25,9 +25,9 @@ Request = TypeVar("Request")
 
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 _ACCEPT_ENCODING = (b"grpc-accept-encoding", b"identity,deflate,gzip")
-_MESSAGES_A_TURN = 256
 _STALLED_S = 30.0
 """How long a message of the request may make no progress, once it has begun or is the only one that is waited for."""
+_MESSAGES_A_TURN = 256
 _BYTES_A_TURN = 256 * 1024
 """Of messages that are here already: then everything else gets its turn, for a window can hold 200,000 empty ones."""
 
@@ -59,6 +59,8 @@ class _Messages(AsyncIterator[Request]):
         self._reader = MessageReader(max_message_bytes=max_message_bytes)
         self._taken = self._taken_bytes = 0
         self._is_only = False
+        self._kept_bytes = 0
+        """What the reader holds, as the stream's inbox counts it."""
         self._encoding = dict(call.stream.headers).get(b"grpc-encoding", b"identity")
 
     async def __anext__(self) -> Request:
@@ -77,8 +79,11 @@ class _Messages(AsyncIterator[Request]):
             self._call.record.request_bytes += len(data)
             self._reader.add(data)
             inbox.keep(len(data))
+            self._kept_bytes += len(data)
         compressed, payload = message
-        inbox.let_go(inbox.waiting_bytes if self._reader.at_boundary else len(payload))
+        gone = self._kept_bytes if self._reader.at_boundary else len(payload)
+        inbox.let_go(gone)
+        self._kept_bytes -= gone
         if compressed:
             payload = self._inflate(payload)
         self._taken += 1
