@@ -171,14 +171,35 @@ def test_a_third_size_update_is_refused() -> None:
 
 def test_the_work_of_a_block_is_counted_unless_its_answer_was_kept() -> None:
     decoder = HeaderDecoder(NO_LIMIT, NO_LIMIT)
-    coded = hpack.Encoder().encode([(b"x-text", b"a" * 1000)], huffman=True)
-    block = b"\x83" * 10 + never_indexed([(b"x", b"y")])
+    block = b"\x83" * 110 + never_indexed([(b"x", b"y")])
 
     decoder.decode(block)
     decoder.decode(block)
     assert decoder.work == 11
-    decoder.decode(coded)
-    assert decoder.work == 12 + len(coded) // 8 - 1
+    decoder.decode(b"\0\1x\xff\xa1\x80\x01" + b"\x1f" * (16 * 1024 + 160))
+    assert decoder.work == 11 + 20
+
+
+def test_headers_of_a_hundred_fields_and_a_long_token_are_no_work() -> None:
+    decoder = HeaderDecoder(NO_LIMIT, NO_LIMIT)
+
+    for length in (0x80, 16 * 1024):
+        size = length - 0x7F
+        decoder.decode(
+            b"\x83" * 99 + b"\0\1x\xff" + bytes((size & 0x7F | 0x80, size >> 7)) + b"\x1f" * length
+        )
+        decoder.decode(never_indexed([(b"x", b"y" * 40_000)]))
+
+    assert decoder.work == 0
+
+
+def test_how_a_call_went_is_kept_once_of_a_list_that_repeats_it() -> None:
+    """A field of the table takes one byte each time that it is said."""
+    decoder = HeaderDecoder(8000, NO_LIMIT)
+
+    headers = decoder.decode(b"\x40" + literal((b"grpc-message", b"x" * 3000))[1:] + b"\xbe" * 1000)
+
+    assert len(headers) == 5
 
 
 def test_distinct_blocks_do_not_pile_up() -> None:

@@ -235,6 +235,38 @@ def test_settings_cost_more_the_more_streams_they_move(server: Peer) -> None:
     assert flips == 10_000 // (10 + 1000 // 50) + 1
 
 
+def with_answers_that_wait(server: Peer, calls: int) -> None:
+    server.tell(wire.settings({wire.INITIAL_WINDOW_SIZE: 0}))
+    for stream_id in range(1, 2 * calls, 2):
+        server.tell(wire.headers(stream_id, end_stream=True))
+        server.session.send_headers(stream_id, RESPONSE)
+        server.session.send_data(stream_id, bytes(10_000))
+    server.take()
+
+
+def test_a_window_that_opens_by_single_bytes_pays_for_nothing(server: Peer) -> None:
+    """CVE-2019-9511, Data Dribble: each of them is a frame of ours."""
+    with_answers_that_wait(server, 3)
+    rounds = 0
+    while not server.session.ended:
+        server.tell(*[wire.window_update(stream_id, 1) for stream_id in (1, 3, 5)] * 100)
+        server.take()
+        rounds += 1
+        assert rounds < 100
+    assert rounds == 67  # 20,000 of them are the budget
+
+
+def test_settings_that_open_the_windows_of_many_cost_as_many_window_updates(server: Peer) -> None:
+    with_answers_that_wait(server, 100)
+    rounds = 0
+    while not server.session.ended:
+        rounds += 1
+        server.tell(wire.settings({wire.INITIAL_WINDOW_SIZE: rounds}))
+        server.take()
+        assert rounds < 1000
+    assert 150 < rounds < 170  # 10 for SETTINGS, 2 for the streams that move, and 50
+
+
 def test_settings_of_one_read_move_the_streams_once(server: Peer) -> None:
     for number in range(1000):
         server.tell(wire.headers(1 + 2 * number))

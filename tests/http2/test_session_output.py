@@ -343,3 +343,27 @@ def test_output_is_counted_by_what_it_is(engine: Engine) -> None:
     client.session.open_stream(REQUEST)
     assert client.session.output.owed_bytes == 0
     assert client.session.output.bytes == client.session.output.opening_bytes > 9
+
+
+def test_what_the_socket_does_not_take_counts_and_what_is_written_behind_it(server: Peer) -> None:
+    session, account = server.session, server.session.account
+    for stream_id in (1, 3, 5):
+        server.tell(wire.headers(stream_id, end_stream=True))
+    session.send_headers(1, wire.RESPONSE)
+    assert account.to_peer == 0
+    session.take_output()
+    session.output_waits(50)
+    assert account.to_peer == 50
+    session.send_headers(3, wire.RESPONSE)
+    with_headers = account.to_peer
+    assert with_headers > 50
+    session.send_data(3, bytes(1000))
+    assert account.to_peer == with_headers + 1009
+    session.output_written()
+    assert account.to_peer == with_headers + 1009 - 50
+    session.take_output()
+    assert account.to_peer == account.buffered.bytes == 0
+    session.output_waits(70)
+    session.send_headers(5, wire.RESPONSE)
+    session.abandon()
+    assert account.to_peer == account.buffered.bytes == 0

@@ -691,3 +691,19 @@ async def test_tcp_gives_up_a_peer_that_takes_nothing_no_sooner_than_the_connect
         with ours, theirs:
             Connection(SocketTransport(ours, "tcp"), settings, client_side=True)
             assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000 * tcp_s
+
+
+@trio_test
+async def test_many_calls_are_told_of_the_end_some_at_a_time(engine: Engine) -> None:
+    """So that the calls of others do not wait for all of them."""
+    seen = set[int]()
+    async with a_link(engine) as link:
+        for _ in range(200):
+            await link.peer.open(request_fields(), end=True)
+        await trio.testing.wait_all_tasks_blocked()
+        link.connection.close()
+        while not link.ended.is_set():
+            seen.add(sum(stream.inbox.error is not None for stream in link.requests))
+            await trio.lowlevel.checkpoint()
+        assert all(stream.inbox.error is not None for stream in link.requests)
+    assert len(seen) > 3

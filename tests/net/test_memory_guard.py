@@ -6,6 +6,7 @@ from trio.testing import MockClock, memory_stream_pair, trio_test
 
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine, Http2Settings
+from rawgrpc_proxy.errors import PeerAbuse
 from rawgrpc_proxy.http2 import frames
 from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.net.memory_guard import STALLED_S, current_memory_guard
@@ -60,6 +61,25 @@ async def test_the_connection_that_holds_most_pays(engine: Engine) -> None:
         await trio.testing.wait_all_tasks_blocked()
         assert list(modest.connection.session.streams) == [1]
         assert list(greedy.connection.session.streams) == [3]
+
+
+@trio_test
+async def test_answers_that_are_on_their_way_and_are_not_taken_end_their_connection(
+    engine: Engine, clock: MockClock
+) -> None:
+    """Headers have no window: nothing else bounds them."""
+    async with a_link(engine) as other, a_link(engine, max_buffered_bytes=LIMIT) as link:
+        for _ in range(30):
+            await link.peer.open(request_fields(), end=True)
+        await trio.testing.wait_all_tasks_blocked()
+        link.ours.send_all_hook = trio.sleep_forever
+        for stream in link.requests:
+            stream.send_headers([*RESPONSE, (b"x-text", b"x" * 50_000)])
+        await link.ended.wait()
+        assert isinstance(link.connection.error, PeerAbuse)
+        assert "max_buffered_bytes" in str(link.connection.error)
+        assert current_memory_guard().buffered.bytes == 0
+        await other.peer.ping()
 
 
 @trio_test

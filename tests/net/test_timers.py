@@ -69,6 +69,25 @@ def test_a_timer_that_another_one_adds_goes_off_too() -> None:
     run(main)
 
 
+def test_of_many_timers_that_are_due_at_once_some_go_off_before_others_have_their_turn() -> None:
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            deadlines, heard, seen = Timers(nursery), list[int](), set[int]()
+            due = trio.current_time() + 5
+            for number in range(200):
+                deadlines.add(due, lambda number=number: heard.append(number))  # type: ignore[misc]
+            await trio.sleep_until(due)
+            while len(heard) < 200:
+                seen.add(len(heard))
+                await trio.lowlevel.checkpoint()
+            assert len(seen) >= 3
+            assert heard == list(range(200))
+            assert trio.current_time() == due
+            deadlines.close()
+
+    run(main)
+
+
 def test_timers_of_calls_that_have_ended_are_forgotten_long_before_their_time() -> None:
     async def main() -> None:
         async with trio.open_nursery() as nursery:

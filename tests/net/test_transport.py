@@ -355,6 +355,8 @@ def test_tcp_is_told_when_a_link_is_lost_under_tls_too() -> None:
             for transport, timeout_s in ((link, 60), (tls, 90)):
                 transport.mind_lost_bytes(timeout_s)
                 told = ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+                assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+                assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
                 assert told == 1000 * timeout_s
 
     run(test)

@@ -188,7 +188,7 @@ async def test_an_abandoned_splice_hears_nothing_more_from_upstream(engine: Engi
         await served.headers(RESPONSE)
         await upstream.peer.goaway(0)
         await trio.testing.wait_all_tasks_blocked()
-        assert splice.response_headers is None
+        assert splice.http_status is None
         assert splice.upstream_error is None
 
 

@@ -9,8 +9,8 @@ stalled for longest.
     Account (one connection) ──┴─► Buffered (the process): .bytes, alarm when they pass `near`
 
 The invariant: what is added is taken away where it leaves its container, whatever has become of its stream.
-What is not counted: what a connection's output holds (`max_output_bytes`, and as much again under way to a socket), and
-the first kilobyte of a call that waits for its upstream.
+A connection's output counts once the socket takes no more. What is not counted: the first kilobyte of a call that waits
+for its upstream.
 """
 
 import math

@@ -62,8 +62,8 @@ PRICES = (
     Price("tiny DATA", 1, "less than the five bytes that a gRPC message begins with, and no END_STREAM"),
     Price(
         "work on header blocks",
-        1,
-        "each fifty fields, or four hundred Huffman-coded bytes, that repeat nothing",
+        5,
+        "of a block that repeats none, each 50 fields beyond 100, or 400 Huffman-coded bytes beyond 16 KiB",
     ),
 )
 (
@@ -95,6 +95,9 @@ GOOD_STREAM_POINTS = 10.0
 """A stream that goes well pays for one that does not."""
 DATA_SENT_POINTS = 10.0
 """A DATA frame that we send pays for the WINDOW_UPDATEs and the PING that answer it."""
+CUT_SHORT_BYTES = 256
+"""But not one that is cut to less than this, because the peer's window has no more: it makes work for nothing, of which
+it could have any amount with windows of a few bytes (CVE-2019-9511)."""
 _LOW = 0.25
 
 _POINTS = tuple(price.points for price in PRICES)  # looked up once, not for every frame

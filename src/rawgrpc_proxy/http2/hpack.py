@@ -76,6 +76,10 @@ _NEVER_INDEXED = 0x10  # §6.2.3
 _ENTRY_OVERHEAD = 32  # RFC 7541 §4.1
 _SIZE_UPDATES = 2  # §4.2: the smallest size between two blocks, and the last
 _NEVER_CUT = frozenset({b"grpc-status", b"grpc-message"})
+_NEVER_CUT_FIELDS = 2
+_FREE_FIELDS, _FREE_CODED_BYTES = 100, 16 * 1024
+"""What of a block is not counted as work: more than the calls need that people make, with their tokens and their
+traces, and the end of one with its message. It takes a millisecond at the most."""
 _INTEGER_BYTES = 5  # behind the prefix: enough for 32 bits
 _STATIC = HeaderTable.STATIC_TABLE
 
@@ -127,11 +131,12 @@ class HeaderDecoder(_Keeper):
     """Decodes the blocks of one connection: its requests, or its responses.
 
     `max_list_bytes` is RFC 9113 §6.5.2's measure. Of a list that is longer the rest is decoded, since it belongs to the
-    table, but not kept, except for how a call went. A list of more than `max_fields` fields ends the connection: those
-    of one byte each take the most time.
+    table, but not kept, except for how a call went, told once. A list of more than `max_fields` fields ends the
+    connection: those of one byte each take the most time.
     """
 
     __slots__ = (
+        "_coded_bytes",
         "_has_blanks",
         "_inserted_bytes",
         "_max_fields",
@@ -152,8 +157,11 @@ class HeaderDecoder(_Keeper):
         """What has ever been put into the table; most of the time it is less than the table may hold."""
         self._has_blanks = False
         """Has there been a value with blanks at its edges? Then any list may be copied, to leave without them."""
+        self._coded_bytes = 0
+        """Of the block that is read, the Huffman-coded ones."""
         self.work = 0
-        """Fields, and eighths of the bytes that were Huffman-coded, of blocks whose answers were not kept."""
+        """Fields, and eighths of the bytes that were Huffman-coded, of blocks whose answers were not kept: what goes
+        beyond a hundred fields, and beyond 16 KiB."""
 
     def decode(self, block: bytes) -> HeaderList:
         """The list in `block`. Raises `hpack.HPACKError`; the connection is lost then.
@@ -198,7 +206,7 @@ class HeaderDecoder(_Keeper):
         headers: Headers = []
         changed = marked = False
         room, fields_left, updates_left = self._max_list_bytes, self._max_fields, _SIZE_UPDATES
-        literals = literal_bytes = 0
+        never_cut, literals, literal_bytes = _NEVER_CUT_FIELDS, 0, 0
         position, end = 0, len(block)
         while position < end:
             first = block[position]
@@ -233,12 +241,13 @@ class HeaderDecoder(_Keeper):
             if room >= 0:
                 headers.append(field)
                 room -= len(field[0]) + len(field[1]) + _ENTRY_OVERHEAD
-            elif field[0] in _NEVER_CUT:
+            elif never_cut and field[0] in _NEVER_CUT:
                 headers.append(field)
+                never_cut -= 1
             if fields_left < 0:
                 raise hpack.OversizedHeaderListError(f"more than {self._max_fields} fields")
         count = len(headers)
-        self.work += self._max_fields - fields_left
+        self._count_work(self._max_fields - fields_left)
         size = self._max_list_bytes - room - _ENTRY_OVERHEAD * count
         weight = _LIST_BYTES + _FIELD_BYTES * count + _LITERAL_BYTES * literals + literal_bytes + end
         for name, value in headers[:4]:
@@ -247,6 +256,13 @@ class HeaderDecoder(_Keeper):
         if self._has_blanks:
             weight += size + _TRIMMED_BYTES * count
         return headers, changed, marked, weight
+
+    def _count_work(self, fields: int) -> None:
+        coded_bytes, self._coded_bytes = self._coded_bytes, 0
+        if fields > _FREE_FIELDS:
+            self.work += fields - _FREE_FIELDS
+        if coded_bytes > _FREE_CODED_BYTES:
+            self.work += (coded_bytes - _FREE_CODED_BYTES) >> 3
 
     def _read_literal(self, block: bytes, position: int, first: int) -> tuple[RawHeader, int]:
         """The literal whose first byte is `first` (RFC 7541 §6.2), and where it ends."""
@@ -281,7 +297,7 @@ class HeaderDecoder(_Keeper):
             raise IndexError
         text = block[position:end]
         if first & 0x80:
-            self.work += length >> 3
+            self._coded_bytes += length
             return decode_huffman(text), end
         return text, end
 

@@ -25,11 +25,14 @@ class Output:
         "_leaving_taken",
         "batch",
         "chunks",
+        "counted_bytes",
+        "counted_taken_bytes",
         "data_bytes",
         "opening_bytes",
         "owed_bytes",
         "receipts",
         "taken",
+        "waits_since",
     )
 
     def __init__(self) -> None:
@@ -45,6 +48,10 @@ class Output:
         """The number of the batch that is filled now."""
         self.taken = False
         """Whether the batch before it is taken, and not written."""
+        # Of each of the two: what the connection's account has of it.
+        self.counted_bytes = self.counted_taken_bytes = 0
+        self.waits_since = 0
+        """What `Buffered.passed` was when the socket has last not taken all."""
         # Streams that have closed, but their last frame is here; or taken, and not written; or written, and not told.
         self._leaving: list[int] = []
         self._leaving_taken: list[int] = []

@@ -435,16 +435,12 @@ class Session(ABC):
         if checked.problem is not None:
             self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR, checked.problem)
             return
-        if self._held_header_bytes + checked.held_bytes > self._settings.max_open_header_bytes:
-            self._refuse(
-                stream_id,
-                ErrorCode.REFUSED_STREAM,
-                f"the headers of the open calls take {self._held_header_bytes} bytes; max_open_header_bytes is "
-                f"{self._settings.max_open_header_bytes}",
-            )
+        if not self._may_hold(checked.held_bytes):
+            self._refuse(stream_id, ErrorCode.REFUSED_STREAM, self._held_too_much())
             return
         oversized = ""
         if checked.excess is not None:
+            self._guard.streams_for_nothing += 1  # the answer is the proxy's own
             headers = HeaderList(field for field in headers if field[0][:1] == b":")
             oversized = checked.excess.text
         state = StreamState(stream_id, self._peer_stream_window, self._stream_window_bytes, self.now)
@@ -490,6 +486,16 @@ class Session(ABC):
             return True
         return False
 
+    def _may_hold(self, size: int) -> bool:
+        """Whether the open calls' headers and trailers may take so many bytes more."""
+        return self._held_header_bytes + size <= self._settings.max_open_header_bytes
+
+    def _held_too_much(self) -> str:
+        return (
+            f"the headers of the open calls take {self._held_header_bytes} bytes; max_open_header_bytes is "
+            f"{self._settings.max_open_header_bytes}"
+        )
+
     def _receive_response(self, state: StreamState, headers: HeaderList, end_stream: bool) -> None:
         checked = headers.once(self._checks.response)
         if checked.problem is not None:
@@ -526,7 +532,12 @@ class Session(ABC):
         elif checked.excess is not None and not self.client_side:
             text = f"the request's trailers have {checked.excess.text}"
             self._stream_error(state, ErrorCode.ENHANCE_YOUR_CALM, text)
+        elif not self.client_side and not self._may_hold(checked.held_bytes):
+            self._stream_error(state, ErrorCode.ENHANCE_YOUR_CALM, self._held_too_much())
         else:
+            if not self.client_side:
+                self._held_header_bytes += checked.held_bytes
+                state.held_bytes += checked.held_bytes
             if checked.excess is not None:
                 headers = self._only_the_status(state, headers, checked.excess)
             self._accept_headers(state, headers, end_stream=True)
@@ -613,13 +624,18 @@ class Session(ABC):
     def _put_settings_in_force(self) -> None:
         """All that came in one read at once, before anything goes out: a new window moves every open stream."""
         values, self._new_settings = self._new_settings, {}
-        if values.get(Setting.INITIAL_WINDOW_SIZE, self._peer_stream_window) != self._peer_stream_window:
+        window = values.get(Setting.INITIAL_WINDOW_SIZE, self._peer_stream_window)
+        growth = window - self._peer_stream_window
+        if growth:
             self._guard.charge(guard.MOVED_STREAMS, self, len(self.streams))
         self._accept_settings(values)
-        self._peer_stream_window = values.get(Setting.INITIAL_WINDOW_SIZE, self._peer_stream_window)
-        for state in self.streams.values():
-            if state.pending:
-                self._queue(state)  # its window may have grown
+        self._peer_stream_window = window
+        if growth > 0:
+            waiting = [state for state in self.streams.values() if state.pending]
+            # To each of them it is what a WINDOW_UPDATE is.
+            self._guard.charge(guard.WINDOW_UPDATE, self, len(waiting))
+            for state in waiting:
+                self._queue(state)
 
     def _receive_window_update(self, stream_id: int, payload: Data) -> None:
         if len(payload) != 4:
@@ -757,6 +773,8 @@ class Session(ABC):
             return
         self._write_headers_or_end(state, headers, end_stream)
         state.opened_at = _LONG_AGO
+        if self.output.taken:
+            self._count_output()
 
     def send_data(
         self,
@@ -786,6 +804,8 @@ class Session(ABC):
             self._data_frames_sent += 1
             if source is not None:
                 self.output.owe(source, credit)
+            if self.output.taken:
+                self._count_output()
             if end_stream:
                 self._we_ended(state)
             return
@@ -913,6 +933,9 @@ class Session(ABC):
     def abandon(self) -> None:
         """Let everything go that waits, and end without a word."""
         self.ended = True
+        output = self.output
+        self.account.take(output.counted_bytes + output.counted_taken_bytes, None)
+        output.counted_bytes = output.counted_taken_bytes = 0
         for state in self.streams.values():
             if state.pending:
                 self._drop_waiting(state)
@@ -938,12 +961,32 @@ class Session(ABC):
             self.output_written()
         if self._ready:
             self._fill_output()
+        if self.output.counted_bytes:
+            self.account.take(self.output.counted_bytes, None)
+            self.output.counted_bytes = 0
         return self.output.take()
+
+    def output_waits(self, size: int) -> None:
+        """The socket has not taken `size` bytes of what was taken: they count, and what is written behind them.
+
+        That may be any number of answers with their headers, which no window limits.
+        """
+        self.output.waits_since = self.account.buffered.passed
+        self.output.counted_taken_bytes = size
+        self.account.add(size, None)
+
+    def _count_output(self) -> None:
+        grown = self.output.bytes - self.output.counted_bytes
+        self.output.counted_bytes += grown
+        self.account.add(grown, None)
 
     def output_written(self) -> None:
         """All that was taken is with the socket: the streams that ended with it count no more."""
         self._guard.answers_written()
         self.output.written()
+        if self.output.counted_taken_bytes:
+            self.account.take(self.output.counted_taken_bytes, None)
+            self.output.counted_taken_bytes = 0
 
     def take_closed(self) -> list[int]:
         """Ids of the streams that have closed since the last call, their last frame with the socket."""
@@ -976,13 +1019,15 @@ class Session(ABC):
             self._no_longer_waits(state, piece)
             if piece.source is not None:
                 self.output.owe(piece.source, piece.credit)
+            self._data_frames_sent += 1
         else:
             data = bytes(memoryview(piece.data)[:size])
             del piece.data[:size]
+            if size >= guard.CUT_SHORT_BYTES:
+                self._data_frames_sent += 1
         last = not state.pending and state.sending is _CLOSING
         end_stream = last and state.trailers is None
         self._write_data(state, data, end_stream)
-        self._data_frames_sent += 1
         if end_stream:
             self._we_ended(state)
         elif last and state.trailers is not None:

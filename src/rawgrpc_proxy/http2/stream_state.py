@@ -83,7 +83,7 @@ class StreamState:
         self.receiving = _HEADERS
         self.sending = _OPEN
         self.held_bytes = 0
-        """What its request headers take, if they came from the peer."""
+        """What its request headers and trailers take, if they came from the peer."""
         self.body_left: int | None = None
         """What content-length still promises, where there is one."""
         self.uncredited = 0

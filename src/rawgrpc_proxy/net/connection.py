@@ -58,6 +58,7 @@ from rawgrpc_proxy.net.turn import current_turn
 from rawgrpc_proxy.net.writer import FAREWELL_TIMEOUT_S, Writer
 
 _ALIVE_PING = b"alive?  "
+_STREAMS_ENDED_A_TURN = 64
 _STEPS_A_TURN = 64
 """So many frames are acted on before others have their turn: a third of a millisecond's work if they are small and
 serve nothing, two if they are calls. Bulk comes in fewer."""
@@ -228,7 +229,8 @@ class Connection:
     def end_stalled(self, before: float) -> None:
         """End streams on which bytes wait, and none has moved since `Buffered.passed` was `before`: the longest first.
 
-        Until the process is short of memory no more.
+        Until the process is short of memory no more. If it still is then, and the socket has not taken what was written
+        before `before`, the connection ends: what of answers is on its way to a socket goes only with it.
         """
         buffered, states = self.account.buffered, self.session.streams
         stalled: list[tuple[int, int]] = []
@@ -249,6 +251,18 @@ class Connection:
                 f"{bytes_before} bytes wait in this process for peers that do not take them: {number} calls that had "
                 "stalled on this connection were ended",
             )
+        if (
+            buffered.is_short
+            and self._writer.writing
+            and self.session.output.waits_since < before
+            and self.account.is_beyond_its_share
+        ):
+            error = PeerAbuse(
+                f"{self.account.to_peer} bytes wait for the peer, which does not take them, while too much waits in "
+                "the proxy (max_buffered_bytes)"
+            )
+            self.session.fail(error)
+            self.close(error)
 
     def _end_stalled_one(self, stream_id: int) -> bool:
         """Answers whether the stream was there still."""
@@ -338,7 +352,7 @@ class Connection:
         finally:
             self.error = self.error or failure or ConnectionGone("closed by the proxy")
             self.error.side = self.side
-            self._end_streams(self.error)
+            await self._end_streams(self.error)
             if isinstance(self.error, ProxyStopping):
                 with trio.CancelScope(shield=True):
                     # Calls that are in a task are cancelled by now, and say goodbye to their callers.
@@ -504,7 +518,8 @@ class Connection:
         if not self.streams and self.state is _DRAINING and self.side is Side.UPSTREAM:
             self._end()
 
-    def _end_streams(self, error: ConnectionFailed) -> None:
+    async def _end_streams(self, error: ConnectionFailed) -> None:
+        """Tell all of them, some at a time, so that others have their turn between. Not cancelled."""
         self.state = _CLOSED
         self._writer.closed = True
         self.ready.set()
@@ -512,7 +527,10 @@ class Connection:
             self._drain.connection_ended()
         streams = list(self.streams.values())
         self.streams.clear()
-        for stream in streams:
+        for number, stream in enumerate(streams, 1):
+            if number % _STREAMS_ENDED_A_TURN == 0:
+                with trio.CancelScope(shield=True):
+                    await trio.lowlevel.checkpoint()
             # One whose headers are here still nobody will ever get.
             untold = self._peer_is_gone and self.session.client_side and stream.id > self._writer.sent_up_to
             failure = never_sent_error if untold else lost_error

@@ -33,7 +33,7 @@ class Holder(Protocol):
     def end_stalled(self, before: float) -> None:
         """End streams on which bytes wait, and none has moved since `Buffered.passed` was `before`: the longest first.
 
-        Until the process is short of memory no more.
+        Until the process is short of memory no more. If nothing else helps, the connection itself.
         """
 
     def give_credit(self) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import trio
 
 _FEW = 64
+_CALLS_A_TURN = 32
+"""When many deadlines pass at one moment, others have their turn after so many: a millisecond, about."""
 
 
 class Timer:
@@ -87,12 +89,14 @@ class Timers:
                 await trio.sleep_forever()
 
     def _call_those_due(self) -> float:
-        """Answers when the next one is."""
+        """As many as may be in one turn. Answers when the next one is."""
         heap, now = self._heap, trio.current_time()
-        while heap and (heap[0][0] <= now or not heap[0][2].waits):
+        left = _CALLS_A_TURN
+        while heap and left and (heap[0][0] <= now or not heap[0][2].waits):
             timer = heapq.heappop(heap)[2]
             if timer.waits:
                 timer.call()
+                left -= 1
                 heap = self._heap
             else:
                 self._cancelled -= 1

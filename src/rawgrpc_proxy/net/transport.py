@@ -31,6 +31,9 @@ _JOIN_UP_TO_BYTES = 16 * 1024
 _TLS_RECORD_BYTES = 16 * 1024  # RFC 8446 §5.1
 _LOST_AFTER_S = 30.0
 """TCP gives up no link sooner: what was sent may be lost on the way, and has to be sent again."""
+_SILENT_AFTER_S, _ASK_EVERY_S = 60, 15
+"""So long after its last sign of life TCP asks a peer for one, and how often until it is given up: one that has
+vanished without a word, its power or its network gone, would keep its file for ever."""
 _IOV_MAX = 1024  # chunks for one sendmsg: the limit of Linux, macOS and the BSDs
 
 
@@ -49,7 +52,9 @@ class Transport(Protocol):
     def mind_lost_bytes(self, timeout_s: float) -> None:
         """Have TCP give up the link when what was sent is not acknowledged, or not taken, for so long, at least 30 s.
 
-        By itself it would try for 15 min (RFC 5482). Nothing happens where the link is not TCP, or cannot be told.
+        By itself it would try for 15 min (RFC 5482). A peer that is silent for a minute is asked for a sign of life
+        (RFC 1122 §4.2.3.6), and given up as well if there is none. Nothing happens where the link is not TCP, or cannot
+        be told.
         """
 
     async def receive_each(self, take: Take, *, goes_on: bool = False) -> None:
@@ -256,6 +261,9 @@ def _mind_lost_bytes(sock: socket.socket | trio.socket.SocketType, timeout_s: fl
     if hasattr(socket, "TCP_USER_TIMEOUT") and sock.family in {socket.AF_INET, socket.AF_INET6}:
         timeout_ms = int(1000 * max(timeout_s, _LOST_AFTER_S))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENT_AFTER_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _ASK_EVERY_S)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 def _after(chunks: list[Data], sent: int) -> list[Data]:

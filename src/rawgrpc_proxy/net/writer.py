@@ -147,6 +147,8 @@ class Writer:
             self._on_failed(ConnectionGone(reason_of(error)))
             return False
         self.writing = bool(self._unsent)
+        if self.writing:
+            session.output_waits(sum(map(len, self._unsent)))
         return not self.writing
 
     def _credit(self) -> None:

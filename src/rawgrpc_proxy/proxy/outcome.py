@@ -30,24 +30,24 @@ def settled(error: RpcError, deadline: float | None) -> RpcError:
 
 def note_outcome(call: Call, splice: Splice) -> None:
     """Note what passed, and the status the upstream gave."""
-    call.response_passed_on(headers=splice.response_headers is not None, ended=splice.response_ended)
+    call.response_passed_on(headers=splice.http_status is not None, ended=splice.response_ended)
     record = call.record
     record.request_bytes, record.response_bytes = splice.request_bytes, splice.response_bytes
     requests, responses = splice.request_messages, splice.response_messages
     if requests is not None and responses is not None:
         record.request_messages, record.response_messages = requests.count, responses.count
         record.messages_are_exact = requests.exact and responses.exact
-    if not splice.response_ended or splice.response_headers is None:
+    if not splice.response_ended or splice.http_status is None:
         return
-    last = splice.response_trailers or splice.response_headers
-    status, message = last.once(_told)
-    if status is not None:
+    last = splice.response_trailers
+    status, message = (None, None) if last is None else last.once(_told)
+    if last is not None and status is not None:
         if message is None:
             message = decode_grpc_message(dict(last)[b"grpc-message"])
         record.status, record.origin, record.detail = status, "upstream", message
         return
     record.detail = "the upstream sent no grpc-status"
-    http_status = int(splice.response_headers[0][1])
+    http_status = int(splice.http_status)
     record.status, record.origin = status_from_http(http_status), f"HTTP {http_status}"
 
 

@@ -43,6 +43,7 @@ class Splice:
         "downstream",
         "downstream_closed",
         "downstream_error",
+        "http_status",
         "kept_bytes",
         "replay",
         "request_bytes",
@@ -50,7 +51,6 @@ class Splice:
         "request_trailers",
         "response_bytes",
         "response_ended",
-        "response_headers",
         "response_messages",
         "response_trailers",
         "upstream",
@@ -67,8 +67,10 @@ class Splice:
         self.request_messages = MessageCounter() if counts_messages else None
         self.response_messages = MessageCounter() if counts_messages else None
         self.request_trailers: Headers | None = None
-        self.response_headers: HeaderList | None = None
+        self.http_status: bytes | None = None
+        """The response's, once its headers are here. The list is not kept: it may be long, and the call, too."""
         self.response_trailers: HeaderList | None = None
+        """What has ended the response, be it trailers or, alone, headers."""
         self.response_ended = False
         self.downstream_error: RpcError | None = None
         """Why the downstream peer is gone, if it is."""
@@ -245,8 +247,9 @@ class _ResponsePipe:
             splice.abandon(_CANCEL)
             splice.changed()
             return
-        splice.response_headers = headers
+        splice.http_status = headers[0][1]
         if end_stream:
+            splice.response_trailers = headers
             downstream.send_end(headers.once(_passed_on), headers)
             splice.response_complete()
         else:
