@@ -1,10 +1,11 @@
 """The backend behind the attacked proxy: answers every call at once, or holds it, or is itself the attacker.
 
-    python -m interop.attacks.backend [--hostile ROW]
+    python -m interop.attacks.backend [--stalls] [--hostile ROW]
 
-Calls of methods named Hold are not answered. With --hostile the first call on a connection is answered with what the
-row says, again and again, until the proxy ends the connection. Two lines on standard output tell of each of these:
-`attack begun`, and `attack ended: KIB HOW`.
+Calls of methods named Hold are not answered, those named Long with 40 KB of headers, and those named Data with 4 KB of
+body, whatever the windows are. One that --stalls takes a stream's first 64 KiB, and nothing after. With --hostile the
+first call on a connection is answered with what the row says, again and again, until the proxy ends the connection. Two
+lines on standard output tell of each of these: `attack begun`, and `attack ended: KIB HOW`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import asyncio
 
 from interop.attacks.headers import Block, HeaderReader
-from interop.attacks.rows import BY_NAME, Row
+from interop.attacks.rows import BY_NAME, Row, headers, string
 from interop.shared.frames import (
     ACK,
     DATA,
@@ -36,8 +37,12 @@ from interop.shared.frames import (
 
 WINDOW = 2**30
 STREAMS = 100_000
+SMALL_WINDOW = 65_535
 START = b"\x88\x0f\x10\x10application/grpc"
-ANSWER = START + b"\x00\x0bgrpc-status\x010"
+STATUS = b"\x00\x0bgrpc-status\x010"
+ANSWER = START + STATUS
+LONG_ANSWER = ANSWER + b"\0\1x" + string(bytes(b"x" * 40_000))
+DATA_BYTES = 4096
 GATHERING_S = 0.3
 """How long a hostile backend waits for further calls: how many come on one connection is the proxy's matter."""
 
@@ -45,8 +50,9 @@ GATHERING_S = 0.3
 class Connection(asyncio.Protocol):
     """One connection of the proxy's."""
 
-    def __init__(self, hostile: Row | None) -> None:
+    def __init__(self, hostile: Row | None, *, stalls: bool) -> None:
         self._hostile = hostile
+        self._window = SMALL_WINDOW if stalls else WINDOW
         self._buffer = bytearray()
         self._headers = HeaderReader()
         self._greeted = False
@@ -56,14 +62,15 @@ class Connection(asyncio.Protocol):
         self._sent = 0
         self._uncredited = 0
         self._reason = "closed"
-        self._held: set[int] = set()
+        self._methods: dict[int, bytes] = {}
+        """Of the calls that are open."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         # So that each of the attacker's callers has a hostile connection to itself, if the proxy heeds it.
         streams = STREAMS if self._hostile is None else self._hostile.calls
-        transport.write(settings({MAX_CONCURRENT_STREAMS: streams, INITIAL_WINDOW_SIZE: WINDOW}))
+        transport.write(settings({MAX_CONCURRENT_STREAMS: streams, INITIAL_WINDOW_SIZE: self._window}))
         transport.write(window_update(0, WINDOW))
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -102,16 +109,27 @@ class Connection(asyncio.Protocol):
 
     def _request(self, block: Block) -> None:
         # Trailers have no path, and change nothing.
-        if block.fields.get(b":path", b"").endswith(b"/Hold"):
-            self._held.add(block.stream_id)
+        if path := block.fields.get(b":path"):
+            self._methods[block.stream_id] = path.rpartition(b"/")[2]
         if self._hostile is not None and self._flood is None:
             self._flood = asyncio.get_running_loop().create_task(self._attack(self._hostile))
         if block.ends:
             self._answer(block.stream_id)
 
     def _answer(self, stream_id: int) -> None:
-        if stream_id not in self._held and self._hostile is None:
-            self._transport.write(frame(HEADERS, END_HEADERS | END_STREAM, stream_id, ANSWER))
+        if self._hostile is not None:
+            return
+        match self._methods.pop(stream_id, b""):
+            case b"Hold":
+                return
+            case b"Long":
+                answer = headers(stream_id, LONG_ANSWER)
+            case b"Data":
+                answer = frame(HEADERS, END_HEADERS, stream_id, START)
+                answer += frame(DATA, 0, stream_id, bytes(DATA_BYTES)) + headers(stream_id, STATUS)
+            case _:
+                answer = frame(HEADERS, END_HEADERS | END_STREAM, stream_id, ANSWER)
+        self._transport.write(answer)
 
     async def _attack(self, row: Row) -> None:
         await asyncio.sleep(GATHERING_S)
@@ -129,9 +147,12 @@ async def main() -> None:
     """Serve until SIGTERM."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--hostile", choices=BY_NAME)
+    parser.add_argument("--stalls", action="store_true")
     given = parser.parse_args()
     row = None if given.hostile is None else BY_NAME[given.hostile]
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(row), "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Connection(row, stalls=given.stalls), "127.0.0.1", 0
+    )
     print(f"listening on 127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await server.serve_forever()
 

@@ -47,6 +47,8 @@ class Site:
     backend: int
     hostile: int
     """Where calls of `/attack.Attack/` go."""
+    memory_mib: int | None = None
+    """What a proxy of ours may use, if little."""
 
     @property
     def longest_step_file(self) -> Path:
@@ -88,7 +90,7 @@ def longest_step_ms(proxy: Process, site: Site) -> float:
 
 def _ours(engine: str, site: Site) -> list[str]:
     return [
-        sys.executable, "-m", "interop.attacks.proxy", str(site.longest_step_file), "serve",
+        sys.executable, "-m", "interop.attacks.proxy", str(site.longest_step_file), str(site.memory_mib or 0), "serve",
         f"--listen=127.0.0.1:{site.listen}", f"--upstream=127.0.0.1:{site.backend}",
         f"--route=/attack.Attack/*=127.0.0.1:{site.hostile}", f"--engine={engine}", "--log-format=json",
     ]  # fmt: skip

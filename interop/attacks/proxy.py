@@ -1,13 +1,14 @@
 """The proxy as a process that also tells how long its loop was busy with one step of one task at the most.
 
-    python -m interop.attacks.proxy FILE serve ...
+    python -m interop.attacks.proxy FILE MIB serve ...
 
-Behind the file the arguments of `rawgrpc-proxy`. On SIGUSR1 it writes the longest step since the last time into the
-file, in milliseconds of CPU time.
+The system allows it so much memory, if that is not 0. Behind it the arguments of `rawgrpc-proxy`. On SIGUSR1 it writes
+the longest step since the last time into the file, in milliseconds of CPU time.
 """
 
 from __future__ import annotations
 
+import resource
 import signal
 import sys
 import time
@@ -43,6 +44,8 @@ class LongestStep(trio.abc.Instrument):
 
 if __name__ == "__main__":
     longest = LongestStep(Path(sys.argv.pop(1)))
+    if memory_bytes := int(sys.argv.pop(1)) * 2**20:
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     signal.signal(signal.SIGUSR1, longest.tell)
     trio.run = partial(trio.run, instruments=[longest])  # type: ignore[assignment]
     sys.exit(main())

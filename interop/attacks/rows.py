@@ -35,6 +35,11 @@ GREETING = PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, ACK, 0)
 REQUEST = grpc_request("/attack.Attack/Call", "attacker")
 #: A method that the backend does not answer, so that streams stay open.
 HELD = grpc_request("/attack.Attack/Hold", "attacker")
+#: Methods that it answers at length (`backend.py`).
+LONG = grpc_request("/attack.Attack/Long", "attacker")
+WITH_DATA = grpc_request("/attack.Attack/Data", "attacker")
+LITTLE_MIB = 512
+"""What a proxy may use whose bound on memory is attacked, a quarter of it for what waits."""
 
 
 def again(data: bytes) -> bytes:
@@ -102,6 +107,11 @@ class Row:
     answered: bool = False
     """Whether a hostile backend says it behind the response headers of its first call."""
     downstream: bool = True
+    stalls: bool = False
+    """Whether the backend of its calls takes next to nothing of their requests."""
+    memory_mib: int | None = None
+    """What the system allows the proxy, if little. Of that a quarter may wait for peers, and its peak may be an eighth
+    more."""
     patient: bool = False
     """It takes more than half a minute to see what becomes of it."""
 
@@ -296,6 +306,37 @@ ROWS = (
         ids=200,
         reads=False,
         patient=True,
+    ),
+    Row(
+        "unread_headers",
+        "calls whose answers, 40 KB of headers each, are not read",
+        fresh=lambda at: headers(at, LONG),
+        ids=10,
+        reads=False,
+        memory_mib=LITTLE_MIB,
+        patient=True,
+    ),
+    Row(
+        "stalled_writers",
+        "requests of 700 KB that their backend does not take",
+        fresh=lambda at: headers_without_end(at) + frame(DATA, 0, at, bytes(16384)) * 43,
+        ids=1,
+        stalls=True,
+        memory_mib=LITTLE_MIB,
+        patient=True,
+    ),
+    Row(
+        "dribble",
+        "SETTINGS that open the windows of 1000 answers by one byte",
+        b"".join(headers(1 + 2 * number, WITH_DATA) for number in range(1000)),
+        fresh=lambda at: settings({INITIAL_WINDOW_SIZE: at}),
+        ids=10,
+        greeting=PREFACE + settings({INITIAL_WINDOW_SIZE: 0}) + frame(SETTINGS, ACK, 0),
+    ),
+    Row(
+        "deadlines",
+        "1000 calls whose deadline is one moment",
+        opened(1000, HELD + b"\0\x0cgrpc-timeout\x051000m"),
     ),
     Row("slow_preface", "a preface that does not end", greeting=PREFACE[:10], patient=True),
 )

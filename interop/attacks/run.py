@@ -41,6 +41,7 @@ class Result:
     proxy: str
     is_ours: bool
     connections: int
+    peak_bound_mib: float
     step_ms: float | None = None
     """The longest step of the loop, in CPU time; of ours alone."""
     cpu_s: float | None = None
@@ -67,7 +68,7 @@ class Result:
             return []
         bounds = {
             "step": at_most(self.step_ms, STEP_MS),
-            "peak": at_most(self.peak_mib, PEAK_MIB * self.connections),
+            "peak": at_most(self.peak_mib, self.peak_bound_mib),
             "left": at_most(self.left_mib, LEFT_MIB),
             "victim": at_most(self.victim_p99_ms, max(VICTIM_MS, 2 * (self.before_p99_ms or 0))),
             "failures": not self.failures,
@@ -184,7 +185,8 @@ def module(name: str, *arguments: str) -> list[str]:
 
 def measure(row: Row, side: str, proxy: Proxy, connections: int, seconds: float) -> Result:
     """Attack a fresh proxy from one side. Whatever goes wrong is in the result."""
-    result = Result(row.name, side, proxy.name, proxy.is_ours, connections)
+    bound_mib = PEAK_MIB * connections if row.memory_mib is None else row.memory_mib * (1 / 4 + 1 / 8)
+    result = Result(row.name, side, proxy.name, proxy.is_ours, connections, bound_mib)
     seconds = PATIENT_S if row.patient else seconds
     try:
         _measure(row, proxy, seconds, result)
@@ -202,11 +204,16 @@ def _measure(row: Row, proxy: Proxy, seconds: float, result: Result) -> None:
         other = stack.enter_context(
             Listener(
                 "the other backend",
-                module("backend", *([f"--hostile={row.name}"] if upstream else [])),
+                module("backend", *_habits_of_backend(row, upstream=upstream)),
                 on_line=hostile.hear,
             )
         )
-        site = Site(folder, free_port(), *(int(each.target.split(":")[1]) for each in (backend, other)))
+        site = Site(
+            folder,
+            free_port(),
+            *(int(each.target.split(":")[1]) for each in (backend, other)),
+            row.memory_mib,
+        )
         running = stack.enter_context(Listener("the proxy", proxy.command(site), site.listen))
         target = f"--target=127.0.0.1:{site.listen}"
         with Teller("victim", target, f"--seconds={BEFORE_S}") as victim:
@@ -236,6 +243,10 @@ def _measure(row: Row, proxy: Proxy, seconds: float, result: Result) -> None:
         except Trouble as trouble:
             result.trouble.append(str(trouble))
         measurement.attack_over(result)
+
+
+def _habits_of_backend(row: Row, *, upstream: bool) -> list[str]:
+    return [f"--hostile={row.name}"] * upstream + ["--stalls"] * row.stalls
 
 
 def _ended(said: dict[str, Any]) -> str:
