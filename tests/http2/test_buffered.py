@@ -3,7 +3,7 @@
 import pytest
 
 from rawgrpc_proxy.config import Engine, Http2Settings
-from rawgrpc_proxy.http2.buffered import PIECE_BYTES, Buffered
+from rawgrpc_proxy.http2.buffered import MUCH_BYTES, PIECE_BYTES, Account, Buffered
 from rawgrpc_proxy.http2.events import RequestReceived, StreamReset
 from rawgrpc_proxy.net.connection import make_session
 from tests.http2.peer import (
@@ -121,3 +121,24 @@ def test_near_the_limit_the_connection_window_waits_for_what_has_come_through_it
     account.take_arrived(800_000)
     assert peer.session.credit(1, 16_384)
     assert peer.hear() == ["WINDOW_UPDATE 0 +65536"]
+
+
+def test_that_much_has_waited_is_remembered_until_it_is_forgotten_and_is_no_alarm() -> None:
+    alarms: list[int] = []
+    seen: list[bool] = []
+    buffered = Buffered()
+    buffered.on_alarm = lambda: alarms.append(buffered.bytes)
+    buffered.open(4 * MUCH_BYTES)
+    for account in (Account(buffered), Account(buffered)):
+        account.add(MUCH_BYTES - 1, None)
+        seen.append(buffered.has_been_much)
+        account.add(1, None)
+        seen.append(buffered.has_been_much)
+        account.take(MUCH_BYTES, None)
+        seen.append(buffered.has_been_much)
+        buffered.forget_much()
+    assert seen == [False, True, True] * 2
+    assert alarms == []
+    Account(buffered).add(4 * MUCH_BYTES, None)
+    assert buffered.has_been_much
+    assert alarms == [4 * MUCH_BYTES]

@@ -8,6 +8,8 @@ from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine, Http2Settings
 from rawgrpc_proxy.errors import PeerAbuse
 from rawgrpc_proxy.http2 import frames
+from rawgrpc_proxy.http2.buffered import MUCH_BYTES
+from rawgrpc_proxy.net import memory_guard
 from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.net.memory_guard import STALLED_S, current_memory_guard
 from rawgrpc_proxy.net.transport import StreamTransport
@@ -131,3 +133,17 @@ async def test_whoever_does_not_acknowledge_settings_loses_the_connection(
         await trio.sleep(5)
     assert connection.error is not None
     assert connection.error.error_code == ErrorCode.SETTINGS_TIMEOUT
+
+
+@trio_test
+async def test_behind_much_that_has_waited_memory_goes_back_to_the_system_once(
+    engine: Engine, clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shrunk: list[float] = []
+    monkeypatch.setattr(memory_guard, "shrink_heap", lambda: shrunk.append(1))
+    for size in (0, MUCH_BYTES, 0):
+        async with a_link(engine, stream_window_bytes=2 * MUCH_BYTES) as link:
+            await stalled(link, size)
+            await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(2)
+    assert len(shrunk) == 1

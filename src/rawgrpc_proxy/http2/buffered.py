@@ -20,6 +20,8 @@ NEAR = 0.75
 """The share of the limit from which on a process is short of memory."""
 _KEEP = 0.5
 """The share up to which requests are kept for a second try."""
+MUCH_BYTES = 32 * 1024 * 1024
+"""Behind so much, what is free is given back to the system."""
 PIECE_BYTES = 256
 """What the objects of a piece of DATA take beside its bytes: a bytearray, its holder, and their slack."""
 
@@ -27,7 +29,17 @@ PIECE_BYTES = 256
 class Buffered:
     """The process's count. `limit` is the smallest `max_buffered_bytes` of the connections that are open."""
 
-    __slots__ = ("accounts", "bytes", "keep_below", "limit", "near", "on_alarm", "passed")
+    __slots__ = (
+        "_alarm_at",
+        "accounts",
+        "bytes",
+        "has_been_much",
+        "keep_below",
+        "limit",
+        "near",
+        "on_alarm",
+        "passed",
+    )
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -38,6 +50,8 @@ class Buffered:
         """How many connections there are."""
         self.on_alarm: Callable[[], None] = _nobody
         """Called while bytes are added and `near` is passed: must neither wait nor raise."""
+        self.has_been_much = False
+        """Whether `MUCH_BYTES` have waited at once, since it was forgotten last."""
         self._limit_to(math.inf)
 
     @property
@@ -49,8 +63,20 @@ class Buffered:
         """`size` bytes wait."""
         self.bytes += size
         self.passed += size
+        if self.bytes >= self._alarm_at:
+            self._alarm()
+
+    def _alarm(self) -> None:
+        if self.bytes >= MUCH_BYTES:
+            self.has_been_much = True
+            self._alarm_at = self.near
         if self.bytes >= self.near:
             self.on_alarm()
+
+    def forget_much(self) -> None:
+        """What has waited until now has been given back."""
+        self.has_been_much = False
+        self._alarm_at = min(self.near, MUCH_BYTES)
 
     def open(self, limit: float) -> None:
         """A connection with this limit begins."""
@@ -68,6 +94,7 @@ class Buffered:
         self.limit = limit
         self.near = NEAR * limit
         self.keep_below = _KEEP * limit
+        self._alarm_at = self.near if self.has_been_much else min(self.near, MUCH_BYTES)
 
 
 class Account:

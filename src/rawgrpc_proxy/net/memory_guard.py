@@ -7,6 +7,8 @@
 The connection that holds most comes first, so that a caller who fills the memory loses calls, and others do not. It is
 the idea of Envoy's overload manager, which ends the streams that hold most.
 
+When much has waited, and its connections have gone, the memory goes back to the system (`heap.py`).
+
 What it does not do: count (`http2/buffered.py`). The invariant: it runs in a task of its own, never in the middle of a
 reader's work, and lets others have their turn after each connection.
 """
@@ -17,12 +19,15 @@ from typing import Protocol
 import trio
 import trio.lowlevel
 
-from rawgrpc_proxy.http2.buffered import Account, Buffered
+from rawgrpc_proxy.http2.buffered import MUCH_BYTES, Account, Buffered
+from rawgrpc_proxy.net.heap import shrink_heap
 from rawgrpc_proxy.net.turn import current_turn
 
 STALLED_S = 5.0
 """Near the limit, a call of which nothing has moved for so long ends."""
 _LOOK_S = 0.25
+_SETTLING_S = 1.0
+"""So long after the end of a connection the last of its objects are gone."""
 
 
 class Holder(Protocol):
@@ -60,8 +65,12 @@ class MemoryGuard:
 
     def close(self, connection: Holder) -> None:
         """It has ended."""
+        buffered = self.buffered
         del self._connections[connection]
-        self.buffered.close()
+        buffered.close()
+        if buffered.has_been_much and buffered.bytes < MUCH_BYTES / 2:
+            buffered.forget_much()
+            trio.lowlevel.spawn_system_task(_shrink_heap_soon, name="rawgrpc_proxy.shrink_heap")
 
     def _alarm(self) -> None:
         if not self._runs:
@@ -102,6 +111,11 @@ class MemoryGuard:
         with self._turn:
             for connection in self._connections:
                 connection.give_credit()
+
+
+async def _shrink_heap_soon() -> None:
+    await trio.sleep(_SETTLING_S)
+    await trio.to_thread.run_sync(shrink_heap)
 
 
 def _held(connection: Holder) -> int:
