@@ -698,7 +698,7 @@ async def test_many_calls_are_told_of_the_end_some_at_a_time(engine: Engine) -> 
     """So that the calls of others do not wait for all of them."""
     seen = set[int]()
     async with a_link(engine) as link:
-        for _ in range(200):
+        for _ in range(640):
             await link.peer.open(request_fields(), end=True)
         await trio.testing.wait_all_tasks_blocked()
         link.connection.close()
@@ -706,4 +706,4 @@ async def test_many_calls_are_told_of_the_end_some_at_a_time(engine: Engine) -> 
             seen.add(sum(stream.inbox.error is not None for stream in link.requests))
             await trio.lowlevel.checkpoint()
         assert all(stream.inbox.error is not None for stream in link.requests)
-    assert len(seen) > 3
+    assert len(seen) > 4  # of eleven: two parts may come between two looks
