@@ -2,8 +2,9 @@
 
     python -m interop.attacks.backend [--stalls] [--hostile ROW]
 
-Calls of methods named Hold are not answered, those named Long with 40 KB of headers, and those named Data with 4 KB of
-body, whatever the windows are. One that --stalls takes a stream's first 64 KiB, and nothing after. With --hostile the
+Calls of methods named Hold are not answered, those named Long with 40 KB of headers, those named Data with 4 KB of
+body, and those named Bulk with 100 KB. Of the windows only the connection's is heeded: the body of an answer fits into
+its stream's. One that --stalls takes a stream's first 64 KiB, and nothing after. With --hostile the
 first call on a connection is answered with what the row says, again and again, until the proxy ends the connection. Two
 lines on standard output tell of each of these: `attack begun`, and `attack ended: KIB HOW`.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from collections import deque
 
 from interop.attacks.headers import Block, HeaderReader
 from interop.attacks.rows import BY_NAME, Row, headers, string
@@ -27,6 +29,7 @@ from interop.shared.frames import (
     PING,
     PREFACE,
     SETTINGS,
+    WINDOW_UPDATE,
     acknowledgement,
     frame,
     goaway_reason,
@@ -36,13 +39,14 @@ from interop.shared.frames import (
 )
 
 WINDOW = 2**30
+MAX_FRAME_BYTES = 2**14
 STREAMS = 100_000
 SMALL_WINDOW = 65_535
 START = b"\x88\x0f\x10\x10application/grpc"
 STATUS = b"\x00\x0bgrpc-status\x010"
 ANSWER = START + STATUS
 LONG_ANSWER = ANSWER + b"\0\1x" + string(bytes(b"x" * 40_000))
-DATA_BYTES = 4096
+DATA_BYTES, BULK_BYTES = 4096, 100_000
 GATHERING_S = 0.3
 """How long a hostile backend waits for further calls: how many come on one connection is the proxy's matter."""
 
@@ -61,6 +65,9 @@ class Connection(asyncio.Protocol):
         self._flood: asyncio.Task[None] | None = None
         self._sent = 0
         self._uncredited = 0
+        self._credit = SMALL_WINDOW
+        self._bodies: deque[tuple[int, bytes]] = deque()
+        """What the proxy has given no credit for yet: streams and the rest of their answers' bodies."""
         self._reason = "closed"
         self._methods: dict[int, bytes] = {}
         """Of the calls that are open."""
@@ -97,6 +104,9 @@ class Connection(asyncio.Protocol):
                 self._transport.write(acknowledgement(kind, payload))
             elif kind == GOAWAY:
                 self._reason = goaway_reason(payload) or self._reason
+            elif kind == WINDOW_UPDATE and stream_id == 0:
+                self._credit += int.from_bytes(payload)
+                self._send_bodies()
             elif kind == DATA:
                 self._uncredited += len(payload)
                 if self._uncredited > WINDOW // 2:
@@ -124,12 +134,24 @@ class Connection(asyncio.Protocol):
                 return
             case b"Long":
                 answer = headers(stream_id, LONG_ANSWER)
-            case b"Data":
+            case b"Data" | b"Bulk" as method:
                 answer = frame(HEADERS, END_HEADERS, stream_id, START)
-                answer += frame(DATA, 0, stream_id, bytes(DATA_BYTES)) + headers(stream_id, STATUS)
+                self._bodies.append((stream_id, bytes(DATA_BYTES if method == b"Data" else BULK_BYTES)))
             case _:
                 answer = frame(HEADERS, END_HEADERS | END_STREAM, stream_id, ANSWER)
         self._transport.write(answer)
+        self._send_bodies()
+
+    def _send_bodies(self) -> None:
+        while self._bodies and self._credit:
+            stream_id, body = self._bodies.popleft()
+            size = min(self._credit, MAX_FRAME_BYTES, len(body))
+            self._credit -= size
+            self._transport.write(frame(DATA, 0, stream_id, body[:size]))
+            if size < len(body):
+                self._bodies.appendleft((stream_id, body[size:]))
+            else:
+                self._transport.write(headers(stream_id, STATUS))
 
     async def _attack(self, row: Row) -> None:
         await asyncio.sleep(GATHERING_S)

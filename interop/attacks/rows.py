@@ -37,6 +37,7 @@ REQUEST = grpc_request("/attack.Attack/Call", "attacker")
 HELD = grpc_request("/attack.Attack/Hold", "attacker")
 #: Methods that it answers at length (`backend.py`).
 LONG = grpc_request("/attack.Attack/Long", "attacker")
+BULK = grpc_request("/attack.Attack/Bulk", "attacker")
 WITH_DATA = grpc_request("/attack.Attack/Data", "attacker")
 LITTLE_MIB = 512
 """What a proxy may use whose bound on memory is attacked, a quarter of it for what waits."""
@@ -322,6 +323,14 @@ ROWS = (
         fresh=lambda at: headers_without_end(at) + frame(DATA, 0, at, bytes(16384)) * 43,
         ids=1,
         stalls=True,
+        memory_mib=LITTLE_MIB,
+        patient=True,
+    ),
+    Row(
+        "stalled_readers",
+        "1000 answers of 100 KB that have no window",
+        b"".join(headers(1 + 2 * number, BULK) for number in range(1000)),
+        greeting=PREFACE + settings({INITIAL_WINDOW_SIZE: 0}) + frame(SETTINGS, ACK, 0),
         memory_mib=LITTLE_MIB,
         patient=True,
     ),

@@ -26,8 +26,9 @@ PEAK_MIB = 8.0
 LEFT_MIB = 8.0
 """What may stay when all of them have gone."""
 BEFORE_S, PATIENT_S = 2.0, 40.0
-SETTLING_S = 5.0
-"""How long a proxy may take to give back what it held for connections that have gone."""
+SETTLING_S, STILL_S = 5.0, 2.0
+"""How long a proxy may take to give back what it held for connections that have gone, and without a change until it is
+done with that: ours gives memory back to the system after a second."""
 LATE_S = 60.0
 """How much longer than it was told to attack or to call somebody may take."""
 
@@ -171,7 +172,7 @@ class Measurement:
         """The memory once it has stopped falling, now that nobody is there any more."""
         deadline = time.monotonic() + SETTLING_S
         least, least_at = proc.memory(*pids).now_mib, time.monotonic()
-        while (now := time.monotonic()) < min(deadline, least_at + 0.5):
+        while (now := time.monotonic()) < min(deadline, least_at + STILL_S):
             time.sleep(0.05)
             if (mib := proc.memory(*pids).now_mib) < least - 0.1:
                 least, least_at = mib, now

@@ -867,7 +867,7 @@ def test_the_headers_of_open_calls_have_a_bound_together(server: Peer) -> None:
     while not (refused := resets(server.tell(wire.headers(1 + 2 * opened, fields_of(15_000))))):
         opened += 1
         assert opened < 1000
-    assert opened == 8 * 2**20 // (15_000 + 150 * (len(REQUEST) + 1))
+    assert opened == 6 * 2**20 // (15_000 + 150 * (len(REQUEST) + 1))
     assert refused == [(1 + 2 * opened, ErrorCode.REFUSED_STREAM, False)]
 
     server.session.reset(1, ErrorCode.CANCEL)
@@ -901,12 +901,12 @@ def test_calls_with_long_tokens_may_go_on_for_ever(server: Peer) -> None:
 
 
 def test_the_headers_of_open_calls_and_their_trailers_have_one_limit(server: Peer) -> None:
-    for number in range(560):
+    for number in range(420):
         events = server.tell(wire.headers(1 + 2 * number))
         events = server.tell(wire.headers(1 + 2 * number, [(b"x-text", b"x" * 15_000)], end_stream=True))
         if kinds(events) != ["TrailersReceived"]:
             break
-    assert 500 < number < 559
+    assert 375 < number < 419
     assert resets(events) == [(1 + 2 * number, ErrorCode.ENHANCE_YOUR_CALM, False)]
     assert "max_open_header_bytes" in repr(events)
 

@@ -157,3 +157,21 @@ async def test_behind_much_that_has_waited_memory_goes_back_to_the_system_once(
             # It comes from a thread, which does not know of the clock.
             assert await trio.to_thread.run_sync(shrunk.wait, 10)
     assert len(times) == 1
+
+
+@trio_test
+async def test_memory_goes_back_when_what_waits_ends_after_the_connection_that_has_brought_it(
+    engine: Engine, clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shrunk = threading.Event()
+    monkeypatch.setattr(memory_guard, "shrink_heap", shrunk.set)
+    async with a_link(engine, stream_window_bytes=2 * MUCH_BYTES) as link:
+        await stalled(link, MUCH_BYTES)
+        async with a_link(engine):
+            pass
+        await trio.sleep(5)
+        assert current_memory_guard().buffered.has_been_much
+        link.requests[0].reset(ErrorCode.CANCEL)
+        await trio.sleep(2)
+        assert not current_memory_guard().buffered.has_been_much
+    assert await trio.to_thread.run_sync(shrunk.wait, 10)

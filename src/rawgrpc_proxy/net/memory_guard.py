@@ -48,13 +48,13 @@ class Holder(Protocol):
 class MemoryGuard:
     """Minds the memory of the connections of one trio run. It has a task only while much waits."""
 
-    __slots__ = ("_connections", "_full", "_runs", "_turn", "buffered")
+    __slots__ = ("_connections", "_full", "_runs", "_shrinks", "_turn", "buffered")
 
     def __init__(self) -> None:
         self.buffered = Buffered()
         self.buffered.on_alarm = self._alarm
         self._connections: dict[Holder, None] = {}
-        self._runs = False
+        self._runs = self._shrinks = False
         self._full: trio.Event | None = None
         self._turn = current_turn()
 
@@ -65,12 +65,11 @@ class MemoryGuard:
 
     def close(self, connection: Holder) -> None:
         """It has ended."""
-        buffered = self.buffered
         del self._connections[connection]
-        buffered.close()
-        if buffered.has_been_much and buffered.bytes < MUCH_BYTES / 2:
-            buffered.forget_much()
-            trio.lowlevel.spawn_system_task(_shrink_heap_soon, name="rawgrpc_proxy.shrink_heap")
+        self.buffered.close()
+        if self.buffered.has_been_much and not self._shrinks:
+            self._shrinks = True
+            trio.lowlevel.spawn_system_task(self._shrink_heap, name="rawgrpc_proxy.shrink_heap")
 
     def _alarm(self) -> None:
         if not self._runs:
@@ -99,6 +98,18 @@ class MemoryGuard:
             self._runs = False
         self._give_credit()
 
+    async def _shrink_heap(self) -> None:
+        """As soon as what waited is gone: its calls, on whichever connection, end after the one that has brought it."""
+        try:
+            while True:
+                await trio.sleep(_SETTLING_S)
+                if self.buffered.bytes < MUCH_BYTES / 2:
+                    break
+        finally:
+            self._shrinks = False
+        self.buffered.forget_much()
+        await trio.to_thread.run_sync(shrink_heap)
+
     async def _end_stalled(self, before: float) -> None:
         for connection in sorted(self._connections, key=_held, reverse=True):
             if not self.buffered.is_short:
@@ -111,11 +122,6 @@ class MemoryGuard:
         with self._turn:
             for connection in self._connections:
                 connection.give_credit()
-
-
-async def _shrink_heap_soon() -> None:
-    await trio.sleep(_SETTLING_S)
-    await trio.to_thread.run_sync(shrink_heap)
 
 
 def _held(connection: Holder) -> int:
