@@ -3,6 +3,7 @@
 import re
 import shlex
 import tempfile
+import tomllib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from rawgrpc_proxy.call import Call
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.command import cli
 from rawgrpc_proxy.command.demo import Trial, make_call
+from rawgrpc_proxy.command.settings_file import settings_of
 from rawgrpc_proxy.grpc.messages import encode_message
 from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status
 from rawgrpc_proxy.http2.headers import Headers
@@ -196,13 +198,22 @@ def test_every_command_of_the_readme_is_understood() -> None:
         assert cli._parser().parse_args(arguments).command is not None
 
 
-def test_every_option_of_serve_is_in_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_option_of_serve_is_in_the_readme_or_on_the_page_of_settings(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert cli.main(["serve", "--help"]) == 0
     options = set(re.findall(r"(?<![\w-])--[a-z-]+", capsys.readouterr().out)) - {"--help"}
     assert len(options) > 8
     told = set(re.findall(r"`(--[a-z-]+)", TEXT))
-    assert options <= told
+    settings = (README.parent / "docs" / "settings.md").read_text(encoding="utf-8")
     assert told <= options
+    assert options <= told | set(re.findall(r"Option: `(--[a-z-]+)`", settings))
+
+
+def test_the_settings_file_of_the_readme_is_one() -> None:
+    [example] = blocks("toml")
+    serve = settings_of([("README.md", tomllib.loads(example))]).serve
+    assert serve.clusters["orders"].addresses == ("10.0.0.7:50051", "10.0.0.8:50051")
 
 
 def test_every_make_target_of_the_readme_exists() -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,8 @@ from rawgrpc_proxy.command import cli
 from rawgrpc_proxy.command.cli import main
 from rawgrpc_proxy.command.demo import Trial, make_call
 from rawgrpc_proxy.command.serve import Process, heard_by, log_for, run_process
+from rawgrpc_proxy.command.settings import ServeSettings
+from rawgrpc_proxy.command.settings_file import settings_of
 from rawgrpc_proxy.config import ENGINES, Http2Settings
 from rawgrpc_proxy.descriptors import DescriptorPlan
 from rawgrpc_proxy.errors import RpcError
@@ -43,6 +46,15 @@ def folder() -> Iterator[Path]:
     # Not tmp_path: the path of a Unix socket has some 100 bytes at the most.
     with tempfile.TemporaryDirectory(prefix="rgp") as name:
         yield Path(name)
+
+
+def settings_in(tree: dict[str, object]) -> ServeSettings:
+    return settings_of(
+        [("here", {"listeners": [{"address": ":0"}], "clusters": {}, "routes": [], **tree, **ONE_ROUTE})]
+    ).serve
+
+
+ONE_ROUTE = {"clusters": {"c": {"endpoints": ["h:1"]}}, "routes": [{"cluster": "c"}]}
 
 
 def backend(name: str) -> Server:
@@ -74,9 +86,11 @@ async def backends(*addresses: str) -> AsyncIterator[list[str]]:
         nursery.cancel_scope.cancel()
 
 
-async def answer_to(client: Pool, address: str, method: str) -> bytes:
+async def answer_to(
+    client: Pool, address: str, method: str, ssl_context: ssl.SSLContext | None = None
+) -> bytes:
     """The one message that comes back from a unary call."""
-    conn = await client.get_conn(address)
+    conn = await client.get_conn(address, ssl_context=ssl_context)
     try:
         [message] = await make_call(conn, Trial(method, (b"?",), ()))
         return message
@@ -502,12 +516,12 @@ def test_without_standard_streams_nothing_is_written_to_whatever_has_their_numbe
 def test_a_crash_is_in_the_log_with_its_traceback_and_in_the_exit_code(
     log_format: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = cli._parser().parse_args([*SERVE, "--log-format", log_format])
+    settings = settings_in({"log_format": log_format})
 
     def crash() -> Process:
         raise RuntimeError("a fault")
 
-    assert run_process(log_for(options, worker=3), crash) == 1
+    assert run_process(log_for(settings, worker=3), crash) == 1
     first, *rest = capsys.readouterr().err.splitlines()
     if log_format == "json":
         event = json.loads(first)
@@ -526,8 +540,7 @@ def test_what_python_would_write_to_standard_error_is_in_the_log(
         def __del__(self) -> None:
             raise RuntimeError("a fault")
 
-    options = cli._parser().parse_args([*SERVE, "--log-format", "json"])
-    log = log_for(options)
+    log = log_for(settings_in({"log_format": "json"}))
     with warnings.catch_warnings(), heard_by(log):
         warnings.simplefilter("always")
         Faulty()
@@ -700,8 +713,14 @@ SERVE = ["serve", "--listen", "127.0.0.1:0", "--upstream", "127.0.0.1:1"]
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["serve"], "the following arguments are required: --listen"),
-        (["serve", "--listen", "127.0.0.1:0"], "give --upstream HOST:PORT or --route"),
+        (
+            ["serve", "--upstream", "127.0.0.1:1"],
+            "listeners is empty: there is nowhere to accept calls; give --listen",
+        ),
+        (
+            ["serve", "--listen", "127.0.0.1:0"],
+            "routes is empty: calls would go nowhere; give --upstream HOST:PORT or",
+        ),
         (["bogus"], "invalid choice: 'bogus'"),
         (["--bogus"], "unrecognized arguments: --bogus"),
         (["demo", "--bogus"], "unrecognized arguments: --bogus"),
@@ -726,8 +745,18 @@ SERVE = ["serve", "--listen", "127.0.0.1:0", "--upstream", "127.0.0.1:1"]
             [*SERVE, "--max-waiting", "1.5"],
             "argument --max-waiting: '1.5' is no whole number of 0 or more, nor 'none'",
         ),
-        ([*SERVE, "--size", "0", "--max-waiting", "1"], "a size of 0 would never let a call through"),
-        ([*SERVE, "--size", "0"], "give --max-waiting none, too"),
+        (
+            [*SERVE, "--size", "0", "--max-waiting", "1"],
+            "argument --size of 0 would never let a call through",
+        ),
+        ([*SERVE, "--size", "0"], 'give max_waiting "none", too'),
+        ([*SERVE, "--config", "/no/such/file"], "/no/such/file: No such file or directory"),
+        (["check", "/no/such/file"], "/no/such/file: No such file or directory"),
+        (["check"], "the following arguments are required: FILE"),
+        (["serve", "--upstream", "h:1", "--tls-cert", "x"], "--tls-cert goes with --listen"),
+        (["serve", "--listen", ":0", "--upstream-tls"], "--upstream-tls goes with --upstream or --route"),
+        ([*SERVE, "--tls-cert", "x"], "listeners[0].tls.key is missing"),
+        ([*SERVE, "--tls-cert", "/no", "--tls-key", "/no"], "/no: No such file or directory"),
         ([*SERVE, "--hop-limit", "0"], "argument --hop-limit: '0' is no whole number of 1 or more"),
         (
             [*SERVE, "--max-connections", "none"],

@@ -1,39 +1,54 @@
-"""The command line: the arguments of `rawgrpc-proxy serve` and `rawgrpc-proxy demo`, and what is wrong with them.
+"""The command line: the arguments of `rawgrpc-proxy serve`, `check` and `demo`, and what is wrong with them.
 
-What the commands do is in `serve.py` and `demo.py`. What is wrong with the arguments is said in one line, with what to
-write instead, and the exit code is 2. Nothing here is needed to use the proxy as a library.
+What the commands do is in the modules of their names. What is wrong with the arguments is said in one line, with what
+to write instead, and the exit code is 2. Nothing here is needed to use the proxy as a library.
 """
 
 import argparse
 import contextlib
-import inspect
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from typing import NoReturn
 
+import attrs
+
+from rawgrpc_proxy.command.check import check
 from rawgrpc_proxy.command.demo import run_demo
+from rawgrpc_proxy.command.options import layer_of_environment, layer_of_options
 from rawgrpc_proxy.command.serve import serve
-from rawgrpc_proxy.command.workers import cores
+from rawgrpc_proxy.command.settings import PoolSettings, ServeSettings
+from rawgrpc_proxy.command.settings_file import Settings, SettingsError, load, settings_of
 from rawgrpc_proxy.config import ENGINES, Http2Settings
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.observe.call_log import printable
 from rawgrpc_proxy.proxy.routes import RouteTable
-from rawgrpc_proxy.upstream.pool import Pool
 
 _DISTRIBUTION = "rawgrpc-proxy"
 _USAGE_ERROR = 2
 _INTERRUPTED = 128 + signal.SIGINT
-_GRACE_S = 30.0
-_MS = 100
-"""Calls on one connection to an upstream: what RFC 9113 §6.5.2 says a peer should allow at least. The library's pool
-keeps the original's 20, with which a burst of 3,000 calls needs 150 connections."""
-_MAX_WAITING = 1000
-"""Calls in line for one upstream, when SIZE × MS are on their way: a burst fits, and costs a few MiB. The library's
-pool has no line, as the original; a backend that hangs then takes a connection for each call, until no file is left."""
+_TLS_OPTIONS = (
+    ("--tls-cert", "FILE", "the certificate that callers get, and behind it those that lead to its root"),
+    ("--tls-key", "FILE", "its private key"),
+    (
+        "--tls-client-ca",
+        "FILE",
+        "authorities of the certificates that callers must have (default: they need none)",
+    ),
+    (
+        "--upstream-ca",
+        "FILE",
+        "speak TLS to the upstreams, and trust these authorities instead of the system's",
+    ),
+    ("--upstream-cert", "FILE", "the certificate that upstreams get, if they ask for one"),
+    ("--upstream-key", "FILE", "its private key"),
+    ("--upstream-server-name", "NAME", "whom the upstreams' certificates must be for (default: their host)"),
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,7 +65,8 @@ def main(argv: list[str] | None = None) -> int:
         command: Callable[[argparse.Namespace], int] = options.command
         return command(options)
     except ConfigError as error:
-        print(f"rawgrpc-proxy: {printable(str(error))}", file=sys.stderr)
+        for problem in error.problems if isinstance(error, SettingsError) else [str(error)]:
+            print(f"rawgrpc-proxy: {printable(problem)}", file=sys.stderr)
         return _USAGE_ERROR
     except SystemExit as done:
         # --help
@@ -78,23 +94,45 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    _add_serve(commands.add_parser("serve", help="forward calls to upstreams", allow_abbrev=False))
+    _add_serve(
+        commands.add_parser(
+            "serve", help="forward calls to upstreams", allow_abbrev=False, argument_default=argparse.SUPPRESS
+        )
+    )
+    _add_check(
+        commands.add_parser(
+            "check", help="look a settings file over, and show what is in force", allow_abbrev=False
+        )
+    )
     _add_demo(
         commands.add_parser("demo", help="show calls going through to a built-in backend", allow_abbrev=False)
     )
     return parser
 
 
-def _add_serve(parser: argparse.ArgumentParser) -> None:
-    pool = {name: parameter.default for name, parameter in inspect.signature(Pool).parameters.items()}
+def _add_serve(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """Add the options of `serve`; answer those that are settings."""
+    pool, http2, process = PoolSettings(), Http2Settings(), attrs.fields_dict(ServeSettings)
+    actions: list[argparse.Action] = []
+
+    def group(title: str) -> Callable[..., None]:
+        add = parser.add_argument_group(title).add_argument
+        return lambda *names, **about: actions.append(add(*names, **about))
+
     parser.description = (
-        "Accept gRPC calls on one address and forward them to upstreams. SIGINT or SIGTERM stops accepting and lets "
-        "running calls finish."
+        "Accept gRPC calls and forward them to upstreams. What to serve is in a settings file, or in options, which "
+        "win over it; each option has a twin in the environment, RAWGRPC_PROXY_LISTEN for --listen, over which the "
+        "file wins. SIGINT or SIGTERM stops accepting and lets running calls finish."
     )
-    add = parser.add_argument_group("where calls go").add_argument
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="settings, in TOML; `rawgrpc-proxy check FILE` looks them over",
+    )
+    add = group("where calls go")
     add(
         "--listen",
-        required=True,
         type=_checked(lambda text: Address.parse(text, to_listen=True)),
         metavar="ADDRESS",
         help="where to accept calls: HOST:PORT (port 0 picks a free one), :PORT for every address of this machine, "
@@ -109,7 +147,6 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add(
         "--route",
         action="append",
-        default=[],
         type=_checked(lambda text: RouteTable.parse([text])),
         metavar="PATTERN=ADDRESS",
         help="where calls of one service ('/pkg.Service/*=HOST:PORT'), of one method ('/pkg.Service/Method=HOST:PORT') "
@@ -121,44 +158,47 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="refuse calls that have passed N proxies like this one, counted in the metadata 'via' (default: none)",
     )
-    add = parser.add_argument_group("connections to each upstream").add_argument
+    add = group("TLS (all files are PEM)")
+    for option, metavar, what in _TLS_OPTIONS:
+        add(option, metavar=metavar, help=what)
+    add(
+        "--upstream-tls",
+        action="store_true",
+        help="speak TLS to the upstreams, with the system's authorities",
+    )
+    add = group("connections to each upstream")
     add(
         "--size",
         type=_count,
-        default=pool["size"],
         metavar="N",
-        help="connections kept (default: %(default)s)",
+        help=f"connections kept (default: {pool.size})",
     )
     add(
         "--ttl",
         type=_seconds,
-        default=pool["ttl"],
         metavar="SECONDS",
-        help="how long a connection takes new calls, in seconds (default: %(default)g)",
+        help=f"how long a connection takes new calls, in seconds (default: {pool.ttl_s:g})",
     )
     add(
         "--idle",
         type=_count,
-        default=pool["idle"],
         metavar="N",
-        help="connections without calls kept (default: %(default)s)",
+        help=f"connections without calls kept (default: {pool.idle})",
     )
     add(
         "--ms",
         type=_positive,
-        default=_MS,
         metavar="N",
-        help="calls at a time on one connection (default: %(default)s)",
+        help=f"calls at a time on one connection (default: {pool.ms})",
     )
     add(
         "--max-waiting",
         type=_count_or_none,
-        default=_MAX_WAITING,
         metavar="N",
         help="calls that wait in line beyond SIZE x MS, the next one is refused; 'none': no limit, each call beyond "
-        "gets a connection of its own (default: %(default)s)",
+        f"gets a connection of its own (default: {pool.max_waiting})",
     )
-    add = parser.add_argument_group("limits for clients").add_argument
+    add = group("limits for clients")
     add(
         "--max-connections",
         type=_positive,
@@ -169,48 +209,72 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add(
         "--max-concurrent-streams",
         type=_setting("max_concurrent_streams"),
-        default=Http2Settings().max_concurrent_streams,
         metavar="N",
-        help="calls at a time on one connection of a client (default: %(default)s)",
+        help=f"calls at a time on one connection of a client (default: {http2.max_concurrent_streams})",
     )
     add(
         "--max-header-list-bytes",
         type=_setting("max_header_list_bytes"),
-        default=Http2Settings().max_header_list_bytes,
         metavar="N",
-        help="names and values of the metadata of a call, and of its answer, together (default: %(default)s)",
+        help="names and values of the metadata of a call, and of its answer, together "
+        f"(default: {http2.max_header_list_bytes})",
     )
     add(
         "--max-header-fields",
         type=_setting("max_header_fields"),
-        default=Http2Settings().max_header_fields,
         metavar="N",
-        help="entries of that metadata (default: %(default)s)",
+        help=f"entries of that metadata (default: {http2.max_header_fields})",
     )
-    add = parser.add_argument_group("the process").add_argument
+    add = group("the process")
     add(
         "--workers",
         type=_workers,
-        default=1,
         metavar="N",
         help="processes that share the listening socket, each with connections of its own to the upstreams; 'auto' is "
-        "one for each core (default: %(default)s)",
+        f"one for each core (default: {process['workers'].default})",
     )
     add(
         "--grace",
         type=_seconds,
-        default=_GRACE_S,
         metavar="SECONDS",
-        help="how long running calls may go on after SIGINT or SIGTERM, in seconds (default: %(default)g)",
+        help="how long running calls may go on after SIGINT or SIGTERM, in seconds "
+        f"(default: {process['grace_s'].default:g})",
     )
     add(
         "--log-format",
         choices=("text", "json", "none"),
-        default="text",
-        help="how to log calls on standard error, one line each: text, json or none (default: %(default)s)",
+        help="how to log calls on standard error, one line each: text, json or none "
+        f"(default: {process['log_format'].default})",
     )
     _add_engine(add)
-    parser.set_defaults(command=serve)
+    parser.set_defaults(command=lambda options: serve(_settings(options, actions)))
+    return actions
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Look a settings file over, and print the settings in force, each with where it comes from. Every mistake is a "
+        "line on standard error; the exit code is 2 then."
+    )
+    parser.add_argument("config", type=Path, metavar="FILE", help="settings, in TOML")
+    serve_parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS)
+    actions = _add_serve(serve_parser)
+    parser.set_defaults(
+        command=lambda options: check(_settings(argparse.Namespace(config=options.config), actions))
+    )
+
+
+def _settings(options: argparse.Namespace, actions: list[argparse.Action]) -> Settings:
+    """What the environment, a file, and the options say, together. Raises `ConfigError`."""
+    environment, written = layer_of_environment(os.environ, actions), layer_of_options(options, actions)
+    file: Path | None = getattr(options, "config", None)
+    return settings_of(
+        [
+            (environment.sources, environment.tree),
+            *([(str(file), load(file))] if file is not None else []),
+            (written.sources, written.tree),
+        ]
+    )
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
@@ -223,16 +287,16 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="then leave both running, for other clients, until SIGINT or SIGTERM",
     )
-    _add_engine(parser.add_argument)
+    _add_engine(parser.add_argument, default=Http2Settings().engine)
     parser.set_defaults(command=_demo)
 
 
-def _add_engine(add: Callable[..., object]) -> None:
+def _add_engine(add: Callable[..., object], **about: object) -> None:
     add(
         "--engine",
         choices=ENGINES,
-        default=Http2Settings().engine,
-        help=f"which implementation of HTTP/2 to use: {' or '.join(ENGINES)} (default: %(default)s)",
+        help=f"which implementation of HTTP/2 to use: {' or '.join(ENGINES)} (default: {Http2Settings().engine})",
+        **about,
     )
 
 
@@ -285,8 +349,8 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _workers(text: str) -> int:
-    return cores() if text == "auto" else _positive(text)
+def _workers(text: str) -> int | str:
+    return text if text == "auto" else _positive(text)
 
 
 def _seconds(text: str) -> float:

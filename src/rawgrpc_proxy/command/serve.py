@@ -1,27 +1,31 @@
-"""The process of `rawgrpc-proxy serve`: a server, a pool and a log made of the options, from the start to the end.
+"""The process of `rawgrpc-proxy serve`: a server, pools and a log made of the settings, from the start to the end.
 
-    options ──► checked ──► listening ──► serving ──a signal──► draining, for the grace ──► stopped
+    settings ──► checked ──► listening ──► serving ──a signal──► draining, for the grace ──► stopped
                                                                 └──a second one──► stopped at once
 
 With several workers the parent opens the listeners, and looks after the workers (`workers.py`). From when a process
 serves, only the log's thread writes to standard error.
 """
 
-import argparse
 import contextlib
 import gc
+import itertools
 import signal
 import socket
+import ssl
 import sys
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 import attrs
 import trio
 
-from rawgrpc_proxy.command.workers import run_workers
+from rawgrpc_proxy.command.settings import ClusterTls, PoolSettings, ServeSettings
+from rawgrpc_proxy.command.settings_file import Settings, join
+from rawgrpc_proxy.command.workers import cores, run_workers
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.descriptors import DescriptorPlan, raise_soft_limit
 from rawgrpc_proxy.errors import ConfigError
@@ -30,10 +34,11 @@ from rawgrpc_proxy.net.accept_share import AcceptShare, set_accept_share, shared
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.listen import address_of, bound_address, open_listeners
 from rawgrpc_proxy.net.loop_guard import LoopGuard
+from rawgrpc_proxy.net.tls_files import listener_context, upstream_context
 from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.line_writer import LineWriter, unbuffered
 from rawgrpc_proxy.proxy.hops import limit_hops
-from rawgrpc_proxy.proxy.routes import RouteTable
+from rawgrpc_proxy.proxy.routing import Route, director_of
 from rawgrpc_proxy.proxy.transparent import transparent_handler
 from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.upstream.pool import Pool
@@ -49,9 +54,11 @@ _COLLECT_AFTER = (20_000, 20, 20)
 class Process:
     """What one process of `serve` runs, checked; nothing is open yet."""
 
-    options: argparse.Namespace
+    settings: Settings
     server: Server
-    pool: Pool
+    pools: Sequence[Pool]
+    listener_tls: Sequence[ssl.SSLContext | None]
+    """Of each listener."""
     loop_guard: LoopGuard
     log: CallLog
     inherited: "_Inherited | None" = None
@@ -66,7 +73,7 @@ class _Inherited:
     """What a worker has from its parent."""
 
     worker: int
-    listeners: list[socket.socket]
+    listeners: "_Listeners"
     share: AcceptShare
     """Of the connections that come to the listeners."""
     orphaned: int
@@ -80,32 +87,27 @@ class _Notes(CallLog):
         return f"rawgrpc-proxy:{self._worker_text} {text.removeprefix('- ')}\n"
 
 
-def serve(options: argparse.Namespace) -> int:
-    """Run `serve` with these options, checked one by one, and answer the exit code. Raises `ConfigError`."""
-    if options.upstream is None and not options.route:
-        raise ConfigError(
-            "serve needs to know where calls go: give --upstream HOST:PORT or --route '/pkg.Service/*=HOST:PORT'"
-        )
-    if options.size == 0 and options.max_waiting is not None:
-        raise ConfigError("a size of 0 would never let a call through: give --max-waiting none, too")
+def serve(settings: Settings) -> int:
+    """Run `serve` with these settings, and answer the exit code. Raises `ConfigError`."""
     raise_soft_limit()
-    log = log_for(options)
-    process = _process(options, log)
-    if options.workers == 1:
+    log = log_for(settings.serve)
+    process = _process(settings, log)
+    workers = _workers(settings.serve)
+    if workers == 1:
         return run_process(process.log, lambda: process)
     # From here on signals wait for the parent to ask for them: one that comes while it starts must not be lost.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    listeners = _listen(options)
-    address = _announced(options, listeners)
-    counts = shared_counts(options.workers)
+    listeners = _listen(settings)
+    addresses = _announced(settings.serve, listeners)
+    counts = shared_counts(workers)
     _calm_garbage_collector()
 
     def work(number: int, orphaned: int) -> int:
         inherited = _Inherited(
             worker=number, listeners=listeners, share=AcceptShare(counts, number - 1), orphaned=orphaned
         )
-        own_log = log_for(options, worker=number)
-        return run_process(own_log, lambda: attrs.evolve(_process(options, own_log), inherited=inherited))
+        own_log = log_for(settings.serve, worker=number)
+        return run_process(own_log, lambda: attrs.evolve(_process(settings, own_log), inherited=inherited))
 
     def say(text: str) -> None:
         log.notice("workers", text, message=text)
@@ -114,12 +116,16 @@ def serve(options: argparse.Namespace) -> int:
 
     log.collect()
     try:
-        return run_workers(options.workers, work, say)
+        return run_workers(workers, work, say)
     finally:
-        for listener in listeners:
-            listener.close()
-        _remove(address)
+        _close(listeners)
+        for address in addresses:
+            _remove(address)
         log.flush()
+
+
+def _workers(settings: ServeSettings) -> int:
+    return cores() if settings.workers == "auto" else settings.workers
 
 
 def _calm_garbage_collector() -> None:
@@ -134,46 +140,122 @@ def _calm_garbage_collector() -> None:
         gc.set_threshold(*_COLLECT_AFTER)
 
 
-def _process(options: argparse.Namespace, log: CallLog) -> Process:
-    routes = RouteTable.parse(options.route, default=options.upstream)
-    settings = Http2Settings(
-        engine=options.engine,
-        max_concurrent_streams=options.max_concurrent_streams,
-        max_header_list_bytes=options.max_header_list_bytes,
-        max_header_fields=options.max_header_fields,
-        max_buffered_bytes=default_max_buffered_bytes(options.workers),
-    )
-    descriptors = DescriptorPlan.of_this_process()
+def _process(settings: Settings, log: CallLog) -> Process:
+    serve = settings.serve
+    http2 = serve.http2
+    if "http2.max_buffered" not in settings.sources:
+        http2 = attrs.evolve(http2, max_buffered_bytes=default_max_buffered_bytes(_workers(serve)))
+    listener_tls, cluster_tls = tls_contexts(serve)
     loop_guard = LoopGuard(lambda problem: log.notice("loop", problem, message=problem))
-    pool = Pool(
-        options.size,
-        options.ttl,
-        options.idle,
-        options.ms,
-        max_waiting=options.max_waiting,
-        max_connections=descriptors.upstream,
-        loop_guard=loop_guard,
-        settings=settings,
-        observer=log,
-    )
-    director = routes.director(pool)
-    if options.hop_limit is not None:
-        director = limit_hops(director, options.hop_limit)
+    kinds = {cluster.pool for cluster in serve.clusters.values()}
+    upstream = DescriptorPlan.of_this_process().upstream
+    pools = {
+        kind: _pool(
+            kind, max_connections=max(1, upstream // len(kinds)), guard=loop_guard, http2=http2, log=log
+        )
+        for kind in kinds
+    }
+    director = director_of(_routes(serve, pools, cluster_tls))
+    if serve.hop_limit is not None:
+        director = limit_hops(director, serve.hop_limit)
     server = Server(
         unknown_service_handler=transparent_handler(director),
-        settings=settings,
-        observer=None if options.log_format == "none" else log,
-        max_connections=options.max_connections,
+        settings=http2,
+        observer=None if serve.log_format == "none" else log,
+        max_connections=serve.max_connections,
     )
-    return Process(options=options, server=server, pool=pool, loop_guard=loop_guard, log=log)
+    return Process(
+        settings=settings,
+        server=server,
+        pools=list(pools.values()),
+        listener_tls=listener_tls,
+        loop_guard=loop_guard,
+        log=log,
+    )
 
 
-def log_for(options: argparse.Namespace, *, worker: int | None = None) -> CallLog:
-    """The log that the options ask for, on standard error; what the operator has to know is written in any case."""
+def _pool(
+    kind: PoolSettings, *, max_connections: int, guard: LoopGuard, http2: Http2Settings, log: CallLog
+) -> Pool:
+    return Pool(
+        kind.size,
+        kind.ttl_s,
+        kind.idle,
+        kind.ms,
+        max_waiting=kind.max_waiting,
+        max_connections=max_connections,
+        dial_timeout_s=kind.dial_timeout_s,
+        connect_wait=kind.connect_wait_s,
+        loop_guard=guard,
+        settings=http2,
+        observer=log,
+    )
+
+
+def _routes(
+    serve: ServeSettings,
+    pools: Mapping[PoolSettings, Pool],
+    cluster_tls: Mapping[str, ssl.SSLContext | None],
+) -> list[Route]:
+    targets = {
+        name: [
+            pools[cluster.pool].target(address, ssl_context=cluster_tls[name])
+            for address in cluster.addresses
+        ]
+        for name, cluster in serve.clusters.items()
+    }
+    return [
+        Route(
+            route.match,
+            targets[route.cluster],
+            authority=route.authority,
+            metadata=route.metadata,
+            max_timeout_s=route.max_timeout_s,
+            default_timeout_s=route.default_timeout_s,
+            remove=route.request_metadata.remove,
+            set_values=route.request_metadata.set,
+        )
+        for route in serve.routes
+    ]
+
+
+def tls_contexts(
+    serve: ServeSettings,
+) -> tuple[list[ssl.SSLContext | None], dict[str, ssl.SSLContext | None]]:
+    """The TLS of each listener, and of each cluster by its name. Raises `ConfigError` for what is wrong with a file."""
+    listeners = [
+        None
+        if (tls := listener.tls) is None
+        else listener_context(
+            tls.certificate,
+            tls.key,
+            client_ca=tls.client_ca,
+            client_must=tls.client_certificate == "require",
+        )
+        for listener in serve.listeners
+    ]
+    clusters: dict[str, ssl.SSLContext | None] = {}
+    for name, cluster in serve.clusters.items():
+        of_cluster = cluster.tls or ClusterTls()
+        clusters[name] = (
+            upstream_context(
+                ca=of_cluster.ca,
+                server_name=of_cluster.server_name,
+                certificate=of_cluster.certificate,
+                key=of_cluster.key,
+            )
+            if cluster.speaks_tls
+            else None
+        )
+    return listeners, clusters
+
+
+def log_for(settings: ServeSettings, *, worker: int | None = None) -> CallLog:
+    """The log that the settings ask for, on standard error; what the operator has to know is written in any case."""
     file = unbuffered(sys.stderr)
-    if options.log_format == "none":
+    if settings.log_format == "none":
         return _Notes(file=file, worker=worker)
-    return CallLog(options.log_format, file, worker=worker)
+    return CallLog(settings.log_format, file, worker=worker)
 
 
 def run_process(log: CallLog, make: Callable[[], Process]) -> int:
@@ -221,32 +303,50 @@ def heard_by(log: CallLog) -> Iterator[None]:
         sys.unraisablehook, warnings.showwarning = before
 
 
-def _listen(options: argparse.Namespace) -> list[socket.socket]:
+_Listeners = list[list[socket.socket]]
+"""The sockets of each listener: a name may be several addresses."""
+
+
+def _listen(settings: Settings) -> _Listeners:
     """Open the listeners. Raises `ConfigError` if that cannot be, or if an upstream is one of them."""
-    listeners = open_listeners(Address.parse(options.listen, to_listen=True))
+    opened: _Listeners = []
     guard = LoopGuard()
-    for listener in listeners:
-        guard.listens_on(bound_address(listener))
-    upstreams = [("--upstream", options.upstream)] if options.upstream is not None else []
-    upstreams += [("--route", route.partition("=")[2]) for route in options.route]
-    for option, upstream in upstreams:
-        problem = guard.objection(Address.parse(upstream))
-        if problem is not None:
-            for listener in listeners:
-                listener.close()
-            _remove(Address.parse(options.listen, to_listen=True))
-            raise ConfigError(f"argument {option}: {problem}")
-    return listeners
+    try:
+        for listener in settings.serve.listeners:
+            opened.append(open_listeners(Address.parse(listener.address, to_listen=True)))
+            for sock in opened[-1]:
+                guard.listens_on(bound_address(sock))
+        for name, cluster in settings.serve.clusters.items():
+            for place, address in enumerate(cluster.addresses):
+                problem = guard.objection(Address.parse(address))
+                if problem is not None:
+                    path = f"{join('clusters', name)}.endpoints[{place}]"
+                    raise ConfigError(f"{settings.name_of(path)}: {problem}")
+    except BaseException:
+        _close(opened)
+        for listener in settings.serve.listeners[: len(opened)]:
+            _remove(Address.parse(listener.address, to_listen=True))
+        raise
+    return opened
 
 
-def _announced(options: argparse.Namespace, listeners: list[socket.socket]) -> Address:
+def _close(listeners: _Listeners) -> None:
+    for sock in itertools.chain.from_iterable(listeners):
+        sock.close()
+
+
+def _announced(settings: ServeSettings, listeners: _Listeners) -> list[Address]:
     """Say on standard output where calls are accepted, and answer it. Whoever has started us may not read."""
-    address = address_of(listeners, Address.parse(options.listen, to_listen=True))
+    addresses = [
+        address_of(sockets, Address.parse(listener.address, to_listen=True))
+        for sockets, listener in zip(listeners, settings.listeners, strict=True)
+    ]
     stdout = LineWriter(unbuffered(sys.stdout), str)
     stdout.collect()
-    stdout.add(f"listening on {address}\n")
+    for address in addresses:
+        stdout.add(f"listening on {address}\n")
     stdout.flush()
-    return address
+    return addresses
 
 
 async def _run(process: Process) -> None:
@@ -257,23 +357,30 @@ async def _run(process: Process) -> None:
         trio.open_signal_receiver(signal.SIGTERM, *([signal.SIGINT] if inherited is None else [])) as signals,
         contextlib.ExitStack() as listening,
     ):
-        listeners = _listen(process.options) if inherited is None else inherited.listeners
+        listeners = _listen(process.settings) if inherited is None else inherited.listeners
         if inherited is None:
-            listening.callback(_remove, bound_address(listeners[0]))
-        for listener in listeners:
-            process.loop_guard.listens_on(bound_address(listener))
+            for sockets in listeners:
+                listening.callback(_remove, bound_address(sockets[0]))
+        for sock in itertools.chain.from_iterable(listeners):
+            process.loop_guard.listens_on(bound_address(sock))
         if inherited is not None:
             set_accept_share(inherited.share)
-        async with process.pool, trio.open_nursery() as nursery:
+        async with contextlib.AsyncExitStack() as stack:
+            for pool in process.pools:
+                await stack.enter_async_context(pool)
+            nursery = await stack.enter_async_context(trio.open_nursery())
             nursery.start_soon(process.log.run)
 
-            async def serve(task_status: trio.TaskStatus[str]) -> None:
-                await process.server.serve(listeners, task_status=task_status)
+            async def serve(task_status: trio.TaskStatus[None]) -> None:
+                async with trio.open_nursery() as serving:
+                    for sockets, tls in zip(listeners, process.listener_tls, strict=True):
+                        await serving.start(partial(process.server.serve, sockets, ssl_context=tls))
+                    task_status.started()
                 nursery.cancel_scope.cancel()
 
             await nursery.start(serve)
             if inherited is None:
-                _announced(process.options, listeners)
+                _announced(process.settings.serve, listeners)
                 _calm_garbage_collector()
             else:
                 nursery.start_soon(_stop_if_orphaned, process, inherited.orphaned)
@@ -290,7 +397,7 @@ async def _stop_on_signal(
     # Before the socket closes: from then on somebody else may listen here, and the file be theirs.
     listening.close()
     calls = process.server.open_calls
-    grace_s = process.options.grace
+    grace_s = process.settings.serve.grace_s
     process.server.stop(grace_s=grace_s)
     process.say(
         "draining",
@@ -309,7 +416,7 @@ async def _stop_on_signal(
 async def _stop_if_orphaned(process: Process, orphaned: int) -> None:
     await trio.lowlevel.wait_readable(orphaned)
     process.say("orphaned", "the parent of the workers is gone: draining")
-    process.server.stop(grace_s=process.options.grace)
+    process.server.stop(grace_s=process.settings.serve.grace_s)
 
 
 def _calls(number: int) -> str:

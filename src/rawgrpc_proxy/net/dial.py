@@ -14,7 +14,7 @@ from rawgrpc_proxy.errors import RpcError, Side, UpstreamUnavailable
 from rawgrpc_proxy.net.address import Address, in_words
 from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.poller import current_poller
-from rawgrpc_proxy.net.tls import tls_stream
+from rawgrpc_proxy.net.tls import UpstreamContext, tls_stream
 from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
 
 T = TypeVar("T")
@@ -100,10 +100,15 @@ async def _connect(
     """A link to `host`, which is the address's, or one of the addresses of that; where it leads is added to `tried`."""
     current_poller()  # its first use in a run opens a file: if there is no more, that is no upstream's doing
     if address.path is not None:
-        if ssl_context is not None and ssl_context.check_hostname:
+        if (
+            ssl_context is not None
+            and ssl_context.check_hostname
+            and _server_name(ssl_context, address) is None
+        ):
             # ssl itself would then check none (an SSLObject, unlike an SSLSocket, goes without).
             raise ValueError(
-                "a Unix socket has no name to check; set check_hostname = False on its TLS context"
+                "a Unix socket has no name to check; set check_hostname = False on its TLS context, or say whom it "
+                "leads to (server_name)"
             )
         stream = await trio.open_unix_socket(address.path)
     else:
@@ -119,7 +124,7 @@ async def _connect(
     if ssl_context is None:
         return SocketTransport(_detached(stream.socket), str(address))
     try:
-        tls = tls_stream(stream, ssl_context, server_hostname=address.host or None)
+        tls = tls_stream(stream, ssl_context, server_hostname=_server_name(ssl_context, address))
         await tls.do_handshake()
         chosen = tls.selected_alpn_protocol()
         if chosen != "h2":
@@ -131,6 +136,11 @@ async def _connect(
         await trio.aclose_forcefully(stream)
         raise
     return StreamTransport(tls, str(address))
+
+
+def _server_name(context: ssl.SSLContext, address: Address) -> str | None:
+    """Whom the peer's certificate has to be for."""
+    return (isinstance(context, UpstreamContext) and context.server_name) or address.host or None
 
 
 def _detached(sock: trio.socket.SocketType) -> socket.socket:

@@ -5,7 +5,7 @@ each, the queue must be empty (SSL_get_error(3)). CPython empties it whenever it
 (as of 7.3.19): after one peer that speaks no TLS, or that leaves without close_notify, a read that would only have to
 wait fails, on every other connection of the thread.
 
-What it does not do: make contexts, which are the user's, or shake hands (`server/server.py`, `dial.py`).
+What it does not do: make contexts (`tls_files.py`, or the user), or shake hands (`server/server.py`, `dial.py`).
 """
 
 import functools
@@ -23,6 +23,12 @@ except ImportError:  # not PyPy
 _Params = ParamSpec("_Params")
 _Result = TypeVar("_Result")
 _Stream = TypeVar("_Stream", bound=trio.abc.Stream)
+
+
+class UpstreamContext(ssl.SSLContext):
+    """A context that knows whom it expects, where that is not the host that is dialled."""
+
+    server_name: str | None = None
 
 
 def tls_stream(

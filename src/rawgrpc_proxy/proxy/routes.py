@@ -7,7 +7,7 @@ The invariant: the first pattern in order that matches decides; a method that no
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.errors import ConfigError, NoRoute
@@ -18,9 +18,43 @@ from rawgrpc_proxy.upstream.pool import Pool
 from rawgrpc_proxy.upstream.target import Target
 
 _CATCH_ALL = "/*"
-_REMEMBERED_METHODS = 1024
-_REMEMBERED_CHARACTERS = 256
+REMEMBERED_METHODS = 1024
+REMEMBERED_CHARACTERS = 256
 """Of a method; longer ones are looked up each time, for they are mostly made up."""
+
+T = TypeVar("T")
+
+
+class PatternTable(Generic[T]):
+    """Things by the patterns of methods, in the order in which they are tried."""
+
+    def __init__(self, entries: Iterable[tuple[str, T]]) -> None:
+        """Raise `ConfigError` for a pattern that is none."""
+        self._entries: dict[str, list[tuple[int, T]]] = {}
+        self._depth = 0
+        """Slashes of the longest prefix that is not every method's."""
+        for place, (pattern, thing) in enumerate(entries):
+            check_pattern(pattern)
+            if pattern.endswith(_CATCH_ALL):
+                self._depth = max(self._depth, pattern.count("/") - 1)
+            self._entries.setdefault(pattern, []).append((place, thing))
+
+    def find_all(self, method: str) -> list[T]:
+        """What there is for this method, in order."""
+        entries = self._entries
+        matching = [*entries.get(method, ()), *entries.get(_CATCH_ALL, ())]
+        # As many look-ups as the longest prefix has segments, however many there are, and however long a path.
+        end = 0
+        for _ in range(self._depth):
+            end = method.find("/", end + 1)
+            if end < 0:
+                break
+            matching += entries.get(f"{method[:end]}{_CATCH_ALL}", ())
+        return [thing for _, thing in sorted(matching, key=_place)]
+
+
+def _place(entry: tuple[int, object]) -> int:
+    return entry[0]
 
 
 class RouteTable:
@@ -34,22 +68,11 @@ class RouteTable:
 
     def __init__(self, routes: Iterable[tuple[str, str]] = (), *, default: str | None = None) -> None:
         """Raise `ConfigError` for a pattern or an address that is none, and for a table without any route."""
-        self._places: dict[str, tuple[int, str]] = {}
-        self._depth = 0
-        """Slashes of the longest prefix that is not every method's."""
-        for place, (pattern, address) in enumerate(routes):
-            if pattern != _CATCH_ALL and not _is_pattern(pattern):
-                raise ConfigError(
-                    f"{pattern!r} is no pattern; write '/pkg.Service/*', '/pkg.Service/Method', '/prefix/*' or '/*'"
-                )
-            if pattern.endswith(_CATCH_ALL):
-                self._depth = max(self._depth, pattern.count("/") - 1)
+        entries = [*routes, *([] if default is None else [(_CATCH_ALL, default)])]
+        self._table = PatternTable(entries)
+        for _, address in entries:
             Address.parse(address)
-            self._places.setdefault(pattern, (place, address))
-        if default is not None:
-            Address.parse(default)
-            self._places.setdefault(_CATCH_ALL, (len(self._places), default))
-        if not self._places:
+        if not entries:
             raise ConfigError("there is no route at all; give at least one, or a default")
 
     @classmethod
@@ -65,18 +88,8 @@ class RouteTable:
 
     def find(self, method: str) -> str | None:
         """The address for this method (`/pkg.Service/Method`); None if there is no route for it."""
-        places = self._places
-        matching = [places[p] for p in (method, _CATCH_ALL) if p in places]
-        # As many look-ups as the longest prefix has segments, however many routes there are, and however long a path.
-        end = 0
-        for _ in range(self._depth):
-            end = method.find("/", end + 1)
-            if end < 0:
-                break
-            place = places.get(f"{method[:end]}{_CATCH_ALL}")
-            if place is not None:
-                matching.append(place)
-        return min(matching)[1] if matching else None
+        found = self._table.find_all(method)
+        return found[0] if found else None
 
     def director(self, pool: Pool) -> StreamDirector:
         """A director whose targets are of `pool`, and that refuses with UNIMPLEMENTED what has no route."""
@@ -86,10 +99,10 @@ class RouteTable:
             return None if address is None else pool.target(address)
 
         # Routes stay as they are, and so do the answers; not all are kept, for a caller can make up methods.
-        remembered = lru_cache(maxsize=_REMEMBERED_METHODS)(target_of)
+        remembered = lru_cache(maxsize=REMEMBERED_METHODS)(target_of)
 
         def direct(context: CallContext, method: str) -> Direction:
-            target = remembered(method) if len(method) <= _REMEMBERED_CHARACTERS else target_of(method)
+            target = remembered(method) if len(method) <= REMEMBERED_CHARACTERS else target_of(method)
             if target is None:
                 raise NoRoute(f"no route for {shortened(method)}")
             return context, target
@@ -97,10 +110,16 @@ class RouteTable:
         return direct
 
 
-def _is_pattern(text: str) -> bool:
-    """Whether it is a method, or a prefix and `/*`. A service alone is mostly one whose `/*` was forgotten."""
-    return (
+def check_pattern(text: str) -> None:
+    """Raise `ConfigError` for what is no method, nor a prefix and `/*`.
+
+    A service alone is none: mostly its `/*` was forgotten.
+    """
+    if text != _CATCH_ALL and not (
         text.count("/") > 1
         and "*" not in text.removesuffix(_CATCH_ALL)
         and path_problem(text.encode()) is None
-    )
+    ):
+        raise ConfigError(
+            f"{text!r} is no pattern; write '/pkg.Service/*', '/pkg.Service/Method', '/prefix/*' or '/*'"
+        )

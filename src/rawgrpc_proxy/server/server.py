@@ -225,7 +225,10 @@ class Server:
             with scope:
                 await stream.do_handshake()
             if not scope.cancelled_caught:
-                return StreamTransport(stream, peer)
+                if stream.selected_alpn_protocol() == "h2":
+                    return StreamTransport(stream, peer)
+                # RFC 9113 §3.3: whoever has not agreed on HTTP/2 would take our frames for something else.
+                cause = "the peer does not offer 'h2' by ALPN, or the ssl_context does not (set_alpn_protocols(['h2']))"
         except (OSError, trio.BrokenResourceError) as error:
             cause = error.__cause__ or error
         except BaseException:

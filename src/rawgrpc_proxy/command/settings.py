@@ -1,0 +1,296 @@
+"""What `rawgrpc-proxy serve` runs: one model for the settings file, the environment and the command line.
+
+Frozen, checked field by field when it is made; what fields must be to each other is in `problems`. Where it comes from
+is `settings_file.py`'s matter, what is made of it `serve.py`'s. Names ending in `_s` and `_bytes` are in seconds and
+bytes here; in the file they have no such ending, for there the value may have a unit.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import attrs
+
+from rawgrpc_proxy.config import Http2Settings
+from rawgrpc_proxy.errors import ConfigError
+from rawgrpc_proxy.grpc.metadata import Metadata
+from rawgrpc_proxy.net.address import Address
+from rawgrpc_proxy.proxy.routes import check_pattern
+
+LogFormat = Literal["text", "json", "none"]
+ClientCertificate = Literal["require", "request"]
+_PLAIN_SCHEMES = ("http://", "grpc://", "h2c://", "dns:///")
+_TLS_SCHEMES = ("https://", "grpcs://")
+
+Problems = Iterator[tuple[str, str]]
+"""The name of a field, and what is wrong with it."""
+
+
+def _at_least(low: float) -> Any:
+    def check(_instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+        if value is not None and not low <= value:  # NaN is not either
+            raise ConfigError(f"{attribute.name} is {value!r}; it must be {low:g} or more")
+
+    return check
+
+
+def _address(*, to_listen: bool) -> Any:
+    def check(_instance: object, attribute: "attrs.Attribute[Any]", value: str) -> None:
+        try:
+            Address.parse(value, to_listen=to_listen)
+        except ConfigError as error:
+            raise ConfigError(f"{attribute.name}: {error}") from None
+
+    return check
+
+
+def _endpoints(_instance: object, attribute: "attrs.Attribute[Any]", value: tuple[str, ...]) -> None:
+    if not value:
+        raise ConfigError(f"{attribute.name} is empty; write at least one HOST:PORT or unix:PATH")
+    for text in value:
+        try:
+            Address.parse(plain_address(text)[0])
+        except ConfigError as error:
+            raise ConfigError(f"{attribute.name}: {error}") from None
+
+
+def _pattern(_instance: object, attribute: "attrs.Attribute[Any]", value: str) -> None:
+    try:
+        check_pattern(value)
+    except ConfigError as error:
+        raise ConfigError(f"{attribute.name}: {error}") from None
+
+
+def _fields(_instance: object, attribute: "attrs.Attribute[Any]", value: Mapping[str, str]) -> None:
+    for key, text in value.items():
+        try:
+            Metadata().with_value(key, text)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{attribute.name}: {error}") from None
+
+
+def _names(_instance: object, attribute: "attrs.Attribute[Any]", value: tuple[str, ...]) -> None:
+    for name in value:
+        try:
+            Metadata().without(name)
+        except ValueError as error:
+            raise ConfigError(f"{attribute.name}: {error}") from None
+
+
+def plain_address(text: str) -> tuple[str, bool]:
+    """An address as people write it, without its scheme, and whether the scheme means TLS."""
+    for schemes, tls in ((_PLAIN_SCHEMES, False), (_TLS_SCHEMES, True)):
+        for scheme in schemes:
+            if text.startswith(scheme):
+                return text.removeprefix(scheme).removesuffix("/"), tls
+    return text, False
+
+
+@attrs.frozen(kw_only=True)
+class ListenerTls:
+    """TLS for callers. HTTP/2 is agreed on by ALPN, and TLS is 1.2 or later."""
+
+    certificate: str = attrs.field()
+    """A PEM file with the certificate, and behind it those that lead to its root."""
+
+    key: str = attrs.field()
+    """A PEM file with the private key, not encrypted."""
+
+    client_ca: str | None = attrs.field(default=None)
+    """A PEM file with the authorities whose certificates callers may have."""
+
+    client_certificate: ClientCertificate = attrs.field(default="require")
+    """With `client_ca`: whether a caller must have a certificate ("require"), or may ("request")."""
+
+
+@attrs.frozen(kw_only=True)
+class ListenerSettings:
+    """Where calls are accepted."""
+
+    address: str = attrs.field(validator=_address(to_listen=True))
+    """`HOST:PORT` (port 0: a free one), `:PORT` for every address of this machine, `unix:PATH` or `unix:@NAME`."""
+
+    tls: ListenerTls | None = attrs.field(default=None)
+    """Without it callers speak plaintext (h2c with prior knowledge)."""
+
+
+@attrs.frozen(kw_only=True)
+class ClusterTls:
+    """TLS towards a cluster: `tls = {}` checks its certificates against the system's authorities."""
+
+    ca: str | None = attrs.field(default=None)
+    """A PEM file with the authorities to trust, instead of the system's."""
+
+    server_name: str | None = attrs.field(default=None)
+    """What the certificate must be for, and what is asked for by SNI; by default the endpoint's host."""
+
+    certificate: str | None = attrs.field(default=None)
+    """A PEM file with the proxy's own certificate, for a cluster that asks for one."""
+
+    key: str | None = attrs.field(default=None)
+    """Its private key."""
+
+    def problems(self) -> Problems:
+        """What does not fit together."""
+        if (self.certificate is None) != (self.key is None):
+            lacking = "certificate" if self.certificate is None else "key"
+            yield lacking, "is missing; certificate and key belong together"
+
+
+@attrs.frozen(kw_only=True)
+class PoolSettings:
+    """Connections to each endpoint: those of the library's `Pool`, with defaults for a proxy on its own."""
+
+    size: int = attrs.field(default=100, validator=_at_least(0))
+    """Connections kept."""
+
+    ttl_s: float = attrs.field(default=60.0, validator=_at_least(0))
+    """How long a connection takes new calls."""
+
+    idle: int = attrs.field(default=50, validator=_at_least(0))
+    """Connections without calls kept."""
+
+    ms: int = attrs.field(default=100, validator=_at_least(1))
+    """Calls at a time on one connection: what RFC 9113 §6.5.2 says a peer should allow at least. The library's pool has
+    the original's 20, with which a burst of 3,000 calls needs 150 connections."""
+
+    max_waiting: int | None = attrs.field(default=1000, validator=_at_least(0))
+    """Calls that wait in line beyond `size` times `ms`; the next one is refused. A burst fits, and costs a few MiB.
+    "none": no limit, each call beyond gets a connection of its own, as in the original; a backend that hangs then
+    takes a connection for each call, until no file is left."""
+
+    dial_timeout_s: float = attrs.field(default=3.0, validator=_at_least(0.001))
+    """From the look-up of the name to the endpoint's first SETTINGS."""
+
+    connect_wait_s: float = attrs.field(default=1.0, validator=_at_least(0))
+    """How long a call waits for an endpoint that cannot be reached, until it is UNAVAILABLE."""
+
+    def problems(self) -> Problems:
+        """What does not fit together."""
+        if self.size == 0 and self.max_waiting is not None:
+            yield "size", 'of 0 would never let a call through: give max_waiting "none", too'
+
+
+@attrs.frozen(kw_only=True)
+class ClusterSettings:
+    """Backends that are as good as each other. Calls go to its endpoints in turn."""
+
+    endpoints: tuple[str, ...] = attrs.field(validator=_endpoints)
+    """`HOST:PORT` or `unix:PATH` each. http://, grpc:// and dns:/// in front mean plaintext, https:// and grpcs://
+    TLS."""
+
+    tls: ClusterTls | None = attrs.field(default=None)
+    """Without it, and without https:// in front of the endpoints, the proxy speaks plaintext."""
+
+    pool: PoolSettings = attrs.field(factory=PoolSettings)
+    """What is not set here is as in the table `pool` of the file's top level."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The endpoints without their schemes."""
+        return tuple(plain_address(text)[0] for text in self.endpoints)
+
+    @property
+    def speaks_tls(self) -> bool:
+        """Whether its connections are TLS."""
+        return self.tls is not None or any(plain_address(text)[1] for text in self.endpoints)
+
+    def problems(self) -> Problems:
+        """What does not fit together."""
+        if len({plain_address(text)[1] for text in self.endpoints}) > 1:
+            yield "endpoints", "mix TLS and plaintext; a cluster has one of them: make two"
+
+
+@attrs.frozen(kw_only=True)
+class MetadataChanges:
+    """What is changed in the metadata of a call: first removed, then set."""
+
+    set: Mapping[str, str] = attrs.field(factory=dict, validator=_fields)
+    """Keys and their one value each."""
+
+    remove: tuple[str, ...] = attrs.field(factory=tuple, validator=_names)
+    """Keys that go no further."""
+
+
+@attrs.frozen(kw_only=True)
+class RouteSettings:
+    """Which calls go to which cluster. The first route that matches decides; what none matches is UNIMPLEMENTED."""
+
+    match: str = attrs.field(default="/*", validator=_pattern)
+    """A service (`/pkg.Service/*`), a method (`/pkg.Service/Method`), a prefix (`/api/*`), or every method (`/*`)."""
+
+    authority: str | None = attrs.field(default=None)
+    """The `:authority` that the call must have; letters may be small or large, a port counts."""
+
+    metadata: Mapping[str, str] = attrs.field(factory=dict, validator=_fields)
+    """Metadata that the call must have: of each key, one value that is just this."""
+
+    cluster: str = attrs.field()
+    """The name of the cluster."""
+
+    max_timeout_s: float | None = attrs.field(default=None, validator=_at_least(0.001))
+    """The longest deadline: calls with a later one, or none, get this."""
+
+    default_timeout_s: float | None = attrs.field(default=None, validator=_at_least(0.001))
+    """The deadline of calls that have none."""
+
+    request_metadata: MetadataChanges = attrs.field(factory=MetadataChanges)
+    """Changes to what the cluster gets."""
+
+
+@attrs.frozen(kw_only=True)
+class ServeSettings:
+    """All that `serve` is told."""
+
+    listeners: tuple[ListenerSettings, ...] = attrs.field()
+    """Where calls are accepted; at least one."""
+
+    clusters: Mapping[str, ClusterSettings] = attrs.field()
+    """Where calls go, by name."""
+
+    routes: tuple[RouteSettings, ...] = attrs.field()
+    """Which call goes where; at least one."""
+
+    pool: PoolSettings = attrs.field(factory=PoolSettings)
+    """What clusters have that do not say otherwise."""
+
+    http2: Http2Settings = attrs.field(factory=Http2Settings)
+    """How connections behave, downstream and upstream."""
+
+    workers: int | Literal["auto"] = attrs.field(default=1)
+    """Processes that share the listening sockets; "auto" is one for each core. Each has connections of its own."""
+
+    grace_s: float = attrs.field(default=30.0, validator=_at_least(0))
+    """How long running calls may go on after SIGINT or SIGTERM."""
+
+    log_format: LogFormat = attrs.field(default="text")
+    """How calls are logged on standard error, a line each."""
+
+    max_connections: int | None = attrs.field(default=None, validator=_at_least(1))
+    """Connections of callers that a process has open; further ones are closed at once. By default two thirds of the
+    files that the process may have open."""
+
+    hop_limit: int | None = attrs.field(default=None, validator=_at_least(1))
+    """Refuse calls that have passed so many proxies like this one, counted in the metadata `via`. By default they are
+    not counted, and `via` is left alone."""
+
+    @workers.validator
+    def _one_or_more(self, attribute: "attrs.Attribute[Any]", value: int | str) -> None:
+        if value != "auto" and (isinstance(value, str) or value < 1):
+            raise ConfigError(f'{attribute.name} is {value!r}; it must be 1 or more, or "auto"')
+
+    def problems(self) -> Problems:
+        """What does not fit together."""
+        if not self.listeners:
+            yield (
+                "listeners",
+                "is empty: there is nowhere to accept calls; give --listen ADDRESS, or write [[listeners]]",
+            )
+        if not self.routes:
+            yield (
+                "routes",
+                "is empty: calls would go nowhere; give --upstream HOST:PORT or --route, or write [[routes]]",
+            )
+        for place, route in enumerate(self.routes):
+            if (route.max_timeout_s or math.inf) < (route.default_timeout_s or 0):
+                yield f"routes[{place}].default_timeout", "is longer than max_timeout"

@@ -1,0 +1,325 @@
+"""From TOML, the environment and options to `ServeSettings`: every mistake at once, each with its place.
+
+    environment ─┐
+    file ────────┼─► one tree of plain values, the later ones win ──► read by the model's own types ──► ServeSettings
+    options ─────┘   (where each value comes from is remembered)        │
+                                                                         └─► problems, with path and remedy
+
+What a setting may be is written with the setting (`settings.py`, `config.py`); this module knows only types. Nothing is
+opened here but the file.
+"""
+
+import difflib
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+
+from rawgrpc_proxy.command.settings import ServeSettings
+from rawgrpc_proxy.errors import ConfigError
+
+Tree = dict[str, Any]
+"""Tables, lists and values as TOML has them."""
+
+DEFAULT = "default"
+VARIABLES = "RAWGRPC_PROXY_"
+"""What the names of variables begin with."""
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|m|h)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(B|KiB|MiB|GiB|kB|KB|MB|GB)")
+_BYTES = {
+    "B": 1,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "kB": 10**3,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+}
+_ALONE = "none"
+
+
+class SettingsError(ConfigError):
+    """Settings that cannot work. `problems` has a line for each, with its place in the file."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = list(dict.fromkeys(problems))
+        super().__init__("\n".join(self.problems))
+
+
+@attrs.frozen
+class Settings:
+    """What was read, and where each value comes from: a file, an option, a variable; what is not in it is a default."""
+
+    serve: ServeSettings
+    sources: Mapping[str, str]
+
+    def source_of(self, path: str) -> str:
+        """Where the value at this path comes from."""
+        return self.sources.get(path, DEFAULT)
+
+    def name_of(self, path: str) -> str:
+        """What to call it to whoever has set it: its path in the file, an option, or a variable."""
+        return _name_of(path, self.sources)
+
+
+def load(path: Path) -> Tree:
+    """The tree in a file. Raises `SettingsError`."""
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise SettingsError([f"{path}: {error.strerror}"]) from None
+    except UnicodeDecodeError as error:
+        raise SettingsError([f"{path}: is not UTF-8, as TOML must be: {error.reason}"]) from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError([f"{path}: is not TOML: {error}"]) from None
+
+
+def settings_of(layers: Iterable[tuple[str | Mapping[str, str], Tree]]) -> Settings:
+    """The settings in these trees, of which the later ones win, table by table; a list wins as a whole.
+
+    With each tree its source: one name, or one for each path. Raises `SettingsError`.
+    """
+    tree: Tree = {}
+    sources: dict[str, str] = {}
+    for source, layer in layers:
+        _lay_over(tree, layer, source, sources, "")
+    reader = _Reader(sources, _fill_pools(tree, sources))
+    serve = reader.table(ServeSettings, tree, "")
+    _check_clusters(tree, reader)
+    if reader.problems:
+        raise SettingsError(reader.problems)
+    assert serve is not None
+    return Settings(serve, sources)
+
+
+def key_of(name: str) -> str:
+    """What a field is called in the file: without its unit, which belongs to the value there."""
+    return name if name.endswith("_per_s") else name.removesuffix("_s").removesuffix("_bytes")
+
+
+def _lay_over(
+    tree: Tree, layer: Tree, source: str | Mapping[str, str], sources: dict[str, str], path: str
+) -> None:
+    for key, value in layer.items():
+        here = join(path, key)
+        if isinstance(value, dict):
+            below = tree.setdefault(key, {})
+            if not isinstance(below, dict):
+                below = tree[key] = {}
+            _lay_over(below, value, source, sources, here)
+            if value:
+                continue
+        else:
+            tree[key] = value
+        _note(here, value, source if isinstance(source, str) else source[here], sources)
+
+
+def _note(path: str, value: object, source: str, sources: dict[str, str]) -> None:
+    for known in [known for known in sources if known.startswith((f"{path}[", f"{path}."))]:
+        del sources[known]  # the list that it was in is gone
+    sources[path] = source
+    if isinstance(value, list):
+        for place, each in enumerate(value):
+            _note(f"{path}[{place}]", each, source, sources)
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            _note(join(path, key), each, source, sources)
+
+
+def _fill_pools(tree: Tree, sources: dict[str, str]) -> dict[str, str]:
+    """Let every cluster have what the top level's `pool` says, where its own says nothing; answer what comes whence."""
+    common, clusters = tree.get("pool"), tree.get("clusters")
+    origins: dict[str, str] = {}
+    if not isinstance(common, dict) or not isinstance(clusters, dict):
+        return origins
+    for name, cluster in clusters.items():
+        if isinstance(cluster, dict) and isinstance(pool := cluster.setdefault("pool", {}), dict):
+            for key, value in common.items():
+                if key not in pool or sources[join("pool", key)].startswith("--"):
+                    pool[key] = value
+                    origin, here = join("pool", key), join(f"{join('clusters', name)}.pool", key)
+                    origins[here], sources[here] = origin, sources[origin]
+    return origins
+
+
+def _check_clusters(tree: Tree, reader: "_Reader") -> None:
+    """That routes lead to clusters that there are. By the tree, so that it is said beside whatever else is wrong."""
+    clusters, routes = tree.get("clusters", {}), tree.get("routes", [])
+    if not isinstance(clusters, dict) or not isinstance(routes, list):
+        return
+    for place, route in enumerate(routes):
+        name = route.get("cluster") if isinstance(route, dict) else None
+        if isinstance(name, str) and name not in clusters:
+            known = ", ".join(sorted(clusters)) or "there are none: write [clusters.NAME]"
+            reader.object_to(
+                f"routes[{place}].cluster",
+                f"is {name!r}, which is no cluster{_meant(name, clusters)}; known: {known}",
+            )
+
+
+def join(path: str, key: str) -> str:
+    """The path of a key in a table."""
+    shown = key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else f'"{key}"'
+    return f"{path}.{shown}" if path else shown
+
+
+def _name_of(path: str, sources: Mapping[str, str]) -> str:
+    source = sources.get(path, "")
+    if source.startswith("--"):
+        return f"argument {source}"
+    return source if source.startswith(VARIABLES) else path
+
+
+def _meant(text: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(text, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _kind(value: object) -> str:
+    match value:
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "text"
+        case list():
+            return "a list"
+        case dict():
+            return "a table"
+        case _:
+            return "a date or a time"
+
+
+class _Wrong(Exception):
+    """What should have been there instead."""
+
+
+class _Reader:
+    """Makes objects of trees by the types of their classes, and notes what is wrong on the way."""
+
+    def __init__(self, sources: Mapping[str, str], origins: Mapping[str, str]) -> None:
+        self.problems: list[str] = []
+        self._sources = sources
+        self._origins = origins
+        """Of values that are set in one place for several."""
+
+    def object_to(self, path: str, text: str) -> None:
+        """Note a problem."""
+        self.problems.append(f"{self._named(path)} {text}")
+
+    def table(self, cls: type[Any], tree: object, path: str) -> Any:
+        """An object of this class, or None, with the problems noted."""
+        if not isinstance(tree, dict):
+            self.object_to(path, f"is {_kind(tree)}; it must be a table")
+            return None
+        before = len(self.problems)
+        fields = {key_of(field.name): field for field in attrs.fields(attrs.resolve_types(cls))}
+        values: dict[str, Any] = {}
+        for key, value in tree.items():
+            here = join(path, key)
+            field = fields.get(key)
+            if field is None:
+                self.object_to(here, f"is not known{_meant(key, fields)}; known here: {', '.join(fields)}")
+                continue
+            wrong = len(self.problems)
+            values[field.name] = read = self._value(field.type, value, here, field.name)
+            if len(self.problems) == wrong and field.validator is not None:
+                try:
+                    # The class itself is not made before all of its fields are right.
+                    field.validator(None, field.evolve(name=self._named(here)), read)
+                except ConfigError as error:
+                    self.problems.append(str(error))
+        for key, field in fields.items():
+            if field.default is attrs.NOTHING and key not in tree:
+                if path:
+                    self.object_to(join(path, key), "is missing")
+                else:
+                    values[field.name] = {} if typing.get_origin(field.type) is not tuple else ()
+        if len(self.problems) > before:
+            return None
+        made = cls(**values)
+        for name, text in getattr(made, "problems", tuple)():
+            self.object_to(join(path, name) if name.isidentifier() else name, text)
+        return made
+
+    def _named(self, path: str) -> str:
+        """The place of a value: its path in the file, or the option or variable that has set it."""
+        return _name_of(self._origins.get(path, path), self._sources)
+
+    def _value(self, kind: Any, value: Any, path: str, name: str) -> Any:
+        """The value of a field of this type, as the file may have it."""
+        origin, of = typing.get_origin(kind), typing.get_args(kind)
+        if attrs.has(kind):
+            return self.table(kind, value, path)
+        if origin is tuple:
+            if not isinstance(value, list):
+                self.object_to(path, f"is {_kind(value)}; it must be a list")
+                return None
+            return tuple(
+                self._value(of[0], each, f"{path}[{place}]", name) for place, each in enumerate(value)
+            )
+        if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
+            if not isinstance(value, dict):
+                self.object_to(path, f"is {_kind(value)}; it must be a table")
+                return None
+            return {key: self._value(of[1], each, join(path, key), key) for key, each in value.items()}
+        if origin is types.UnionType or origin is typing.Union:
+            if types.NoneType in of and value == _ALONE:
+                return None
+            attempts = [each for each in of if each is not types.NoneType]
+            if attrs.has(attempts[0]):
+                return self.table(attempts[0], value, path)
+        else:
+            attempts = [kind]
+        expected = []
+        for each in attempts:
+            try:
+                return _simple(each, value, name)
+            except _Wrong as wrong:
+                expected.append(str(wrong))
+        if types.NoneType in of:
+            expected.append(f'"{_ALONE}"')
+        self.object_to(path, f"is {value!r}; it must be {', or '.join(expected)}")
+        return None
+
+
+def _simple(kind: Any, value: Any, name: str) -> Any:
+    """A value of one of TOML's own types. Raises `_Wrong`."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if typing.get_origin(kind) is Literal:
+        allowed = typing.get_args(kind)
+        if value in allowed and isinstance(value, str):
+            return value
+        raise _Wrong(" or ".join(f'"{each}"' for each in allowed) + _meant(str(value), allowed))
+    if kind is str:
+        if isinstance(value, str):
+            return value
+        raise _Wrong('text, in quotation marks: "…"')
+    if name.endswith("_bytes") and kind is int:
+        if is_number and value == int(value):
+            return int(value)
+        if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
+            return int(float(match[1]) * _BYTES[match[2]])
+        raise _Wrong('a size: a number of bytes, or text like "64KiB", "1.5MiB"')
+    if name.endswith("_s") and not name.endswith("_per_s"):
+        if is_number:
+            return float(value)
+        if isinstance(value, str) and (match := _DURATION.fullmatch(value)):
+            return float(match[1]) * _SECONDS[match[2]]
+        raise _Wrong('a time: a number of seconds, or text like "250ms", "1.5s", "5m", "2h"')
+    if kind is int:
+        if is_number and isinstance(value, int):
+            return value
+        raise _Wrong("a whole number")
+    if is_number:
+        return float(value)
+    raise _Wrong("a number")

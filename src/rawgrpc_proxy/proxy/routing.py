@@ -1,0 +1,110 @@
+"""Routes with conditions, changes and deadlines, and the director that goes by them: what the settings file can say.
+
+`routes.py` knows patterns of methods alone. The first route that takes a call decides. Of a method's routes only those
+with conditions look at the call, and only those with changes make a new context, so a plain route costs a look-up.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+
+from rawgrpc_proxy.call import CallContext
+from rawgrpc_proxy.errors import NoRoute
+from rawgrpc_proxy.grpc.path import shortened
+from rawgrpc_proxy.proxy.director import Direction, StreamDirector
+from rawgrpc_proxy.proxy.routes import REMEMBERED_CHARACTERS, REMEMBERED_METHODS, PatternTable
+from rawgrpc_proxy.upstream.target import Target
+
+
+class Route:
+    """Where calls go whose method matches a pattern, if they meet its conditions.
+
+    `targets` get them in turn. `authority` and `metadata` are conditions: the `:authority`, small or large letters
+    alike, and for each key the one value that the call must have. `max_timeout_s` bounds every deadline,
+    `default_timeout_s` is that of calls without one. `remove` and `set_values` change the metadata for the upstream, in
+    this order.
+    """
+
+    __slots__ = (
+        "_authority",
+        "_changes",
+        "_default_timeout_s",
+        "_is_conditional",
+        "_max_timeout_s",
+        "_metadata",
+        "_remove",
+        "_set_values",
+        "_turns",
+        "pattern",
+    )
+
+    def __init__(
+        self,
+        pattern: str,
+        targets: Sequence[Target],
+        *,
+        authority: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        max_timeout_s: float | None = None,
+        default_timeout_s: float | None = None,
+        remove: Iterable[str] = (),
+        set_values: Mapping[str, str] | None = None,
+    ) -> None:
+        self.pattern = pattern
+        self._turns = itertools.cycle(targets)
+        self._authority = None if authority is None else authority.lower()
+        self._metadata = dict(metadata or {})
+        self._is_conditional = authority is not None or bool(metadata)
+        self._max_timeout_s = max_timeout_s
+        self._default_timeout_s = default_timeout_s
+        self._remove = tuple(remove)
+        self._set_values = dict(set_values or {})
+        self._changes = bool(self._remove or self._set_values or max_timeout_s or default_timeout_s)
+
+    def direction(self, context: CallContext) -> Direction | None:
+        """Where the call goes, and with what; None if this route does not take it."""
+        if self._is_conditional and not self._takes(context):
+            return None
+        return (self._changed(context) if self._changes else context), next(self._turns)
+
+    def _takes(self, context: CallContext) -> bool:
+        metadata = context.metadata
+        if self._authority is not None and str(metadata.get(":authority", "")).lower() != self._authority:
+            return False
+        try:
+            return all(metadata.get_all(key) == [value] for key, value in self._metadata.items())
+        except ValueError:  # a binary value that is no base64
+            return False
+
+    def _changed(self, context: CallContext) -> CallContext:
+        if self._default_timeout_s is not None and context.deadline is None:
+            context = context.with_timeout(self._default_timeout_s)
+        if self._max_timeout_s is not None:
+            context = context.with_timeout(self._max_timeout_s)
+        if self._remove or self._set_values:
+            metadata = context.metadata
+            for key in self._remove:
+                metadata = metadata.without(key)
+            for key, value in self._set_values.items():
+                metadata = metadata.with_value(key, value)
+            context = context.with_metadata(metadata)
+        return context
+
+
+def director_of(routes: Iterable[Route]) -> StreamDirector:
+    """A director that goes by these routes, and refuses with UNIMPLEMENTED what none of them takes.
+
+    Raises `ConfigError` for a pattern that is none.
+    """
+    table = PatternTable((route.pattern, route) for route in routes)
+    # Routes stay as they are, and so does what matches; not all is kept, for a caller can make up methods.
+    remembered = lru_cache(maxsize=REMEMBERED_METHODS)(table.find_all)
+
+    def direct(context: CallContext, method: str) -> Direction:
+        for route in remembered(method) if len(method) <= REMEMBERED_CHARACTERS else table.find_all(method):
+            direction = route.direction(context)
+            if direction is not None:
+                return direction
+        raise NoRoute(f"no route for {shortened(method)}")
+
+    return direct

@@ -1,0 +1,171 @@
+"""`serve` with TLS and mutual TLS on both sides, from a file and from options, in processes of its own."""
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from rawgrpc_proxy import ConfigError, Pool
+from rawgrpc_proxy.errors import RpcError, UpstreamUnavailable
+from rawgrpc_proxy.net.tls_files import listener_context, upstream_context
+from tests.command.test_cli import answer_to, backend
+from tests.processes import Program, program
+
+trustme = pytest.importorskip("trustme")
+
+ANY = "127.0.0.1:0"
+
+
+@pytest.fixture(scope="module")
+def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the pairs of a proxy, a backend and a caller, and their authorities: ours, and a stranger's."""
+    folder = tmp_path_factory.mktemp("pem")
+    for name in ("ours", "stranger"):
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(str(folder / f"{name}.ca"))
+        for who in ("127.0.0.1", "backend.internal", "caller.test"):
+            authority.issue_cert(who).private_key_and_cert_chain_pem.write_to_path(
+                str(folder / f"{name}-{who}.pem")
+            )
+    return folder
+
+
+def pair(pem: Path, who: str, name: str = "ours") -> str:
+    return str(pem / f"{name}-{who}.pem")
+
+
+def caller(pem: Path, name: str = "ours", *, trusts: str = "ours") -> ssl.SSLContext:
+    own = pair(pem, "caller.test", name)
+    return upstream_context(ca=str(pem / f"{trusts}.ca"), certificate=own, key=own)
+
+
+@asynccontextmanager
+async def secure_backend(pem: Path) -> AsyncIterator[str]:
+    """It wants a certificate of the proxy, and has one for a name that is not its address."""
+    own = pair(pem, "backend.internal")
+    context = listener_context(own, own, client_ca=str(pem / "ours.ca"))
+    async with trio.open_nursery() as nursery:
+        server = backend("a")
+
+        async def serve(task_status: trio.TaskStatus[str]) -> None:
+            await server.serve(ANY, ssl_context=context, task_status=task_status)
+
+        yield await nursery.start(serve)
+        nursery.cancel_scope.cancel()
+
+
+def file_for(pem: Path, upstream: str, **changes: str) -> str:
+    own = {"me": pair(pem, "127.0.0.1"), "ca": str(pem / "ours.ca"), "name": "backend.internal", **changes}
+    number = len(list(pem.glob("*.toml")))
+    file = pem / f"{number}.toml"
+    file.write_text(f"""
+[[listeners]]
+address = "127.0.0.1:0"
+tls = {{ certificate = "{own["me"]}", key = "{own["me"]}", client_ca = "{own["ca"]}" }}
+[[listeners]]
+address = "unix:{pem}/{number}"
+[clusters.orders]
+endpoints = ["{upstream}"]
+tls = {{ ca = "{own["ca"]}", server_name = "{own["name"]}", certificate = "{own["me"]}", key = "{own["me"]}" }}
+[[routes]]
+match = "/shop.Orders/*"
+cluster = "orders"
+""")
+    return str(file)
+
+
+async def plain_address(proxy: Program) -> str:
+    return (await proxy.line(r"^listening on (unix:\S+)$", "stdout"))[1]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_call_goes_through_mutual_tls_on_both_sides(pem: Path, workers: str) -> None:
+    async def main() -> None:
+        async with (
+            secure_backend(pem) as upstream,
+            Pool() as client,
+            program("serve", "--config", file_for(pem, upstream), "--workers", workers) as proxy,
+        ):
+            plain = await plain_address(proxy)
+            secure = await proxy.address()
+            for context, address in ((caller(pem), secure), (None, plain)):
+                assert await answer_to(client, address, "/shop.Orders/Get", context) == b"a"
+            for stranger in (None, caller(pem, "stranger"), caller(pem, trusts="stranger")):
+                with pytest.raises(UpstreamUnavailable):
+                    await answer_to(client, secure, "/shop.Orders/Get", stranger)
+            assert await answer_to(client, plain, "/shop.Orders/Get") == b"a"
+
+    trio.run(main)
+
+
+def test_whoever_offers_no_http2_by_alpn_is_turned_away_and_the_log_says_so(pem: Path) -> None:
+    async def main() -> None:
+        own = pair(pem, "127.0.0.1")
+        async with program(
+            "serve", "--listen", ANY, "--upstream", "127.0.0.1:1", "--tls-cert", own, "--tls-key", own
+        ) as proxy:
+            host, _, port = (await proxy.address()).rpartition(":")
+            context = ssl.create_default_context(cafile=str(pem / "ours.ca"))
+            stream = await trio.open_ssl_over_tcp_stream(
+                host, int(port), ssl_context=context, https_compatible=True
+            )
+            async with stream:
+                assert await stream.receive_some() == b""
+            await proxy.line("no TLS: the peer does not offer 'h2' by ALPN")
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"name": "other.internal"}, "no TLS with .*CERTIFICATE_VERIFY_FAILED.*other.internal"),
+        ({"ca": "stranger"}, "no TLS with .*CERTIFICATE_VERIFY_FAILED"),
+    ],
+)
+def test_a_backend_that_is_not_the_right_one_gets_no_calls(
+    pem: Path, changes: dict[str, str], says: str
+) -> None:
+    if "ca" in changes:
+        changes = {"ca": str(pem / "stranger.ca")}
+
+    async def main() -> None:
+        async with (
+            secure_backend(pem) as upstream,
+            Pool() as client,
+            program("serve", "--config", file_for(pem, upstream, **changes)) as proxy,
+        ):
+            with pytest.raises(RpcError, match=says):
+                await answer_to(client, await plain_address(proxy), "/shop.Orders/Get")
+            await proxy.line(says)
+
+    trio.run(main)
+
+
+def test_options_do_what_the_file_does(pem: Path) -> None:
+    async def main() -> None:
+        me, ca = pair(pem, "127.0.0.1"), str(pem / "ours.ca")
+        async with (
+            secure_backend(pem) as upstream,
+            Pool() as client,
+            program(
+                *("serve", "--listen", ANY, "--upstream", upstream),
+                *("--tls-cert", me, "--tls-key", me, "--tls-client-ca", ca, "--upstream-ca", ca),
+                *("--upstream-cert", me, "--upstream-key", me, "--upstream-server-name", "backend.internal"),
+            ) as proxy,
+        ):
+            assert await answer_to(client, await proxy.address(), "/p.S/M", caller(pem)) == b"a"
+
+    trio.run(main)
+
+
+def test_a_unix_socket_needs_a_name_for_its_certificate(pem: Path) -> None:
+    async def main() -> None:
+        async with Pool() as client:
+            with pytest.raises((ConfigError, UpstreamUnavailable)):
+                await client.get_conn(f"unix:{pem}/none", ssl_context=caller(pem))
+
+    trio.run(main)

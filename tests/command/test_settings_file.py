@@ -1,0 +1,329 @@
+"""Settings from a file, the environment and options: what wins, and what is said of each mistake."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rawgrpc_proxy.command.cli import main
+from rawgrpc_proxy.command.settings import ClusterTls, MetadataChanges, PoolSettings, RouteSettings
+from rawgrpc_proxy.command.settings_file import Settings, SettingsError, load, settings_of
+
+GOOD = """
+max_connections = 5000
+grace = "1.5m"
+
+[[listeners]]
+address = "0.0.0.0:8443"
+tls = { certificate = "server.pem", key = "server.key", client_ca = "clients.pem", client_certificate = "request" }
+
+[[listeners]]
+address = "unix:/run/proxy.sock"
+
+[http2]
+stream_window = "256KiB"
+handshake_timeout = 2
+
+[pool]
+idle = 7
+
+[clusters.orders]
+endpoints = ["10.0.0.7:50051", "unix:/run/orders.sock"]
+tls = { ca = "ca.pem", server_name = "orders.internal", certificate = "me.pem", key = "me.key" }
+pool = { size = 100, ttl = "250ms", idle = 50, max_waiting = "none" }
+
+[clusters.users]
+endpoints = ["https://users.internal:443/"]
+
+[[routes]]
+match = "/shop.Orders/*"
+authority = "shop.example:8443"
+metadata = { "x-env" = "staging" }
+cluster = "orders"
+max_timeout = "30s"
+request_metadata = { set = { "x-edge" = "1" }, remove = ["x-debug"] }
+
+[[routes]]
+cluster = "users"
+"""
+
+
+def read(tmp_path: Path, text: str) -> Settings:
+    file = tmp_path / "proxy.toml"
+    file.write_text(text)
+    return settings_of([("proxy.toml", load(file))])
+
+
+def test_a_file_says_all_there_is_to_say(tmp_path: Path) -> None:
+    serve = read(tmp_path, GOOD).serve
+
+    assert (serve.max_connections, serve.grace_s, serve.workers) == (5000, 90.0, 1)
+    assert [listener.address for listener in serve.listeners] == ["0.0.0.0:8443", "unix:/run/proxy.sock"]
+    assert serve.listeners[0].tls is not None
+    assert serve.listeners[0].tls.client_certificate == "request"
+    assert (serve.http2.stream_window_bytes, serve.http2.handshake_timeout_s) == (256 * 1024, 2.0)
+    orders, users = serve.clusters["orders"], serve.clusters["users"]
+    assert orders.tls == ClusterTls(
+        ca="ca.pem", server_name="orders.internal", certificate="me.pem", key="me.key"
+    )
+    assert orders.pool == PoolSettings(size=100, ttl_s=0.25, idle=50, max_waiting=None)
+    assert users.addresses == ("users.internal:443",)
+    assert (orders.speaks_tls, users.speaks_tls) == (True, True)
+    assert users.pool == PoolSettings(idle=7)
+    assert serve.routes == (
+        RouteSettings(
+            match="/shop.Orders/*",
+            authority="shop.example:8443",
+            metadata={"x-env": "staging"},
+            cluster="orders",
+            max_timeout_s=30.0,
+            request_metadata=MetadataChanges(set={"x-edge": "1"}, remove=("x-debug",)),
+        ),
+        RouteSettings(cluster="users"),
+    )
+
+
+ROUTED = '[clusters.a]\nendpoints = ["h:1"]\n[[routes]]\ncluster = "a"\n'
+LISTENING = '[[listeners]]\naddress = "h:1"\n'
+
+BROKEN = [
+    ("grace = ", r"proxy\.toml: is not TOML: Invalid value \(at "),
+    ("grace = 1\ngrace = 2", "is not TOML: Cannot overwrite a value"),
+    (LISTENING, "routes is empty: calls would go nowhere; give --upstream"),
+    (ROUTED, "listeners is empty: there is nowhere to accept calls; give --listen"),
+    (
+        f"graze = 1\n{LISTENING}{ROUTED}",
+        r"graze is not known \(did you mean grace\?\); known here: listeners, clusters",
+    ),
+    (
+        f'grace = "soon"\n{LISTENING}{ROUTED}',
+        "grace is 'soon'; it must be a time: a number of seconds, or text like",
+    ),
+    (f"grace = -1\n{LISTENING}{ROUTED}", r"grace is -1\.0; it must be 0 or more"),
+    (f"grace = true\n{LISTENING}{ROUTED}", "grace is True; it must be a time"),
+    (f"grace = 2020-02-02\n{LISTENING}{ROUTED}", "grace is datetime.date.*; it must be a time"),
+    (f"workers = 0\n{LISTENING}{ROUTED}", 'workers is 0; it must be 1 or more, or "auto"'),
+    (f'workers = "many"\n{LISTENING}{ROUTED}', "workers is 'many'; it must be "),
+    (
+        f'log_format = "jsno"\n{LISTENING}{ROUTED}',
+        r"""log_format is 'jsno'; .*"json".*\(did you mean json\?\)""",
+    ),
+    (f'{LISTENING}{ROUTED}[http2]\nstream_window = "1Mb"', "http2.stream_window is '1Mb'; it must be a size"),
+    (
+        f'{LISTENING}{ROUTED}[http2]\nstream_window = "1KiB"',
+        "http2.stream_window is 1024; it must be between 65535 and",
+    ),
+    (
+        f"{LISTENING}{ROUTED}[http2]\nstream_window_bytes = 1",
+        r"http2\.stream_window_bytes is not known \(did you mean stream_window\?\)",
+    ),
+    (f'{LISTENING}{ROUTED}[http2]\nengine = "h3"', """http2.engine is 'h3'; it must be "relay" or "h2\""""),
+    (f"{ROUTED}[listeners]\naddress = 1", "listeners is a table; it must be a list"),
+    (f"{ROUTED}[[listeners]]", r"listeners\[0\].address is missing"),
+    (
+        f'{ROUTED}[[listeners]]\naddress = "8080"',
+        r"listeners\[0\].address: '8080' is no address; write HOST:PORT",
+    ),
+    (
+        f'{LISTENING}tls = {{ certificate = "x" }}\n{ROUTED}',
+        r"listeners\[0\].tls.key is missing",
+    ),
+    (
+        f'{LISTENING}tls = {{ certificate = "x", key = "x", client_certificate = "no" }}\n{ROUTED}',
+        r"""listeners\[0\].tls.client_certificate is 'no'; it must be "require" or "request\"""",
+    ),
+    (f"{LISTENING}{ROUTED}[clusters.b]\nendpoints = []", "clusters.b.endpoints is empty; write at least one"),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = "h:1"',
+        "clusters.b.endpoints is text; it must be a list",
+    ),
+    (
+        f"{LISTENING}{ROUTED}[clusters.b]\nendpoints = [1]",
+        r"clusters.b.endpoints\[0\] is 1; it must be text, in",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["ftp://h:1"]',
+        "clusters.b.endpoints: 'ftp://h:1' is a URL",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["https://h:1", "h:2"]',
+        "clusters.b.endpoints mix TLS and plaintext",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\ntls = {{ key = "x" }}',
+        "clusters.b.tls.certificate is missing; certificate and key belong together",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\npool = {{ size = 0 }}',
+        """clusters.b.pool.size of 0 would never let a call through: give max_waiting "none", too""",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters."b.c"]\nendpoints = ["h:1"]\npool = {{ ms = 1.5 }}',
+        r'clusters\."b\.c"\.pool\.ms is 1\.5; it must be a whole number',
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\npool = {{ max_waiting = 1.5 }}',
+        'max_waiting is 1.5; it must be a whole number, or "none"',
+    ),
+    (
+        f'{LISTENING}{ROUTED}[[routes]]\ncluster = "aa"',
+        r"routes\[1\].cluster is 'aa', .* \(did you mean a\?\); known: a",
+    ),
+    (f"{LISTENING}{ROUTED}[[routes]]", r"routes\[1\].cluster is missing"),
+    (
+        f'{LISTENING}{ROUTED}match = "p.S"',
+        r"routes\[0\].match: 'p\.S' is no pattern; write '/pkg\.Service/\*'",
+    ),
+    (f'{LISTENING}{ROUTED}metadata = {{ "X Y" = "1" }}', r"routes\[0\].metadata: "),
+    (
+        f'{LISTENING}{ROUTED}request_metadata = {{ set = {{ te = "x" }} }}',
+        r"routes\[0\].request_metadata.set: ",
+    ),
+    (
+        f'{LISTENING}{ROUTED}request_metadata = {{ remove = [":path"] }}',
+        r"routes\[0\].request_metadata.remove: a request needs its :path",
+    ),
+    (
+        f'{LISTENING}{ROUTED}max_timeout = "1s"\ndefault_timeout = "2s"',
+        r"routes\[0\].default_timeout is longer than max_timeout",
+    ),
+    (f"{LISTENING}{ROUTED}max_timeout = 0", r"routes\[0\].max_timeout is 0\.0; it must be 0\.001 or more"),
+]
+
+
+@pytest.mark.parametrize(("text", "says"), BROKEN)
+def test_a_mistake_is_one_line_with_its_place_and_the_remedy(
+    text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "proxy.toml"
+    file.write_text(text)
+    for command in (["check", str(file)], ["serve", "--config", str(file)]):
+        assert main(command) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1, err
+        assert re.search(rf"^rawgrpc-proxy: .*{says}", err), err
+
+
+def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read(
+            tmp_path,
+            'grace = "x"\n[[listeners]]\naddress = 1\n[[routes]]\ncluster = "c"\nmatch = "m"\n[pool]\nsiz = 1',
+        )
+    assert [problem.partition(" ")[0] for problem in caught.value.problems] == [
+        "grace",
+        "listeners[0].address",
+        "routes[0].match:",
+        "pool.siz",
+        "routes[0].cluster",
+    ]
+
+
+def test_a_file_that_is_no_text_or_is_not_there_says_so(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(SettingsError, match="is not UTF-8"):
+        load(tmp_path / "binary")
+    with pytest.raises(SettingsError, match="Is a directory"):
+        load(tmp_path)
+
+
+def in_force(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str = f"{LISTENING}{ROUTED}"
+) -> dict[str, tuple[str, str]]:
+    """What `check` says: by table and key, the value and its source."""
+    file = tmp_path / "proxy.toml"
+    file.write_text(text)
+    assert main(["check", str(file)]) == 0
+    settings, table = {}, ""
+    for line in capsys.readouterr().out.splitlines():
+        if line.startswith("["):
+            table = f"{line.strip('[]')}."
+        elif line:
+            setting, _, source = line.rpartition("  # ")
+            key, _, value = setting.strip().partition(" = ")
+            settings[table + key] = (value, source)
+    return settings
+
+
+def test_check_shows_what_is_in_force_and_where_it_comes_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAWGRPC_PROXY_GRACE", "5")
+    monkeypatch.setenv("RAWGRPC_PROXY_SIZE", "6")
+    monkeypatch.setenv("RAWGRPC_PROXY_LISTEN", ":1")
+    file = str(tmp_path / "proxy.toml")
+    shown = in_force(tmp_path, capsys, f"grace = 7\n{LISTENING}{ROUTED}")
+
+    assert shown["grace"] == ("7", file)
+    assert shown["clusters.a.pool.size"] == ("6", "RAWGRPC_PROXY_SIZE")
+    assert shown["clusters.a.pool.ms"] == ("100", "default")
+    assert shown["listeners.address"] == ('"h:1"', file)
+    assert shown["clusters.a.endpoints"] == ('["h:1"]', file)
+    assert shown["http2.abuse_budget_per_s"] == ("330", "default")
+    assert shown["http2.max_header_list"] == ("65536", "default")
+
+
+def test_what_check_shows_is_a_file_that_says_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, again = tmp_path / "proxy.toml", tmp_path / "again.toml"
+    file.write_text(
+        GOOD.replace('tls = { certificate = "server.pem"', 'other = { certificate = "server.pem"')
+        .replace("other = {", "# {")
+        .replace('tls = { ca = "ca.pem"', '# { ca = "ca.pem"')
+    )
+    assert main(["check", str(file)]) == 0
+    again.write_text(capsys.readouterr().out)
+    assert settings_of([("", load(again))]).serve == settings_of([("", load(file))]).serve
+
+
+def layers(file: dict[str, Any], options: dict[str, Any]) -> Settings:
+    return settings_of([("file", file), ({"pool.size": "--size", "pool": "--size"}, options)])
+
+
+def test_an_option_wins_over_what_a_cluster_says() -> None:
+    file = {
+        "listeners": [{"address": ":0"}],
+        "clusters": {"a": {"endpoints": ["h:1"], "pool": {"size": 3, "ms": 4}}},
+        "routes": [{"cluster": "a"}],
+    }
+    settings = layers(file, {"pool": {"size": 9}})
+    assert settings.serve.clusters["a"].pool == PoolSettings(size=9, ms=4)
+    assert settings.name_of("clusters.a.pool.size") == "argument --size"
+    assert settings.source_of("clusters.a.pool.ms") == "file"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("SIZE", "x", "RAWGRPC_PROXY_SIZE: 'x' is no whole number of 0 or more"),
+        ("ENGINE", "h3", "RAWGRPC_PROXY_ENGINE: 'h3' must be one of relay, h2"),
+        ("UPSTREAM_TLS", "yes", "RAWGRPC_PROXY_UPSTREAM_TLS: 'yes' is neither 1 nor 0"),
+        ("ROUTE", "/p.S/*=h:1 /p.S", "RAWGRPC_PROXY_ROUTE: '/p.S' is no route"),
+        ("TLS_KEY", "x", "RAWGRPC_PROXY_TLS_KEY goes with RAWGRPC_PROXY_LISTEN"),
+    ],
+)
+def test_a_mistake_in_the_environment_names_the_variable(
+    name: str, text: str, says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"RAWGRPC_PROXY_{name}", text)
+    assert main(["serve", "--listen", "127.0.0.1:0", "--upstream", "127.0.0.1:1"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"rawgrpc-proxy: {says}")
+
+
+def test_the_environment_can_say_all(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAWGRPC_PROXY_LISTEN", "127.0.0.1:0")
+    monkeypatch.setenv("RAWGRPC_PROXY_ROUTE", "/p.A/*=h:1 /p.B/*=h:2")
+    monkeypatch.setenv("RAWGRPC_PROXY_UPSTREAM", "h:3")
+    monkeypatch.setenv("RAWGRPC_PROXY_MAX_WAITING", "none")
+    monkeypatch.setenv("RAWGRPC_PROXY_WORKERS", "auto")
+    shown = in_force(tmp_path, capsys, "")
+    assert shown["workers"] == ('"auto"', "RAWGRPC_PROXY_WORKERS")
+    assert shown['clusters."h:1".pool.max_waiting'] == ('"none"', "RAWGRPC_PROXY_MAX_WAITING")
+    assert shown['clusters."h:2".endpoints'] == ('["h:2"]', "RAWGRPC_PROXY_ROUTE")
+    assert shown["routes.cluster"] == ('"h:3"', "RAWGRPC_PROXY_ROUTE")
