@@ -17,7 +17,8 @@ from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.errors import Side, UpstreamUnavailable
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.dial import dial
-from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
+from rawgrpc_proxy.net.tls import TlsTransport
+from rawgrpc_proxy.net.transport import SocketTransport, Transport
 from tests.net.links import one_read
 from tests.upstream.backend import deaf_port, run
 
@@ -386,7 +387,7 @@ def test_tls_is_done_before_the_link_is_handed_over() -> None:
         certificates = Certificates(client=["h2"], server=["h2"])
         async with listener(certificates.echo) as port:
             transport = await dialled(f"127.0.0.1:{port}", certificates.client)
-            assert isinstance(transport, StreamTransport)
+            assert isinstance(transport, TlsTransport)
             assert transport.tls_peer is not None
             assert transport.tls_peer["subjectAltName"] == (("IP Address", "127.0.0.1"),)
             await check_echo(transport)

@@ -4,7 +4,6 @@ import errno
 import random
 import signal
 import socket
-import ssl
 import struct
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -327,50 +326,18 @@ def test_the_cause_of_a_broken_stream_is_the_error_itself() -> None:
     run(test)
 
 
-async def tls_over(ours: trio.abc.Stream, theirs: trio.abc.Stream) -> StreamTransport:
-    """Our end of TLS over these two streams, after the handshake."""
-    trustme = pytest.importorskip("trustme")
-    authority = trustme.CA()
-    server_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("backend").configure_cert(server_context)
-    client_context = ssl.create_default_context()
-    authority.configure_trust(client_context)
-    server = trio.SSLStream(theirs, server_context, server_side=True)
-    client = trio.SSLStream(ours, client_context, server_hostname="backend")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(server.do_handshake)
-        await client.do_handshake()
-    return StreamTransport(client, "peer")
-
-
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system's TCP cannot be told")
-def test_tcp_is_told_when_a_link_is_lost_under_tls_too() -> None:
+def test_tcp_is_told_when_a_link_is_lost() -> None:
     async def test() -> None:
-        with linked_by_tcp() as (link, peer):
+        with linked_by_tcp() as (link, _peer):
             ours = link._sock
-            tls = await tls_over(
-                trio.SocketStream(trio.socket.from_stdlib_socket(ours)),
-                trio.SocketStream(trio.socket.from_stdlib_socket(peer)),
-            )
-            for transport, timeout_s in ((link, 60), (tls, 90)):
+            stream = StreamTransport(trio.SocketStream(trio.socket.from_stdlib_socket(ours)), "peer")
+            for transport, timeout_s in ((link, 60), (stream, 90)):
                 transport.mind_lost_bytes(timeout_s)
                 told = ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
                 assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
                 assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
                 assert told == 1000 * timeout_s
-
-    run(test)
-
-
-def test_bytes_that_are_no_tls_are_an_os_error() -> None:
-    async def test() -> None:
-        ours, theirs = trio.testing.memory_stream_pair()
-        transport = await tls_over(ours, theirs)
-        assert transport.tls_peer is not None
-        assert transport.tls_peer["subjectAltName"] == (("DNS", "backend"),)
-        await theirs.send_all(b"this is no TLS record")
-        with pytest.raises(OSError):
-            await one_read(transport)
 
     run(test)
 

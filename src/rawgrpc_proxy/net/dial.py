@@ -14,8 +14,8 @@ from rawgrpc_proxy.errors import RpcError, Side, UpstreamUnavailable
 from rawgrpc_proxy.net.address import Address, in_words
 from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.poller import current_poller
-from rawgrpc_proxy.net.tls import UpstreamContext, tls_stream
-from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
+from rawgrpc_proxy.net.tls import TlsTransport, UpstreamContext
+from rawgrpc_proxy.net.transport import SocketTransport, Transport
 
 T = TypeVar("T")
 
@@ -123,19 +123,36 @@ async def _connect(
             raise
     if ssl_context is None:
         return SocketTransport(_detached(stream.socket), str(address))
+    sock = _detached(stream.socket)
     try:
-        tls = tls_stream(stream, ssl_context, server_hostname=_server_name(ssl_context, address))
-        await tls.do_handshake()
-        chosen = tls.selected_alpn_protocol()
+        tls = TlsTransport(
+            sock, str(address), ssl_context, server_hostname=_server_name(ssl_context, address)
+        )
+    except BaseException:
+        sock.close()
+        raise
+    try:
+        await _shake_hands(tls)
+        chosen = tls.alpn_protocol
         if chosen != "h2":
             what = "did not choose 'h2' by ALPN" if chosen is None else f"chose {chosen!r} by ALPN, not 'h2'"
             raise ValueError(
                 f"the peer {what}: it must offer HTTP/2, and the ssl_context too (set_alpn_protocols(['h2']))"
             )
     except BaseException:
-        await trio.aclose_forcefully(stream)
+        await tls.aclose()
         raise
-    return StreamTransport(tls, str(address))
+    return tls
+
+
+async def _shake_hands(tls: TlsTransport) -> None:
+    try:
+        await tls.handshake()
+    except ssl.SSLError:
+        raise
+    except OSError as error:
+        # The link was there, and broke on this.
+        raise ssl.SSLError(in_words(error)) from error
 
 
 def _server_name(context: ssl.SSLContext, address: Address) -> str | None:

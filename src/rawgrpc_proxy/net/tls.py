@@ -1,19 +1,33 @@
-"""TLS on trio, where what goes wrong on one connection is not found by another.
+"""TLS on a socket: `TlsTransport`, which the poller reads and the writer writes as any other socket.
+
+    socket ──► incoming ──► SSLObject ──► frames          frames ──► SSLObject ──► outgoing ──► socket
+
+OpenSSL sees memory alone (`ssl.MemoryBIO`), so nothing it does waits, and a flush of many frames is one record, or as
+few as it needs, and one system call. What is encrypted must leave as it is, before all else: what a socket has not
+taken of it goes back to the writer as `_Sealed`, in front of the frames that are not encrypted yet.
 
 OpenSSL notes errors in a queue of the thread, and looks there first to say why an operation did not succeed: before
 each, the queue must be empty (SSL_get_error(3)). CPython empties it whenever it raises an error. PyPy's ssl does not
 (as of 7.3.19): after one peer that speaks no TLS, or that leaves without close_notify, a read that would only have to
 wait fails, on every other connection of the thread.
 
-What it does not do: make contexts (`tls_files.py`, or the user), or shake hands (`server/server.py`, `dial.py`).
+What it does not do: make contexts (`tls_files.py`, or the user), or say how long a handshake may take
+(`server/server.py`, `dial.py`).
 """
 
+import contextlib
 import functools
+import socket
 import ssl
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import trio
+
+from rawgrpc_proxy.http2.frames import Data
+from rawgrpc_proxy.net.poller import Then
+from rawgrpc_proxy.net.transport import READ_BYTES, SocketTransport, Take, next_read_bytes
+from rawgrpc_proxy.net.turn import current_turn
 
 try:
     from _pypy_openssl import lib as _openssl  # type: ignore[import-not-found]
@@ -22,7 +36,10 @@ except ImportError:  # not PyPy
 
 _Params = ParamSpec("_Params")
 _Result = TypeVar("_Result")
-_Stream = TypeVar("_Stream", bound=trio.abc.Stream)
+
+_AT_ONCE_BYTES = 64 * 1024
+"""What is encrypted before the socket is asked whether it takes any: it must be kept, whatever happens."""
+_RECORD_BYTES = 16 * 1024  # RFC 8446 §5.1
 
 
 class UpstreamContext(ssl.SSLContext):
@@ -31,22 +48,165 @@ class UpstreamContext(ssl.SSLContext):
     server_name: str | None = None
 
 
-def tls_stream(
-    stream: _Stream,
-    context: ssl.SSLContext,
-    *,
-    server_side: bool = False,
-    server_hostname: str | None = None,
-) -> trio.SSLStream[_Stream]:
-    """`stream` with TLS, the handshake yet to be done. It may end without close_notify, as with HTTPS.
+class _Sealed(bytes):
+    """Encrypted bytes."""
 
-    On PyPy, `context` gets an `sslobject_class` that minds the queue, unless it has one of its own.
+    __slots__ = ()
+
+
+class TlsTransport(SocketTransport):
+    """A connected socket with TLS, once `handshake` is done.
+
+    A peer may end without close_notify, as with HTTPS. Errors of TLS are `ssl.SSLError`, which is an `OSError`. On PyPy
+    the context gets an `sslobject_class` that minds the queue of errors, unless it has one of its own.
     """
-    if _openssl is not None and context.sslobject_class is ssl.SSLObject:
-        context.sslobject_class = _SSLObject
-    return trio.SSLStream(
-        stream, context, server_side=server_side, server_hostname=server_hostname, https_compatible=True
-    )
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        peer: str,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+    ) -> None:
+        super().__init__(sock, peer)
+        if _openssl is not None and context.sslobject_class is ssl.SSLObject:
+            context.sslobject_class = _SSLObject
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
+        )
+        self._read_bytes = READ_BYTES
+
+    @property
+    def alpn_protocol(self) -> str | None:
+        """What was agreed on by ALPN."""
+        return self._tls.selected_alpn_protocol()
+
+    async def handshake(self) -> None:
+        """Shake hands. Raises `OSError`; when it is cancelled or fails the transport has to be closed.
+
+        A peer that is told why it failed (an alert) may get that, if the socket takes it.
+        """
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._send_outgoing()
+                await trio.lowlevel.wait_readable(self._open_fd())
+                with contextlib.suppress(BlockingIOError):
+                    self._take_in(self._sock.recv(READ_BYTES))
+            except ssl.SSLError:
+                with contextlib.suppress(OSError):
+                    self._sock.send(self._outgoing.read())
+                raise
+            else:
+                break
+        await self._send_outgoing()
+        self.tls_peer = self._tls.getpeercert()
+
+    def _take_in(self, data: bytes) -> None:
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+
+    async def _send_outgoing(self) -> None:
+        rest: list[Data] = [_Sealed(self._outgoing.read())]
+        while rest := self.send_now(rest):
+            await trio.lowlevel.wait_writable(self._open_fd())
+
+    # ----------------------------------------------------------------- reading
+
+    async def receive_each(self, take: Take, *, goes_on: bool = False) -> None:
+        if self._incoming.pending and not goes_on:
+            # Came with the end of the handshake: the socket will not tell of it.
+            with current_turn(), contextlib.suppress(BlockingIOError):
+                then = take(self._decrypted())
+                if then is Then.STOP:
+                    return
+                goes_on = then is Then.AGAIN
+        await super().receive_each(take, goes_on=goes_on)
+
+    def _read_some(self, _read_bytes: int) -> bytes:
+        data = self._sock.recv(self._read_bytes)
+        if not data:
+            return b""
+        self._read_bytes = next_read_bytes(self._read_bytes, len(data))
+        self._incoming.write(data)
+        return self._decrypted()
+
+    def _decrypted(self) -> bytes:
+        """All there is; no bytes once the peer has said close_notify. Raises `BlockingIOError` if there is nothing."""
+        parts = []
+        read = self._tls.read
+        try:
+            while part := read(_RECORD_BYTES):
+                parts.append(part)
+        except ssl.SSLWantReadError:
+            if not parts:
+                raise BlockingIOError from None  # less than a record, or none for us
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    # ----------------------------------------------------------------- writing
+
+    def send_now(self, chunks: list[Data]) -> list[Data]:
+        if type(chunks[0]) is _Sealed:
+            rest = self._send_sealed(chunks[0])
+            if rest is chunks[0]:
+                return chunks
+            if rest:
+                return [rest, *chunks[1:]]
+            chunks = chunks[1:]
+        while chunks:
+            piece, chunks = _first(chunks)
+            sealed = self._seal(piece)
+            rest = self._send_sealed(sealed)
+            if rest:
+                return [rest, *chunks]
+        return []
+
+    def _seal(self, piece: Data) -> _Sealed:
+        write, size = self._tls.write, len(piece)
+        done = write(piece)
+        if done < size:  # OpenSSL may stop behind each record
+            view = memoryview(piece)
+            while done < size:
+                done += write(view[done:])
+        return _Sealed(self._outgoing.read())
+
+    def _send_sealed(self, sealed: _Sealed) -> _Sealed:
+        """What the socket does not take; the object itself if it takes nothing."""
+        if not sealed:
+            return _Sealed()
+        try:
+            sent = self._sock.send(sealed)
+        except BlockingIOError:
+            return sealed
+        return _Sealed(sealed[sent:]) if sent < len(sealed) else _Sealed()
+
+    async def linger(self) -> None:
+        with contextlib.suppress(OSError):
+            with contextlib.suppress(ssl.SSLError):  # it waits for the peer's, which we do not
+                self._tls.unwrap()
+            await self._send_outgoing()
+        await super().linger()
+
+
+def _first(chunks: list[Data]) -> tuple[Data, list[Data]]:
+    """So much of the chunks as is encrypted at once, and the others."""
+    if len(chunks) == 1 and len(chunks[0]) <= _AT_ONCE_BYTES:
+        return chunks[0], []
+    size = 0
+    for index, chunk in enumerate(chunks):
+        size += len(chunk)
+        if size > _AT_ONCE_BYTES:
+            if index:
+                return b"".join(chunks[:index]), chunks[index:]
+            view = memoryview(chunk)
+            return view[:_AT_ONCE_BYTES], [view[_AT_ONCE_BYTES:], *chunks[1:]]
+    return b"".join(chunks), []
 
 
 def _alone(operation: Callable[_Params, _Result]) -> Callable[_Params, _Result]:

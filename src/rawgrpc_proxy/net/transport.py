@@ -1,8 +1,8 @@
 """One link to a peer: bytes in, bytes out, nothing more.
 
-Two kinds share an interface. `SocketTransport` works on a plain socket and can write without waiting, which saves a
-task switch for every write while the socket has room. `StreamTransport` wraps any trio stream (TLS, in-memory
-pairs), where only waiting writes exist.
+Two kinds share an interface. `SocketTransport` works on a socket and can write without waiting, which saves a task
+switch for every write while the socket has room; with TLS it is a `TlsTransport` (`tls.py`). `StreamTransport` wraps
+any trio stream (in-memory pairs), where only waiting writes exist.
 
 The invariant: a write that was cut short by cancellation is never followed by another one, since nobody knows how
 much of it went out; the connection closes the transport then.
@@ -10,7 +10,6 @@ much of it went out; the connection closes the transport then.
 
 import contextlib
 import socket
-import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -28,7 +27,7 @@ _FLUSH_AT_ONCE_BYTES = 16 * 1024
 """So much is not kept until others have been read: that would gain nothing and pile up."""
 _JOIN_UP_TO_BYTES = 16 * 1024
 """One copy of so little costs less than the system call's look at each piece."""
-_TLS_RECORD_BYTES = 16 * 1024  # RFC 8446 §5.1
+_PIECE_BYTES = 16 * 1024
 _LOST_AFTER_S = 30.0
 """TCP gives up no link sooner: what was sent may be lost on the way, and has to be sent again."""
 _SILENT_AFTER_S, _ASK_EVERY_S = 60, 15
@@ -98,7 +97,14 @@ class SocketTransport:
         _mind_lost_bytes(self._sock, timeout_s)
 
     async def receive_each(self, take: Take, *, goes_on: bool = False) -> None:
-        sock, turn = self._sock, current_turn()
+        await self._receive_each(self._read_some, take, goes_on=goes_on)
+
+    def _read_some(self, read_bytes: int) -> bytes:
+        """Read once; no bytes at the end of the file. Raises `BlockingIOError` if there is nothing."""
+        return self._sock.recv(read_bytes)
+
+    async def _receive_each(self, recv: Callable[[int], bytes], take: Take, *, goes_on: bool = False) -> None:
+        turn = current_turn()
         read_bytes = READ_BYTES
         then = _AGAIN if goes_on else _WAIT
 
@@ -109,7 +115,7 @@ class SocketTransport:
                 then = take(None)
                 return then
             try:
-                data = sock.recv(read_bytes)
+                data = recv(read_bytes)
             except BlockingIOError:
                 return _WAIT
             except OSError:
@@ -168,7 +174,7 @@ class SocketTransport:
     async def linger(self) -> None:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
-            await self.receive_each(lambda _data: _WAIT)
+            await self._receive_each(self._sock.recv, lambda _data: _WAIT)
 
     async def aclose(self) -> None:
         if self._sock.fileno() >= 0:
@@ -193,14 +199,11 @@ class StreamTransport:
     def __init__(self, stream: trio.abc.Stream, peer: str) -> None:
         self._stream = stream
         self.peer = peer
-        self.tls_peer: Mapping[str, Any] | None = (
-            stream.getpeercert() if isinstance(stream, trio.SSLStream) else None
-        )
+        self.tls_peer: Mapping[str, Any] | None = None
 
     def mind_lost_bytes(self, timeout_s: float) -> None:
-        stream = self._stream.transport_stream if isinstance(self._stream, trio.SSLStream) else self._stream
-        if isinstance(stream, trio.SocketStream):
-            _mind_lost_bytes(stream.socket, timeout_s)
+        if isinstance(self._stream, trio.SocketStream):
+            _mind_lost_bytes(self._stream.socket, timeout_s)
 
     async def receive_each(self, take: Take, *, goes_on: bool = False) -> None:
         turn, read_bytes = current_turn(), READ_BYTES
@@ -220,7 +223,7 @@ class StreamTransport:
     async def _read(self, take: Take, read_bytes: int) -> bytes:
         try:
             return bytes(await self._stream.receive_some(read_bytes))
-        except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError) as error:
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             take(b"")
             raise _as_os_error(error) from error
 
@@ -230,30 +233,24 @@ class StreamTransport:
     async def send_all(self, chunks: list[Data], timeout_s: float) -> None:
         data = memoryview(b"".join(chunks))
         # In pieces, since how much of one has gone out is not to be known.
-        for start in range(0, len(data), _TLS_RECORD_BYTES):
+        for start in range(0, len(data), _PIECE_BYTES):
             with trio.move_on_after(timeout_s) as patience:
                 try:
-                    await self._stream.send_all(data[start : start + _TLS_RECORD_BYTES])
-                except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError) as error:
+                    await self._stream.send_all(data[start : start + _PIECE_BYTES])
+                except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                     raise _as_os_error(error) from error
             if patience.cancelled_caught:
                 raise TimeoutError
 
     async def linger(self) -> None:
         stream = self._stream
-        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError):
-            if isinstance(stream, trio.SSLStream):
-                tls, stream = stream, stream.transport_stream
-                # Says close_notify, and waits for the peer's; one that still sends data instead is no error here.
-                with contextlib.suppress(trio.BrokenResourceError, ssl.SSLError):
-                    await tls.unwrap()
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             if isinstance(stream, trio.abc.HalfCloseableStream):
                 await stream.send_eof()
                 while await stream.receive_some(READ_BYTES):
                     pass
 
     async def aclose(self) -> None:
-        # Forcefully: no TLS farewell, for which a dead peer would have to be waited for.
         await trio.aclose_forcefully(self._stream)
 
 

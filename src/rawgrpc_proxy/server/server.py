@@ -26,8 +26,8 @@ from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.net.keepalive import Keepalive
 from rawgrpc_proxy.net.listen import accept_on_each, address_of, bound_address, open_listeners
-from rawgrpc_proxy.net.tls import tls_stream
-from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
+from rawgrpc_proxy.net.tls import TlsTransport
+from rawgrpc_proxy.net.transport import SocketTransport, Transport
 from rawgrpc_proxy.observe.observer import ServerObserver
 from rawgrpc_proxy.observe.tell import tell
 from rawgrpc_proxy.server.dispatch import Answering, Calls
@@ -213,30 +213,27 @@ class Server:
         """The connection's link, TLS done; None if the peer did not get that far."""
         if ssl_context is None:
             return SocketTransport(sock, peer)
-        sock.settimeout(0)
-        stream = tls_stream(
-            trio.SocketStream(trio.socket.from_stdlib_socket(sock)), ssl_context, server_side=True
-        )
+        transport = TlsTransport(sock, peer, ssl_context, server_side=True)
         timeout_at = trio.current_time() + self._settings.handshake_timeout_s
         scope = trio.CancelScope(deadline=min(timeout_at, self._stop_by))
         self._handshaking.add(scope)
         cause: object = "the handshake was not done in time"
         try:
             with scope:
-                await stream.do_handshake()
+                await transport.handshake()
             if not scope.cancelled_caught:
-                if stream.selected_alpn_protocol() == "h2":
-                    return StreamTransport(stream, peer)
+                if transport.alpn_protocol == "h2":
+                    return transport
                 # RFC 9113 §3.3: whoever has not agreed on HTTP/2 would take our frames for something else.
                 cause = "the peer does not offer 'h2' by ALPN, or the ssl_context does not (set_alpn_protocols(['h2']))"
-        except (OSError, trio.BrokenResourceError) as error:
-            cause = error.__cause__ or error
+        except (OSError, trio.ClosedResourceError) as error:
+            cause = error
         except BaseException:
-            await trio.aclose_forcefully(stream)
+            await transport.aclose()
             raise
         finally:
             self._handshaking.discard(scope)
-        await trio.aclose_forcefully(stream)
+        await transport.aclose()
         self._connection_failed(
             peer, ConnectionFailed(f"no TLS: {cause}", error_code=ErrorCode.INADEQUATE_SECURITY)
         )
