@@ -162,19 +162,22 @@ class TlsTransport(SocketTransport):
         while chunks:
             piece, chunks = _first(chunks)
             sealed = self._seal(piece)
-            rest = self._send_sealed(sealed)
-            if rest:
-                return [rest, *chunks]
+            try:
+                sent = self._sock.send(sealed)
+            except BlockingIOError:
+                sent = 0
+            if sent < len(sealed):
+                return [_Sealed(sealed[sent:]), *chunks]
         return []
 
-    def _seal(self, piece: Data) -> _Sealed:
+    def _seal(self, piece: Data) -> bytes:
         write, size = self._tls.write, len(piece)
         done = write(piece)
         if done < size:  # OpenSSL may stop behind each record
             view = memoryview(piece)
             while done < size:
                 done += write(view[done:])
-        return _Sealed(self._outgoing.read())
+        return self._outgoing.read()
 
     def _send_sealed(self, sealed: _Sealed) -> _Sealed:
         """What the socket does not take; the object itself if it takes nothing."""
