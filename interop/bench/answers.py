@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Sequence
 
 import h2.config
@@ -13,10 +14,12 @@ from interop.bench.backend import CHECK, SERVICE, UNARY, Files
 from interop.shared.processes import Trouble
 
 
-def check_answers(port: int, files: Files) -> None:
+def check_answers(port: int, files: Files, *, tls: bool = False) -> None:
     """Make one call each way of the answer being small and large, and compare all that comes back."""
     for name in (UNARY, CHECK):
-        headers, body, trailers = exchange(port, f"/{SERVICE}/{name}", files.path(UNARY).read_bytes())
+        headers, body, trailers = exchange(
+            port, f"/{SERVICE}/{name}", files.path(UNARY).read_bytes(), tls=tls
+        )
         if headers.get(":status") != "200" or trailers.get("grpc-status") != "0":
             raise Trouble(f"wrong answer: headers {headers}, trailers {trailers}")
         if body != files.path(name).read_bytes():
@@ -25,12 +28,14 @@ def check_answers(port: int, files: Files) -> None:
             )
 
 
-def exchange(port: int, path: str, body: bytes) -> tuple[dict[str, str], bytes, dict[str, str]]:
+def exchange(
+    port: int, path: str, body: bytes, *, tls: bool = False
+) -> tuple[dict[str, str], bytes, dict[str, str]]:
     """One call on a connection of its own: the headers, the body and the trailers of its answer."""
     session = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
     session.initiate_connection()
     request = (
-        (":method", "POST"), (":scheme", "http"), (":path", path), (":authority", f"127.0.0.1:{port}"),
+        (":method", "POST"), (":scheme", f"http{'s' * tls}"), (":path", path), (":authority", f"127.0.0.1:{port}"),
         ("content-type", "application/grpc"), ("te", "trailers"),
     )  # fmt: skip
     session.send_headers(1, request)
@@ -39,7 +44,7 @@ def exchange(port: int, path: str, body: bytes) -> tuple[dict[str, str], bytes, 
     trailers: dict[str, str] = {}
     answer = bytearray()
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as link:
+        with _link(port, tls=tls) as link:
             link.sendall(session.data_to_send())
             while data := link.recv(65536):
                 events = session.receive_data(data)
@@ -62,6 +67,16 @@ def exchange(port: int, path: str, body: bytes) -> tuple[dict[str, str], bytes, 
     except OSError as error:
         raise Trouble(f"no answer: {error}") from error
     raise Trouble("no answer: the connection was closed")
+
+
+def _link(port: int, *, tls: bool) -> socket.socket:
+    plain = socket.create_connection(("127.0.0.1", port), timeout=10)
+    if not tls:
+        return plain
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    return context.wrap_socket(plain)
 
 
 def _text(headers: Sequence[tuple[str | bytes, str | bytes]]) -> list[tuple[str, str]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import trustme
+
 from interop.bench.child import Child, Cpus
 from interop.shared import proc
 from interop.shared.ports import free_port
@@ -34,6 +36,10 @@ class Files:
         self._write(CHECK, _message(CHECK_BYTES))
         self._write(BULK, bulk_message, count)
         self._write(WARM_BULK, bulk_message, count // WARM_SHARE)
+        self.certificate = folder / "certificate.pem"
+        trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(
+            str(self.certificate)
+        )
 
     def path(self, name: str) -> Path:
         return self.service / name

@@ -41,14 +41,14 @@ class Load:
 
     def run(
         self, port: int, *, calls: int, connections: int, streams: int,
-        answer: str = UNARY, body: str = UNARY, log: Path | None = None,
+        answer: str = UNARY, body: str = UNARY, log: Path | None = None, tls: bool = False,
     ) -> Outcome:  # fmt: skip
         """Make the calls, `streams` at a time on each connection. Raises `Trouble` unless all are answered right."""
         command = [
             self._program, f"--requests={calls}", f"--clients={connections}", f"--max-concurrent-streams={streams}",
             f"--data={self.files.path(body)}", "--header=content-type: application/grpc", "--header=te: trailers",
             "--connection-inactivity-timeout=30", *([f"--log-file={log}"] if log else []),
-            f"http://127.0.0.1:{port}/{SERVICE}/{answer}",
+            f"http{'s' * tls}://127.0.0.1:{port}/{SERVICE}/{answer}",
         ]  # fmt: skip
         try:
             done = subprocess.run(
@@ -59,10 +59,12 @@ class Load:
             raise Trouble(f"the load did not end within {LONGEST_SECONDS:.0f} s") from error
         return self._checked(done.stdout + done.stderr, calls, answer)
 
-    def latencies(self, port: int, *, calls: int, connections: int, streams: int) -> tuple[float, ...]:
+    def latencies(
+        self, port: int, *, calls: int, connections: int, streams: int, tls: bool = False
+    ) -> tuple[float, ...]:
         """The time that a call takes, in µs, at each of the `PERCENTILES`."""
         with tempfile.NamedTemporaryFile() as log:
-            self.run(port, calls=calls, connections=connections, streams=streams, log=Path(log.name))
+            self.run(port, calls=calls, connections=connections, streams=streams, log=Path(log.name), tls=tls)
             times = sorted(int(line.rsplit(b"\t", 1)[1]) for line in log)
         if len(times) != calls:
             raise Trouble(f"the log of {calls} calls tells of {len(times)}")

@@ -98,6 +98,7 @@ class Target:
         self.bench = bench
         self.port = port
         self._child = child
+        self._tls = contender.tls
         self._warm_s = bench.sizes.warm_compiler_s if contender.warms_up else bench.sizes.warm_s
 
     @property
@@ -112,8 +113,9 @@ class Target:
         """Make the calls; also tells the CPU time of the proxy, in seconds."""
         before = self._cpu_seconds()
         outcome = self.bench.load.run(
-            self.port, calls=calls, connections=connections, streams=streams, answer=answer, body=body
-        )
+            self.port, calls=calls, connections=connections, streams=streams, answer=answer, body=body,
+            tls=self._tls,
+        )  # fmt: skip
         return outcome, self._cpu_seconds() - before
 
     def latencies(
@@ -121,7 +123,9 @@ class Target:
     ) -> tuple[tuple[float, ...], float]:
         """The percentiles in µs; also tells the CPU time of the proxy, in seconds."""
         before = self._cpu_seconds()
-        times = self.bench.load.latencies(self.port, calls=calls, connections=connections, streams=streams)
+        times = self.bench.load.latencies(
+            self.port, calls=calls, connections=connections, streams=streams, tls=self._tls
+        )
         return times, self._cpu_seconds() - before
 
     def warm_up(
@@ -164,11 +168,11 @@ def started(bench: Bench, contender: Contender, *, many_calls: bool = False) -> 
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         # An unprivileged worker of a server that was started by root has to get there.
         Path(folder).chmod(0o755)
-        site = Site(free_port(), bench.backend.port, Path(folder), many_calls)
+        site = Site(free_port(), bench.backend.port, Path(folder), bench.files.certificate, many_calls)
         with Child(
             contender.name, contender.command(site), bench.proxy_cpus(contender), site.listen
         ) as child:
-            check_answers(site.listen, bench.files)
+            check_answers(site.listen, bench.files, tls=contender.tls)
             yield Target(bench, contender, site.listen, child)
 
 

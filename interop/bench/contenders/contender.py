@@ -15,6 +15,8 @@ class Site:
     upstream: int
     folder: Path
     """Its own, for configuration files."""
+    certificate: Path
+    """With its key, for those whose callers speak TLS."""
     many_calls: bool
     """Ten thousand calls will be open at a time."""
 
@@ -32,6 +34,8 @@ class Contender:
     """Also looks whether it can run here: raises `Trouble` if not."""
     workers: int = 1
     in_comparison_of_workers: bool = False
+    tls: bool = False
+    """Callers speak TLS to it; it speaks plaintext to the backend. Of the stories only the one of calls is told."""
     warms_up: bool = False
     """Compiles itself while it runs, so it gets more time before it is measured."""
 

@@ -81,8 +81,12 @@ class PyPy:
         return python
 
 
-def _serve(interpreter: Interpreter, engine: str, workers: int, before: Path | None, site: Site) -> list[str]:
+def _serve(
+    interpreter: Interpreter, engine: str, workers: int, before: Path | None, tls: bool, site: Site
+) -> list[str]:
     options = [f"--upstream=127.0.0.1:{site.upstream}", "--log-format=none"]
+    if tls:
+        options += [f"--tls-cert={site.certificate}", f"--tls-key={site.certificate}"]
     if site.many_calls:
         options.append("--ms=1000")
     if workers > 1:
@@ -91,21 +95,26 @@ def _serve(interpreter: Interpreter, engine: str, workers: int, before: Path | N
     return command if before is None else ["env", f"PYTHONPATH={before / 'src'}", *command]
 
 
-def ours(interpreter: Interpreter, engine: str, workers: int = 1, before: Path | None = None) -> Contender:
+def ours(
+    interpreter: Interpreter, engine: str, workers: int = 1, before: Path | None = None, *, tls: bool = False
+) -> Contender:
     """The proxy of this project, or as it is in the checkout `before`."""
     name, title = f"{engine}-{interpreter.name}", f"{engine}, {interpreter.title}"
     if workers > 1:
         name, title = f"{name}-{workers}w", f"{title}, {workers} workers"
+    if tls:
+        name, title = f"{name}-tls", f"{title}, TLS"
     if before is not None:
         name, title = name + BEFORE, f"{title}, before"
     return Contender(
         name=name,
         title=title,
         group="rawgrpc_proxy",
-        command=partial(_serve, interpreter, engine, workers, before),
+        command=partial(_serve, interpreter, engine, workers, before, tls),
         version=interpreter.version,
         workers=workers,
-        in_comparison_of_workers=(engine, interpreter.name) in COMPARED_WITH_WORKERS,
+        tls=tls,
+        in_comparison_of_workers=not tls and (engine, interpreter.name) in COMPARED_WITH_WORKERS,
         warms_up=interpreter.warms_up,
     )
 
@@ -121,5 +130,6 @@ def all_ours(pypy: str | None, before: Path | None) -> list[Contender]:
             for interpreter, engine in pairs
             if (engine, interpreter.name) in COMPARED_WITH_WORKERS
         ),
+        *(ours(interpreter, "relay", tls=True) for interpreter in interpreters),
         *(ours(interpreter, engine, before=before) for interpreter, engine in pairs if before is not None),
     ]

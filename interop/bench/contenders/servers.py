@@ -31,7 +31,8 @@ http {{
         keepalive 256; keepalive_requests 1000000000; keepalive_time 1d;
     }}
     server {{
-        listen 127.0.0.1:{listen} http2;
+        listen 127.0.0.1:{listen} {nginx_tls}http2;
+        ssl_certificate {certificate}; ssl_certificate_key {certificate};
         location / {{ grpc_pass grpc://backend; grpc_read_timeout 1h; grpc_send_timeout 1h; }}
     }}
 }}
@@ -47,20 +48,21 @@ defaults
     timeout client 1h
     timeout server 1h
 frontend calls
-    bind 127.0.0.1:{listen} proto h2
+    bind 127.0.0.1:{listen} {haproxy_tls}
     default_backend backend
 backend backend
     server one 127.0.0.1:{upstream} proto h2
 """
 
 
-def _nginx(site: Site) -> list[str]:
-    file = _write(site, "nginx.conf", NGINX)
+def _nginx(tls: bool, site: Site) -> list[str]:
+    file = _write(site, "nginx.conf", NGINX, nginx_tls="ssl " * tls)
     return [find("nginx"), "-p", str(site.folder), "-c", str(file), "-e", "stderr"]
 
 
-def _haproxy(site: Site) -> list[str]:
-    return [find("haproxy"), "-q", "-db", "-f", str(_write(site, "haproxy.cfg", HAPROXY))]
+def _haproxy(tls: bool, site: Site) -> list[str]:
+    bind = f"ssl crt {site.certificate} alpn h2" if tls else "proto h2"
+    return [find("haproxy"), "-q", "-db", "-f", str(_write(site, "haproxy.cfg", HAPROXY, haproxy_tls=bind))]
 
 
 def _nghttpx(site: Site) -> list[str]:
@@ -148,16 +150,30 @@ def _envoy_version() -> str:
     return output_of(_envoy_binary(), "--version").rpartition("version:")[2].split("/")[1]
 
 
-def _write(site: Site, name: str, template: str) -> Path:
+def _write(site: Site, name: str, template: str, **values: str) -> Path:
     file = site.folder / name
-    file.write_text(template.format(listen=site.listen, upstream=site.upstream, folder=site.folder))
+    text = template.format(
+        listen=site.listen, upstream=site.upstream, folder=site.folder, certificate=site.certificate, **values
+    )
+    file.write_text(text)
     return file
 
 
 GROUP = "C and C++"
 SERVERS = (
-    Contender("nginx", "nginx", GROUP, _nginx, partial(version_of, "nginx", "-v")),
-    Contender("haproxy", "HAProxy", GROUP, _haproxy, partial(version_of, "haproxy", "-v")),
+    Contender("nginx", "nginx", GROUP, partial(_nginx, False), partial(version_of, "nginx", "-v")),
+    Contender("haproxy", "HAProxy", GROUP, partial(_haproxy, False), partial(version_of, "haproxy", "-v")),
     Contender("nghttpx", "nghttpx", GROUP, _nghttpx, partial(version_of, "nghttpx", "--version")),
     Contender("envoy", "Envoy", GROUP, _envoy, _envoy_version),
+    Contender(
+        "nginx-tls", "nginx, TLS", GROUP, partial(_nginx, True), partial(version_of, "nginx", "-v"), tls=True
+    ),
+    Contender(
+        "haproxy-tls",
+        "HAProxy, TLS",
+        GROUP,
+        partial(_haproxy, True),
+        partial(version_of, "haproxy", "-v"),
+        tls=True,
+    ),
 )
