@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from rawgrpc_proxy import ConfigError, Pool
+from rawgrpc_proxy.command.cli import main
 from rawgrpc_proxy.errors import RpcError, UpstreamUnavailable
 from rawgrpc_proxy.net.tls_files import listener_context, upstream_context
 from tests.command.test_cli import answer_to, backend
@@ -160,6 +161,38 @@ def test_options_do_what_the_file_does(pem: Path) -> None:
             assert await answer_to(client, await proxy.address(), "/p.S/M", caller(pem)) == b"a"
 
     trio.run(main)
+
+
+def test_throw_away_certificates_are_good_for_a_call_and_nothing_is_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "new" / "certs"
+    assert main(["certs", str(folder)]) == 0
+    assert f"--tls-cert {folder}/server.pem --tls-key {folder}/server.key" in capsys.readouterr().out
+    assert (folder / "client.key").stat().st_mode & 0o777 == 0o600
+    before = (folder / "ca.pem").read_bytes()
+    assert main(["certs", str(folder)]) == 2
+    assert "is there already, and is left as it is" in capsys.readouterr().err
+    assert (folder / "ca.pem").read_bytes() == before
+    assert main(["certs", str(folder / "ca.pem" / "x")]) == 2
+    assert "Not a directory" in capsys.readouterr().err
+    context = upstream_context(
+        ca=str(folder / "ca.pem"),
+        certificate=str(folder / "client.pem"),
+        key=str(folder / "client.key"),
+    )
+
+    async def main_() -> None:
+        async with trio.open_nursery() as nursery, Pool() as client:
+            upstream = await nursery.start(backend("a").serve, ANY)
+            async with program(
+                *("serve", "--listen", ANY, "--upstream", upstream, "--tls-cert", f"{folder}/server.pem"),
+                *("--tls-key", f"{folder}/server.key", "--tls-client-ca", f"{folder}/ca.pem"),
+            ) as proxy:
+                assert await answer_to(client, await proxy.address(), "/p.S/M", context) == b"a"
+            nursery.cancel_scope.cancel()
+
+    trio.run(main_)
 
 
 def test_a_unix_socket_needs_a_name_for_its_certificate(pem: Path) -> None:

@@ -105,7 +105,7 @@ def test_a_request_line_without_end_is_one_after_eight_kibibytes() -> None:
     [
         (
             b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-            "a TLS handshake, not HTTP/2: --listen speaks plaintext",
+            "a TLS handshake, not HTTP/2: this listener speaks plaintext",
         ),
         (
             b"PROXY TCP4 192.0.2.1 192.0.2.2 4711 50051\r\n" + peer.PREFACE,
@@ -143,7 +143,7 @@ def test_whatever_else_a_client_speaks_is_named_and_gets_no_answer(wire: bytes, 
         (b"HTTP/", "answered with HTTP/1.1, not HTTP/2"),
         (
             b"\x15\x03\x03\x00\x02\x02\x2f",
-            "speaks TLS, and is dialled in plaintext: give Pool.get_conn an ssl_context",
+            "speaks TLS, and is dialled in plaintext: give its cluster tls = {} (--upstream-tls; in the library an ssl_context)",
         ),
         (b"\x4a\0\0\0\x0a8.0.36\0", "does not speak HTTP/2: it begins with 4a 00 00 00 0a 38 2e 30 2e"),
         (b"-ERR unknown command\r\n", "does not speak HTTP/2: it begins with '-ERR unkn'"),

@@ -1,4 +1,4 @@
-"""The command line: the arguments of `rawgrpc-proxy serve`, `check` and `demo`, and what is wrong with them.
+"""The command line: the arguments of `rawgrpc-proxy serve`, `check`, `certs` and `demo`, and what is wrong with them.
 
 What the commands do is in the modules of their names. What is wrong with the arguments is said in one line, with what
 to write instead, and the exit code is 2. Nothing here is needed to use the proxy as a library.
@@ -17,6 +17,7 @@ from typing import NoReturn
 
 import attrs
 
+from rawgrpc_proxy.command.certs import certs
 from rawgrpc_proxy.command.check import check
 from rawgrpc_proxy.command.demo import run_demo
 from rawgrpc_proxy.command.options import layer_of_environment, layer_of_options
@@ -103,6 +104,9 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(
             "check", help="look a settings file over, and show what is in force", allow_abbrev=False
         )
+    )
+    _add_certs(
+        commands.add_parser("certs", help="make throw-away certificates, to try TLS with", allow_abbrev=False)
     )
     _add_demo(
         commands.add_parser("demo", help="show calls going through to a built-in backend", allow_abbrev=False)
@@ -262,6 +266,15 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(
         command=lambda options: check(_settings(argparse.Namespace(config=options.config), actions))
     )
+
+
+def _add_certs(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Make a throw-away certificate authority, and pairs for a server on this machine and for a client, to try TLS "
+        "with. Files that are there already are left as they are."
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where to put them; made if it is not there")
+    parser.set_defaults(command=lambda options: certs(options.folder))
 
 
 def _settings(options: argparse.Namespace, actions: list[argparse.Action]) -> Settings:

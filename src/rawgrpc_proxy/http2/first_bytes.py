@@ -45,12 +45,12 @@ _CLIENTS = {
     b"PROXY UNKNOWN": _A_PROXY_HEADER.format(1),
     b"\r\n\r\n\0\r\nQUIT\n": _A_PROXY_HEADER.format(2),
     b"\x16\x03": (
-        "a TLS handshake, not HTTP/2: --listen speaks plaintext; have the client do so too, or give Server.serve an "
-        "ssl_context"
+        "a TLS handshake, not HTTP/2: this listener speaks plaintext; have the client do so too, or give it a "
+        "certificate (--tls-cert; in the library, Server.serve an ssl_context)"
     ),
     b"SSH-": "an SSH greeting, not HTTP/2",
 }
-_SPEAKS_TLS = "speaks TLS, and is dialled in plaintext: give Pool.get_conn an ssl_context"
+_SPEAKS_TLS = "speaks TLS, and is dialled in plaintext: give its cluster tls = {} (--upstream-tls; in the library an ssl_context)"
 _SERVERS = {
     b"HTTP/": "answered with HTTP/1.1, not HTTP/2",
     b"\x15\x03": _SPEAKS_TLS,

@@ -14,7 +14,7 @@ from rawgrpc_proxy.errors import RpcError, Side, UpstreamUnavailable
 from rawgrpc_proxy.net.address import Address, in_words
 from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.poller import current_poller
-from rawgrpc_proxy.net.tls import TlsTransport, UpstreamContext
+from rawgrpc_proxy.net.tls import TlsTransport, UpstreamContext, tls_problem
 from rawgrpc_proxy.net.transport import SocketTransport, Transport
 
 T = TypeVar("T")
@@ -174,8 +174,8 @@ def _explained(error: Exception, address: Address) -> Exception:
     """The error of a dial, in words that say what to do; what is no dial's error stays as it is."""
     if isinstance(error, RpcError):
         return error
-    if isinstance(error, trio.BrokenResourceError | ssl.SSLError):  # before OSError, of which SSLError is one
-        return UpstreamUnavailable(f"no TLS with {address}: {error.__cause__ or error}")
+    if isinstance(error, ssl.SSLError):  # before OSError, of which it is one
+        return UpstreamUnavailable(f"no TLS with {address}: {tls_problem(error)}")
     if isinstance(
         error, OSError | ValueError
     ):  # ValueError: a name or a TLS configuration that makes no sense

@@ -54,6 +54,22 @@ class _Sealed(bytes):
     __slots__ = ()
 
 
+_IN_WORDS = {
+    "WRONG_VERSION_NUMBER": "the peer speaks no TLS here; plaintext, perhaps",
+    "HTTP_REQUEST": "the peer speaks no TLS here, but HTTP/1",
+    "UNEXPECTED_EOF_WHILE_READING": "the peer has left in the middle of the handshake",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the peer has no certificate, and needs one",
+    "TLSV1_ALERT_UNKNOWN_CA": "the peer does not know the authority of our certificate",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the peer wants a certificate of us, and we have none for it",
+}
+
+
+def tls_problem(error: OSError) -> str:
+    """Why there is no TLS, in words that say who has to do something, as far as OpenSSL's own are known."""
+    words = _IN_WORDS.get(error.reason) if isinstance(error, ssl.SSLError) else None
+    return f"{words} ({error})" if words else str(error)
+
+
 class TlsTransport(SocketTransport):
     """A connected socket with TLS, once `handshake` is done.
 
@@ -141,9 +157,11 @@ class TlsTransport(SocketTransport):
         """All there is; no bytes once the peer has said close_notify. Raises `BlockingIOError` if there is nothing."""
         parts = []
         read = self._tls.read
+        more = True
         try:
-            while part := read(_RECORD_BYTES):
+            while more and (part := read(_RECORD_BYTES)):
                 parts.append(part)
+                more = self._incoming.pending > 0
         except ssl.SSLWantReadError:
             if not parts:
                 raise BlockingIOError from None  # less than a record, or none for us

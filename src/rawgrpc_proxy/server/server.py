@@ -26,7 +26,7 @@ from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.net.keepalive import Keepalive
 from rawgrpc_proxy.net.listen import accept_on_each, address_of, bound_address, open_listeners
-from rawgrpc_proxy.net.tls import TlsTransport
+from rawgrpc_proxy.net.tls import TlsTransport, tls_problem
 from rawgrpc_proxy.net.transport import SocketTransport, Transport
 from rawgrpc_proxy.observe.observer import ServerObserver
 from rawgrpc_proxy.observe.tell import tell
@@ -227,7 +227,7 @@ class Server:
                 # RFC 9113 §3.3: whoever has not agreed on HTTP/2 would take our frames for something else.
                 cause = "the peer does not offer 'h2' by ALPN, or the ssl_context does not (set_alpn_protocols(['h2']))"
         except (OSError, trio.ClosedResourceError) as error:
-            cause = error
+            cause = tls_problem(error) if isinstance(error, OSError) else error
         except BaseException:
             await transport.aclose()
             raise

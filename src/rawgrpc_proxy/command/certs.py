@@ -1,0 +1,41 @@
+"""`rawgrpc-proxy certs`: a throw-away authority, and pairs of it, to try TLS with. Not for anything that matters."""
+
+from pathlib import Path
+
+from rawgrpc_proxy.errors import ConfigError
+
+_SERVER_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+def certs(folder: Path) -> int:
+    """Make `ca.pem`, and a pair each for a server on this machine and for a client. Raises `ConfigError`."""
+    try:
+        import trustme  # noqa: PLC0415  # an extra
+    except ImportError:
+        raise ConfigError("certs needs the package trustme: pip install 'rawgrpc-proxy[certs]'") from None
+    authority = trustme.CA(organization_name="rawgrpc-proxy, for trying out")
+    pairs = {
+        "server": authority.issue_cert(*_SERVER_NAMES),
+        "client": authority.issue_cert("client@localhost"),
+    }
+    texts = {"ca.pem": authority.cert_pem.bytes()}
+    for name, pair in pairs.items():
+        texts[f"{name}.pem"] = b"".join(pem.bytes() for pem in pair.cert_chain_pems)
+        texts[f"{name}.key"] = pair.private_key_pem.bytes()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            file = folder / name
+            if file.exists():
+                raise ConfigError(f"{file} is there already, and is left as it is: give another folder")
+            file.touch(mode=0o600 if name.endswith(".key") else 0o644)
+            file.write_bytes(text)
+    except OSError as error:
+        raise ConfigError(f"{folder}: {error.strerror}") from None
+    print(
+        f"made in {folder}: {', '.join(texts)}\n\n"
+        f"rawgrpc-proxy serve --listen localhost:8443 --upstream HOST:PORT \\\n"
+        f"    --tls-cert {folder}/server.pem --tls-key {folder}/server.key\n\n"
+        f"Callers trust {folder}/ca.pem. With --tls-client-ca {folder}/ca.pem they need a certificate, as client.pem is."
+    )
+    return 0
