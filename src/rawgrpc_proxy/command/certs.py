@@ -36,6 +36,7 @@ def certs(folder: Path) -> int:
         f"made in {folder}: {', '.join(texts)}\n\n"
         f"rawgrpc-proxy serve --listen localhost:8443 --upstream HOST:PORT \\\n"
         f"    --tls-cert {folder}/server.pem --tls-key {folder}/server.key\n\n"
-        f"Callers trust {folder}/ca.pem. With --tls-client-ca {folder}/ca.pem they need a certificate, as client.pem is."
+        f"Callers trust {folder}/ca.pem. With --tls-client-ca {folder}/ca.pem they need a certificate themselves, "
+        "as client.pem is one."
     )
     return 0
