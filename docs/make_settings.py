@@ -59,7 +59,8 @@ def _sections() -> Iterator[str]:
 
 def _section(cls: type[Any], path: str, title: str) -> tuple[str, list[tuple[type[Any], str]]]:
     """The section of a class, and the classes in it, with their paths."""
-    about = " ".join(inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].split())
+    paragraphs = inspect.cleandoc(cls.__doc__ or "").split("\n\n")
+    about = " ".join(" ".join(paragraphs).split()) if path != "http2" else paragraphs[0]
     documented = _docstrings(cls)
     lines, below = [], []
     options = {setting: option for option, setting in PATHS.items()}

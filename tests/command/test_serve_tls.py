@@ -18,6 +18,7 @@ from tests.processes import Program, program
 trustme = pytest.importorskip("trustme")
 
 ANY = "127.0.0.1:0"
+PATIENCE_S = 30
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +162,43 @@ def test_options_do_what_the_file_does(pem: Path) -> None:
             assert await answer_to(client, await proxy.address(), "/p.S/M", caller(pem)) == b"a"
 
     trio.run(main)
+
+
+def test_a_new_certificate_is_for_new_connections(pem: Path, tmp_path: Path) -> None:
+    own, renewed = tmp_path / "own.pem", tmp_path / "renewed.pem"
+    own.write_bytes(Path(pair(pem, "127.0.0.1")).read_bytes())
+    renewed.write_bytes(Path(pair(pem, "127.0.0.1", "stranger")).read_bytes())
+    old, new = (upstream_context(ca=str(pem / f"{name}.ca")) for name in ("ours", "stranger"))
+
+    async def main_() -> None:
+        async with trio.open_nursery() as nursery, Pool() as client:
+            upstream = await nursery.start(backend("a").serve, ANY)
+            async with program(
+                "serve",
+                "--listen",
+                ANY,
+                "--upstream",
+                upstream,
+                "--tls-cert",
+                str(own),
+                "--tls-key",
+                str(own),
+            ) as proxy:
+                address = await proxy.address()
+                assert await answer_to(client, address, "/p.S/M", old) == b"a"
+                renewed.rename(own)
+                with trio.fail_after(PATIENCE_S):
+                    while True:  # it looks once a second, and a failed dial is followed by a pause
+                        try:
+                            assert await answer_to(client, address, "/p.S/M", new) == b"a"
+                            break
+                        except UpstreamUnavailable:
+                            continue
+                await proxy.line(f"read again: {own}")
+                assert await answer_to(client, address, "/p.S/M", old) == b"a"  # on its connection
+            nursery.cancel_scope.cancel()
+
+    trio.run(main_)
 
 
 def test_throw_away_certificates_are_good_for_a_call_and_nothing_is_overwritten(

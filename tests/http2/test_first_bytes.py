@@ -143,7 +143,7 @@ def test_whatever_else_a_client_speaks_is_named_and_gets_no_answer(wire: bytes, 
         (b"HTTP/", "answered with HTTP/1.1, not HTTP/2"),
         (
             b"\x15\x03\x03\x00\x02\x02\x2f",
-            "speaks TLS, and is dialled in plaintext: give its cluster tls = {} (--upstream-tls; in the library an ssl_context)",
+            "speaks TLS, and is dialled in plaintext: use --upstream-tls, or give get_conn an ssl_context",
         ),
         (b"\x4a\0\0\0\x0a8.0.36\0", "does not speak HTTP/2: it begins with 4a 00 00 00 0a 38 2e 30 2e"),
         (b"-ERR unknown command\r\n", "does not speak HTTP/2: it begins with '-ERR unkn'"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rawgrpc_proxy.errors import ConfigError
-from rawgrpc_proxy.net.tls_files import listener_context, upstream_context
+from rawgrpc_proxy.net.tls_files import ContextOfFiles, listener_context, upstream_context
 
 trustme = pytest.importorskip("trustme")
 
@@ -62,6 +62,54 @@ def test_a_file_that_is_missing_or_wrong_is_named(pem: Path) -> None:
         upstream_context(ca="/no/ca")
     with refused(r"/no/me: No such file"):
         upstream_context(ca=ca, certificate="/no/me", key=key)
+
+
+def test_files_that_change_are_read_again_and_what_cannot_be_used_changes_nothing(
+    pem: Path, tmp_path: Path
+) -> None:
+    now = 0.0
+    told: list[str] = []
+
+    def copy(name: str, to: str) -> None:
+        (tmp_path / "new").write_bytes((pem / name).read_bytes())
+        (tmp_path / "new").rename(tmp_path / to)
+
+    # As Kubernetes has it: what is mounted is a link into a folder that is a link itself.
+    for folder, name in (("first", "me"), ("second", "other"), ("third", "me")):
+        (tmp_path / folder).mkdir()
+        copy(f"{name}.pem", f"{folder}/tls.crt")
+        copy(f"{name}.key", f"{folder}/tls.key")
+    (tmp_path / "data").symlink_to("first")
+    certificate, key = str(tmp_path / "data" / "tls.crt"), str(tmp_path / "data" / "tls.key")
+    context = ContextOfFiles(
+        lambda: listener_context(certificate, key), [certificate, key], told.append, lambda: now
+    )
+    first = context()
+    now = 0.5
+    (tmp_path / "link").symlink_to("second")
+    (tmp_path / "link").rename(tmp_path / "data")
+    assert context() is first  # it looks once a second
+    now = 1.5
+    second = context()
+    assert second is not first
+    assert [text.partition(":")[0] for text in told] == ["read again"]
+    assert context() is second
+
+    copy("me.pem", "second/tls.crt")
+    now = 3.0
+    assert context() is second
+    assert "what was read before stays in use" in told[-1]
+    assert "is not this certificate's" in told[-1]
+    now = 4.5
+    assert context() is second
+    assert len(told) == 2
+    copy("me.key", "second/tls.key")
+    now = 6.0
+    assert context() is not second
+    (tmp_path / "second" / "tls.key").unlink()
+    now = 7.5
+    assert context() is not second
+    assert "No such file" in told[-1]
 
 
 def test_callers_need_a_certificate_or_may_have_one(pem: Path) -> None:

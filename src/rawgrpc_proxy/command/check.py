@@ -17,7 +17,7 @@ _COMMENT_AT = 60
 
 def check(settings: Settings) -> int:
     """Print them as TOML. Raises `ConfigError` for certificates that cannot be used."""
-    tls_contexts(settings.serve)
+    tls_contexts(settings.serve, print)
     print("\n".join(_table(settings, settings.serve, "", "")))
     return 0
 

@@ -12,7 +12,6 @@ import gc
 import itertools
 import signal
 import socket
-import ssl
 import sys
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from typing import Any, TextIO
 import attrs
 import trio
 
-from rawgrpc_proxy.command.settings import ClusterTls, PoolSettings, ServeSettings
+from rawgrpc_proxy.command.settings import ClusterTls, ListenerTls, PoolSettings, ServeSettings
 from rawgrpc_proxy.command.settings_file import Settings, join
 from rawgrpc_proxy.command.workers import cores, run_workers
 from rawgrpc_proxy.config import Http2Settings
@@ -34,7 +33,8 @@ from rawgrpc_proxy.net.accept_share import AcceptShare, set_accept_share, shared
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.listen import address_of, bound_address, open_listeners
 from rawgrpc_proxy.net.loop_guard import LoopGuard
-from rawgrpc_proxy.net.tls_files import listener_context, upstream_context
+from rawgrpc_proxy.net.tls import TlsContext
+from rawgrpc_proxy.net.tls_files import ContextOfFiles, listener_context, upstream_context
 from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.line_writer import LineWriter, unbuffered
 from rawgrpc_proxy.proxy.hops import limit_hops
@@ -57,7 +57,7 @@ class Process:
     settings: Settings
     server: Server
     pools: Sequence[Pool]
-    listener_tls: Sequence[ssl.SSLContext | None]
+    listener_tls: Sequence[TlsContext | None]
     """Of each listener."""
     loop_guard: LoopGuard
     log: CallLog
@@ -145,7 +145,7 @@ def _process(settings: Settings, log: CallLog) -> Process:
     http2 = serve.http2
     if "http2.max_buffered" not in settings.sources:
         http2 = attrs.evolve(http2, max_buffered_bytes=default_max_buffered_bytes(_workers(serve)))
-    listener_tls, cluster_tls = tls_contexts(serve)
+    listener_tls, cluster_tls = tls_contexts(serve, lambda text: log.notice("tls", text, message=text))
     loop_guard = LoopGuard(lambda problem: log.notice("loop", problem, message=problem))
     kinds = {cluster.pool for cluster in serve.clusters.values()}
     upstream = DescriptorPlan.of_this_process().upstream
@@ -195,7 +195,7 @@ def _pool(
 def _routes(
     serve: ServeSettings,
     pools: Mapping[PoolSettings, Pool],
-    cluster_tls: Mapping[str, ssl.SSLContext | None],
+    cluster_tls: Mapping[str, TlsContext | None],
 ) -> list[Route]:
     targets = {
         name: [
@@ -220,34 +220,33 @@ def _routes(
 
 
 def tls_contexts(
-    serve: ServeSettings,
-) -> tuple[list[ssl.SSLContext | None], dict[str, ssl.SSLContext | None]]:
-    """The TLS of each listener, and of each cluster by its name. Raises `ConfigError` for what is wrong with a file."""
-    listeners = [
-        None
-        if (tls := listener.tls) is None
-        else listener_context(
-            tls.certificate,
-            tls.key,
-            client_ca=tls.client_ca,
-            client_must=tls.client_certificate == "require",
-        )
-        for listener in serve.listeners
-    ]
-    clusters: dict[str, ssl.SSLContext | None] = {}
-    for name, cluster in serve.clusters.items():
-        of_cluster = cluster.tls or ClusterTls()
-        clusters[name] = (
-            upstream_context(
-                ca=of_cluster.ca,
-                server_name=of_cluster.server_name,
-                certificate=of_cluster.certificate,
-                key=of_cluster.key,
-            )
-            if cluster.speaks_tls
-            else None
-        )
+    serve: ServeSettings, tell: Callable[[str], None]
+) -> tuple[list[TlsContext | None], dict[str, TlsContext | None]]:
+    """The TLS of each listener, and of each cluster by its name. Raises `ConfigError` for what is wrong with a file.
+
+    `tell` hears when files that have changed are read again, or cannot be.
+    """
+    listeners = [_listener_tls(listener.tls, tell) for listener in serve.listeners]
+    clusters = {
+        name: _cluster_tls(cluster.tls or ClusterTls(), tell) if cluster.speaks_tls else None
+        for name, cluster in serve.clusters.items()
+    }
     return listeners, clusters
+
+
+def _listener_tls(tls: ListenerTls | None, tell: Callable[[str], None]) -> TlsContext | None:
+    if tls is None:
+        return None
+    must = tls.client_certificate == "require"
+    make = partial(listener_context, tls.certificate, tls.key, client_ca=tls.client_ca, client_must=must)
+    return ContextOfFiles(make, filter(None, (tls.certificate, tls.key, tls.client_ca)), tell)
+
+
+def _cluster_tls(tls: ClusterTls, tell: Callable[[str], None]) -> TlsContext:
+    make = partial(
+        upstream_context, ca=tls.ca, server_name=tls.server_name, certificate=tls.certificate, key=tls.key
+    )
+    return ContextOfFiles(make, filter(None, (tls.certificate, tls.key, tls.ca)), tell)
 
 
 def log_for(settings: ServeSettings, *, worker: int | None = None) -> CallLog:

@@ -88,7 +88,11 @@ def plain_address(text: str) -> tuple[str, bool]:
 
 @attrs.frozen(kw_only=True)
 class ListenerTls:
-    """TLS for callers. HTTP/2 is agreed on by ALPN, and TLS is 1.2 or later."""
+    """TLS 1.2 or later for callers, with HTTP/2 agreed on by ALPN.
+
+    Files that change are read again within a second, for new connections; what cannot be used changes nothing, and the
+    log says so.
+    """
 
     certificate: str = attrs.field()
     """A PEM file with the certificate, and behind it those that lead to its root."""

@@ -50,7 +50,7 @@ _CLIENTS = {
     ),
     b"SSH-": "an SSH greeting, not HTTP/2",
 }
-_SPEAKS_TLS = "speaks TLS, and is dialled in plaintext: give its cluster tls = {} (--upstream-tls; in the library an ssl_context)"
+_SPEAKS_TLS = "speaks TLS, and is dialled in plaintext: use --upstream-tls, or give get_conn an ssl_context"
 _SERVERS = {
     b"HTTP/": "answered with HTTP/1.1, not HTTP/2",
     b"\x15\x03": _SPEAKS_TLS,

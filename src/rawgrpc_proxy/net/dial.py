@@ -14,7 +14,7 @@ from rawgrpc_proxy.errors import RpcError, Side, UpstreamUnavailable
 from rawgrpc_proxy.net.address import Address, in_words
 from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.poller import current_poller
-from rawgrpc_proxy.net.tls import TlsTransport, UpstreamContext, tls_problem
+from rawgrpc_proxy.net.tls import TlsContext, TlsTransport, UpstreamContext, context_of, tls_problem
 from rawgrpc_proxy.net.transport import SocketTransport, Transport
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ T = TypeVar("T")
 async def dial(
     address: Address,
     *,
-    ssl_context: ssl.SSLContext | None,
+    ssl_context: TlsContext | None,
     timeout_s: float,
     greet: Callable[[Transport], Awaitable[T]],
     loop_guard: LoopGuard | None = None,
@@ -92,19 +92,16 @@ async def _others(address: Address, tried: set[str]) -> list[str]:
 
 async def _connect(
     address: Address,
-    ssl_context: ssl.SSLContext | None,
+    ssl_context: TlsContext | None,
     host: str,
     tried: set[str],
     loop_guard: LoopGuard | None,
 ) -> Transport:
     """A link to `host`, which is the address's, or one of the addresses of that; where it leads is added to `tried`."""
+    context = None if ssl_context is None else context_of(ssl_context)
     current_poller()  # its first use in a run opens a file: if there is no more, that is no upstream's doing
     if address.path is not None:
-        if (
-            ssl_context is not None
-            and ssl_context.check_hostname
-            and _server_name(ssl_context, address) is None
-        ):
+        if context is not None and context.check_hostname and _server_name(context, address) is None:
             # ssl itself would then check none (an SSLObject, unlike an SSLSocket, goes without).
             raise ValueError(
                 "a Unix socket has no name to check; set check_hostname = False on its TLS context, or say whom it "
@@ -121,13 +118,11 @@ async def _connect(
         except UpstreamUnavailable:
             await trio.aclose_forcefully(stream)
             raise
-    if ssl_context is None:
+    if context is None:
         return SocketTransport(_detached(stream.socket), str(address))
     sock = _detached(stream.socket)
     try:
-        tls = TlsTransport(
-            sock, str(address), ssl_context, server_hostname=_server_name(ssl_context, address)
-        )
+        tls = TlsTransport(sock, str(address), context, server_hostname=_server_name(context, address))
     except BaseException:
         sock.close()
         raise

@@ -42,6 +42,15 @@ _AT_ONCE_BYTES = 64 * 1024
 _RECORD_BYTES = 16 * 1024  # RFC 8446 §5.1
 
 
+TlsContext = ssl.SSLContext | Callable[[], ssl.SSLContext]
+"""A context, or what answers one for each handshake: `ContextOfFiles`, for files that change."""
+
+
+def context_of(tls: TlsContext) -> ssl.SSLContext:
+    """The context for a handshake now."""
+    return tls if isinstance(tls, ssl.SSLContext) else tls()
+
+
 class UpstreamContext(ssl.SSLContext):
     """A context that knows whom it expects, where that is not the host that is dialled."""
 

@@ -1,17 +1,22 @@
 """TLS contexts from PEM files, for listeners and for upstreams, as gRPC wants them: HTTP/2 by ALPN, TLS 1.2 or later.
 
+Files may change while they are in use, as certificates that are short-lived do: `ContextOfFiles` looks.
+
 What it does not do: shake hands (`server/server.py`, `dial.py`). The invariant: whatever is wrong with a file is said
 when its context is made, with the file's name, and never asks a terminal for a password.
 """
 
 import os
 import ssl
+import time
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.net.tls import UpstreamContext
 
 _ALPN = ["h2"]
+_LOOK_EVERY_S = 1.0
 
 
 def listener_context(
@@ -56,6 +61,53 @@ def upstream_context(
     return context
 
 
+class ContextOfFiles:
+    """Answers the context for each handshake, made anew when one of its files has changed.
+
+    Open connections keep theirs. It looks at the files' time stamps, behind symbolic links, when it is asked, and once
+    a second at the most. What cannot be used (a new certificate whose key is still the old one) changes nothing. `tell`
+    hears of either.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], ssl.SSLContext],
+        paths: Iterable[str],
+        tell: Callable[[str], None],
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Raise what `make` raises."""
+        self._make, self._paths, self._tell, self._now = make, tuple(paths), tell, now
+        self._stamps = self._look()
+        self._context = make()
+        self._look_at = now() + _LOOK_EVERY_S
+
+    def __call__(self) -> ssl.SSLContext:
+        if self._now() >= self._look_at:
+            self._look_at = self._now() + _LOOK_EVERY_S
+            stamps = self._look()
+            if stamps != self._stamps:
+                self._stamps = stamps
+                try:
+                    self._context = self._make()
+                except ConfigError as error:
+                    self._tell(f"what was read before stays in use: {error}")
+                else:
+                    self._tell(f"read again: {', '.join(self._paths)}")
+        return self._context
+
+    def _look(self) -> list[tuple[int, int, int] | None]:
+        return [_stamp(path) for path in self._paths]
+
+
+def _stamp(path: str) -> tuple[int, int, int] | None:
+    try:
+        stat = os.stat(path)  # noqa: PTH116  # a path as the user wrote it
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_ino, stat.st_size
+
+
 def _load_pair(context: ssl.SSLContext, certificate: str, key: str) -> None:
     for path in (certificate, key):
         _check_readable(path)
@@ -71,6 +123,8 @@ def _load_pair(context: ssl.SSLContext, certificate: str, key: str) -> None:
         raise ConfigError(
             f"{certificate} and {key}: no certificate and key in PEM form ({error.reason})"
         ) from None
+    except OSError as error:
+        raise ConfigError(f"{certificate} and {key}: {error.strerror}") from None
 
 
 def _load_authorities(context: ssl.SSLContext, path: str) -> None:
@@ -79,6 +133,8 @@ def _load_authorities(context: ssl.SSLContext, path: str) -> None:
         context.load_verify_locations(path)
     except ssl.SSLError as error:
         raise ConfigError(f"{path}: no certificates in PEM form ({error.reason})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
 
 
 def _check_readable(path: str) -> None:

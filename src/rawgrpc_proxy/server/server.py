@@ -6,7 +6,6 @@ The invariant: a connection's trouble never leaves its task.
 
 import math
 import socket
-import ssl
 from collections.abc import Sequence
 from functools import partial
 
@@ -26,7 +25,7 @@ from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.net.keepalive import Keepalive
 from rawgrpc_proxy.net.listen import accept_on_each, address_of, bound_address, open_listeners
-from rawgrpc_proxy.net.tls import TlsTransport, tls_problem
+from rawgrpc_proxy.net.tls import TlsContext, TlsTransport, context_of, tls_problem
 from rawgrpc_proxy.net.transport import SocketTransport, Transport
 from rawgrpc_proxy.observe.observer import ServerObserver
 from rawgrpc_proxy.observe.tell import tell
@@ -101,14 +100,15 @@ class Server:
         self,
         address: str | socket.socket | Sequence[socket.socket],
         *,
-        ssl_context: ssl.SSLContext | None = None,
+        ssl_context: TlsContext | None = None,
         task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve on `address` until `stop`: `HOST:PORT`, `:PORT`, `unix:PATH`, or sockets that listen.
 
         A name is every address that it has on this machine, see `open_listeners`; port 0 is a free one. Started
         with `nursery.start` it answers the address it really listens on. Raises `ConfigError` if it cannot listen
-        there. Cancellation closes everything at once. May run several times, on several addresses.
+        there. `ssl_context` may be a function that answers one for each handshake. Cancellation closes everything at
+        once. May run several times, on several addresses.
         """
         listeners, where = _listen(address)
         share = current_accept_share()
@@ -163,7 +163,7 @@ class Server:
     # ------------------------------------------------------------ connections
 
     async def _serve_connection(
-        self, sock: socket.socket, peer: str, ssl_context: ssl.SSLContext | None, calls: Calls
+        self, sock: socket.socket, peer: str, ssl_context: TlsContext | None, calls: Calls
     ) -> None:
         try:
             transport = await self._transport(sock, peer, ssl_context)
@@ -208,12 +208,12 @@ class Server:
                 self._connection_failed(peer, error)
 
     async def _transport(
-        self, sock: socket.socket, peer: str, ssl_context: ssl.SSLContext | None
+        self, sock: socket.socket, peer: str, ssl_context: TlsContext | None
     ) -> Transport | None:
         """The connection's link, TLS done; None if the peer did not get that far."""
         if ssl_context is None:
             return SocketTransport(sock, peer)
-        transport = TlsTransport(sock, peer, ssl_context, server_side=True)
+        transport = TlsTransport(sock, peer, context_of(ssl_context), server_side=True)
         timeout_at = trio.current_time() + self._settings.handshake_timeout_s
         scope = trio.CancelScope(deadline=min(timeout_at, self._stop_by))
         self._handshaking.add(scope)

@@ -4,7 +4,6 @@ A pool owns the tasks of its connections, so it is a context manager: leaving it
 """
 
 import random
-import ssl
 import weakref
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -17,6 +16,7 @@ from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ConfigError, ConnectionGone, ProxyError
 from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.timers import Timers
+from rawgrpc_proxy.net.tls import TlsContext
 from rawgrpc_proxy.observe.observer import PoolObserver
 from rawgrpc_proxy.upstream.choice import Phase, PoolLimits
 from rawgrpc_proxy.upstream.lease import PoolConn
@@ -150,7 +150,7 @@ class Pool:
 
     # ------------------------------------------------------------------ leases
 
-    async def get_conn(self, address: str, *, ssl_context: ssl.SSLContext | None = None) -> PoolConn:
+    async def get_conn(self, address: str, *, ssl_context: TlsContext | None = None) -> PoolConn:
         """A connection to `address` (`HOST:PORT` or `unix:PATH`) with a place for one stream. Close it when done.
 
         Answers without waiting if there is one; otherwise waits for a dial, or in line. Cancellation gives the place
@@ -159,7 +159,7 @@ class Pool:
         """
         return PoolConn(self, await self.target(address, ssl_context=ssl_context).take())
 
-    def get_conn_nowait(self, address: str, *, ssl_context: ssl.SSLContext | None = None) -> PoolConn | None:
+    def get_conn_nowait(self, address: str, *, ssl_context: TlsContext | None = None) -> PoolConn | None:
         """What `get_conn` mostly comes to: the newest connection with room. None: `await get_conn(...)`.
 
         For code that is no coroutine. A director does better to answer a `target`.
@@ -168,7 +168,7 @@ class Pool:
         conn = None if target is None else target.take_now()
         return None if conn is None else PoolConn(self, conn)
 
-    def target(self, address: str, *, ssl_context: ssl.SSLContext | None = None) -> Target:
+    def target(self, address: str, *, ssl_context: TlsContext | None = None) -> Target:
         """What a director answers for the proxy to take a place on a connection to `address` itself.
 
         Costs a look into a dictionary; may be kept, and made before the pool is open. Raises `ConfigError` if
@@ -196,7 +196,7 @@ class Pool:
             )
         shared.owner.give_back(shared, failed=err is not None)
 
-    def explain(self, address: str, *, ssl_context: ssl.SSLContext | None = None) -> list[str]:
+    def explain(self, address: str, *, ssl_context: TlsContext | None = None) -> list[str]:
         """Say of each connection to `address`, newest first, why the next call would or would not get it."""
         target = self._state.in_use.get((address, ssl_context))
         return (target and target.explain()) or [f"there is no connection to {address}"]

@@ -8,7 +8,6 @@ whatever goes wrong with a connection stays with it and its calls.
 
 import contextlib
 import math
-import ssl
 from functools import partial
 from typing import Any, Protocol
 
@@ -22,6 +21,7 @@ from rawgrpc_proxy.net.connection import Connection, ConnectionState
 from rawgrpc_proxy.net.dial import dial
 from rawgrpc_proxy.net.keepalive import Keepalive, pinged_too_often
 from rawgrpc_proxy.net.stream import Stream
+from rawgrpc_proxy.net.tls import TlsContext
 from rawgrpc_proxy.net.transport import Transport
 from rawgrpc_proxy.observe.tell import tell
 from rawgrpc_proxy.upstream.choice import Phase
@@ -36,7 +36,7 @@ class Owner(Protocol):
 
     address: str
     parsed: Address
-    ssl_context: ssl.SSLContext | None
+    ssl_context: TlsContext | None
     peer_limit: int
     keepalive_s: float
     state: PoolState[Any]

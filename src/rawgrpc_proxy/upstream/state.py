@@ -1,7 +1,6 @@
 """What the targets of a pool have in common: how the pool was set, and what there is of it while it is open."""
 
 import random
-import ssl
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
@@ -12,10 +11,11 @@ import trio.lowlevel
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.timers import Timers
+from rawgrpc_proxy.net.tls import TlsContext
 from rawgrpc_proxy.observe.observer import PoolObserver
 from rawgrpc_proxy.upstream.choice import PoolLimits
 
-Key = tuple[str, ssl.SSLContext | None]
+Key = tuple[str, TlsContext | None]
 """An address, as it was given, with a TLS configuration."""
 
 
