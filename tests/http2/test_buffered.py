@@ -142,3 +142,14 @@ def test_that_much_has_waited_is_remembered_until_it_is_forgotten_and_is_no_alar
     Account(buffered).add(4 * MUCH_BYTES, None)
     assert buffered.has_been_much
     assert alarms == [4 * MUCH_BYTES]
+
+
+def test_what_has_come_from_a_peer_is_not_what_it_does_not_take() -> None:
+    """An upstream whose answers wait for callers is not to be ended for them."""
+    buffered = Buffered()
+    buffered.open(100)
+    buffered.open(100)
+    caller, upstream = Account(buffered), Account(buffered)
+    caller.add(60, upstream)
+    assert (caller.is_beyond_its_share, caller.its_peer_takes_too_little) == (True, True)
+    assert (upstream.is_beyond_its_share, upstream.its_peer_takes_too_little) == (True, False)

@@ -888,15 +888,28 @@ def test_header_blocks_cost_what_they_make_us_do(server: Peer) -> None:
     assert 130 < blocks < 160
 
 
+def test_of_a_block_that_serves_no_call_nothing_is_free(server: Peer) -> None:
+    """16 KB of Huffman-coded text, 40 times 5 points, on a stream that we have reset."""
+    block = wire.block(REQUEST) + b"\0\1x\xff\x81\x7c" + b"\x1f" * 16_000
+    server.tell(wire.headers(1))
+    server.session.reset(1, ErrorCode.CANCEL)
+    blocks = 0
+    while not server.session.ended and blocks < 100:
+        server.tell(wire.headers(1, encoded=block + b"\0\1x\3%03d" % blocks))
+        blocks += 1
+    assert 45 <= blocks <= 55
+
+
 def test_calls_with_long_tokens_may_go_on_for_ever(server: Peer) -> None:
     """16 KB of Huffman-coded text in each, which never repeats."""
     for number in range(2000):
-        token = b"\0\1x\xff\x81\x7f" + b"\x1f" * 16_384
+        token = b"\0\1x\xff\x81\x7c" + b"\x1f" * 16_000
         block = wire.block([*REQUEST, (b"x-number", b"%d" % number)]) + token
         server.tell(wire.headers(1 + 2 * number, encoded=block, end_stream=True))
         server.session.send_headers(1 + 2 * number, wire.TRAILERS_ONLY, end_stream=True)
         server.take()
 
+    assert not server.session.ended
     assert server.session._guard.bill().startswith("too much work that serves no call:  (")
 
 

@@ -160,6 +160,23 @@ async def test_behind_much_that_has_waited_memory_goes_back_to_the_system_once(
 
 
 @trio_test
+async def test_where_no_thread_is_to_be_had_memory_is_not_given_back_and_all_goes_on(
+    engine: Engine, clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    async def run_sync(_function: object) -> None:
+        asked.append(1)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+    async with a_link(engine, stream_window_bytes=2 * MUCH_BYTES) as link:
+        await stalled(link, MUCH_BYTES)
+    await trio.sleep(5)
+    assert asked == [1]
+
+
+@trio_test
 async def test_memory_goes_back_when_what_waits_ends_after_the_connection_that_has_brought_it(
     engine: Engine, clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,6 +113,11 @@ class Account:
         buffered = self.buffered
         return (self.to_peer + self.from_peer) * buffered.accounts > buffered.limit
 
+    @property
+    def its_peer_takes_too_little(self) -> bool:
+        """Whether more than an equal share of the limit waits for the peer itself."""
+        return self.to_peer * self.buffered.accounts > self.buffered.limit
+
     def add(self, size: int, origin: "Account | None") -> None:
         """`size` bytes wait for the peer. They have come from the peer of `origin`, if they have come from any."""
         self.to_peer += size

@@ -63,7 +63,8 @@ PRICES = (
     Price(
         "work on header blocks",
         5,
-        "of a block that repeats none, each 50 fields beyond 100, or 400 Huffman-coded bytes beyond 16 KiB",
+        "of a block that repeats none, each 50 fields beyond 100, or 400 Huffman-coded bytes beyond 16 KiB; of one "
+        "that serves no call, each 50 or 400",
     ),
 )
 (

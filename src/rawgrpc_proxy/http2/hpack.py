@@ -143,6 +143,7 @@ class HeaderDecoder(_Keeper):
         "_max_list_bytes",
         "_max_table_bytes",
         "_table",
+        "free_work",
         "work",
     )
 
@@ -162,6 +163,8 @@ class HeaderDecoder(_Keeper):
         self.work = 0
         """Fields, and eighths of the bytes that were Huffman-coded, of blocks whose answers were not kept: what goes
         beyond a hundred fields, and beyond 16 KiB."""
+        self.free_work = 0
+        """The rest of that, of the block that was read last; whoever takes note of it sets it back."""
 
     def decode(self, block: bytes) -> HeaderList:
         """The list in `block`. Raises `hpack.HPACKError`; the connection is lost then.
@@ -259,10 +262,13 @@ class HeaderDecoder(_Keeper):
 
     def _count_work(self, fields: int) -> None:
         coded_bytes, self._coded_bytes = self._coded_bytes, 0
+        self.free_work = fields + (coded_bytes >> 3)
         if fields > _FREE_FIELDS:
             self.work += fields - _FREE_FIELDS
+            self.free_work -= fields - _FREE_FIELDS
         if coded_bytes > _FREE_CODED_BYTES:
             self.work += (coded_bytes - _FREE_CODED_BYTES) >> 3
+            self.free_work -= (coded_bytes - _FREE_CODED_BYTES) >> 3
 
     def _read_literal(self, block: bytes, position: int, first: int) -> tuple[RawHeader, int]:
         """The literal whose first byte is `first` (RFC 7541 §6.2), and where it ends."""

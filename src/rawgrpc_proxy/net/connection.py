@@ -255,7 +255,7 @@ class Connection:
             buffered.is_short
             and self._writer.writing
             and self.session.output.waits_since < before
-            and self.account.is_beyond_its_share
+            and self.account.its_peer_takes_too_little
         ):
             error = PeerAbuse(
                 f"{self.account.to_peer} bytes wait for the peer, which does not take them, while too much waits in "

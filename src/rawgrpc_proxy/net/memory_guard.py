@@ -13,6 +13,7 @@ What it does not do: count (`http2/buffered.py`). The invariant: it runs in a ta
 reader's work, and lets others have their turn after each connection.
 """
 
+import contextlib
 import math
 from typing import Protocol
 
@@ -108,7 +109,10 @@ class MemoryGuard:
         finally:
             self._shrinks = False
         self.buffered.forget_much()
-        await trio.to_thread.run_sync(shrink_heap)
+        with contextlib.suppress(
+            RuntimeError
+        ):  # no thread is to be had; what is raised here would end the program
+            await trio.to_thread.run_sync(shrink_heap)
 
     async def _end_stalled(self, before: float) -> None:
         for connection in sorted(self._connections, key=_held, reverse=True):
