@@ -28,6 +28,9 @@ def listener_context(
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= (
+        ssl.OP_NO_RENEGOTIATION
+    )  # RFC 9113 §9.2.1: none once HTTP/2 is spoken, and each costs a handshake
     context.set_alpn_protocols(_ALPN)
     _load_pair(context, certificate, key)
     if client_ca is not None:
