@@ -1,6 +1,7 @@
 import io
 import re
 import signal
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -9,7 +10,7 @@ import trio
 from rawgrpc_proxy.command import demo
 from rawgrpc_proxy.command.demo import ECHO_SERVICE, TRIALS, Trial, make_call, run_demo
 from rawgrpc_proxy.config import ENGINES, Http2Settings
-from rawgrpc_proxy.errors import RpcError
+from rawgrpc_proxy.errors import ConfigError, RpcError
 from rawgrpc_proxy.services.health import SERVICE as HEALTH_SERVICE
 from rawgrpc_proxy.upstream.pool import Pool
 from tests.processes import program
@@ -69,6 +70,20 @@ def test_the_columns_stand_under_their_heads(capsys: pytest.CaptureFixture[str])
 def demo_in_process(*, engine: str = "h2", trials: Sequence[Trial] = TRIALS) -> int:
     [known] = [name for name in ENGINES if name == engine]
     return run_demo(settings=Http2Settings(engine=known), trials=trials)
+
+
+def test_the_demo_speaks_tls_on_both_sides_if_asked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("trustme")
+    assert run_demo(tls=True) == 0
+    out = capsys.readouterr().out
+    assert "All three speak TLS" in out
+    assert out.endswith(f"all {len(TRIALS)} calls were answered as expected\n")
+
+    monkeypatch.setitem(sys.modules, "trustme", None)
+    with pytest.raises(ConfigError, match=r"pip install 'rawgrpc-proxy\[certs\]'"):
+        run_demo(tls=True)
 
 
 @pytest.mark.parametrize(

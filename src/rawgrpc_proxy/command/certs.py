@@ -8,11 +8,27 @@ _SERVER_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 def certs(folder: Path) -> int:
-    """Make `ca.pem`, and a pair each for a server on this machine and for a client. Raises `ConfigError`."""
+    """Make them, and say how to use them. Raises `ConfigError`."""
+    made = write_certificates(folder)
+    print(
+        f"made in {folder}: {', '.join(made)}\n\n"
+        f"rawgrpc-proxy serve --listen localhost:8443 --upstream HOST:PORT \\\n"
+        f"    --tls-cert {folder}/server.pem --tls-key {folder}/server.key\n\n"
+        f"Callers trust {folder}/ca.pem. With --tls-client-ca {folder}/ca.pem they need a certificate themselves, "
+        "as client.pem is one."
+    )
+    return 0
+
+
+def write_certificates(folder: Path) -> list[str]:
+    """Make `ca.pem`, and a pair each for a server on this machine and for a client; answer the names of the files.
+
+    Raises `ConfigError`; files that are there already are left as they are.
+    """
     try:
         import trustme  # noqa: PLC0415  # an extra
     except ImportError:
-        raise ConfigError("certs needs the package trustme: pip install 'rawgrpc-proxy[certs]'") from None
+        raise ConfigError("this needs the package trustme: pip install 'rawgrpc-proxy[certs]'") from None
     authority = trustme.CA(organization_name="rawgrpc-proxy, for trying out")
     pairs = {
         "server": authority.issue_cert(*_SERVER_NAMES),
@@ -32,11 +48,4 @@ def certs(folder: Path) -> int:
             file.write_bytes(text)
     except OSError as error:
         raise ConfigError(f"{folder}: {error.strerror}") from None
-    print(
-        f"made in {folder}: {', '.join(texts)}\n\n"
-        f"rawgrpc-proxy serve --listen localhost:8443 --upstream HOST:PORT \\\n"
-        f"    --tls-cert {folder}/server.pem --tls-key {folder}/server.key\n\n"
-        f"Callers trust {folder}/ca.pem. With --tls-client-ca {folder}/ca.pem they need a certificate themselves, "
-        "as client.pem is one."
-    )
-    return 0
+    return list(texts)

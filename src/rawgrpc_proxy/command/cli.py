@@ -300,6 +300,11 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="then leave both running, for other clients, until SIGINT or SIGTERM",
     )
+    parser.add_argument(
+        "--tls",
+        action="store_true",
+        help="all speak TLS, with throw-away certificates on both sides (pip install 'rawgrpc-proxy[certs]')",
+    )
     _add_engine(parser.add_argument, default=Http2Settings().engine)
     parser.set_defaults(command=_demo)
 
@@ -382,4 +387,4 @@ def _version() -> str:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    return run_demo(stay=options.stay, settings=Http2Settings(engine=options.engine))
+    return run_demo(stay=options.stay, tls=options.tls, settings=Http2Settings(engine=options.engine))

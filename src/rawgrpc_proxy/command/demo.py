@@ -8,15 +8,20 @@ example of how to write a client: that is what gRPC libraries are for.
 import math
 import os
 import signal
+import ssl
 import sys
-from collections.abc import AsyncIterator, Sequence
-from typing import TextIO
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Self, TextIO
 
 import attrs
 import trio
 
 from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.codes import ErrorCode, Status
+from rawgrpc_proxy.command.certs import write_certificates
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.codec import identity_codec
@@ -24,6 +29,7 @@ from rawgrpc_proxy.grpc.messages import MessageReader, encode_message
 from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status
 from rawgrpc_proxy.net.local_sender import LocalSender
 from rawgrpc_proxy.net.stream import Stream
+from rawgrpc_proxy.net.tls_files import listener_context, upstream_context
 from rawgrpc_proxy.observe.call_log import CallLog, word
 from rawgrpc_proxy.observe.record import CallRecord
 from rawgrpc_proxy.proxy.transparent import transparent_handler
@@ -173,15 +179,45 @@ async def make_call(conn: PoolConn, trial: Trial) -> list[bytes]:
 # ------------------------------------------------------------------------- story
 
 
+@attrs.frozen
+class _Tls:
+    """A pair for whoever serves and one for whoever calls, and their authority, in a folder that goes with the demo."""
+
+    folder: Path
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """Make them. Raises `ConfigError`."""
+        write_certificates(folder)
+        ca = str(folder / "ca.pem")
+        server, client = (
+            (str(folder / f"{name}.pem"), str(folder / f"{name}.key")) for name in ("server", "client")
+        )
+        return cls(
+            folder,
+            listener_context(*server, client_ca=ca),
+            upstream_context(ca=ca, certificate=client[0], key=client[1]),
+        )
+
+
 def run_demo(
-    *, stay: bool = False, settings: Http2Settings | None = None, trials: Sequence[Trial] = TRIALS
+    *,
+    stay: bool = False,
+    tls: bool = False,
+    settings: Http2Settings | None = None,
+    trials: Sequence[Trial] = TRIALS,
 ) -> int:
     """Run the demo and answer the exit code: 0 if every call was answered as expected, else 1.
 
     With `stay` backend and proxy then run on, until SIGINT or SIGTERM comes. Without, a signal ends the demo early,
-    with exit code 1.
+    with exit code 1. With `tls` all speak TLS, with certificates on both sides; raises `ConfigError` where none can be
+    made.
     """
-    return trio.run(_run, trials, stay, settings or Http2Settings())
+    with tempfile.TemporaryDirectory(prefix="rawgrpc-proxy-") as folder:
+        made = _Tls.of(Path(folder) / "certs") if tls else None
+        return trio.run(_run, trials, stay, settings or Http2Settings(), made)
 
 
 class _Records(CallLog):
@@ -199,8 +235,9 @@ class _Records(CallLog):
         return await self._receive.receive()
 
 
-async def _run(trials: Sequence[Trial], stay: bool, settings: Http2Settings) -> int:
+async def _run(trials: Sequence[Trial], stay: bool, settings: Http2Settings, tls: _Tls | None) -> int:
     exit_code = 1
+    server_tls, client_tls = (None, None) if tls is None else (tls.server, tls.client)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with (
             Pool(settings=settings) as upstreams,
@@ -208,21 +245,25 @@ async def _run(trials: Sequence[Trial], stay: bool, settings: Http2Settings) -> 
             trio.open_nursery() as nursery,
         ):
             nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
-            backend_address: str = await nursery.start(backend(settings, _Records()).serve, _ANY_PORT)
+            backend_address: str = await nursery.start(
+                partial(backend(settings, _Records()).serve, _ANY_PORT, ssl_context=server_tls)
+            )
 
             def director(context: CallContext, _method: str) -> tuple[CallContext, Target]:
-                return context, upstreams.target(backend_address)
+                return context, upstreams.target(backend_address, ssl_context=client_tls)
 
             records = _Records()
             proxy = Server(
                 unknown_service_handler=transparent_handler(director), settings=settings, observer=records
             )
-            proxy_address: str = await nursery.start(proxy.serve, _ANY_PORT)
-            screen = _Screen(sys.stdout, proxy_address)
+            proxy_address: str = await nursery.start(partial(proxy.serve, _ANY_PORT, ssl_context=server_tls))
+            screen = _Screen(sys.stdout, proxy_address, tls)
             screen.introduce(backend_address, settings.engine)
             failures = 0
             for trial in trials:
-                problem, record = await _try(trial, client, proxy_address, records)
+                problem, record = await _try(
+                    trial, partial(client.get_conn, proxy_address, ssl_context=client_tls), records
+                )
                 screen.row(record, problem)
                 failures += bool(problem)
             screen.conclude(len(trials), failures)
@@ -241,13 +282,13 @@ async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope
 
 
 async def _try(
-    trial: Trial, client: Pool, proxy_address: str, records: _Records
+    trial: Trial, connect: Callable[[], Awaitable[PoolConn]], records: _Records
 ) -> tuple[str | None, CallRecord]:
     """Make the call. Answers what was not as expected, None if nothing, and what the proxy saw of the call."""
     problem = None
     with trio.move_on_after(_CALL_TIMEOUT_S) as timeout:
         try:
-            conn = await client.get_conn(proxy_address)
+            conn = await connect()
             try:
                 replies = await make_call(conn, trial)
             finally:
@@ -278,8 +319,9 @@ _STATUS_WIDTH = 6
 class _Screen:
     """Tells on a terminal, or in a file, what goes on. Colours and arrows only where they can be shown."""
 
-    def __init__(self, file: TextIO, proxy_address: str) -> None:
+    def __init__(self, file: TextIO, proxy_address: str, tls: "_Tls | None" = None) -> None:
         self._file = file
+        self._tls = tls
         self._proxy = proxy_address
         self._colours = file.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         self._arrow = "→" if _can_show("→", file) else "->"
@@ -289,6 +331,8 @@ class _Screen:
         self._say(f"backend  {backend_address}  serves {ECHO_SERVICE} and {HEALTH_SERVICE}")
         self._say(f"proxy    {self._proxy}  forwards every call to the backend (HTTP/2 engine: {engine})")
         self._say("client   makes a call of each shape through the proxy, and checks the answers\n")
+        if self._tls is not None:
+            self._say("         All three speak TLS, and each has a certificate that the others check\n")
         path = f" {self._arrow} ".join(("client", "proxy", "backend"))
         head = _COLUMNS.format("call", "sent", "received", "status", "duration", path)
         self._say(self._coloured(head, "1"))
@@ -323,6 +367,16 @@ class _Screen:
 
     def invite(self) -> None:
         """Say how to make more calls."""
+        folder = self._tls and self._tls.folder
+        how = (
+            "-plaintext"
+            if folder is None
+            else f"-cacert {folder}/ca.pem -cert {folder}/client.pem -key {folder}/client.key"
+        )
+        probe = (
+            f"-tls -tls-ca-cert={folder}/ca.pem -tls-client-cert={folder}/client.pem "
+            f"-tls-client-key={folder}/client.key"
+        )
         self._say(
             f"""
 Both stay up until you press Ctrl-C, and each call is shown here. From another terminal:
@@ -330,8 +384,8 @@ Both stay up until you press Ctrl-C, and each call is shown here. From another t
   cat > echo.proto <<'END'
 {_PROTO}END
 
-  grpcurl -plaintext -proto echo.proto -d '{{"text": ["hello"]}}' {self._proxy} {ECHO_SERVICE}/Unary
-  grpc_health_probe -addr={self._proxy} -service={ECHO_SERVICE}
+  grpcurl {how} -proto echo.proto -d '{{"text": ["hello"]}}' {self._proxy} {ECHO_SERVICE}/Unary
+  grpc_health_probe {f"{probe} " if folder else ""}-addr={self._proxy} -service={ECHO_SERVICE}
 """
         )
 
