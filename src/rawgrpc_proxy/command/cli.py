@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    _add_serve(
+    settings = _add_serve(
         commands.add_parser(
             "serve", help="forward calls to upstreams", allow_abbrev=False, argument_default=argparse.SUPPRESS
         )
@@ -103,7 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_check(
         commands.add_parser(
             "check", help="look a settings file over, and show what is in force", allow_abbrev=False
-        )
+        ),
+        settings,
     )
     _add_certs(
         commands.add_parser("certs", help="make throw-away certificates, to try TLS with", allow_abbrev=False)
@@ -255,16 +256,14 @@ def _add_serve(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     return actions
 
 
-def _add_check(parser: argparse.ArgumentParser) -> None:
+def _add_check(parser: argparse.ArgumentParser, settings: list[argparse.Action]) -> None:
     parser.description = (
         "Look a settings file over, and print the settings in force, each with where it comes from. Every mistake is a "
         "line on standard error; the exit code is 2 then."
     )
     parser.add_argument("config", type=Path, metavar="FILE", help="settings, in TOML")
-    serve_parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS)
-    actions = _add_serve(serve_parser)
     parser.set_defaults(
-        command=lambda options: check(_settings(argparse.Namespace(config=options.config), actions))
+        command=lambda options: check(_settings(argparse.Namespace(config=options.config), settings))
     )
 
 

@@ -262,13 +262,13 @@ class HeaderDecoder(_Keeper):
 
     def _count_work(self, fields: int) -> None:
         coded_bytes, self._coded_bytes = self._coded_bytes, 0
-        self.free_work = fields + (coded_bytes >> 3)
+        work = 0
         if fields > _FREE_FIELDS:
-            self.work += fields - _FREE_FIELDS
-            self.free_work -= fields - _FREE_FIELDS
+            work = fields - _FREE_FIELDS
         if coded_bytes > _FREE_CODED_BYTES:
-            self.work += (coded_bytes - _FREE_CODED_BYTES) >> 3
-            self.free_work -= (coded_bytes - _FREE_CODED_BYTES) >> 3
+            work += (coded_bytes - _FREE_CODED_BYTES) >> 3
+        self.work += work
+        self.free_work = fields + (coded_bytes >> 3) - work
 
     def _read_literal(self, block: bytes, position: int, first: int) -> tuple[RawHeader, int]:
         """The literal whose first byte is `first` (RFC 7541 §6.2), and where it ends."""

@@ -406,8 +406,9 @@ class Session(ABC):
             self._receive_response(state, headers, end_stream)
         self._decoder.free_work = 0
 
-    def _charge_block(self) -> None:
-        """The header block that is being acted on serves no call: none of it is free."""
+    def _charge_for_nothing(self, price: int) -> None:
+        """Take a price; and if that is for a header block, which serves no call then, none of the block is free."""
+        self._guard.charge(price, self)
         work = self._decoder.free_work
         if work >= guard.HEADER_WORK_UNIT:
             self._decoder.free_work = 0
@@ -420,14 +421,12 @@ class Session(ABC):
                     ErrorCode.PROTOCOL_ERROR,
                     f"HEADERS on stream {stream_id}, which is not the peer's to open",
                 )
-            self._guard.charge(guard.HEADERS_ON_RESET, self)
-            self._charge_block()
+            self._charge_for_nothing(guard.HEADERS_ON_RESET)
             return  # a response to a call that we have given up
         if stream_id <= self._highest_peer_id:
             by_our_reset = self._closed.by_our_reset(stream_id)
             if by_our_reset:
-                self._guard.charge(guard.HEADERS_ON_RESET, self)
-                self._charge_block()
+                self._charge_for_nothing(guard.HEADERS_ON_RESET)
                 return  # trailers that crossed our RST_STREAM
             code = ErrorCode.PROTOCOL_ERROR if by_our_reset is None else ErrorCode.STREAM_CLOSED
             raise ProtocolViolation(code, f"HEADERS on stream {stream_id}, which is closed (RFC 9113 §5.1.1)")
@@ -436,8 +435,7 @@ class Session(ABC):
         self.streams_opened += 1
         if self.goaway_sent_id is not None and stream_id > self.goaway_sent_id:
             self._guard.streams_for_nothing += 1
-            self._guard.charge(guard.HEADERS_ON_RESET, self)
-            self._charge_block()
+            self._charge_for_nothing(guard.HEADERS_ON_RESET)
             self._closed.remember(stream_id, by_our_reset=True)
             return  # RFC 9113 §6.8: it will be retried elsewhere, and what follows on it is ignored too
         if self._has_no_place(stream_id, is_low=is_low):
@@ -512,8 +510,7 @@ class Session(ABC):
         if checked.problem is not None:
             self._stream_error(state, ErrorCode.PROTOCOL_ERROR, checked.problem)
         elif headers[0][1][:1] == b"1":
-            self._guard.charge(guard.INTERIM, self)
-            self._charge_block()
+            self._charge_for_nothing(guard.INTERIM)
             if end_stream:
                 self._stream_error(state, ErrorCode.PROTOCOL_ERROR, "a 1xx response ends the stream")
         elif not self._expect_body(state, checked, end_stream):
@@ -1130,8 +1127,7 @@ class Session(ABC):
         """Turn down a stream that the peer tries to open, before it has any state."""
         self._guard.streams_for_nothing += 1
         if price is not None:
-            self._guard.charge(price, self)
-            self._charge_block()
+            self._charge_for_nothing(price)
         self.output.write(frames.rst_stream(stream_id, error_code))
         self._closed.remember(stream_id, by_our_reset=True)
         self._events.append(StreamReset(stream_id, error_code, by_peer=False, reason=reason))
@@ -1139,8 +1135,7 @@ class Session(ABC):
     def _stream_error(self, state: StreamState, error_code: ErrorCode, reason: str) -> None:
         """RFC 9113 §5.4.2: this stream ends, the connection goes on."""
         self._guard.streams_for_nothing += 1
-        self._guard.charge(guard.STREAM_ERROR, self)
-        self._charge_block()
+        self._charge_for_nothing(guard.STREAM_ERROR)
         self._write_reset(state, error_code)
         state.end_batch = self.output.batch
         self._close(state, by_our_reset=True)

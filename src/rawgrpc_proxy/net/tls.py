@@ -138,7 +138,7 @@ class TlsTransport(SocketTransport):
             self._incoming.write_eof()
 
     async def _send_outgoing(self) -> None:
-        rest: list[Data] = [_Sealed(self._outgoing.read())]
+        rest: list[Data] = [_Sealed(self._outgoing.read())] if self._outgoing.pending else []
         while rest := self.send_now(rest):
             await trio.lowlevel.wait_writable(self._open_fd())
 
@@ -152,9 +152,10 @@ class TlsTransport(SocketTransport):
                 if then is Then.STOP:
                     return
                 goes_on = then is Then.AGAIN
-        await super().receive_each(take, goes_on=goes_on)
+        await self._receive_each(self._read_some, take, goes_on=goes_on)
 
     def _read_some(self, _read_bytes: int) -> bytes:
+        # What is asked for follows what the socket has given, and not the text, which is shorter.
         data = self._sock.recv(self._read_bytes)
         if not data:
             return b""
@@ -179,22 +180,23 @@ class TlsTransport(SocketTransport):
     # ----------------------------------------------------------------- writing
 
     def send_now(self, chunks: list[Data]) -> list[Data]:
-        if type(chunks[0]) is _Sealed:
-            rest = self._send_sealed(chunks[0])
-            if rest is chunks[0]:
-                return chunks
-            if rest:
-                return [rest, *chunks[1:]]
-            chunks = chunks[1:]
         while chunks:
-            piece, chunks = _first(chunks)
-            sealed = self._seal(piece)
+            first = chunks[0]
+            if type(first) is _Sealed:
+                sealed: bytes = first
+                rest = chunks[1:]
+            else:
+                piece, rest = _first(chunks)
+                sealed = self._seal(piece)
             try:
                 sent = self._sock.send(sealed)
             except BlockingIOError:
+                if sealed is first:
+                    return chunks  # nothing has gone out
                 sent = 0
             if sent < len(sealed):
-                return [_Sealed(sealed[sent:]), *chunks]
+                return [_Sealed(sealed[sent:]), *rest]
+            chunks = rest
         return []
 
     def _seal(self, piece: Data) -> bytes:
@@ -205,16 +207,6 @@ class TlsTransport(SocketTransport):
             while done < size:
                 done += write(view[done:])
         return self._outgoing.read()
-
-    def _send_sealed(self, sealed: _Sealed) -> _Sealed:
-        """What the socket does not take; the object itself if it takes nothing."""
-        if not sealed:
-            return _Sealed()
-        try:
-            sent = self._sock.send(sealed)
-        except BlockingIOError:
-            return sealed
-        return _Sealed(sealed[sent:]) if sent < len(sealed) else _Sealed()
 
     async def linger(self) -> None:
         with contextlib.suppress(OSError):

@@ -97,13 +97,10 @@ class SocketTransport:
         _mind_lost_bytes(self._sock, timeout_s)
 
     async def receive_each(self, take: Take, *, goes_on: bool = False) -> None:
-        await self._receive_each(self._read_some, take, goes_on=goes_on)
-
-    def _read_some(self, read_bytes: int) -> bytes:
-        """Read once; no bytes at the end of the file. Raises `BlockingIOError` if there is nothing."""
-        return self._sock.recv(read_bytes)
+        await self._receive_each(self._sock.recv, take, goes_on=goes_on)
 
     async def _receive_each(self, recv: Callable[[int], bytes], take: Take, *, goes_on: bool = False) -> None:
+        """As `receive_each`. `recv` answers no bytes at the end, and raises `BlockingIOError` if there is nothing."""
         turn = current_turn()
         read_bytes = READ_BYTES
         then = _AGAIN if goes_on else _WAIT
