@@ -6,7 +6,7 @@ bytes here; in the file they have no such ending, for there the value may have a
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import attrs
@@ -15,7 +15,7 @@ from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.net.address import Address
-from rawgrpc_proxy.proxy.routes import check_pattern
+from rawgrpc_proxy.proxy.patterns import check_pattern
 
 LogFormat = Literal["text", "json", "none"]
 ClientCertificate = Literal["require", "request"]
@@ -34,47 +34,40 @@ def _at_least(low: float) -> Any:
     return check
 
 
-def _address(*, to_listen: bool) -> Any:
-    def check(_instance: object, attribute: "attrs.Attribute[Any]", value: str) -> None:
+def _held_to(check: Callable[[Any], object]) -> Any:
+    """A validator: what `check` objects to (`ConfigError`, `TypeError`, `ValueError`), with the setting's name."""
+
+    def validate(_instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
         try:
-            Address.parse(value, to_listen=to_listen)
-        except ConfigError as error:
+            check(value)
+        except (TypeError, ValueError) as error:  # ConfigError is one
             raise ConfigError(f"{attribute.name}: {error}") from None
 
-    return check
+    return validate
 
 
-def _endpoints(_instance: object, attribute: "attrs.Attribute[Any]", value: tuple[str, ...]) -> None:
+def _not_empty(_instance: object, attribute: "attrs.Attribute[Any]", value: tuple[str, ...]) -> None:
     if not value:
         raise ConfigError(f"{attribute.name} is empty; write at least one HOST:PORT or unix:PATH")
-    for text in value:
-        try:
-            Address.parse(plain_address(text)[0])
-        except ConfigError as error:
-            raise ConfigError(f"{attribute.name}: {error}") from None
 
 
-def _pattern(_instance: object, attribute: "attrs.Attribute[Any]", value: str) -> None:
-    try:
-        check_pattern(value)
-    except ConfigError as error:
-        raise ConfigError(f"{attribute.name}: {error}") from None
+def _check_listener(address: str) -> None:
+    Address.parse(address, to_listen=True)
 
 
-def _fields(_instance: object, attribute: "attrs.Attribute[Any]", value: Mapping[str, str]) -> None:
-    for key, text in value.items():
-        try:
-            Metadata().with_value(key, text)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{attribute.name}: {error}") from None
+def _check_endpoints(endpoints: tuple[str, ...]) -> None:
+    for text in endpoints:
+        Address.parse(plain_address(text)[0])
 
 
-def _names(_instance: object, attribute: "attrs.Attribute[Any]", value: tuple[str, ...]) -> None:
-    for name in value:
-        try:
-            Metadata().without(name)
-        except ValueError as error:
-            raise ConfigError(f"{attribute.name}: {error}") from None
+def _check_fields(fields: Mapping[str, str]) -> None:
+    for key, text in fields.items():
+        Metadata().with_value(key, text)
+
+
+def _check_names(names: tuple[str, ...]) -> None:
+    for name in names:
+        Metadata().without(name)
 
 
 def plain_address(text: str) -> tuple[str, bool]:
@@ -111,7 +104,7 @@ class ListenerTls:
 class ListenerSettings:
     """Where calls are accepted."""
 
-    address: str = attrs.field(validator=_address(to_listen=True))
+    address: str = attrs.field(validator=_held_to(_check_listener))
     """`HOST:PORT` (port 0: a free one), `:PORT` for every address of this machine, `unix:PATH` or `unix:@NAME`."""
 
     tls: ListenerTls | None = attrs.field(default=None)
@@ -179,7 +172,7 @@ class PoolSettings:
 class ClusterSettings:
     """Backends that are as good as each other. Calls go to its endpoints in turn."""
 
-    endpoints: tuple[str, ...] = attrs.field(validator=_endpoints)
+    endpoints: tuple[str, ...] = attrs.field(validator=[_not_empty, _held_to(_check_endpoints)])
     """`HOST:PORT` or `unix:PATH` each. http://, grpc:// and dns:/// in front mean plaintext, https:// and grpcs://
     TLS."""
 
@@ -209,10 +202,10 @@ class ClusterSettings:
 class MetadataChanges:
     """What is changed in the metadata of a call: first removed, then set."""
 
-    set: Mapping[str, str] = attrs.field(factory=dict, validator=_fields)
+    set: Mapping[str, str] = attrs.field(factory=dict, validator=_held_to(_check_fields))
     """Keys and their one value each."""
 
-    remove: tuple[str, ...] = attrs.field(factory=tuple, validator=_names)
+    remove: tuple[str, ...] = attrs.field(factory=tuple, validator=_held_to(_check_names))
     """Keys that go no further."""
 
 
@@ -220,13 +213,13 @@ class MetadataChanges:
 class RouteSettings:
     """Which calls go to which cluster. The first route that matches decides; what none matches is UNIMPLEMENTED."""
 
-    match: str = attrs.field(default="/*", validator=_pattern)
+    match: str = attrs.field(default="/*", validator=_held_to(check_pattern))
     """A service (`/pkg.Service/*`), a method (`/pkg.Service/Method`), a prefix (`/api/*`), or every method (`/*`)."""
 
     authority: str | None = attrs.field(default=None)
     """The `:authority` that the call must have; letters may be small or large, a port counts."""
 
-    metadata: Mapping[str, str] = attrs.field(factory=dict, validator=_fields)
+    metadata: Mapping[str, str] = attrs.field(factory=dict, validator=_held_to(_check_fields))
     """Metadata that the call must have: of each key, one value that is just this."""
 
     cluster: str = attrs.field()

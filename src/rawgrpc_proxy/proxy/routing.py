@@ -1,6 +1,6 @@
 """Routes with conditions, changes and deadlines, and the director that goes by them: what the settings file can say.
 
-`routes.py` knows patterns of methods alone. The first route that takes a call decides. Of a method's routes only those
+`patterns.py` finds the routes of a method. The first route that takes a call decides. Of a method's routes only those
 with conditions look at the call, and only those with changes make a new context, so a plain route costs a look-up.
 """
 
@@ -12,8 +12,12 @@ from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.errors import NoRoute
 from rawgrpc_proxy.grpc.path import shortened
 from rawgrpc_proxy.proxy.director import Direction, StreamDirector
-from rawgrpc_proxy.proxy.routes import REMEMBERED_CHARACTERS, REMEMBERED_METHODS, PatternTable
+from rawgrpc_proxy.proxy.patterns import PatternTable
 from rawgrpc_proxy.upstream.target import Target
+
+_REMEMBERED_METHODS = 1024
+_REMEMBERED_CHARACTERS = 256
+"""Of a method; longer ones are looked up each time, for they are mostly made up."""
 
 
 class Route:
@@ -98,10 +102,10 @@ def director_of(routes: Iterable[Route]) -> StreamDirector:
     """
     table = PatternTable((route.pattern, route) for route in routes)
     # Routes stay as they are, and so does what matches; not all is kept, for a caller can make up methods.
-    remembered = lru_cache(maxsize=REMEMBERED_METHODS)(table.find_all)
+    remembered = lru_cache(maxsize=_REMEMBERED_METHODS)(table.find_all)
 
     def direct(context: CallContext, method: str) -> Direction:
-        for route in remembered(method) if len(method) <= REMEMBERED_CHARACTERS else table.find_all(method):
+        for route in remembered(method) if len(method) <= _REMEMBERED_CHARACTERS else table.find_all(method):
             direction = route.direction(context)
             if direction is not None:
                 return direction
