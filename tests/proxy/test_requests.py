@@ -342,7 +342,7 @@ async def test_the_upstream_gets_the_time_that_is_left(engine: Engine) -> None:
 async def test_the_deadline_cancels_the_upstream_and_tells_the_caller(engine: Engine) -> None:
     async with a_proxy(engine) as house:
         client = await house.client()
-        call = await client.request("/a.B/C", (b"grpc-timeout", b"100m"))
+        call = await client.request("/a.B/C", (b"grpc-timeout", b"1S"))
         served = await house.backend.request()
         await served.request_body()
         assert await served.expect_reset() == 8
@@ -357,7 +357,7 @@ async def test_the_deadline_cancels_the_upstream_and_tells_the_caller(engine: En
 async def test_a_deadline_in_mid_response_ends_it_with_trailers(engine: Engine) -> None:
     async with a_proxy(engine) as house:
         client = await house.client()
-        call = await client.open(request_fields("/a.B/C", (b"grpc-timeout", b"200m")))
+        call = await client.open(request_fields("/a.B/C", (b"grpc-timeout", b"1S")))
         served = await house.backend.request()
         await served.headers(RESPONSE)
         await served.data(message(b"one"))
