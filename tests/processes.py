@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Literal
 
 import trio
@@ -39,6 +39,12 @@ class Program:
             assert self._reading, f"{pattern!r} never came; stdout: {self.stdout}, stderr: {self.stderr}"
             changed = self._changed
             await changed.wait()
+
+    async def lines(self, pattern: str, times: int) -> None:
+        """Wait until so many lines of standard error match."""
+        while sum(bool(re.search(pattern, line)) for line in self.stderr) < times:
+            assert self._reading, f"{pattern!r} never came {times} times; stderr: {self.stderr}"
+            await self._changed.wait()
 
     async def address(self) -> str:
         """Wait until it listens, and answer where."""
@@ -85,16 +91,25 @@ os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
 
 
 @contextlib.asynccontextmanager
-async def program(*arguments: str, files: tuple[int, int] | None = None) -> AsyncIterator[Program]:
+async def program(
+    *arguments: str,
+    files: tuple[int, int] | None = None,
+    python: Sequence[str] | None = None,
+    inherits: int | None = None,
+) -> AsyncIterator[Program]:
     """Run `rawgrpc-proxy` with these arguments; what is left of it at the end of the block is killed.
 
-    `files` are its soft and hard limits on files.
+    `files` are its soft and hard limits on files; `python` are arguments of Python instead of `arguments`, and
+    `inherits` is a file descriptor that it gets.
     """
-    command = ["-m", "rawgrpc_proxy", *arguments]
+    command = ["-m", "rawgrpc_proxy", *arguments] if python is None else list(python)
     if files is not None:
         command = ["-c", _WITH_FILES, *map(str, files), *command]
     process = await trio.lowlevel.open_process(
-        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=() if inherits is None else (inherits,),
     )
     assert process.stdout is not None
     assert process.stderr is not None

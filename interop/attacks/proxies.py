@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from interop.shared.proc import worker_of
 from interop.shared.processes import Process, Trouble
 from interop.shared.programs import find, version_of
 
@@ -78,7 +79,7 @@ class Proxy:
 def longest_step_ms(proxy: Process, site: Site) -> float:
     """The longest step of one of ours since it was asked last."""
     site.longest_step_file.unlink(missing_ok=True)
-    os.kill(proxy.pid, signal.SIGUSR1)
+    os.kill(worker_of(proxy.pid), signal.SIGUSR1)
     deadline = time.monotonic() + 10
     while not site.longest_step_file.exists():
         proxy.check()

@@ -20,6 +20,7 @@ from interop.bench.contenders.contender import Contender
 from interop.bench.contenders.ours import CPYTHON, ours
 from interop.bench.report import RESULTS
 from interop.bench.target import CONNECTIONS, IN_FLIGHT, Bench, Sizes, Target, one_bench, started
+from interop.shared.proc import worker_of
 from interop.shared.processes import Trouble
 from interop.shared.programs import SYSTEM_PATH
 
@@ -87,7 +88,7 @@ def _profiled(
 def _sample(target: Target, seconds: int, form: str, file: Path, work: Callable[[], None]) -> None:
     sampler = Path(sys.executable).with_name("py-spy")
     command = [
-        str(sampler), "record", "--pid", str(target.child.pid), "--duration", str(seconds), "--rate",
+        str(sampler), "record", "--pid", str(worker_of(target.child.pid)), "--duration", str(seconds), "--rate",
         str(SAMPLES_PER_SECOND), "--function", "--format", form, "--output", str(file),
     ]  # fmt: skip
     with tempfile.TemporaryFile("w+") as output:

@@ -76,6 +76,14 @@ def with_descendants(pid: int) -> list[int]:
     return pids
 
 
+def worker_of(pid: int) -> int:
+    """The process that serves, of a proxy with one worker: its supervisor does nothing that is to be measured.
+
+    A program that forks nobody is its own.
+    """
+    return with_descendants(pid)[-1]
+
+
 def _stat(pid: int) -> list[str] | None:
     # The fields after the name, which may itself hold spaces and parentheses; None for a process that is gone.
     try:

@@ -22,7 +22,7 @@ from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.command import cli
 from rawgrpc_proxy.command.cli import main
 from rawgrpc_proxy.command.demo import Trial, make_call
-from rawgrpc_proxy.command.serve import Process, heard_by, log_for, run_process
+from rawgrpc_proxy.command.serve import Inherited, Process, heard_by, log_for, run_process
 from rawgrpc_proxy.command.settings import ServeSettings
 from rawgrpc_proxy.command.settings_file import settings_of
 from rawgrpc_proxy.config import ENGINES, Http2Settings
@@ -307,11 +307,8 @@ def test_a_signal_stops_accepting_and_lets_a_running_call_finish(number: signal.
     async def _test(proxy: Program, address: str, client: Pool) -> None:
         async with talk(client, address) as talking:
             proxy.signal(number)
-            draining = await proxy.line("draining.*")
-            assert draining[0] == (
-                "draining, 1 call still running, for up to 60 s; a second signal ends at once"
-            )
-            assert draining.string.count(number.name) == 1
+            await proxy.line(f"{number.name}: stopping; a second signal ends at once$")
+            await proxy.line("draining, 1 call still running, for up to 60 s$")
             host, port = address.split(":")
             with pytest.raises(ConnectionRefusedError), socket.socket() as late:
                 late.connect((host, int(port)))
@@ -335,10 +332,11 @@ def test_a_second_signal_ends_at_once() -> None:
     async def _test(proxy: Program, address: str, client: Pool) -> None:
         async with talk(client, address) as talking:
             proxy.signal(signal.SIGTERM)
-            await proxy.line("SIGTERM: draining, 1 call still running")
+            await proxy.line("draining, 1 call still running")
             proxy.signal(signal.SIGINT)
             assert await talking.failure() is Status.UNAVAILABLE
-        await proxy.line("SIGINT again: ending at once, 1 call cut off")
+        await proxy.line("SIGINT again: ending at once")
+        await proxy.line("ending at once, 1 call cut off")
 
 
 # ---------------------------------------------------------------------------- log
@@ -366,12 +364,14 @@ def test_the_json_log_has_an_object_for_each_event() -> None:
         await answer_to(client, address, "/p.A/Get")
         proxy.signal(signal.SIGTERM)
         await proxy.exit_code()
-        call, draining, stopped = (json.loads(line) for line in proxy.stderr)
-        assert call["event"] == "call"
+        # The worker and its supervisor write each for themselves.
+        events = {event["event"]: event for event in map(json.loads, proxy.stderr)}
+        call, stopping, draining = events["call"], events["workers"], events["draining"]
         assert (call["method"], call["status"], call["origin"]) == ("/p.A/Get", "OK", "upstream")
         assert (call["request_messages"], call["response_messages"]) == (1, 1)
-        assert (draining["event"], draining["signal"], draining["calls"]) == ("draining", "SIGTERM", 0)
-        assert stopped["event"] == "stopped"
+        assert stopping["message"] == "SIGTERM: stopping; a second signal ends at once"
+        assert (draining["calls"], draining["grace_s"]) == (0, 30)
+        assert set(events) == {"call", "workers", "draining", "stopped"}
 
 
 def test_without_a_log_only_the_proxy_itself_is_told_of() -> None:
@@ -382,6 +382,7 @@ def test_without_a_log_only_the_proxy_itself_is_told_of() -> None:
         await proxy.exit_code()
         assert [line[: len("rawgrpc-proxy: S")] for line in proxy.stderr] == [
             "rawgrpc-proxy: S",
+            "rawgrpc-proxy: d",
             "rawgrpc-proxy: s",
         ]
 
@@ -521,7 +522,10 @@ def test_a_crash_is_in_the_log_with_its_traceback_and_in_the_exit_code(
     def crash() -> Process:
         raise RuntimeError("a fault")
 
-    assert run_process(log_for(settings, worker=3), crash) == 1
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        inherited = Inherited(listeners=[], share=None, channel=theirs, beat_s=None)
+        assert run_process(log_for(settings, worker=3), crash, inherited) == 1
     first, *rest = capsys.readouterr().err.splitlines()
     if log_format == "json":
         event = json.loads(first)

@@ -49,7 +49,11 @@ class Site:
     @property
     def peak_mb(self) -> float:
         """The most memory that the proxy has had."""
-        return proc.memory(self.proxy.pid).peak_mib
+        return self.memory().peak_mib
+
+    def memory(self) -> proc.Memory:
+        """What the proxy has."""
+        return proc.memory(proc.worker_of(self.proxy.pid))
 
 
 async def slow_reader(site: Site) -> tuple[str, bool]:
@@ -61,7 +65,7 @@ async def slow_reader(site: Site) -> tuple[str, bool]:
     while 1 not in client.ended:
         await client.read_some(credit=True)
         await trio.sleep(SIP_SECONDS)
-        progress.show(client.body_bytes[1], f"slow reader: {proc.memory(site.proxy.pid).now_mib:.0f} MB")
+        progress.show(client.body_bytes[1], f"slow reader: {site.memory().now_mib:.0f} MB")
     progress.end()
     seconds, peak, body = trio.current_time() - started, site.peak_mb, client.body_bytes[1]
     text = f"{body / 2**30:.2f} GiB in {seconds:.0f} s, the proxy's peak {peak:.0f} MB"

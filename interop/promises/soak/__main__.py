@@ -82,7 +82,7 @@ def watch(proxy: Listener, log: ProxyLog, start: float, seconds: float) -> list[
         progress.show(
             passed,
             f"{total} calls, {total - before}/s, {len(log.closed)} connections closed, "
-            f"{proc.memory(proxy.pid).now_mib:.0f} MB",
+            f"{proc.memory(proc.worker_of(proxy.pid)).now_mib:.0f} MB",
         )
         before = total
     progress.end()
@@ -94,8 +94,8 @@ def sample(proxy: Listener, log: ProxyLog, start: float) -> Sample:
     return Sample(
         seconds=round(time.monotonic() - start, 1),
         calls=log.calls.total(),
-        memory_mb=round(proc.memory(proxy.pid).now_mib, 1),
-        files=proc.open_files(proxy.pid),
+        memory_mb=round(proc.memory(proc.worker_of(proxy.pid)).now_mib, 1),
+        files=proc.open_files(proc.worker_of(proxy.pid)),
     )
 
 

@@ -20,9 +20,9 @@ import attrs
 from rawgrpc_proxy.command.certs import certs
 from rawgrpc_proxy.command.check import check
 from rawgrpc_proxy.command.demo import run_demo
+from rawgrpc_proxy.command.generations import serve
 from rawgrpc_proxy.command.options import layer_of_environment, layer_of_options
-from rawgrpc_proxy.command.serve import serve
-from rawgrpc_proxy.command.settings import PoolSettings, ServeSettings
+from rawgrpc_proxy.command.settings import PoolSettings, ServeSettings, check_listener
 from rawgrpc_proxy.command.settings_file import Settings, SettingsError, load, settings_of
 from rawgrpc_proxy.config import ENGINES, Http2Settings
 from rawgrpc_proxy.errors import ConfigError
@@ -138,10 +138,10 @@ def _add_serve(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     add = group("where calls go")
     add(
         "--listen",
-        type=_checked(lambda text: Address.parse(text, to_listen=True)),
+        type=_checked(check_listener),
         metavar="ADDRESS",
         help="where to accept calls: HOST:PORT (port 0 picks a free one), :PORT for every address of this machine, "
-        "unix:PATH or unix:@NAME",
+        "unix:PATH or unix:@NAME, fd:N for a socket from whoever starts this (systemd)",
     )
     add(
         "--upstream",
@@ -252,7 +252,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> list[argparse.Action]:
         f"(default: {process['log_format'].default})",
     )
     _add_engine(add)
-    parser.set_defaults(command=lambda options: serve(_settings(options, actions)))
+    parser.set_defaults(command=lambda options: serve(lambda: _settings(options, actions)))
     return actions
 
 

@@ -1,10 +1,10 @@
-"""The process of `rawgrpc-proxy serve`: a server, pools and a log made of the settings, from the start to the end.
+"""A worker of `rawgrpc-proxy serve`: a server, pools and a log made of the settings, from the start to the end.
 
-    settings ──► checked ──► listening ──► serving ──a signal──► draining, for the grace ──► stopped
-                                                                └──a second one──► stopped at once
+    settings ──► checked ──► serving ──SIGTERM──► draining, for the grace ──► stopped
+                                                  └──a second one──► stopped at once
 
-With several workers the parent opens the listeners, and looks after the workers (`workers.py`). From when a process
-serves, only the log's thread writes to standard error.
+Its supervisor has opened the listeners and forked it (`generations.py`, `supervisor.py`). Only the log's thread writes
+to standard error.
 """
 
 import contextlib
@@ -16,27 +16,27 @@ import sys
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, TextIO
 
 import attrs
 import trio
 
+from rawgrpc_proxy.command.channel import beat, hear_supervisor, tell_ready
+from rawgrpc_proxy.command.cores import cores
 from rawgrpc_proxy.command.settings import ClusterTls, ListenerTls, PoolSettings, ServeSettings
 from rawgrpc_proxy.command.settings_file import Settings, join
-from rawgrpc_proxy.command.workers import cores, run_workers
 from rawgrpc_proxy.config import Http2Settings
-from rawgrpc_proxy.descriptors import DescriptorPlan, raise_soft_limit
+from rawgrpc_proxy.descriptors import DescriptorPlan
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.memory_limit import default_max_buffered_bytes
-from rawgrpc_proxy.net.accept_share import AcceptShare, set_accept_share, shared_counts
+from rawgrpc_proxy.net.accept_share import AcceptShare, set_accept_share
 from rawgrpc_proxy.net.address import Address
-from rawgrpc_proxy.net.listen import address_of, bound_address, open_listeners
+from rawgrpc_proxy.net.listen import bound_address
 from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.tls import TlsContext
 from rawgrpc_proxy.net.tls_files import ContextOfFiles, listener_context, upstream_context
 from rawgrpc_proxy.observe.call_log import CallLog
-from rawgrpc_proxy.observe.line_writer import LineWriter, unbuffered
+from rawgrpc_proxy.observe.line_writer import unbuffered
 from rawgrpc_proxy.proxy.hops import limit_hops
 from rawgrpc_proxy.proxy.routing import Route, director_of
 from rawgrpc_proxy.proxy.transparent import transparent_handler
@@ -61,7 +61,6 @@ class Process:
     """Of each listener."""
     loop_guard: LoopGuard
     log: CallLog
-    inherited: "_Inherited | None" = None
 
     def say(self, event: str, text: str, **facts: object) -> None:
         """Tell the operator, in the format of the log."""
@@ -69,15 +68,17 @@ class Process:
 
 
 @attrs.frozen(kw_only=True)
-class _Inherited:
-    """What a worker has from its parent."""
+class Inherited:
+    """What a worker has from its supervisor."""
 
-    worker: int
-    listeners: "_Listeners"
-    share: AcceptShare
-    """Of the connections that come to the listeners."""
-    orphaned: int
-    """A file descriptor that can be read once the parent is gone."""
+    listeners: Sequence[Sequence[socket.socket]]
+    """The sockets of each listener: a name may be several addresses."""
+    share: AcceptShare | None
+    """Of the connections that come to the listeners; None if there is no other worker."""
+    channel: socket.socket
+    """To the supervisor."""
+    beat_s: float | None
+    """How often it wants to hear that this process lives; None for never."""
 
 
 class _Notes(CallLog):
@@ -87,48 +88,12 @@ class _Notes(CallLog):
         return f"rawgrpc-proxy:{self._worker_text} {text.removeprefix('- ')}\n"
 
 
-def serve(settings: Settings) -> int:
-    """Run `serve` with these settings, and answer the exit code. Raises `ConfigError`."""
-    raise_soft_limit()
-    log = log_for(settings.serve)
-    process = _process(settings, log)
-    workers = _workers(settings.serve)
-    if workers == 1:
-        return run_process(process.log, lambda: process)
-    # From here on signals wait for the parent to ask for them: one that comes while it starts must not be lost.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    listeners = _listen(settings)
-    addresses = _announced(settings.serve, listeners)
-    counts = shared_counts(workers)
-    _calm_garbage_collector()
-
-    def work(number: int, orphaned: int) -> int:
-        inherited = _Inherited(
-            worker=number, listeners=listeners, share=AcceptShare(counts, number - 1), orphaned=orphaned
-        )
-        own_log = log_for(settings.serve, worker=number)
-        return run_process(own_log, lambda: attrs.evolve(_process(settings, own_log), inherited=inherited))
-
-    def say(text: str) -> None:
-        log.notice("workers", text, message=text)
-        log.flush(_PARENT_WAITS_S)
-        log.collect()
-
-    log.collect()
-    try:
-        return run_workers(workers, work, say)
-    finally:
-        _close(listeners)
-        for address in addresses:
-            _remove(address)
-        log.flush()
-
-
-def _workers(settings: ServeSettings) -> int:
+def workers_of(settings: ServeSettings) -> int:
+    """How many there are to be."""
     return cores() if settings.workers == "auto" else settings.workers
 
 
-def _calm_garbage_collector() -> None:
+def calm_garbage_collector() -> None:
     """Have CPython look for circles of objects less often.
 
     A call leaves none, and by default every thirtieth one has the collector look at all young objects, and now and then
@@ -140,11 +105,12 @@ def _calm_garbage_collector() -> None:
         gc.set_threshold(*_COLLECT_AFTER)
 
 
-def _process(settings: Settings, log: CallLog) -> Process:
+def process_of(settings: Settings, log: CallLog) -> Process:
+    """What a worker with these settings runs. Raises `ConfigError`."""
     serve = settings.serve
     http2 = serve.http2
     if "http2.max_buffered" not in settings.sources:
-        http2 = attrs.evolve(http2, max_buffered_bytes=default_max_buffered_bytes(_workers(serve)))
+        http2 = attrs.evolve(http2, max_buffered_bytes=default_max_buffered_bytes(workers_of(serve)))
     listener_tls, cluster_tls = tls_contexts(serve, lambda text: log.notice("tls", text, message=text))
     loop_guard = LoopGuard(lambda problem: log.notice("loop", problem, message=problem))
     kinds = {cluster.pool for cluster in serve.clusters.values()}
@@ -257,15 +223,15 @@ def log_for(settings: ServeSettings, *, worker: int | None = None) -> CallLog:
     return CallLog(settings.log_format, file, worker=worker)
 
 
-def run_process(log: CallLog, make: Callable[[], Process]) -> int:
-    """Serve until a signal comes, and answer the exit code.
+def run_process(log: CallLog, make: Callable[[], Process], inherited: Inherited) -> int:
+    """Serve until SIGTERM comes, and answer the exit code.
 
     From here on only the log's thread writes to standard error, for which nobody waits for longer than a second.
     """
     log.collect()
     try:
         with heard_by(log):
-            trio.run(_run, make())
+            trio.run(_run, make(), inherited)
     except ConfigError:
         raise
     except Exception as error:  # noqa: BLE001  # whatever it is, it belongs into the log
@@ -302,128 +268,71 @@ def heard_by(log: CallLog) -> Iterator[None]:
         sys.unraisablehook, warnings.showwarning = before
 
 
-_Listeners = list[list[socket.socket]]
-"""The sockets of each listener: a name may be several addresses."""
-
-
-def _listen(settings: Settings) -> _Listeners:
-    """Open the listeners. Raises `ConfigError` if that cannot be, or if an upstream is one of them."""
-    opened: _Listeners = []
+def objection_to_loops(settings: Settings, listeners: Sequence[Sequence[socket.socket]]) -> None:
+    """Raises `ConfigError` if an upstream is one of these listeners."""
     guard = LoopGuard()
-    try:
-        for listener in settings.serve.listeners:
-            opened.append(open_listeners(Address.parse(listener.address, to_listen=True)))
-            for sock in opened[-1]:
-                guard.listens_on(bound_address(sock))
-        for name, cluster in settings.serve.clusters.items():
-            for place, address in enumerate(cluster.addresses):
-                problem = guard.objection(Address.parse(address))
-                if problem is not None:
-                    path = f"{join('clusters', name)}.endpoints[{place}]"
-                    raise ConfigError(f"{settings.name_of(path)}: {problem}")
-    except BaseException:
-        _close(opened)
-        for listener in settings.serve.listeners[: len(opened)]:
-            _remove(Address.parse(listener.address, to_listen=True))
-        raise
-    return opened
-
-
-def _close(listeners: _Listeners) -> None:
     for sock in itertools.chain.from_iterable(listeners):
-        sock.close()
+        guard.listens_on(bound_address(sock))
+    for name, cluster in settings.serve.clusters.items():
+        for place, address in enumerate(cluster.addresses):
+            problem = guard.objection(Address.parse(address))
+            if problem is not None:
+                path = f"{join('clusters', name)}.endpoints[{place}]"
+                raise ConfigError(f"{settings.name_of(path)}: {problem}")
 
 
-def _announced(settings: ServeSettings, listeners: _Listeners) -> list[Address]:
-    """Say on standard output where calls are accepted, and answer it. Whoever has started us may not read."""
-    addresses = [
-        address_of(sockets, Address.parse(listener.address, to_listen=True))
-        for sockets, listener in zip(listeners, settings.listeners, strict=True)
-    ]
-    stdout = LineWriter(unbuffered(sys.stdout), str)
-    stdout.collect()
-    for address in addresses:
-        stdout.add(f"listening on {address}\n")
-    stdout.flush()
-    return addresses
-
-
-async def _run(process: Process) -> None:
-    inherited = process.inherited
+async def _run(process: Process, inherited: Inherited) -> None:
     # Signals first: one that comes while we start must not be lost, nor end us with a traceback.
-    with (
-        # SIGINT goes to every process of a terminal; the parent of the workers turns it into SIGTERM for them.
-        trio.open_signal_receiver(signal.SIGTERM, *([signal.SIGINT] if inherited is None else [])) as signals,
-        contextlib.ExitStack() as listening,
-    ):
-        listeners = _listen(process.settings) if inherited is None else inherited.listeners
-        if inherited is None:
-            for sockets in listeners:
-                listening.callback(_remove, bound_address(sockets[0]))
-        for sock in itertools.chain.from_iterable(listeners):
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        for sock in itertools.chain.from_iterable(inherited.listeners):
             process.loop_guard.listens_on(bound_address(sock))
-        if inherited is not None:
+        if inherited.share is not None:
             set_accept_share(inherited.share)
         async with contextlib.AsyncExitStack() as stack:
             for pool in process.pools:
                 await stack.enter_async_context(pool)
             nursery = await stack.enter_async_context(trio.open_nursery())
             nursery.start_soon(process.log.run)
+            nursery.start_soon(_hear_supervisor, process, inherited.channel)
 
             async def serve(task_status: trio.TaskStatus[None]) -> None:
                 async with trio.open_nursery() as serving:
-                    for sockets, tls in zip(listeners, process.listener_tls, strict=True):
+                    for sockets, tls in zip(inherited.listeners, process.listener_tls, strict=True):
                         await serving.start(partial(process.server.serve, sockets, ssl_context=tls))
                     task_status.started()
                 nursery.cancel_scope.cancel()
 
             await nursery.start(serve)
-            if inherited is None:
-                _announced(process.settings.serve, listeners)
-                _calm_garbage_collector()
-            else:
-                nursery.start_soon(_stop_if_orphaned, process, inherited.orphaned)
-            await _stop_on_signal(process, signals, listening)
+            tell_ready(inherited.channel)
+            if inherited.beat_s is not None:
+                nursery.start_soon(beat, inherited.channel, inherited.beat_s)
+            await _stop_on_signal(process, signals)
             nursery.cancel_scope.cancel()
         process.say("stopped", "stopped")
 
 
-async def _stop_on_signal(
-    process: Process, signals: AsyncIterator[int], listening: contextlib.ExitStack
-) -> None:
+async def _stop_on_signal(process: Process, signals: AsyncIterator[int]) -> None:
     """Begin to stop at the first signal, and return at the second. The end of the server cancels it."""
-    name = signal.Signals(await anext(signals)).name
-    # Before the socket closes: from then on somebody else may listen here, and the file be theirs.
-    listening.close()
+    await anext(signals)
     calls = process.server.open_calls
     grace_s = process.settings.serve.grace_s
     process.server.stop(grace_s=grace_s)
     process.say(
         "draining",
-        f"{name}: draining, {_calls(calls)} still running, for up to {grace_s:g} s; a second signal ends at once",
-        signal=name,
+        f"draining, {_calls(calls)} still running, for up to {grace_s:g} s",
         calls=calls,
         grace_s=grace_s,
     )
-    name = signal.Signals(await anext(signals)).name
+    await anext(signals)
     calls = process.server.open_calls
-    process.say(
-        "aborting", f"{name} again: ending at once, {_calls(calls)} cut off", signal=name, calls=calls
-    )
+    process.say("aborting", f"ending at once, {_calls(calls)} cut off", calls=calls)
 
 
-async def _stop_if_orphaned(process: Process, orphaned: int) -> None:
-    await trio.lowlevel.wait_readable(orphaned)
+async def _hear_supervisor(process: Process, channel: socket.socket) -> None:
+    await hear_supervisor(channel)
     process.say("orphaned", "the parent of the workers is gone: draining")
     process.server.stop(grace_s=process.settings.serve.grace_s)
 
 
 def _calls(number: int) -> str:
     return "1 call" if number == 1 else f"{number} calls"
-
-
-def _remove(address: Address) -> None:
-    """Remove the file of a Unix socket."""
-    if address.path is not None and not address.is_abstract:
-        with contextlib.suppress(OSError):
-            Path(address.path).unlink()

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import attrs
 
+from rawgrpc_proxy.command.listening import INHERITED, check_inherited
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.grpc.metadata import Metadata
@@ -51,8 +52,12 @@ def _not_empty(_instance: object, attribute: "attrs.Attribute[Any]", value: tupl
         raise ConfigError(f"{attribute.name} is empty; write at least one HOST:PORT or unix:PATH")
 
 
-def _check_listener(address: str) -> None:
-    Address.parse(address, to_listen=True)
+def check_listener(address: str) -> None:
+    """Raises `ConfigError` if nobody can listen there."""
+    if address.startswith(INHERITED):
+        check_inherited(address)
+    else:
+        Address.parse(address, to_listen=True)
 
 
 def _check_endpoints(endpoints: tuple[str, ...]) -> None:
@@ -104,8 +109,9 @@ class ListenerTls:
 class ListenerSettings:
     """Where calls are accepted."""
 
-    address: str = attrs.field(validator=_held_to(_check_listener))
-    """`HOST:PORT` (port 0: a free one), `:PORT` for every address of this machine, `unix:PATH` or `unix:@NAME`."""
+    address: str = attrs.field(validator=_held_to(check_listener))
+    """`HOST:PORT` (port 0: a free one), `:PORT` for every address of this machine, `unix:PATH` or `unix:@NAME`; or
+    `fd:3`, a socket that listens already and comes from whoever starts the proxy (`fd:NAME`: as systemd names it)."""
 
     tls: ListenerTls | None = attrs.field(default=None)
     """Without it callers speak plaintext (h2c with prior knowledge)."""

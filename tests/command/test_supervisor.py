@@ -5,15 +5,18 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import trio
 
+from rawgrpc_proxy.command.children import Child
+from rawgrpc_proxy.command.cores import cores
 from rawgrpc_proxy.command.demo import Trial, make_call
-from rawgrpc_proxy.command.workers import Serve, cores, run_workers
+from rawgrpc_proxy.command.supervisor import Asked, Generation, State, Supervisor
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.upstream.pool import Pool
 from tests.command.test_cli import unread
@@ -121,7 +124,7 @@ def test_workers_whose_parent_is_killed_stop_by_themselves() -> None:
     trio.run(main)
 
 
-def in_a_process(test: Callable[[], None]) -> str:
+def in_a_process(test: Callable[[], object]) -> str:
     """Run this in a process of its own, and answer what it has written to standard error."""
     reading, writing = os.pipe()
     pid = os.fork()
@@ -140,14 +143,60 @@ def in_a_process(test: Callable[[], None]) -> str:
     return text
 
 
-def supervised(serve: Serve) -> None:
-    """Run one worker, until it calls `stop`."""
+class One:
+    """A generation of one worker."""
 
-    def say(text: str) -> None:
+    count = 1
+    deputy: object | None = None
+
+    def __init__(self, work: Callable[[], int]) -> None:
+        self._work = work
+
+    def work(self, number: int, channel: socket.socket) -> int:
+        return self._work()
+
+    def deputize(self, channel: socket.socket) -> int:
+        raise AssertionError
+
+    def retire(self, successor: Generation | None) -> None:
+        pass
+
+    def handed_over(self) -> dict[str, list[int]]:
+        return {}
+
+
+class Stderr:
+    """Where generations come from: there is no other. What the operator is told goes to standard error."""
+
+    def generation(self, present: Generation | None) -> Generation:
+        raise AssertionError
+
+    def say(self, text: str) -> None:
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
-    run_workers(1, serve, say)
+    def state(self, state: State) -> None:
+        pass
+
+    def reloaded(self, problems: Sequence[str]) -> None:
+        pass
+
+    def child_started(self, child: Child) -> None:
+        pass
+
+    def child_ended(self, child: Child) -> None:
+        pass
+
+    def heard(self, child: Child, data: bytes) -> Asked | None:
+        return None
+
+    def tick(self) -> float | None:
+        return None
+
+
+def supervised(work: Callable[[], int]) -> int:
+    """Run one worker, until it calls `stop`."""
+    return Supervisor(Stderr()).run(One(work))
 
 
 def stop() -> int:
@@ -158,14 +207,14 @@ def stop() -> int:
 def test_a_worker_that_crashes_leaves_its_traceback(tmp_path: Path) -> None:
     crashed = tmp_path / "crashed"
 
-    def serve(_number: int, _orphaned: int) -> int:
+    def serve() -> int:
         if crashed.exists():
             return stop()
         crashed.touch()
         raise RuntimeError("a bug in the worker")
 
     written = in_a_process(lambda: supervised(serve))
-    assert "worker 1 crashed:\nTraceback" in written
+    assert re.search(r"process \d+ crashed:\nTraceback", written)
     assert "RuntimeError: a bug in the worker\n" in written
     assert re.search(r"worker 1 \(pid \d+\) ended with exit code 1; it is replaced in 0\.2 s", written)
 
@@ -184,11 +233,12 @@ def test_a_fork_that_fails_is_told_of_and_tried_again_ever_more_slowly(
 
     def test() -> None:
         monkeypatch.setattr(os, "fork", scarce)
-        supervised(lambda _number, _orphaned: stop())
+        supervised(stop)
 
     assert in_a_process(test).splitlines() == [
         "worker 1 cannot be started: Resource temporarily unavailable; next try in 0.2 s",
         "worker 1 cannot be started: Cannot allocate memory; next try in 0.4 s",
+        "SIGTERM: stopping; a second signal ends at once",
     ]
 
 
@@ -197,7 +247,7 @@ def test_a_worker_whose_end_somebody_else_was_told_of_is_replaced_all_the_same(
 ) -> None:
     ended = tmp_path / "ended"
 
-    def serve(_number: int, _orphaned: int) -> int:
+    def serve() -> int:
         if ended.exists():
             return stop()
         ended.touch()
@@ -220,7 +270,7 @@ def test_a_worker_whose_end_somebody_else_was_told_of_is_replaced_all_the_same(
 def test_the_end_of_a_worker_is_heard_where_sigchld_was_ignored(tmp_path: Path) -> None:
     ended = tmp_path / "ended"
 
-    def serve(_number: int, _orphaned: int) -> int:
+    def serve() -> int:
         if ended.exists():
             return stop()
         ended.touch()
@@ -236,7 +286,7 @@ def test_the_end_of_a_worker_is_heard_where_sigchld_was_ignored(tmp_path: Path) 
 def test_a_worker_that_a_real_time_signal_has_killed_is_replaced(tmp_path: Path) -> None:
     killed = tmp_path / "killed"
 
-    def serve(_number: int, _orphaned: int) -> int:
+    def serve() -> int:
         if killed.exists():
             return stop()
         killed.touch()
@@ -262,11 +312,11 @@ def test_a_worker_that_fails_while_stopping_makes_the_exit_code_1() -> None:
     pid = os.fork()
     if not pid:
 
-        def serve(_number: int, _orphaned: int) -> int:
+        def serve() -> int:
             signal.signal(signal.SIGTERM, lambda *_: os._exit(3))
             os.kill(os.getppid(), signal.SIGTERM)
             while True:
                 signal.pause()
 
-        os._exit(run_workers(1, serve, print))
+        os._exit(supervised(serve))
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1

@@ -1,0 +1,193 @@
+"""`serve`, seen from its supervisor: settings become a generation of workers, and again at every reload.
+
+    settings ──► checked ──► listening ──► workers serve ──SIGHUP──► settings read again, new workers; old ones drain
+                                                         ──SIGTERM─► all drain, for the grace ──► stopped
+
+What a worker does is in `serve.py`; when it is started and ended is the supervisor's matter (`supervisor.py`).
+The invariant: what cannot be used is found before anything changes.
+"""
+
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from rawgrpc_proxy.command import notify
+from rawgrpc_proxy.command.channel import ALIVE
+from rawgrpc_proxy.command.children import Child
+from rawgrpc_proxy.command.handover import Handover, taken_over
+from rawgrpc_proxy.command.listening import Listening, keys_of
+from rawgrpc_proxy.command.serve import (
+    Inherited,
+    calm_garbage_collector,
+    log_for,
+    objection_to_loops,
+    process_of,
+    run_process,
+    workers_of,
+)
+from rawgrpc_proxy.command.settings_file import Settings
+from rawgrpc_proxy.command.supervisor import Asked, State, Supervisor
+from rawgrpc_proxy.descriptors import raise_soft_limit
+from rawgrpc_proxy.net.accept_share import AcceptShare, shared_counts
+from rawgrpc_proxy.observe.call_log import CallLog
+from rawgrpc_proxy.observe.line_writer import LineWriter, unbuffered
+
+_WAITS_S = 0.1
+"""For its log, before the supervisor looks after its workers again."""
+_BLOCKED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2}
+_BEATS = 4
+"""A worker says that it is alive so many times in the interval of the watchdog."""
+
+
+def serve(read: Callable[[], Settings]) -> int:
+    """Run `serve` with the settings that `read` answers, now and at every reload; answer the exit code.
+
+    Raises `ConfigError` for what cannot be used at the start.
+    """
+    # One that comes before all is ready must not be lost.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
+    try:
+        handover = taken_over()
+        raise_soft_limit()
+        source = _Source(read, handover)
+        first = source.generation(None)
+        if handover is not None and handover.is_trial:
+            return 0
+        calm_garbage_collector()
+        return Supervisor(source, [sys.executable, *sys.orig_argv]).run(first, handover)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
+
+
+class _Generation:
+    """The workers of one reading of the settings."""
+
+    def __init__(self, settings: Settings, listening: Listening, beat_s: float | None) -> None:
+        self.settings = settings
+        self.count = workers_of(settings.serve)
+        self.deputy: object | None = None
+        self.keys = keys_of(listener.address for listener in settings.serve.listeners)
+        self._listening = listening
+        self._counts = shared_counts(self.count)
+        self._beat_s = beat_s
+
+    def work(self, number: int, channel: socket.socket) -> int:
+        """A worker's whole life."""
+        self._listening.close_all_but(self.keys)
+        several = self.count > 1
+        log = log_for(self.settings.serve, worker=number if several else None)
+        inherited = Inherited(
+            listeners=[self._listening.sockets(key) for key in self.keys],
+            share=AcceptShare(self._counts, number - 1) if several else None,
+            channel=channel,
+            beat_s=self._beat_s,
+        )
+        return run_process(log, lambda: process_of(self.settings, log), inherited)
+
+    def deputize(self, channel: socket.socket) -> int:
+        """There is none."""
+        raise NotImplementedError
+
+    def retire(self, successor: object | None) -> None:
+        """Stop listening where the successor does not."""
+        kept = successor.keys if isinstance(successor, _Generation) else ()
+        self._listening.close(key for key in list(self.keys) if key not in kept)
+
+    def handed_over(self) -> dict[str, list[int]]:
+        """All that listens."""
+        return self._listening.descriptors()
+
+
+class _Source:
+    """Reads settings, speaks for the supervisor, and listens to its processes."""
+
+    def __init__(self, read: Callable[[], Settings], handover: Handover | None) -> None:
+        self._read = read
+        self._is_trial = handover is not None and handover.is_trial
+        self._listening = Listening(
+            handover.listeners if handover is not None and not self._is_trial else None
+        )
+        self._log: CallLog | None = None
+        self._watchdog_s = notify.watchdog_s()
+        self._petted_at = 0.0
+        self._beats: dict[int, float] = {}
+        """When each worker was last heard."""
+
+    def generation(self, present: object | None) -> _Generation:
+        """One of the settings as they are now. Raises `ConfigError`, with nothing changed."""
+        settings = self._read()
+        log = log_for(settings.serve)
+        process_of(settings, log)  # raises for what is wrong with it; each worker makes its own
+        beat_s = None if self._watchdog_s is None else self._watchdog_s / _BEATS
+        generation = _Generation(settings, self._listening, beat_s)
+        if self._is_trial:
+            return generation
+        if present is None:
+            # What the program before an upgrade had, and this one has not. Its workers have it while they drain.
+            self._listening.close(key for key in list(self._listening) if key not in generation.keys)
+        opened = self._listening.open(generation.keys)
+        try:
+            objection_to_loops(settings, [self._listening.sockets(key) for key in generation.keys])
+        except BaseException:
+            self._listening.close(opened)
+            raise
+        if self._log is None:
+            log.collect()
+        self._log = log
+        self._announce(opened)
+        return generation
+
+    def _announce(self, opened: Sequence[str]) -> None:
+        """Say on standard output where calls are accepted. Whoever has started us may not read."""
+        stdout = LineWriter(unbuffered(sys.stdout), str)
+        stdout.collect()
+        for key in opened:
+            stdout.add(f"listening on {self._listening.where(key)}\n")
+        stdout.flush()
+
+    def say(self, text: str) -> None:
+        """Write it to the log."""
+        assert self._log is not None
+        self._log.notice("workers", text, message=text)
+        self._log.flush(_WAITS_S)
+        self._log.collect()
+
+    def state(self, state: State) -> None:
+        """Tell systemd."""
+        if state == "ready":
+            notify.notify("READY=1\nSTATUS=Serving.")
+        elif state == "reloading":
+            notify.reloading()
+        else:
+            notify.notify("STOPPING=1\nSTATUS=Draining.")
+
+    def child_started(self, child: Child) -> None:
+        """Count its silence from now on."""
+        if child.number:
+            self._beats[child.pid] = time.monotonic()
+
+    def child_ended(self, child: Child) -> None:
+        """Nobody waits for it any more."""
+        self._beats.pop(child.pid, None)
+
+    def heard(self, child: Child, data: bytes) -> Asked | None:
+        """A worker lives."""
+        if child.number and ALIVE in data:
+            self._beats[child.pid] = time.monotonic()
+        return None
+
+    def tick(self) -> float | None:
+        """Tell the watchdog that all is well, unless a worker is silent."""
+        if self._watchdog_s is None:
+            return None
+        now = time.monotonic()
+        if now - self._petted_at >= self._watchdog_s / _BEATS:
+            self._petted_at = now
+            if all(now - heard < self._watchdog_s for heard in self._beats.values()):
+                notify.notify("WATCHDOG=1")
+        return self._petted_at + self._watchdog_s / _BEATS - now
+
+    def reloaded(self, problems: Sequence[str]) -> None:
+        """Nobody asked."""
