@@ -1,0 +1,78 @@
+"""What the admin listener asks, and of whom: a `Source`, which knows the workers.
+
+Reports, calls and connections are plain dicts, as they came from the workers; what is in them is written down with
+`/events`, `/calls` and `/connections` in docs/admin.md. Nothing here reads them.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+Report = dict[str, Any]
+"""What one worker says of itself, in numbers and words that JSON has."""
+
+
+class Exposition(Protocol):
+    """Makes the page that Prometheus reads."""
+
+    def __call__(self, reports: Sequence[Report], /, *, openmetrics: bool) -> bytes:
+        """Answer the metrics of all workers together: OpenMetrics 1.0, or the text format 0.0.4. Must not wait."""
+
+
+class Merged(Protocol):
+    """Sums up what the workers report."""
+
+    def __call__(self, reports: Sequence[Report], /) -> dict[str, Any]:
+        """Answer the sums (`calls`, `methods`, `endpoints`, …) as `/events` has them. Must not wait."""
+
+
+class Source(Protocol):
+    """A running `serve`, as the admin listener sees it.
+
+    Whatever it raises costs the one request, which is answered with 500. Each method may be called again while an
+    earlier call of it waits, but `reload`. One that takes more than 30 s is cancelled.
+    """
+
+    @property
+    def config(self) -> str:
+        """The settings in force, in TOML, each with where it comes from."""
+
+    @property
+    def engine(self) -> str:
+        """Which implementation of HTTP/2 serves: `relay` or `h2`."""
+
+    @property
+    def state(self) -> str:
+        """`starting`, `serving` or `draining`."""
+
+    @property
+    def started_at(self) -> float:
+        """When `serve` was started, in seconds since 1970."""
+
+    @property
+    def exposition(self) -> Exposition:
+        """Makes `/metrics` of reports."""
+
+    @property
+    def merged(self) -> Merged:
+        """Makes the sums in `/events` and `/clusters` of reports."""
+
+    async def reports(self) -> list[Report]:
+        """Ask each worker how it is. One that does not answer within a second is left out."""
+
+    async def calls(self, limit: int) -> list[dict[str, Any]]:
+        """Answer open calls of all workers, at most `limit` of each, those that have been quiet for longest."""
+
+    async def connections(self) -> list[dict[str, Any]]:
+        """Answer the open connections of all workers, on both sides."""
+
+    async def reload(self) -> list[str]:
+        """Read the settings again, and take on what has changed. Answers what is wrong, in words; nothing: it is done.
+
+        Never called again before it has ended.
+        """
+
+    def drain(self) -> None:
+        """Accept nothing more, let calls finish, and end. Called again it does nothing."""
+
+    async def set_log_level(self, level: str) -> None:
+        """Have the call log write `all` calls, those that end with `errors`, or `none`."""
