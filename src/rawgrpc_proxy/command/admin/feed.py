@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from rawgrpc_proxy.command.admin.http import OnFault, Refused, Stream
+from rawgrpc_proxy.command.admin.messages import OnFault, Refused, Stream
 
 MOST_WATCHERS = 16
 _INTERVAL_S = 1.0

@@ -16,12 +16,12 @@ import re
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Protocol
 
 import attrs
 import h11
 import trio
 
+from rawgrpc_proxy.command.admin.messages import OnFault, Refused, Request, Response, Stream, text_response
 from rawgrpc_proxy.net.listen import accept_on_each
 from rawgrpc_proxy.observe.repeats import Repeats
 
@@ -44,8 +44,8 @@ class Limits:
     connections: int = 64
     """Open at a time. A browser opens six."""
     head_bytes: int = 16 * 1024
-    """Of the request line and all fields; a read of 4 KiB more may be held. Cookies of localhost, whatever set them, are
-    sent to every port of it."""
+    """Of the request line and all fields; a read of 4 KiB more may be held. Cookies of localhost, whatever set them,
+    are sent to every port of it."""
     target_bytes: int = 2048
     fields: int = 100
     body_bytes: int = 4096
@@ -60,71 +60,8 @@ class Limits:
     """Until a whole answer, or a piece of one that goes on, is with the socket."""
 
 
-@attrs.frozen(kw_only=True)
-class Request:
-    """One request, complete; its content is gone."""
-
-    method: str
-    path: str
-    """As it came, percent escapes included, without the query."""
-    query: str = ""
-    """What stands behind `?`."""
-    host: str | None = None
-    """Whom it was sent to: the target's authority or the field Host, with its port if it has one. HTTP/1.0 needs none."""
-    fields: Mapping[str, str] = attrs.field(factory=dict)
-    """By their names in lower case; values of one name are joined by commas (RFC 9110 §5.3)."""
-    peer: str = ""
-    """`HOST:PORT`, or `unix:`."""
-
-
-class Stream(Protocol):
-    """Content without an end in sight. The connection ends with it."""
-
-    async def run(self, send: Callable[[bytes], Awaitable[None]]) -> None:
-        """Send pieces until cancelled, or until all is said. `send` waits for the socket."""
-
-    def close(self) -> None:
-        """Called once, whether it has run or not. Must not wait, or raise."""
-
-
-@attrs.frozen(kw_only=True)
-class Response:
-    """What is answered."""
-
-    status: int = 200
-    fields: Mapping[str, str] = attrs.field(factory=dict)
-    """Content-Length, Date and Connection are added."""
-    body: bytes | Stream = b""
-
-
-class Refused(Exception):
-    """The request is answered with an error, of which the text says what to do instead."""
-
-    def __init__(self, status: int, text: str, **fields: str) -> None:
-        """Give it a status, words, and fields such as `Allow`."""
-        super().__init__(text)
-        self.status = status
-        self.text = text
-        self.fields = fields
-
-    def response(self) -> Response:
-        """Answer what the peer gets."""
-        return text_response(self.text, status=self.status, fields=self.fields)
-
-
-def text_response(text: str, *, status: int = 200, fields: Mapping[str, str] | None = None) -> Response:
-    """Answer these words."""
-    return Response(
-        status=status,
-        fields={"Content-Type": "text/plain; charset=utf-8", **(fields or {})},
-        body=(text + "\n").encode("utf-8", "backslashreplace"),
-    )
-
-
 Answer = Callable[[Request], Awaitable[Response]]
 """May raise `Refused`. Anything else that it raises is answered with 500, and told to `OnFault`."""
-OnFault = Callable[[str, BaseException], None]
-"""Hears what went wrong on our side: where, and the exception. Must not wait, or raise."""
 
 
 async def serve_http(
@@ -333,8 +270,6 @@ class _Connection:
                 event = self._http.next_event()
             except h11.RemoteProtocolError as error:
                 raise Refused(error.error_status_hint or 400, self._why_unreadable(error)) from error
-            except ValueError as error:  # h11 0.16 lets int() refuse a Content-Length of thousands of digits
-                raise Refused(400, "the request cannot be read: a number in it is far too long") from error
             if isinstance(event, h11.Event):
                 return event
             if event is h11.PAUSED:

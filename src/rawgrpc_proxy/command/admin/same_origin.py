@@ -17,7 +17,7 @@ import ipaddress
 import re
 from collections.abc import Collection, Mapping
 
-from rawgrpc_proxy.command.admin.http import Refused, Request
+from rawgrpc_proxy.command.admin.messages import Refused, Request
 
 _HOST = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9_.-]{1,253}))(?::[0-9]{1,5})?")
 _ORIGIN = re.compile(r"https?://(.*)")

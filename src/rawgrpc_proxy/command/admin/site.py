@@ -23,15 +23,8 @@ import trio
 
 from rawgrpc_proxy.command.admin import same_origin
 from rawgrpc_proxy.command.admin.feed import Feed
-from rawgrpc_proxy.command.admin.http import (
-    Limits,
-    OnFault,
-    Refused,
-    Request,
-    Response,
-    serve_http,
-    text_response,
-)
+from rawgrpc_proxy.command.admin.http import Limits, serve_http
+from rawgrpc_proxy.command.admin.messages import OnFault, Refused, Request, Response, text_response
 from rawgrpc_proxy.command.admin.negotiate import (
     gzipped,
     is_worth_gzip,
