@@ -196,6 +196,10 @@ def test_a_source_that_hangs_keeps_watchers_waiting_and_nobody_else() -> None:
                 async with await house.connect() as other:
                     await other.send(house.get())
                     assert (await other.reply()).status == 200
+                await passes(clock, 5)  # 10 s in all: this one is given up, and the next one asked for
+                await passes(clock, 1)
+                assert house.source.asked == 2
+                assert house.forgive() == ["making the state for /events failed"]
                 house.source.gate.set()
                 assert (await state(client))["state"] == "serving"
 

@@ -89,6 +89,16 @@ def test_who_waits_for_100_gets_it() -> None:
     run(main)
 
 
+def test_an_offer_to_switch_the_protocol_is_passed_over() -> None:
+    async def main() -> None:
+        async with a_house() as house, await house.connect() as client:
+            for _ in range(2):  # as curl --http2 asks
+                await client.send(house.get("/livez", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c"))
+                assert (await client.reply()).body == b"alive\n"
+
+    run(main)
+
+
 # ------------------------------------------------------------------ what cannot be read
 
 

@@ -413,7 +413,7 @@ FOREIGN: list[Callable[[str], dict[str, str]]] = [
     lambda own: {"Origin": f"http://{own}", "Sec_Fetch_Site": "cross-site"},
     lambda own: {"Sec_Fetch_Site": "cross-site"},
     lambda own: {"Sec_Fetch_Site": "same-site"},
-    lambda own: {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"},
+    lambda own: {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "document"},
 ]
 
 
@@ -462,8 +462,14 @@ def test_a_foreign_page_takes_no_place_among_those_who_watch() -> None:
 def test_a_link_on_a_foreign_page_leads_here() -> None:
     async def main() -> None:
         async with a_house() as house:
-            reply = await house.ask("/config", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate")
-            assert reply.status == 200
+            link = {
+                "Sec_Fetch_Site": "cross-site",
+                "Sec_Fetch_Mode": "navigate",
+                "Sec_Fetch_Dest": "document",
+            }
+            assert (await house.ask("/config", **link)).status == 200
+            assert (await house.ask("/config", **{**link, "Sec_Fetch_Dest": "iframe"})).status == 403
+            assert (await house.ask("/events", **link)).status == 403
 
     run(main)
 

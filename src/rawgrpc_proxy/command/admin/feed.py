@@ -17,6 +17,8 @@ _INTERVAL_S = 1.0
 _HEARTBEAT_S = 5.0
 """Without an event. A proxy in between may give up a connection on which nothing comes."""
 _RETRY_MS = 2000
+_PATIENCE_S = 10.0
+"""With whoever makes an event. Workers have a second each."""
 
 
 class Feed:
@@ -49,7 +51,8 @@ class Feed:
 
     async def _make_event(self) -> None:
         try:
-            data = await self._make()
+            with trio.fail_after(_PATIENCE_S):
+                data = await self._make()
         except Exception as error:  # noqa: BLE001  # the next one may be better
             if not self._failing:
                 self._on_fault("making the state for /events failed", error)

@@ -283,7 +283,7 @@ class _Connection:
             data = await self._stream.receive_some(_READ_BYTES)
         except trio.BrokenResourceError as error:
             raise _Gone from error
-        if data and not self._http.trailing_data[0] and not self._method:
+        if data and not self._method and not self._http.trailing_data[0]:
             soonest = trio.current_time() + self._limits.request_timeout_s
             self._patience.deadline = soonest  # the first bytes of a request: from here on it has to be quick
         self._http.receive_data(data)

@@ -25,10 +25,11 @@ _READ_ONLY = frozenset({"GET", "HEAD"})
 _SHOWN_CHARACTERS = 80
 
 
-def check(request: Request, names: Collection[str]) -> None:
+def check(request: Request, names: Collection[str], *, linked: bool = True) -> None:
     """Raise `Refused` if a foreign page may be behind this request.
 
     `names` are those, beside addresses and localhost, under which this listener may be asked for; in lower case.
+    Links of other sites may lead here if it is `linked`, and something that is only read.
     """
     # Nobody's browser connects to a Unix socket; a proxy in front of one sends whatever name it was asked for.
     if request.host is not None and request.peer != "unix:" and not is_ours(request.host, names):
@@ -40,7 +41,7 @@ def check(request: Request, names: Collection[str]) -> None:
     origin = request.fields.get("origin")
     if origin is not None and not _same(origin, request.host):
         raise Refused(403, f"a page of {_shown(origin)} may not use this listener; only its own page may")
-    if _is_from_elsewhere(request.method, request.fields):
+    if _is_from_elsewhere(request.fields) and not (linked and _follows_a_link(request)):
         raise Refused(403, "a page of another site may not use this listener; only its own page may")
 
 
@@ -73,12 +74,17 @@ def _same(origin: str, host: str | None) -> bool:
     return match is not None and host is not None and match[1] == host.lower()
 
 
-def _is_from_elsewhere(method: str, fields: Mapping[str, str]) -> bool:
-    site = fields.get("sec-fetch-site")
-    if site in {None, "same-origin", "none"}:  # "none": typed, or a bookmark
-        return False
-    # Who follows a link leaves the page that has it: what comes is shown, though in no frame, and nothing is done.
-    return not (method in _READ_ONLY and fields.get("sec-fetch-mode") == "navigate")
+def _is_from_elsewhere(fields: Mapping[str, str]) -> bool:
+    return fields.get("sec-fetch-site") not in {None, "same-origin", "none"}  # "none": typed, or a bookmark
+
+
+def _follows_a_link(request: Request) -> bool:
+    """Whether the page that asks is left for what comes, and that is only shown. In a frame, the page would stay."""
+    return (
+        request.method in _READ_ONLY
+        and request.fields.get("sec-fetch-mode") == "navigate"
+        and request.fields.get("sec-fetch-dest") == "document"
+    )
 
 
 def _shown(text: str) -> str:

@@ -150,7 +150,7 @@ class Site:
     async def answer(self, request: Request) -> Response:
         """Answer one request. Raises `Refused`, and whatever the source raises."""
         if request.path not in _PROBES:
-            same_origin.check(request, self._names)
+            same_origin.check(request, self._names, linked=request.path != "/events")
         route = self._routes.get(request.path)
         if route is None:
             known = "\n".join(
