@@ -21,20 +21,12 @@ from rawgrpc_proxy.net.listen import open_listeners
 
 TIMEOUT_S = 60.0
 """For whatever a test waits for."""
-PAGE = {"index.html": b"<!doctype html>", "page.css": b"body {}", "page.js": b"'use strict'"}
-
-
-def report(worker: int = 1, *, calls: int = 0) -> Report:
-    """What a worker says of itself, as far as it is looked at here."""
-    return {
-        "worker": worker,
-        "pid": 100 + worker,
-        "state": "serving",
-        "cpu_s": 0.5,
-        "rss_bytes": 1000,
-        "calls": {"open": calls},
-        "downstream": {"open": 3},
-    }
+PAGE = {
+    "index.html": b"<!doctype html>",
+    "page.css": b"body {}",
+    "page.js": b"'use strict'",
+    "favicon.svg": b"<svg/>",
+}
 
 
 class Told:
@@ -45,7 +37,7 @@ class Told:
         self.engine = "relay"
         self.state = "serving"
         self.started_at = 1.0
-        self.workers = [report(1, calls=2), report(2, calls=3)]
+        self.workers = [{"worker": 1}, {"worker": 2}]
         self.open_calls: list[dict[str, Any]] = []
         self.problems: list[str] = []
         self.levels: list[str] = []
@@ -55,7 +47,7 @@ class Told:
         self.fault: BaseException | None = None
         self.gate: trio.Event | None = None
         """What reports and reloads wait for."""
-        self.sums: dict[str, Any] = {"calls": {"open": 5}, "endpoints": [], "stuck": []}
+        self.sums: dict[str, Any] = {"calls": {"open": 5}, "endpoints": []}
 
     async def _wait(self) -> None:
         if self.gate is not None:
@@ -69,7 +61,7 @@ class Told:
         return b"openmetrics %d\n# EOF\n" % len(reports) if openmetrics else b"text %d\n" % len(reports)
 
     def merged(self, reports: Sequence[Report]) -> dict[str, Any]:
-        return self.sums
+        return {**self.sums, "workers": [report["worker"] for report in reports]}
 
     async def reports(self) -> list[Report]:
         self.asked += 1

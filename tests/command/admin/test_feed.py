@@ -47,18 +47,7 @@ def test_the_state_has_the_sums_and_what_the_source_is() -> None:
             assert got["uptime_s"] > 1_000_000
             assert abs(got["now"] - got["uptime_s"] - 1.0) < 1
             assert got["version"]
-            assert got["workers"] == [
-                {
-                    "worker": number,
-                    "pid": 100 + number,
-                    "state": "serving",
-                    "cpu_s": 0.5,
-                    "rss_bytes": 1000,
-                    "connections": 3,
-                    "calls": calls,
-                }
-                for number, calls in ((1, 2), (2, 3))
-            ]
+            assert got["workers"] == [1, 2]
 
     run(main)
 
@@ -204,16 +193,6 @@ def test_a_source_that_hangs_keeps_watchers_waiting_and_nobody_else() -> None:
                 assert (await state(client))["state"] == "serving"
 
     run(main, clock=clock)
-
-
-def test_no_more_than_a_hundred_stuck_calls_are_told() -> None:
-    async def main() -> None:
-        async with a_house() as house:
-            house.source.sums["stuck"] = [{"worker": number} for number in range(300)]
-            async with await watching(house) as client:
-                assert [call["worker"] for call in (await state(client))["stuck"]] == list(range(100))
-
-    run(main)
 
 
 def test_what_is_hostile_in_a_name_stays_within_its_event() -> None:

@@ -309,6 +309,7 @@ def test_the_page_comes_with_its_types_and_again_only_if_it_has_changed(page: Pa
                 ("/", "index.html", "text/html; charset=utf-8"),
                 ("/page.css", "page.css", "text/css; charset=utf-8"),
                 ("/page.js", "page.js", "text/javascript; charset=utf-8"),
+                ("/favicon.svg", "favicon.svg", "image/svg+xml"),
             ):
                 reply = await house.ask(path)
                 assert (reply.status, reply.body) == (200, PAGE[name])

@@ -36,7 +36,6 @@ from rawgrpc_proxy.command.admin.source import Report, Source
 
 LOG_LEVELS = ("all", "errors", "none")
 _DEFAULT_CALLS, _MOST_CALLS = 100, 1000
-_MOST_STUCK = 100
 _QUERY_FIELDS = 10
 
 FIELDS: Mapping[str, str] = {
@@ -55,10 +54,12 @@ FIELDS: Mapping[str, str] = {
 """Of every response. There is none of CORS: no other page may read anything."""
 
 _PAGE = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/": ("index.html", "text/html; charset=utf-8", "the page, for people"),
+    "/page.css": ("page.css", "text/css; charset=utf-8", ""),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8", ""),
+    "/favicon.svg": ("favicon.svg", "image/svg+xml", ""),
 }
+"""Its files, their types, and what is said of them where all is listed."""
 _PROBES = frozenset({"/livez", "/readyz"})
 """They say one word. What asks them has whatever name for us, and whoever reads it learns nothing."""
 
@@ -125,7 +126,10 @@ class Site:
         self._feed = Feed(self._state, on_fault)
         self._reloading = False
         self._routes: dict[str, _Route] = {
-            "/": _Route("GET", functools.partial(_page_file, page), "the page"),
+            **{
+                path: _Route("GET", functools.partial(_page_file, page), purpose)
+                for path, (_, _, purpose) in _PAGE.items()
+            },
             "/livez": _Route("GET", self._livez, "200 while the process is there"),
             "/readyz": _Route("GET", self._readyz, "200 while it takes calls"),
             "/metrics": _Route("GET", self._metrics, "for Prometheus"),
@@ -137,10 +141,6 @@ class Site:
             "/drain": _Route("POST", self._drain, "let calls finish, and end"),
             "/reload": _Route("POST", self._reload, "read the settings again"),
             "/log": _Route("POST", self._log, f"?level={'|'.join(LOG_LEVELS)}"),
-            **{
-                path: _Route("GET", functools.partial(_page_file, page), "the page")
-                for path in ("/page.css", "/page.js")
-            },
         }
 
     async def run(self) -> None:
@@ -156,7 +156,7 @@ class Site:
             known = "\n".join(
                 f"  {one.method:4} {path:12} {one.purpose}"
                 for path, one in self._routes.items()
-                if one.purpose != "the page" or path == "/"
+                if one.purpose
             )
             raise Refused(404, f"nothing is here. There is\n{known}")
         if request.method not in {route.method, "HEAD" if route.method == "GET" else route.method}:
@@ -214,7 +214,8 @@ class Site:
             nursery.start_soon(ask_for_calls)
             nursery.start_soon(ask_for_reports)
         calls.sort(key=lambda call: call["quiet_s"], reverse=True)
-        return _json({"calls": calls[:limit], "open": sum(report["calls"]["open"] for report in reports)})
+        merged = self._source.merged(reports)
+        return _json({"calls": calls[:limit], "open": merged["calls"]["open"]})
 
     async def _events(self, request: Request) -> Response:
         fields = {
@@ -228,19 +229,16 @@ class Site:
     async def _state(self) -> bytes:
         """The data of one event of `/events`."""
         source = self._source
-        reports = await source.reports()
+        merged = source.merged(await source.reports())
         now = time.time()
-        merged = source.merged(reports)
         state = {
             **merged,
-            "stuck": merged.get("stuck", [])[:_MOST_STUCK],
             "now": now,
             "version": _version(),
             "python": f"{platform.python_implementation()} {platform.python_version()}",
             "engine": source.engine,
             "uptime_s": round(max(0.0, now - source.started_at), 3),
             "state": source.state,
-            "workers": [_worker(report) for report in reports],
         }
         return _json_bytes(state)
 
@@ -277,7 +275,7 @@ class Site:
 
 async def _page_file(page: Traversable, request: Request) -> Response:
     """A file of the page, or that it is the one that is known already."""
-    name, media_type = _PAGE[request.path]
+    name, media_type, _ = _PAGE[request.path]
     try:
         body = page.joinpath(name).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -325,12 +323,6 @@ def _limit(text: str | None) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= _MOST_CALLS):  # noqa: PLR2004
         raise Refused(400, f"limit is a number from 1 to {_MOST_CALLS}, not {text[:40]!a}")
     return int(text)
-
-
-def _worker(report: Report) -> dict[str, Any]:
-    """What `/events` says of one worker beside the sums."""
-    own = {key: report[key] for key in ("worker", "pid", "state", "cpu_s", "rss_bytes")}
-    return {**own, "connections": report["downstream"]["open"], "calls": report["calls"]["open"]}
 
 
 def _json(value: object) -> Response:

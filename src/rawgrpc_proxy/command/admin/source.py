@@ -4,7 +4,7 @@ Reports, calls and connections are plain dicts, as they came from the workers; w
 `/events`, `/calls` and `/connections` in docs/admin.md. Nothing here reads them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 Report = dict[str, Any]
@@ -14,15 +14,18 @@ Report = dict[str, Any]
 class Exposition(Protocol):
     """Makes the page that Prometheus reads."""
 
-    def __call__(self, reports: Sequence[Report], /, *, openmetrics: bool) -> bytes:
+    def __call__(self, reports: Sequence[Any], /, *, openmetrics: bool) -> bytes:
         """Answer the metrics of all workers together: OpenMetrics 1.0, or the text format 0.0.4. Must not wait."""
 
 
 class Merged(Protocol):
     """Sums up what the workers report."""
 
-    def __call__(self, reports: Sequence[Report], /) -> dict[str, Any]:
-        """Answer the sums (`calls`, `methods`, `endpoints`, …) as `/events` has them. Must not wait."""
+    def __call__(self, reports: Sequence[Any], /) -> Mapping[str, Any]:
+        """Answer the sums (`calls`, `methods`, `endpoints`, …), `workers` and `stuck` as `/events` has them.
+
+        Must not wait.
+        """
 
 
 class Source(Protocol):
@@ -54,10 +57,13 @@ class Source(Protocol):
 
     @property
     def merged(self) -> Merged:
-        """Makes the sums in `/events` and `/clusters` of reports."""
+        """Makes what `/events`, `/clusters` and `/calls` say of all workers."""
 
     async def reports(self) -> list[Report]:
-        """Ask each worker how it is. One that does not answer within a second is left out."""
+        """Ask each worker how it is. One that does not answer within a second is left out.
+
+        What else `exposition` and `merged` understand may be among them, as the counters of workers that are gone.
+        """
 
     async def calls(self, limit: int) -> list[dict[str, Any]]:
         """Answer open calls of all workers, at most `limit` of each, those that have been quiet for longest."""
