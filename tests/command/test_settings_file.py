@@ -20,6 +20,7 @@ tls = { certificate = "server.pem", key = "server.key", client_ca = "clients.pem
 
 [[listeners]]
 address = "unix:/run/proxy.sock"
+proxy_protocol = ["10.0.0.0/8", "::1", "unix"]
 
 [http2]
 stream_window = "256KiB"
@@ -60,6 +61,7 @@ def test_a_file_says_all_there_is_to_say(tmp_path: Path) -> None:
 
     assert (serve.max_connections, serve.grace_s, serve.workers) == (5000, 90.0, 1)
     assert [listener.address for listener in serve.listeners] == ["0.0.0.0:8443", "unix:/run/proxy.sock"]
+    assert [listener.proxy_protocol for listener in serve.listeners] == [(), ("10.0.0.0/8", "::1", "unix")]
     assert serve.listeners[0].tls is not None
     assert serve.listeners[0].tls.client_certificate == "request"
     assert (serve.http2.stream_window_bytes, serve.http2.handshake_timeout_s) == (256 * 1024, 2.0)
@@ -132,6 +134,26 @@ BROKEN = [
     (
         f'{LISTENING}tls = {{ certificate = "x", key = "x", client_certificate = "no" }}\n{ROUTED}',
         r"""listeners\[0\].tls.client_certificate is 'no'; it must be "require" or "request\"""",
+    ),
+    (
+        f'{LISTENING}proxy_protocol = "10.0.0.0/8"\n{ROUTED}',
+        r"listeners\[0\].proxy_protocol is text; it must be a list",
+    ),
+    (
+        f'{LISTENING}proxy_protocol = ["10.0.0.0/8", "lb"]\n{ROUTED}',
+        r"listeners\[0\].proxy_protocol: 'lb' is no network; write 10\.0\.0\.0/8, 2001:db8::/32, a single address, or",
+    ),
+    (
+        f'{LISTENING}proxy_protocol = ["10.1.2.3/8"]\n{ROUTED}',
+        r"listeners\[0\].proxy_protocol: '10\.1\.2\.3/8' is an address in a network; write 10\.0\.0\.0/8 for that, or",
+    ),
+    (
+        f'{LISTENING}proxy_protocol = ["unix"]\n{ROUTED}',
+        r"""listeners\[0\].proxy_protocol names nobody who can come to h:1: "unix" is for Unix sockets""",
+    ),
+    (
+        f'{ROUTED}[[listeners]]\naddress = "unix:/run/x"\nproxy_protocol = ["::/0"]',
+        'names nobody who can come to unix:/run/x: all who come to a Unix socket are "unix"',
     ),
     (f"{LISTENING}{ROUTED}[clusters.b]\nendpoints = []", "clusters.b.endpoints is empty; write at least one"),
     (

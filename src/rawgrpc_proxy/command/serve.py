@@ -297,8 +297,13 @@ async def _run(process: Process, inherited: Inherited) -> None:
 
             async def serve(task_status: trio.TaskStatus[None]) -> None:
                 async with trio.open_nursery() as serving:
-                    for sockets, tls in zip(inherited.listeners, process.listener_tls, strict=True):
-                        await serving.start(partial(process.server.serve, sockets, ssl_context=tls))
+                    told = [listener.proxy_protocol for listener in process.settings.serve.listeners]
+                    for sockets, tls, proxies in zip(
+                        inherited.listeners, process.listener_tls, told, strict=True
+                    ):
+                        await serving.start(
+                            partial(process.server.serve, sockets, ssl_context=tls, proxy_protocol=proxies)
+                        )
                     task_status.started()
                 nursery.cancel_scope.cancel()
 

@@ -16,6 +16,7 @@ from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.net.address import Address
+from rawgrpc_proxy.net.proxy_peers import UNIX, ProxyPeers
 from rawgrpc_proxy.proxy.patterns import check_pattern
 
 LogFormat = Literal["text", "json", "none"]
@@ -115,6 +116,22 @@ class ListenerSettings:
 
     tls: ListenerTls | None = attrs.field(default=None)
     """Without it callers speak plaintext (h2c with prior knowledge)."""
+
+    proxy_protocol: tuple[str, ...] = attrs.field(factory=tuple, validator=_held_to(ProxyPeers.parse))
+    """Load balancers in front: networks (`10.0.0.0/8`, `2001:db8::/32`, a single address), or `unix` for all who
+    connect to a Unix socket. Each connection of theirs must begin with a PROXY header (HAProxy's protocol, version 1 or
+    2, before TLS), and whom it names is the caller, in the log and for the director. Nobody else is believed: others
+    are served as they come, and one that sends such a header is hung up on."""
+
+    def problems(self) -> Problems:
+        """What does not fit together."""
+        peers = ProxyPeers.parse(self.proxy_protocol)
+        is_unix = Address.parse(self.address, to_listen=True).path is not None
+        if peers and not (peers.unix if is_unix else peers.networks):
+            who = (
+                f'all who come to a Unix socket are "{UNIX}"' if is_unix else f'"{UNIX}" is for Unix sockets'
+            )
+            yield "proxy_protocol", f"names nobody who can come to {self.address}: {who}"
 
 
 @attrs.frozen(kw_only=True)

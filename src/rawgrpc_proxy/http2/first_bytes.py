@@ -37,8 +37,9 @@ _START_OF_ONE = re.compile(
 )  # fmt: skip
 
 _A_PROXY_HEADER = (
-    "a PROXY protocol header (version {}), not HTTP/2: have the load balancer in front send none (in HAProxy, a server "
-    "without send-proxy)"
+    "a PROXY protocol header (version {}), not HTTP/2: name the load balancer in front in the listener's "
+    "proxy_protocol (in the library, an argument of Server.serve), or have it send none (in HAProxy, a server without "
+    "send-proxy)"
 )
 _CLIENTS = {
     b"PROXY TCP": _A_PROXY_HEADER.format(1),

@@ -64,7 +64,10 @@ class _Sealed(bytes):
 
 
 _IN_WORDS = {
-    "WRONG_VERSION_NUMBER": "the peer speaks no TLS here; plaintext, perhaps",
+    "WRONG_VERSION_NUMBER": (
+        "the peer speaks no TLS here; plaintext, perhaps, or it is a load balancer that sends a PROXY header, and "
+        "proxy_protocol does not name it"
+    ),
     "HTTP_REQUEST": "the peer speaks no TLS here, but HTTP/1",
     "UNEXPECTED_EOF_WHILE_READING": "the peer has left in the middle of the handshake",
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the peer has no certificate, and needs one",

@@ -6,7 +6,7 @@ The invariant: a connection's trouble never leaves its task.
 
 import math
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import trio
@@ -15,7 +15,7 @@ from rawgrpc_proxy.call import Handler
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.descriptors import DescriptorPlan, remedy
-from rawgrpc_proxy.errors import ConfigError, ConnectionFailed, ConnectionLimit, ProxyFault
+from rawgrpc_proxy.errors import ConfigError, ConnectionFailed, ConnectionLimit, NotHttp2, ProxyFault
 from rawgrpc_proxy.grpc.codec import Codec, codec_with_parent, identity_codec
 from rawgrpc_proxy.grpc.codec import codec as protobuf_codec
 from rawgrpc_proxy.grpc.path import path_problem
@@ -25,6 +25,7 @@ from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.net.keepalive import Keepalive
 from rawgrpc_proxy.net.listen import accept_on_each, address_of, bound_address, open_listeners
+from rawgrpc_proxy.net.proxy_peers import ProxyPeers, read_source
 from rawgrpc_proxy.net.tls import TlsContext, TlsTransport, context_of, tls_problem
 from rawgrpc_proxy.net.transport import SocketTransport, Transport
 from rawgrpc_proxy.observe.observer import ServerObserver
@@ -101,6 +102,7 @@ class Server:
         address: str | socket.socket | Sequence[socket.socket],
         *,
         ssl_context: TlsContext | None = None,
+        proxy_protocol: Collection[str] = (),
         task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve on `address` until `stop`: `HOST:PORT`, `:PORT`, `unix:PATH`, or sockets that listen.
@@ -109,7 +111,13 @@ class Server:
         with `nursery.start` it answers the address it really listens on. Raises `ConfigError` if it cannot listen
         there. `ssl_context` may be a function that answers one for each handshake. Cancellation closes everything at
         once. May run several times, on several addresses.
+
+        `proxy_protocol` names the load balancers in front, by networks (`"10.0.0.0/8"`, `"2001:db8::7"`), or `"unix"`
+        for all who connect to a Unix socket. They have to begin with a PROXY header (version 1 or 2, before TLS), and
+        whom it names is the connection's `peer` here. Nobody else is believed: others are served as they come, and one
+        that sends such a header is hung up on.
         """
+        proxies = ProxyPeers.parse(proxy_protocol)
         listeners, where = _listen(address)
         share = current_accept_share()
         try:
@@ -129,7 +137,7 @@ class Server:
 
                     async def serve_connection(sock: socket.socket, peer: str) -> None:
                         try:
-                            await self._serve_connection(sock, peer, ssl_context, calls)
+                            await self._serve_connection(sock, peer, proxies, ssl_context, calls)
                         finally:
                             self._accepted -= 1
                             if share is not None:
@@ -163,9 +171,19 @@ class Server:
     # ------------------------------------------------------------ connections
 
     async def _serve_connection(
-        self, sock: socket.socket, peer: str, ssl_context: TlsContext | None, calls: Calls
+        self,
+        sock: socket.socket,
+        peer: str,
+        proxies: ProxyPeers,
+        ssl_context: TlsContext | None,
+        calls: Calls,
     ) -> None:
         try:
+            if proxies and peer in proxies:
+                source = await self._source(sock, peer)
+                if source is None:
+                    return
+                peer = source
             transport = await self._transport(sock, peer, ssl_context)
             if transport is not None:
                 await self._run_connection(transport, peer, calls)
@@ -206,6 +224,28 @@ class Server:
             error = connection.error
             if error is not None and error.error_code != ErrorCode.NO_ERROR:
                 self._connection_failed(peer, error)
+
+    async def _source(self, sock: socket.socket, peer: str) -> str | None:
+        """Whom a load balancer connects for; None if it does not say so, and the connection is closed."""
+        timeout_s = self._settings.handshake_timeout_s
+        scope = trio.CancelScope(deadline=min(trio.current_time() + timeout_s, self._stop_by))
+        self._handshaking.add(scope)
+        source: str | None = None
+        try:
+            with scope:
+                source = await read_source(sock, peer)
+            if scope.cancelled_caught and not self._stopping.is_set():
+                raise NotHttp2(
+                    f"no PROXY header within {timeout_s:g} s (handshake_timeout_s), from a peer that proxy_protocol "
+                    "says sends one first"
+                )
+        except NotHttp2 as error:
+            self._connection_failed(peer, error)
+        finally:
+            self._handshaking.discard(scope)
+            if source is None:
+                sock.close()
+        return source
 
     async def _transport(
         self, sock: socket.socket, peer: str, ssl_context: TlsContext | None
