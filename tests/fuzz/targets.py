@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import hpack
 
 from rawgrpc_proxy.config import ENGINES
-from rawgrpc_proxy.errors import ConfigError, RpcError
+from rawgrpc_proxy.errors import ConfigError, NotHttp2, RpcError
 from rawgrpc_proxy.grpc.messages import MessageCounter, MessageReader, encode_message
 from rawgrpc_proxy.grpc.path import path_problem
 from rawgrpc_proxy.grpc.status import decode_grpc_message, encode_grpc_message
@@ -13,11 +13,13 @@ from rawgrpc_proxy.grpc.timeout import format_timeout, parse_timeout
 from rawgrpc_proxy.http2 import field_rules
 from rawgrpc_proxy.http2.hpack import HeaderDecoder, HeaderEncoder
 from rawgrpc_proxy.net.address import Address
+from rawgrpc_proxy.net.proxy_protocol import MAX_HEADER_BYTES, ProxyHeader, read_header
 from tests.http2 import peer as wire
 from tests.http2.test_session_properties import begun, shown
 
 Target = Callable[[bytes], None]
 _NO_LIMIT = 2**30
+_PROXY_2 = b"\r\n\r\n\0\r\nQUIT\n"
 
 
 class Source:
@@ -218,6 +220,30 @@ def texts(data: bytes) -> None:
     assert Address.parse(str(address)) == address
 
 
+def proxy_headers(data: bytes) -> None:
+    """PROXY headers end where they say, name what fits into a line, and are the same however they are cut."""
+    source = Source(data)
+    beginning = (b"", b"PROXY ", b"PROXY TCP4 ", b"PROXY TCP6 ", _PROXY_2, _PROXY_2 + b"\x21")[
+        source.byte() % 6
+    ]
+    start = beginning + data[1:]
+    first = _proxy_header(start)
+    for size in range(len(start)):
+        here = _proxy_header(start[:size])
+        assert here is None or here == first
+        assert here is not None or size < MAX_HEADER_BYTES
+    if isinstance(first, ProxyHeader):
+        assert _proxy_header(start[: first.size - 1]) is None
+        assert first.source is None or (first.source.isprintable() and " " not in first.source)
+
+
+def _proxy_header(start: bytes) -> ProxyHeader | str | None:
+    try:
+        return read_header(start)
+    except NotHttp2 as error:
+        return error.message
+
+
 TARGETS: dict[str, Target] = {
-    target.__name__: target for target in (sessions, header_blocks, fields, messages, texts)
+    target.__name__: target for target in (sessions, header_blocks, fields, messages, texts, proxy_headers)
 }

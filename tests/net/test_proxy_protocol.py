@@ -91,6 +91,7 @@ GOOD = [
     (version_2(unix(b""), UNIX_STREAM), "unix:"),
     (version_2(unix(b"/a\r\nb"), UNIX_STREAM), "unix:"),
     (version_2(unix(b"/\xff"), UNIX_STREAM), "unix:"),
+    (version_2(unix(b"/x -> 10.0.0.7:1 OK"), UNIX_STREAM), "unix:"),
     (version_2(unix(b"/" + b"x" * 107), UNIX_STREAM), "unix:/" + "x" * 107),
     (version_2(IPV4 + PORTS + tlv(4, b"") + tlv(0xEA, b"\1vpce-1")), "192.0.2.7:56324"),
     (with_checksum(IPV4 + PORTS), "192.0.2.7:56324"),
@@ -246,3 +247,4 @@ def test_one_wrong_byte_is_a_header_an_objection_or_a_longer_header_and_nothing_
     header = outcome(changed + BEHIND)
     if isinstance(header, ProxyHeader) and header.source is not None:
         assert header.source.isprintable()
+        assert " " not in header.source

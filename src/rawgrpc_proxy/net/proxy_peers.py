@@ -52,7 +52,7 @@ class ProxyPeers:
     def __contains__(self, peer: str) -> bool:
         if peer.startswith(_UNIX_PEER):
             return self.unix
-        host = ipaddress.ip_address(Address.parse(peer).host)
+        host = ipaddress.ip_address(Address.parse(peer, to_listen=True).host)  # with any port, 0 included
         return any(host in network for network in self.networks)
 
 

@@ -220,12 +220,12 @@ def _name(host: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> str
 
 
 def _unix_name(path: bytes) -> str:
-    """Most clients' sockets have no name; one that is no text for a line of a log counts as none."""
+    """Most clients' sockets have no name; one that is no single word for a line of the log counts as none."""
     abstract = path[:1] == b"\0"
     try:
         name = path[abstract:].partition(b"\0")[0].decode("utf-8")
     except UnicodeDecodeError:
         name = ""
-    if not name or not name.isprintable():
+    if not name or " " in name or not name.isprintable():
         return "unix:"
     return str(Address(path=f"\0{name}" if abstract else name))
