@@ -138,6 +138,7 @@ async def test_whom_a_load_balancer_names_is_the_caller(
         client = await client_of(house, address, header, tls[1] if secure else None)
         assert await caller_of(house, client) == peer
         assert await caller_of(house, client) == peer
+        assert not house.server._handshaking
 
 
 @trio_test
