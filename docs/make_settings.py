@@ -124,7 +124,9 @@ def _kind(field: "attrs.Attribute[Any]") -> str:
         simple = "time"
     else:
         bare = next((each for each in of if each is not types.NoneType), kind)
-        simple = {"int": "whole number", "float": "number", "str": "text"}[getattr(bare, "__name__", "str")]
+        simple = {"bool": "true or false", "int": "whole number", "float": "number", "str": "text"}[
+            getattr(bare, "__name__", "str")
+        ]
     words = [simple, *(f'`"{name}"`' for each in of for name in typing.get_args(each))]
     return " or ".join([*words, *(['`"none"`'] if types.NoneType in of else [])])
 
@@ -137,6 +139,8 @@ def _default(field: "attrs.Attribute[Any]") -> str:
         return "" if default.factory.__name__ != "default_max_buffered_bytes" else "by memory"
     if isinstance(default, float):
         return f"{default:.10g}"
+    if isinstance(default, bool):
+        return f"{default}".lower()
     return "none" if default is None else f"{default}"
 
 

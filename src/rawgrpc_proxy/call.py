@@ -7,7 +7,7 @@ The invariant: whatever happens, the peer gets one end: trailers, or a reset whe
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import attrs
 import trio
@@ -22,7 +22,7 @@ from rawgrpc_proxy.http2.headers import Headers, size_of
 from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.failures import headers_too_long
 from rawgrpc_proxy.net.stream import Stream
-from rawgrpc_proxy.observe.record import CallRecord
+from rawgrpc_proxy.observe.record import CallExtras, CallRecord
 from rawgrpc_proxy.stopping import Stopping
 
 CONTENT_TYPE = (b"content-type", b"application/grpc")
@@ -73,6 +73,19 @@ class CallContext:
             return self
         ours += trio.current_time()
         return attrs.evolve(self, deadline=ours if self.deadline is None else min(ours, self.deadline))
+
+
+@attrs.frozen(kw_only=True)
+class ObservedContext(CallContext):
+    """A context in which a director's routes may note whom they are and where they lead, for the call log."""
+
+    extras: CallExtras
+
+    @classmethod
+    def of(cls, context: CallContext, extras: CallExtras) -> Self:
+        """The same call, observed."""
+        fields = {field.name: getattr(context, field.name) for field in attrs.fields(CallContext)}
+        return cls(**fields, extras=extras)
 
 
 def checked_deadline(deadline: float | None) -> float | None:

@@ -6,6 +6,7 @@
     │   ├── NoRoute                UNIMPLEMENTED
     │   ├── PoolExhausted          RESOURCE_EXHAUSTED
     │   ├── UpstreamUnavailable    UNAVAILABLE
+    │   │   └── LinkLost           with the call on it
     │   ├── StreamRefused          UNAVAILABLE, provably unprocessed: safe to retry
     │   ├── DeadlineExceeded       DEADLINE_EXCEEDED
     │   └── StreamReset            the status its error code maps to
@@ -136,6 +137,10 @@ class UpstreamUnavailable(RpcError):
 
     def __init__(self, message: str, *, side: Side = Side.UPSTREAM) -> None:
         super().__init__(Status.UNAVAILABLE, message, side=side, origin="proxy")
+
+
+class LinkLost(UpstreamUnavailable):
+    """The connection that the call was on is lost; the upstream's, or with side `DOWNSTREAM` the caller's."""
 
 
 class StreamRefused(RpcError):

@@ -22,7 +22,7 @@ from rawgrpc_proxy.command.check import check
 from rawgrpc_proxy.command.demo import run_demo
 from rawgrpc_proxy.command.generations import serve
 from rawgrpc_proxy.command.options import layer_of_environment, layer_of_options
-from rawgrpc_proxy.command.settings import PoolSettings, ServeSettings, check_listener
+from rawgrpc_proxy.command.settings import LogSettings, PoolSettings, ServeSettings, check_listener
 from rawgrpc_proxy.command.settings_file import Settings, SettingsError, load, settings_of
 from rawgrpc_proxy.config import ENGINES, Http2Settings
 from rawgrpc_proxy.errors import ConfigError
@@ -249,7 +249,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> list[argparse.Action]:
         "--log-format",
         choices=("text", "json", "none"),
         help="how to log calls on standard error, one line each: text, json or none "
-        f"(default: {process['log_format'].default})",
+        f"(default: {LogSettings().format})",
     )
     _add_engine(add)
     parser.set_defaults(command=lambda options: serve(lambda: _settings(options, actions)))

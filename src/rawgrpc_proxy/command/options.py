@@ -25,7 +25,7 @@ PATHS = {
     "engine": "http2.engine",
     "workers": "workers",
     "grace": "grace",
-    "log_format": "log_format",
+    "log_format": "log.format",
 }
 """By option: the setting that it is."""
 _LISTENER_TLS = {"tls_cert": "certificate", "tls_key": "key", "tls_client_ca": "client_ca"}

@@ -23,7 +23,13 @@ import trio
 
 from rawgrpc_proxy.command.channel import beat, hear_supervisor, tell_ready
 from rawgrpc_proxy.command.cores import cores
-from rawgrpc_proxy.command.settings import ClusterTls, ListenerTls, PoolSettings, ServeSettings
+from rawgrpc_proxy.command.settings import (
+    ClusterTls,
+    ListenerTls,
+    PoolSettings,
+    RouteSettings,
+    ServeSettings,
+)
 from rawgrpc_proxy.command.settings_file import Settings, join
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.descriptors import DescriptorPlan
@@ -180,9 +186,16 @@ def _routes(
             default_timeout_s=route.default_timeout_s,
             remove=route.request_metadata.remove,
             set_values=route.request_metadata.set,
+            names=(_name_of(serve.routes, place), route.cluster),
         )
-        for route in serve.routes
+        for place, route in enumerate(serve.routes)
     ]
+
+
+def _name_of(routes: Sequence[RouteSettings], place: int) -> str:
+    """What to call a route in the log: what it matches, with its place where others match the same."""
+    match = routes[place].match
+    return match if sum(route.match == match for route in routes) == 1 else f"{match}[{place}]"
 
 
 def tls_contexts(
@@ -219,8 +232,20 @@ def log_for(settings: ServeSettings, *, worker: int | None = None) -> CallLog:
     """The log that the settings ask for, on standard error; what the operator has to know is written in any case."""
     file = unbuffered(sys.stderr)
     if settings.log_format == "none":
-        return _Notes(file=file, worker=worker)
-    return CallLog(settings.log_format, file, worker=worker)
+        notes = _Notes(file=file, worker=worker)
+        notes.level = "none"
+        return notes
+    log = settings.log
+    return CallLog(
+        settings.log_format,
+        file,
+        worker=worker,
+        fields=log.fields,
+        only_errors=log.only_errors,
+        sample=log.sample,
+        slow_s=log.slow_s,
+        start_after_s=log.start_after_s,
+    )
 
 
 def run_process(log: CallLog, make: Callable[[], Process], inherited: Inherited) -> int:

@@ -17,6 +17,7 @@ from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.proxy_peers import UNIX, ProxyPeers
+from rawgrpc_proxy.observe.fields import check_fields
 from rawgrpc_proxy.proxy.patterns import check_pattern
 
 LogFormat = Literal["text", "json", "none"]
@@ -32,6 +33,14 @@ def _at_least(low: float) -> Any:
     def check(_instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
         if value is not None and not low <= value:  # NaN is not either
             raise ConfigError(f"{attribute.name} is {value!r}; it must be {low:g} or more")
+
+    return check
+
+
+def _between(low: float, high: float) -> Any:
+    def check(_instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+        if not low <= value <= high:
+            raise ConfigError(f"{attribute.name} is {value!r}; it must be between {low:g} and {high:g}")
 
     return check
 
@@ -259,6 +268,35 @@ class RouteSettings:
 
 
 @attrs.frozen(kw_only=True)
+class LogSettings:
+    """The log on standard error: a line for each call that has ended, and for whatever else is worth telling.
+
+    `call-log.md` says what a line has. The level (all, only errors, none) can be changed while the proxy runs.
+    """
+
+    format: LogFormat = attrs.field(default="text")
+    """Text for people, JSON for machines, or "none": no calls, only what the operator has to know. `log_format` at the
+    top level is the same."""
+
+    fields: tuple[str, ...] = attrs.field(factory=tuple, validator=_held_to(check_fields))
+    """What a call's line has, in this order; see `call-log.md` for all there are. By default what most want to know."""
+
+    only_errors: bool = attrs.field(default=False)
+    """Leave out calls that end with OK, unless they are slow."""
+
+    sample: float = attrs.field(default=1.0, validator=_between(0, 1))
+    """Of the calls that end with OK the share that is written, chosen by chance: 0.01 is every hundredth. All others,
+    and slow ones, are written."""
+
+    slow_s: float | None = attrs.field(default=None, validator=_at_least(0))
+    """A call that took so long is written in any case."""
+
+    start_after_s: float | None = attrs.field(default=None, validator=_at_least(0))
+    """A call that is still open after this time gets a line then, within a second, and another one at its end: so that
+    a stream that hangs is seen before."""
+
+
+@attrs.frozen(kw_only=True)
 class ServeSettings:
     """All that `serve` is told."""
 
@@ -283,8 +321,8 @@ class ServeSettings:
     grace_s: float = attrs.field(default=30.0, validator=_at_least(0))
     """How long running calls may go on after SIGINT or SIGTERM."""
 
-    log_format: LogFormat = attrs.field(default="text")
-    """How calls are logged on standard error, a line each."""
+    log: LogSettings = attrs.field(factory=LogSettings)
+    """Which calls are logged on standard error, and how."""
 
     max_connections: int | None = attrs.field(default=None, validator=_at_least(1))
     """Connections of callers that a process has open; further ones are closed at once. By default two thirds of the
@@ -293,6 +331,11 @@ class ServeSettings:
     hop_limit: int | None = attrs.field(default=None, validator=_at_least(1))
     """Refuse calls that have passed so many proxies like this one, counted in the metadata `via`. By default they are
     not counted, and `via` is left alone."""
+
+    @property
+    def log_format(self) -> LogFormat:
+        """That of `log`."""
+        return self.log.format
 
     @workers.validator
     def _one_or_more(self, attribute: "attrs.Attribute[Any]", value: int | str) -> None:

@@ -43,6 +43,9 @@ _BYTES = {
     "GB": 10**9,
 }
 _ALONE = "none"
+_PLAIN = {bool: "true or false", str: 'text, in quotation marks: "…"'}
+_LOG_FORMAT = "log_format"
+"""Of the top level: the same as `log.format`."""
 
 
 class SettingsError(ConfigError):
@@ -89,9 +92,17 @@ def settings_of(layers: Iterable[tuple[str | Mapping[str, str], Tree]]) -> Setti
     """
     tree: Tree = {}
     sources: dict[str, str] = {}
+    origins: dict[str, str] = {}
     for source, layer in layers:
-        _lay_over(tree, layer, source, sources, "")
-    reader = _Reader(sources, _fill_pools(tree, sources))
+        _lay_over(tree, _with_log_format(layer, origins), source, sources, "")
+        if _LOG_FORMAT in layer:
+            sources[_LOG_FORMAT] = sources.get("log.format", "")
+        elif sources.get("log.format") != sources.get(_LOG_FORMAT):
+            origins.pop("log.format", None)
+    reader = _Reader(sources, origins | _fill_pools(tree, sources))
+    if _LOG_FORMAT in tree:
+        del tree[_LOG_FORMAT]
+        reader.object_to(_LOG_FORMAT, "is the same as log.format; write the latter")
     serve = reader.table(ServeSettings, tree, "")
     _check_clusters(tree, reader)
     if reader.problems:
@@ -120,6 +131,16 @@ def _lay_over(
         else:
             tree[key] = value
         _note(here, value, source if isinstance(source, str) else source[here], sources)
+
+
+def _with_log_format(layer: Tree, origins: dict[str, str]) -> Tree:
+    """The same tree, with `log_format` of the top level where it belongs; what comes whence is noted in `origins`."""
+    log = layer.get("log", {})
+    if _LOG_FORMAT not in layer or not isinstance(log, dict) or "format" in log:
+        return layer
+    origins["log.format"] = _LOG_FORMAT
+    rest = {key: value for key, value in layer.items() if key != _LOG_FORMAT}
+    return {**rest, "log": {**log, "format": layer[_LOG_FORMAT]}}
 
 
 def _note(path: str, value: object, source: str, sources: dict[str, str]) -> None:
@@ -300,10 +321,10 @@ def _simple(kind: Any, value: Any, name: str) -> Any:
         if value in allowed and isinstance(value, str):
             return value
         raise _Wrong(" or ".join(f'"{each}"' for each in allowed) + _meant(str(value), allowed))
-    if kind is str:
-        if isinstance(value, str):
+    if kind in _PLAIN:
+        if isinstance(value, kind):
             return value
-        raise _Wrong('text, in quotation marks: "…"')
+        raise _Wrong(_PLAIN[kind])
     if name.endswith("_bytes") and kind is int:
         if is_number and value == int(value):
             return int(value)

@@ -6,13 +6,13 @@ What it does not do: end the call, or decide whether it may be sent once more; t
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.errors import (
     ConnectionFailed,
+    LinkLost,
     ProxyFault,
     ProxyStopping,
     RpcError,
     Side,
     StreamRefused,
     StreamReset,
-    UpstreamUnavailable,
 )
 from rawgrpc_proxy.grpc.status import status_from_reset
 
@@ -30,7 +30,7 @@ def lost_error(error: ConnectionFailed, peer: str, side: Side) -> RpcError:
     if isinstance(error, ProxyFault | ProxyStopping):
         status = Status.INTERNAL if isinstance(error, ProxyFault) else Status.UNAVAILABLE
         return RpcError(status, error.message, origin="proxy")
-    return UpstreamUnavailable(f"the connection to {peer} is lost: {error}", side=side)
+    return LinkLost(f"the connection to {peer} is lost: {error}", side=side)
 
 
 def never_sent_error(error: ConnectionFailed, peer: str, side: Side) -> StreamRefused:

@@ -11,26 +11,43 @@ that had to be dropped are counted in the log, and what is absurdly long is cut.
 
 import errno
 import json
+import math
+import random
 import sys
 import time
-from typing import IO, Literal
+from collections.abc import Callable, Sequence
+from typing import IO, Literal, get_args
 
-from rawgrpc_proxy.codes import ErrorCode
+import trio
+
+from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.descriptors import remedy
-from rawgrpc_proxy.errors import ConnectionFailed, ConnectionLimit, NotHttp2, ProxyError, ProxyFault
+from rawgrpc_proxy.errors import (
+    ConfigError,
+    ConnectionFailed,
+    ConnectionLimit,
+    NotHttp2,
+    ProxyError,
+    ProxyFault,
+)
 from rawgrpc_proxy.http2.events import StreamReset
 from rawgrpc_proxy.observe.describe import traceback_of
+from rawgrpc_proxy.observe.fields import FIELDS, check_fields, cut, line_of, quoted
 from rawgrpc_proxy.observe.line_writer import LineFile, LineWriter
+from rawgrpc_proxy.observe.open_calls import OpenCalls
 from rawgrpc_proxy.observe.record import CallRecord
 from rawgrpc_proxy.observe.repeats import Repeats
 
 LogFormat = Literal["text", "json"]
 
-_quoted = json.JSONEncoder().encode  # `json.dumps` would look at its options each time
+Level = Literal["all", "errors", "none"]
 
 _MAX_FIELD = 4096
 _MAX_TRACEBACK = 32 * 1024
 """Characters. A peer may send a method or a message of 64 KiB, and nobody reads that in a log."""
+_LOOK_INTERVAL_S = 1.0
+_TOLD_AT_ONCE = 200
+"""Lines for open calls; then others have their turn."""
 _ACCEPT_LOG_INTERVAL_S = 1.0
 _UPSTREAM_LOG_INTERVAL_S = 1.0
 _REMEMBERED_UPSTREAM_CAUSES = 256
@@ -38,6 +55,17 @@ _LIMITS_LOG_INTERVAL_S = 1.0
 _REMEMBERED_LIMITS = 256
 _STRANGERS_LOG_INTERVAL_S = 60.0
 _REMEMBERED_STRANGERS = 1024
+_OF_OPEN_CALLS = (
+    "method",
+    "peer",
+    "upstream",
+    "request_bytes",
+    "request_messages",
+    "response_bytes",
+    "response_messages",
+    "duration_ms",
+)
+"""Unless others are chosen: those of the line at the end."""
 
 
 class CallLog:
@@ -46,7 +74,15 @@ class CallLog:
     Each line says which `worker` it is from, if there are several. Start `run` in a nursery that outlives the server,
     and call `flush` when all is over. Trouble with the file never reaches the server: lines that cannot be written are
     dropped.
+
+    A call's line has these `fields` (`fields.py`), or else what most people want to know. Of the calls that end with OK
+    `sample`, between 0 and 1, is the share that is written; with `only_errors` none is. One that took `slow_s` or
+    longer is written in any case. One that is open after `start_after_s` gets a line then, and another at its end; for
+    that `run` has to run. Raises `ConfigError` for choices that are none.
     """
+
+    wants: frozenset[str]
+    """What has to be collected of a call for its line, see `DetailedObserver`."""
 
     def __init__(
         self,
@@ -54,6 +90,12 @@ class CallLog:
         file: LineFile | IO[str] | None = None,
         *,
         worker: int | None = None,
+        fields: Sequence[str] = (),
+        only_errors: bool = False,
+        sample: float = 1.0,
+        slow_s: float | None = None,
+        start_after_s: float | None = None,
+        rng: random.Random | None = None,
     ) -> None:
         self._json = log_format == "json"
         self._worker = worker
@@ -68,10 +110,70 @@ class CallLog:
         self._turned_away = 0
         self._second = -1
         self._stamp = ""
+        check_fields(fields)
+        self._line = line_of(fields, as_json=self._json) if fields else None
+        self._open_mark, self._open_line = (
+            "open ",
+            line_of(fields or _OF_OPEN_CALLS, as_json=self._json, open_call=True),
+        )
+        if not fields and not self._json:
+            self._open_mark, self._open_line = "", _open_in_words
+        self.wants = frozenset().union(*(FIELDS[name].wants for name in fields or _OF_OPEN_CALLS))
+        self._level: Level = "errors" if only_errors else "all"
+        self._slow_s = math.inf if slow_s is None else slow_s
+        self._random = (rng or random).random
+        self._open: OpenCalls | None = None
+        if start_after_s is not None:
+            self._open = OpenCalls(start_after_s)
+            self.wants |= {"extras"}
+            self.call_started: Callable[[CallRecord], None] = self._call_started
+        self.sample = sample
+
+    @property
+    def level(self) -> Level:
+        """Which calls are written: "all" (of those that end with OK the share `sample`), "errors", or "none".
+
+        May be set while the server runs. Raises `ConfigError` for another one.
+        """
+        return self._level
+
+    @level.setter
+    def level(self, level: Level) -> None:
+        if level not in get_args(Level):
+            raise ConfigError(f"{level!r} is no level of the log; there are: {', '.join(get_args(Level))}")
+        self._level = level
+        self._choose()
+
+    @property
+    def sample(self) -> float:
+        """The share of the calls that end with OK, and soon enough, that is written: from 0 to 1. May be set, too."""
+        return self._sample
+
+    @sample.setter
+    def sample(self, sample: float) -> None:
+        if not 0 <= sample <= 1:
+            raise ConfigError(f"the sample of the log is {sample!r}; it must be between 0 and 1")
+        self._sample = sample
+        self._choose()
+
+    def _choose(self) -> None:
+        self._selects = self._level != "all" or self._sample < 1 or self._open is not None
+
+    @property
+    def dropped_lines(self) -> int:
+        """How many lines found no room, since whoever reads the log did not, or not in time."""
+        return self._writer.dropped
 
     async def run(self) -> None:
         """Write what is collected, four times a second, until cancelled; then what is left is written by `flush`."""
-        await self._writer.run()
+        if self._open is None:
+            await self._writer.run()
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._writer.run)
+            while True:
+                told = self._tell_open(self._open)
+                await trio.sleep(0 if told == _TOLD_AT_ONCE else _LOOK_INTERVAL_S)
 
     def collect(self) -> None:
         """Keep lines for `flush` from now on: for those who have no task for `run`."""
@@ -87,7 +189,12 @@ class CallLog:
     # ----------------------------------------------------------------- events
 
     def call_ended(self, record: CallRecord) -> None:
-        """Write the call's line."""
+        """Write the call's line, if it shall have one."""
+        if self._selects and not self._is_selected(record):
+            return
+        if self._line is not None:
+            self._add_line("call", "", self._line(record))
+            return
         # Written out field by field, for both formats: this happens for every call.
         method, detail = record.method, record.detail
         if len(method) > _MAX_FIELD:
@@ -97,11 +204,11 @@ class CallLog:
         if self._json:
             more = "" if record.messages_are_exact else ', "messages_are_exact": false'
             self._add(
-                f'{{"time": {time.time():.3f}, "event": "call", {self._worker_json}"method": {_quoted(method)}, '
-                f'"peer": {_quoted(record.peer)}, '
-                f'"upstream": {"null" if record.upstream is None else _quoted(record.upstream)}, '
-                f'"status": "{record.status.name}", "origin": {_quoted(record.origin)}, '
-                f'"detail": {_quoted(detail)}, '
+                f'{{"time": {time.time():.3f}, "event": "call", {self._worker_json}"method": {quoted(method)}, '
+                f'"peer": {quoted(record.peer)}, '
+                f'"upstream": {"null" if record.upstream is None else quoted(record.upstream)}, '
+                f'"status": "{record.status.name}", "origin": {quoted(record.origin)}, '
+                f'"detail": {quoted(detail)}, '
                 f'"request_bytes": {record.request_bytes}, "request_messages": {record.request_messages}, '
                 f'"response_bytes": {record.response_bytes}, "response_messages": {record.response_messages}{more}, '
                 f'"duration_ms": {record.duration_s * 1e3:.3f}}}\n'
@@ -115,6 +222,36 @@ class CallLog:
             f"in {record.request_messages}{more} msg/{record.request_bytes} B "
             f"out {record.response_messages}{more} msg/{record.response_bytes} B {record.duration_s * 1e3:.1f} ms\n"
         )
+
+    def _is_selected(self, record: CallRecord) -> bool:
+        told = self._open is not None and self._open.ended(record)
+        if self._level == "none":
+            return False
+        if told or record.status is not Status.OK or record.duration_s >= self._slow_s:
+            return True
+        return self._level == "all" and (self._sample >= 1 or self._random() < self._sample)
+
+    def _call_started(self, record: CallRecord) -> None:
+        assert self._open is not None
+        self._open.started(record, trio.current_time())
+
+    def _tell_open(self, calls: OpenCalls) -> int:
+        """Write a line for calls that are open for long enough, and answer for how many."""
+        if self._level == "none":
+            return 0
+        due = calls.due(trio.current_time(), _TOLD_AT_ONCE)
+        for record, age_s in due:
+            if record.extras is not None and record.extras.refresh is not None:
+                record.extras.refresh()
+            record.duration_s = age_s
+            self._add_line("call_open", self._open_mark, self._open_line(record))
+        return len(due)
+
+    def _add_line(self, event: str, mark: str, fields: str) -> None:
+        if self._json:
+            self._add(f'{{"time": {time.time():.3f}, "event": "{event}", {self._worker_json}{fields}}}\n')
+        else:
+            self._add(f"{self._time()} {mark}{fields}\n")
 
     def call_failed(self, record: CallRecord, error: BaseException) -> None:
         """Write what the caller was not told, with its traceback."""
@@ -229,6 +366,16 @@ class CallLog:
         return f"{self._stamp}.{int((now - second) * 1000):03d}Z{self._worker_text}"
 
 
+def _open_in_words(record: CallRecord) -> str:
+    """As the line at the end."""
+    more = "" if record.messages_are_exact else "+"
+    return (
+        f"{word(cut(record.method))} {record.peer} -> {record.upstream or '-'} open "
+        f"in {record.request_messages}{more} msg/{record.request_bytes} B "
+        f"out {record.response_messages}{more} msg/{record.response_bytes} B {record.duration_s * 1e3:.1f} ms"
+    )
+
+
 def _left_out_too(left_out: int, facts: dict[str, object]) -> str:
     """How many of these were not told since the last one that was: as the end of a line, and among its facts."""
     if not left_out:
@@ -240,14 +387,6 @@ def _left_out_too(left_out: int, facts: dict[str, object]) -> str:
 def word(text: str) -> str:
     """`text` without anything that could end its field, or its line."""
     return printable(text).replace(" ", "\\x20")
-
-
-def cut(text: str, length: int = _MAX_FIELD) -> str:
-    """`text`, or its beginning and its end if it is longer than that, with the number of characters left out."""
-    if len(text) <= length:
-        return text
-    half = length // 2
-    return f"{text[:half]}[… {len(text) - 2 * half} characters …]{text[-half:]}"
 
 
 def printable(text: str) -> str:

@@ -53,6 +53,8 @@ class LineWriter:
         self._written = 0
         """As many of them are written. Two counts, each with one writer, need no lock."""
         self._dropped = 0
+        self.dropped = 0
+        """Lines that found no room, all in all."""
         self._collecting = False
         self._thread: threading.Thread | None = None
         self._writing = threading.Lock()
@@ -62,6 +64,7 @@ class LineWriter:
         size = len(line) + _LINE_OVERHEAD
         if self._added - self._written + size > _MAX_WAITING:
             self._dropped += 1
+            self.dropped += 1
             return
         if self._dropped:
             self._tell_dropped()

@@ -1,10 +1,13 @@
 """Who can be told: `ServerObserver` of calls and connections, `PoolObserver` of upstreams."""
 
+import contextlib
 from typing import Protocol
 
 from rawgrpc_proxy.errors import ConnectionFailed, ProxyError
 from rawgrpc_proxy.http2.events import StreamReset
 from rawgrpc_proxy.observe.record import CallRecord
+
+_BY_DEFAULT = frozenset({"messages"})
 
 
 class ServerObserver(Protocol):
@@ -32,6 +35,23 @@ class ServerObserver(Protocol):
         """A peer has run into the limit that the setting `limit` names; `detail` says what becomes of it."""
 
 
+class DetailedObserver(ServerObserver, Protocol):
+    """A `ServerObserver` that asks for more, or less. What nobody asks for is not collected.
+
+    Both are looked at when a server begins to serve.
+    """
+
+    wants: frozenset[str]
+    """Of the following; without this attribute "messages" alone.
+
+    "messages": how many messages passed. "extras": `CallRecord.extras`; "first_byte" and "routes": with these, too,
+    when the response began, and which route the call has taken.
+    """
+
+    def call_started(self, record: CallRecord) -> None:
+        """A call has begun. It gets this very record when it ends; until then `extras.refresh` brings it up to date."""
+
+
 class PoolObserver(Protocol):
     """Hears of trouble with upstreams. Must not wait; what it raises is reported, and ignored.
 
@@ -47,3 +67,19 @@ class PoolObserver(Protocol):
 
     def limit_reached(self, address: str, limit: str, detail: str) -> None:
         """What an upstream has sent ran into the limit that `limit` names; `detail` says what becomes of it."""
+
+
+def wanted_by(observer: object | None) -> frozenset[str]:
+    """What a server's observer asks to have collected: its `wants`. Total: it is a user's."""
+    if observer is None:
+        return frozenset()
+    with contextlib.suppress(Exception):
+        return frozenset(getattr(observer, "wants", _BY_DEFAULT))
+    return _BY_DEFAULT
+
+
+def hears_starts(observer: object | None) -> bool:
+    """Whether it wants to be told when calls begin. Total: it is a user's."""
+    with contextlib.suppress(Exception):
+        return getattr(observer, "call_started", None) is not None
+    return False

@@ -1,8 +1,44 @@
 """What is remembered of a call for those who look on: logs and metrics."""
 
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import attrs
 
 from rawgrpc_proxy.codes import Status
+from rawgrpc_proxy.http2.headers import Headers
+
+
+@attrs.define(kw_only=True, eq=False)
+class CallExtras:
+    """What more there is to know of a call, for observers that ask for it (`DetailedObserver.wants`).
+
+    It is as confidential as the call: all request headers are here. Times are of `time.perf_counter`.
+    """
+
+    headers: Headers
+    """The request's, as they came, pseudo-headers included."""
+    stream_id: int
+    tls_peer: Mapping[str, Any] | None
+    """The caller's certificate, as `ssl.SSLSocket.getpeercert` gives it."""
+    started: float
+    times_response: bool = False
+    """Whether somebody wants `first_byte_at`."""
+    route: str | None = None
+    cluster: str | None = None
+    attempts: int = 0
+    """How many streams were opened upstream."""
+    first_byte_at: float | None = None
+    """When the upstream's response began."""
+    flag: str = ""
+    """Why the call failed, of those in `flags.py`."""
+    refresh: Callable[[], None] | None = None
+    """Brings the record up to date, while the call is on its way."""
+
+    def response_began(self) -> None:
+        """The first of the response has come from upstream."""
+        self.first_byte_at = time.perf_counter()
 
 
 @attrs.define(kw_only=True)
@@ -24,3 +60,5 @@ class CallRecord:
     messages_are_exact: bool = True
     """False: there were so many tiny messages of all lengths that they are counted no longer, and there were more."""
     duration_s: float = 0.0
+    extras: CallExtras | None = None
+    """For an observer that asks for more, see `DetailedObserver`."""

@@ -9,6 +9,7 @@ The invariants: the place on a connection is given back exactly once; the owner 
 step that ran in a task has raised.
 """
 
+from functools import partial
 from typing import Protocol
 
 from rawgrpc_proxy.call import Call, CallContext, checked_deadline
@@ -69,6 +70,10 @@ class Forwarding:
         self._needs_task = False
         self._splice = Splice(call.stream, self._advance, counts_messages=call.counts_messages)
         call.record.upstream = where.address
+        if (extras := call.record.extras) is not None:
+            extras.refresh = partial(note_outcome, call, self._splice)
+            if extras.times_response:
+                self._splice.on_response = extras.response_began
 
     def open_now(self) -> bool:
         """Open the upstream stream, and join the two; False, and nothing done, if a connection has to be waited for.
@@ -134,6 +139,8 @@ class Forwarding:
                 splice.upstream.sink = _Leaving(splice.upstream, self._conn)
                 self._conn = None
         note_outcome(self.call, splice)
+        if self.call.record.extras is not None:
+            self.call.record.extras.refresh = None  # opens the circle that it closes
 
     def _end(self, error: RpcError | None) -> None:
         if not self.over:
@@ -215,6 +222,8 @@ class Forwarding:
         in_turn, turn.collecting = turn.collecting, True
         try:
             self._needs_task = False
+            if call.record.extras is not None:
+                call.record.extras.attempts += 1
             splice.join(conn.open_stream(headers, call.stream.ended_by_headers))
         finally:
             turn.collecting = in_turn

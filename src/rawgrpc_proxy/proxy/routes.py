@@ -52,4 +52,7 @@ class RouteTable:
 
     def director(self, pool: Pool) -> StreamDirector:
         """A director whose targets are of `pool`, and that refuses with UNIMPLEMENTED what has no route."""
-        return director_of(Route(pattern, [pool.target(address)]) for pattern, address in self._entries)
+        return director_of(
+            Route(pattern, [pool.target(address)], names=(pattern, address))
+            for pattern, address in self._entries
+        )

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
-from rawgrpc_proxy.call import CallContext
+from rawgrpc_proxy.call import CallContext, ObservedContext
 from rawgrpc_proxy.errors import NoRoute
 from rawgrpc_proxy.grpc.path import shortened
 from rawgrpc_proxy.proxy.director import Direction, StreamDirector
@@ -26,7 +26,7 @@ class Route:
     `targets` get them in turn. `authority` and `metadata` are conditions: the `:authority`, small or large letters
     alike, and for each key the one value that the call must have. `max_timeout_s` bounds every deadline,
     `default_timeout_s` is that of calls without one. `remove` and `set_values` change the metadata for the upstream, in
-    this order.
+    this order. `names` are the route's own and its cluster's, for the call log.
     """
 
     __slots__ = (
@@ -36,6 +36,7 @@ class Route:
         "_is_conditional",
         "_max_timeout_s",
         "_metadata",
+        "_names",
         "_remove",
         "_set_values",
         "_turns",
@@ -53,8 +54,10 @@ class Route:
         default_timeout_s: float | None = None,
         remove: Iterable[str] = (),
         set_values: Mapping[str, str] | None = None,
+        names: tuple[str, str] | None = None,
     ) -> None:
         self.pattern = pattern
+        self._names = names
         self._turns = itertools.cycle(targets)
         self._authority = None if authority is None else authority.lower()
         self._metadata = dict(metadata or {})
@@ -69,6 +72,8 @@ class Route:
         """Where the call goes, and with what; None if this route does not take it."""
         if self._is_conditional and not self._takes(context):
             return None
+        if self._names is not None and isinstance(context, ObservedContext):
+            context.extras.route, context.extras.cluster = self._names
         return (self._changed(context) if self._changes else context), next(self._turns)
 
     def _takes(self, context: CallContext) -> bool:

@@ -39,6 +39,7 @@ class Splice:
     __slots__ = (
         "abandoned",
         "on_change",
+        "on_response",
         "request_ended",
         "downstream",
         "downstream_closed",
@@ -61,6 +62,8 @@ class Splice:
     def __init__(self, downstream: Stream, on_change: Callable[[], None], *, counts_messages: bool) -> None:
         self.downstream = downstream
         self.on_change: Callable[[], None] | None = on_change
+        self.on_response: Callable[[], None] | None = None
+        """Called when the response begins, for whoever wants to know when that was."""
         self.upstream: Stream | None = None
         self.request_bytes = 0
         self.response_bytes = 0
@@ -248,6 +251,8 @@ class _ResponsePipe:
             splice.changed()
             return
         splice.http_status = headers[0][1]
+        if splice.on_response is not None:
+            splice.on_response()
         if end_stream:
             splice.response_trailers = headers
             downstream.send_end(headers.once(_passed_on), headers)

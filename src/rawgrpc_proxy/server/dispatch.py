@@ -15,7 +15,7 @@ from functools import partial
 import attrs
 import trio
 
-from rawgrpc_proxy.call import Call, CallContext, Handler
+from rawgrpc_proxy.call import Call, CallContext, Handler, ObservedContext
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.errors import DeadlineExceeded, NoRoute, RpcError, Side
 from rawgrpc_proxy.grpc.path import malformed, shortened
@@ -24,7 +24,9 @@ from rawgrpc_proxy.net.stream import Carrier, Stream
 from rawgrpc_proxy.net.timers import Timer, Timers
 from rawgrpc_proxy.net.turn import current_turn
 from rawgrpc_proxy.observe.describe import describe, shown
-from rawgrpc_proxy.observe.observer import ServerObserver
+from rawgrpc_proxy.observe.flags import flag_of
+from rawgrpc_proxy.observe.observer import ServerObserver, hears_starts, wanted_by
+from rawgrpc_proxy.observe.record import CallExtras
 from rawgrpc_proxy.observe.tell import tell
 from rawgrpc_proxy.proxy.forwarding import Forwarding
 from rawgrpc_proxy.proxy.transparent import TransparentHandler
@@ -64,18 +66,26 @@ class Calls:
     __slots__ = (
         "_answering",
         "_context",
+        "_counts_messages",
         "_deadlines",
         "_fresh",
         "_given_up",
+        "_makes_extras",
         "_observer",
         "_runners",
         "_stopping",
+        "_tells_starts",
         "_timers",
+        "_wants",
     )
 
     def __init__(self, nursery: trio.Nursery, answering: Answering) -> None:
         self._answering = answering
         self._observer = answering.observer
+        self._wants = wanted_by(self._observer)
+        self._counts_messages = "messages" in self._wants
+        self._makes_extras = "extras" in self._wants
+        self._tells_starts = hears_starts(self._observer)
         self._stopping = answering.stopping
         self._runners = CallRunners(nursery, current_turn())
         self._timers = Timers(nursery)
@@ -164,7 +174,25 @@ class Calls:
             deadline=None if asked.timeout_s is None else trio.current_time() + asked.timeout_s,
             tls_peer=connection.tls_peer,
         )
-        return Call(stream, context, self._stopping, counts_messages=self._observer is not None)
+        call = Call(stream, context, self._stopping, counts_messages=self._counts_messages)
+        if self._makes_extras:
+            self._add_extras(call)
+        if self._tells_starts:
+            tell(self._observer, "call_started", call.record)
+        return call
+
+    def _add_extras(self, call: Call) -> None:
+        """Keep more of the call, for its observer."""
+        stream, context = call.stream, call.context
+        call.record.extras = extras = CallExtras(
+            headers=stream.headers,
+            stream_id=stream.id,
+            tls_peer=context.tls_peer,
+            started=call.started,
+            times_response="first_byte" in self._wants,
+        )
+        if "routes" in self._wants:
+            call.context = ObservedContext.of(context, extras)
 
     def _answer(self, call: Call, asked: "Asked") -> "Forwarding | Step":
         """Let the call's handler have it: the call on its way, or what has to be awaited in a task."""
@@ -297,10 +325,13 @@ class Calls:
             call.fail(_shutting_down())
         else:
             # grpcio's own words for a deadline, so that it makes no difference whose clock was first.
-            call.fail(call.stream.inbox.error or DeadlineExceeded("Deadline Exceeded"))
+            error = call.stream.inbox.error or DeadlineExceeded("Deadline Exceeded")
+            _note_flag(call, error)
+            call.fail(error)
 
     def _fail(self, call: Call, error: BaseException) -> None:
         """End the call with the error's status, or with INTERNAL and no word of the cause. Total: users make errors."""
+        _note_flag(call, error)
         if isinstance(error, RpcError):
             try:
                 call.fail(RpcError.checked(error))
@@ -335,6 +366,11 @@ async def _answered_by(handler: Handler, call: Call) -> None:
             f"the handler {shown(handler)} has returned without ending the call; a handler awaits another one, "
             "or calls `call.end(status)`, or raises RpcError"
         )
+
+
+def _note_flag(call: Call, error: BaseException) -> None:
+    if call.record.extras is not None:
+        call.record.extras.flag = flag_of(error)
 
 
 def _check_caller(call: Call) -> None:
