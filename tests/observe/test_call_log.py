@@ -2,24 +2,34 @@ import errno
 import io
 import json
 import os
+import random
 import re
 import resource
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
 from rawgrpc_proxy.codes import ErrorCode, Status
-from rawgrpc_proxy.errors import ConnectionFailed, ConnectionLimit, NotHttp2, ProxyFault, UpstreamUnavailable
+from rawgrpc_proxy.errors import (
+    ConfigError,
+    ConnectionFailed,
+    ConnectionLimit,
+    NotHttp2,
+    ProxyFault,
+    UpstreamUnavailable,
+)
 from rawgrpc_proxy.http2.events import StreamReset
 from rawgrpc_proxy.observe import line_writer
-from rawgrpc_proxy.observe.call_log import CallLog, LogFormat
+from rawgrpc_proxy.observe.call_log import CallLog, Level, LogFormat
 from rawgrpc_proxy.observe.line_writer import unbuffered
-from rawgrpc_proxy.observe.record import CallRecord
+from rawgrpc_proxy.observe.record import CallExtras, CallRecord
 
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z "
 
@@ -521,3 +531,265 @@ def test_lines_go_to_standard_error_unless_told_otherwise(capsys: pytest.Capture
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
+
+
+# ---------------------------------------------------------------------- choices
+
+
+def seconds(duration_s: float, status: Status = Status.OK) -> CallRecord:
+    of = record(status=status)
+    of.duration_s = duration_s
+    return of
+
+
+def log_of(**choices: Any) -> tuple[CallLog, io.StringIO]:
+    file = io.StringIO()
+    return CallLog("text", file, **choices), file
+
+
+def test_chosen_fields_are_all_there_is_behind_the_time() -> None:
+    log, file = log_of(fields=["status", "method", "duration_ms"], worker=2)
+    log.call_ended(record())
+    stamp = re.match(STAMP, file.getvalue())
+    assert stamp
+    assert file.getvalue()[stamp.end() :] == "w2 status=OK method=/p.S/Get duration_ms=12.3\n"
+
+
+def test_chosen_fields_in_json_are_members_behind_what_every_line_has() -> None:
+    file = io.StringIO()
+    CallLog("json", file, fields=["status", "attempts"], worker=2).call_ended(record())
+    fields = json.loads(file.getvalue())
+    assert list(fields) == ["time", "event", "worker", "status", "attempts"]
+    assert (fields["event"], fields["worker"], fields["status"], fields["attempts"]) == (
+        "call",
+        2,
+        "OK",
+        None,
+    )
+
+
+def test_only_errors_leaves_out_what_ended_well_unless_it_was_slow() -> None:
+    log, file = log_of(only_errors=True, slow_s=1.0)
+    log.call_ended(seconds(0.999))
+    assert not file.getvalue()
+    log.call_ended(seconds(1.0))
+    log.call_ended(seconds(0.001, Status.NOT_FOUND))
+    assert [line.split()[5] for line in file.getvalue().splitlines()] == ["OK", "NOT_FOUND"]
+
+
+def test_a_sample_is_a_share_of_what_ended_well_and_soon_and_errors_are_all_written() -> None:
+    log, file = log_of(sample=0.1, slow_s=1.0, rng=random.Random(7))
+    for _ in range(1000):
+        log.call_ended(seconds(0.01))
+    assert 60 < file.getvalue().count("\n") < 140
+    again, its_file = log_of(sample=0.1, rng=random.Random(7))
+    for _ in range(1000):
+        again.call_ended(seconds(0.01))
+    assert its_file.getvalue().count("\n") == file.getvalue().count("\n"), "a seed decides"
+    before = file.getvalue().count("\n")
+    for _ in range(50):
+        log.call_ended(seconds(0.01, Status.UNAVAILABLE))
+        log.call_ended(seconds(2.0))
+    assert file.getvalue().count("\n") == before + 100
+
+
+def test_of_a_sample_of_nothing_only_errors_are_written() -> None:
+    log, file = log_of(sample=0)
+    for status in (Status.OK, Status.INTERNAL) * 20:
+        log.call_ended(seconds(0.01, status))
+    assert file.getvalue().count(" INTERNAL ") == file.getvalue().count("\n") == 20
+
+
+def test_the_level_can_be_changed_at_any_time() -> None:
+    log, file = log_of(slow_s=1.0)
+    levels: tuple[Level, ...] = ("all", "errors", "none", "all")
+    assert log.level == "all"
+    for level in levels:
+        log.level = level
+        assert log.level == level
+        log.call_ended(record(f"/{level}/Ok"))
+        log.call_ended(record(f"/{level}/Error", status=Status.ABORTED))
+    assert methods_of(file) == ["/all/Ok", "/all/Error", "/errors/Error", "/all/Ok", "/all/Error"]
+    with pytest.raises(ConfigError, match="'debug' is no level of the log; there are: all, errors, none"):
+        log.level = "debug"  # type: ignore[assignment]
+    assert log.level == "all"
+
+
+def test_without_calls_the_log_still_tells_of_all_else() -> None:
+    log, file = log_of()
+    log.level = "none"
+    log.call_failed(record(), RuntimeError("boom"))
+    log.notice("note", "still here")
+    assert "boom" in file.getvalue()
+    assert "still here" in file.getvalue()
+
+
+@pytest.mark.parametrize("sample", [-0.1, 1.1, float("nan")])
+def test_a_sample_is_a_share(sample: float) -> None:
+    with pytest.raises(ConfigError, match="must be between 0 and 1"):
+        CallLog(sample=sample)
+
+
+def test_a_field_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean status\?"):
+        CallLog(fields=["satus"])
+
+
+def test_lines_that_were_dropped_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, _ = log_of()
+    log.collect()
+    assert log.dropped_lines == 0
+    monkeypatch.setattr(line_writer, "_MAX_WAITING", 0)
+    for _ in range(3):
+        log.call_ended(record())
+    monkeypatch.setattr(line_writer, "_MAX_WAITING", 10_000)
+    log.call_ended(record())
+    log.flush()
+    assert log.dropped_lines == 3, "that it was told does not make it undone"
+
+
+def test_nothing_is_collected_that_no_field_needs() -> None:
+    assert CallLog().wants == {"messages"}
+    assert CallLog(fields=["method", "status"]).wants == set()
+    assert CallLog(fields=["method", "request_messages"]).wants == {"messages"}
+    assert CallLog(fields=["user_agent"]).wants == {"extras"}
+    assert CallLog(fields=["route"]).wants == {"extras", "routes"}
+    assert CallLog(fields=["time_to_first_byte_ms"]).wants == {"extras", "first_byte"}
+    assert not hasattr(CallLog(), "call_started")
+
+
+# ------------------------------------------------------------- calls that stay open
+
+
+def lines_over_time(file: io.StringIO) -> Callable[[], list[str]]:
+    """What has been written since the last time."""
+    read = 0
+
+    def more() -> list[str]:
+        nonlocal read
+        text, read = file.getvalue()[read:], len(file.getvalue())
+        return [line.partition("Z ")[2] for line in text.splitlines()]
+
+    return more
+
+
+@asynccontextmanager
+async def watching(log: CallLog) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(log.run)
+        await trio.testing.wait_all_tasks_blocked()
+        yield
+        nursery.cancel_scope.cancel()
+
+
+def written(log: CallLog, more: Callable[[], list[str]]) -> list[str]:
+    log.flush(timeout_s=60)
+    return more()
+
+
+def test_a_call_that_stays_open_is_told_of_once_and_again_when_it_ends(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    log, file = log_of(start_after_s=5.0, only_errors=True)
+    more = lines_over_time(file)
+    stream, short = record("/p.S/Watch"), record("/p.S/Get")
+    stream.extras = CallExtras(headers=[], stream_id=1, tls_peer=None, started=0.0)
+
+    def refresh() -> None:
+        stream.request_bytes, stream.response_messages = 99, 3
+
+    stream.extras.refresh = refresh
+
+    async def main() -> None:
+        async with watching(log):
+            log.call_started(stream)
+            log.call_started(short)
+            await trio.sleep(3)
+            log.call_ended(short)
+            assert written(log, more) == []
+            await trio.sleep(4)
+            [line] = written(log, more)
+            assert re.fullmatch(
+                r"/p\.S/Watch 10\.0\.0\.1:4711 -> 10\.0\.0\.2:50051 open "
+                r"in 1 msg/99 B out 3 msg/345 B [56]\d\d\d\.\d ms",
+                line,
+            )
+            await trio.sleep(60)
+            assert written(log, more) == []
+            log.call_ended(stream)
+            assert [line.split()[0] for line in written(log, more)] == ["/p.S/Watch"], (
+                "its end is told, though it is OK"
+            )
+            log.call_ended(record())
+            assert written(log, more) == []
+
+    trio.run(main, clock=autojump_clock)
+
+
+@pytest.fixture
+def autojump_clock() -> trio.testing.MockClock:
+    return trio.testing.MockClock(autojump_threshold=0)
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_an_open_call_has_the_chosen_fields_but_those_of_its_end(
+    log_format: LogFormat, autojump_clock: trio.testing.MockClock
+) -> None:
+    file = io.StringIO()
+    log = CallLog(log_format, file, start_after_s=1.0, fields=["method", "status", "attempts"])
+
+    async def main() -> None:
+        async with watching(log):
+            log.call_started(record())
+            await trio.sleep(3)
+
+    trio.run(main, clock=autojump_clock)
+    log.flush(timeout_s=60)
+    if log_format == "text":
+        assert file.getvalue().endswith("Z open method=/p.S/Get attempts=-\n")
+    else:
+        fields = json.loads(file.getvalue())
+        del fields["time"]
+        assert fields == {"event": "call_open", "method": "/p.S/Get", "attempts": None}
+
+
+def test_thousands_of_calls_that_hang_are_told_of_and_hold_up_nobody(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    log, file = log_of(start_after_s=1.0)
+    left: list[int] = []
+
+    async def main() -> None:
+        async with watching(log):
+            assert log._open is not None
+            for number in range(1000):
+                log.call_started(record(f"/p.S/M{number}"))
+            await trio.sleep(1)  # the log looks again in this very moment
+            for _ in range(20):
+                left.append(len(log._open._fresh))
+                await trio.lowlevel.checkpoint()
+
+    trio.run(main, clock=autojump_clock)
+    log.flush(timeout_s=60)
+    assert len(file.getvalue().splitlines()) == 1000
+    assert left[-1] == 0
+    assert len(set(left)) >= 4, "others had their turn between"
+
+
+def test_while_no_calls_are_logged_open_ones_are_not_either_but_afterwards(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    log, file = log_of(start_after_s=1.0)
+    more = lines_over_time(file)
+
+    async def main() -> None:
+        async with watching(log):
+            log.level = "none"
+            log.call_started(record())
+            await trio.sleep(10)
+            assert written(log, more) == []
+            log.level = "errors"
+            await trio.sleep(2)
+            assert len(written(log, more)) == 1
+
+    trio.run(main, clock=autojump_clock)

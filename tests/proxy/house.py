@@ -111,6 +111,7 @@ async def a_proxy(
     pool: dict[str, Any] | None = None,
     backend: dict[int, int] | None = None,
     max_connections: int | None = None,
+    recorder: Recorder | None = None,
     **http2: Any,
 ) -> AsyncIterator[House]:
     """A backend (with these SETTINGS), a proxy before it, and a check that nothing is left.
@@ -125,7 +126,7 @@ async def a_proxy(
             async with Pool(**{"settings": settings, **(pool or {})}) as upstreams:
                 peer = Backend(backend)
                 await nursery.start(peer.run)
-                observer = Recorder()
+                observer = recorder or Recorder()
 
                 async def to_backend(context: CallContext, method: str) -> tuple[CallContext, PoolConn]:
                     return context, await upstreams.get_conn(peer.address)
