@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import textwrap
 import types
 import typing
@@ -137,6 +138,8 @@ def _default(field: "attrs.Attribute[Any]") -> str:
         return "needed"
     if isinstance(default, attrs.Factory):  # type: ignore[arg-type]  # a class, whatever its stub says
         return "" if default.factory.__name__ != "default_max_buffered_bytes" else "by memory"
+    if isinstance(default, tuple):
+        return f"`{json.dumps(default)}`"
     if isinstance(default, float):
         return f"{default:.10g}"
     if isinstance(default, bool):

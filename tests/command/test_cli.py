@@ -87,12 +87,17 @@ async def backends(*addresses: str) -> AsyncIterator[list[str]]:
 
 
 async def answer_to(
-    client: Pool, address: str, method: str, ssl_context: ssl.SSLContext | None = None
+    client: Pool,
+    address: str,
+    method: str,
+    ssl_context: ssl.SSLContext | None = None,
+    *,
+    request: bytes = b"?",
 ) -> bytes:
     """The one message that comes back from a unary call."""
     conn = await client.get_conn(address, ssl_context=ssl_context)
     try:
-        [message] = await make_call(conn, Trial(method, (b"?",), ()))
+        [message] = await make_call(conn, Trial(method, (request,), ()))
         return message
     finally:
         conn.close()

@@ -111,6 +111,11 @@ BROKEN = [
         f'log_format = "jsno"\n{LISTENING}{ROUTED}',
         r"""log_format is 'jsno'; .*"json".*\(did you mean json\?\)""",
     ),
+    (
+        f'reflection = "A"\n{LISTENING}{ROUTED}',
+        r"reflection is 'A', which is no cluster; known: a",
+    ),
+    (f'health = "own"\n{LISTENING}{ROUTED}', "health is text; it must be a list"),
     (f'{LISTENING}{ROUTED}[http2]\nstream_window = "1Mb"', "http2.stream_window is '1Mb'; it must be a size"),
     (
         f'{LISTENING}{ROUTED}[http2]\nstream_window = "1KiB"',

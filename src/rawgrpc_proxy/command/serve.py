@@ -44,9 +44,10 @@ from rawgrpc_proxy.net.tls_files import ContextOfFiles, listener_context, upstre
 from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.line_writer import unbuffered
 from rawgrpc_proxy.proxy.hops import limit_hops
-from rawgrpc_proxy.proxy.routing import Route, director_of
+from rawgrpc_proxy.proxy.routing import Route, director_of, routes_of_reflection
 from rawgrpc_proxy.proxy.transparent import transparent_handler
 from rawgrpc_proxy.server.server import Server
+from rawgrpc_proxy.services.own_health import answer_health
 from rawgrpc_proxy.upstream.pool import Pool
 
 _CRASHED = 1
@@ -136,6 +137,7 @@ def process_of(settings: Settings, log: CallLog) -> Process:
         observer=None if serve.log_format == "none" else log,
         max_connections=serve.max_connections,
     )
+    answer_health(server, serve.health, director)
     return Process(
         settings=settings,
         server=server,
@@ -176,7 +178,8 @@ def _routes(
         ]
         for name, cluster in serve.clusters.items()
     }
-    return [
+    reflection = [] if serve.reflection is None else routes_of_reflection(targets[serve.reflection])
+    return reflection + [
         Route(
             route.match,
             targets[route.cluster],

@@ -332,6 +332,15 @@ class ServeSettings:
     """Refuse calls that have passed so many proxies like this one, counted in the metadata `via`. By default they are
     not counted, and `via` is left alone."""
 
+    health: tuple[str, ...] = attrs.field(default=("rawgrpc_proxy",))
+    """Services whose health (`grpc.health.v1.Health`, Check and Watch) is the proxy's own: SERVING, and NOT_SERVING
+    while it drains. Calls about any other go by the routes, so backends can be asked through the proxy. Add "", the
+    empty name, for probes that name no service; `[]`: all go by the routes."""
+
+    reflection: str | None = attrs.field(default=None)
+    """The name of a cluster that gets all calls of server reflection (`grpc.reflection.v1` and `v1alpha`), before the
+    routes: tools like grpcurl then list what that cluster has. By default they go by the routes."""
+
     @property
     def log_format(self) -> LogFormat:
         """That of `log`."""

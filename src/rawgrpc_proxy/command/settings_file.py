@@ -176,12 +176,17 @@ def _check_clusters(tree: Tree, reader: "_Reader") -> None:
     clusters, routes = tree.get("clusters", {}), tree.get("routes", [])
     if not isinstance(clusters, dict) or not isinstance(routes, list):
         return
-    for place, route in enumerate(routes):
-        name = route.get("cluster") if isinstance(route, dict) else None
+    named = {
+        f"routes[{place}].cluster": route.get("cluster") if isinstance(route, dict) else None
+        for place, route in enumerate(routes)
+    }
+    if tree.get("reflection") != _ALONE:
+        named["reflection"] = tree.get("reflection")
+    for path, name in named.items():
         if isinstance(name, str) and name not in clusters:
             known = ", ".join(sorted(clusters)) or "there are none: write [clusters.NAME]"
             reader.object_to(
-                f"routes[{place}].cluster",
+                path,
                 f"is {name!r}, which is no cluster{_meant(name, clusters)}; known: {known}",
             )
 

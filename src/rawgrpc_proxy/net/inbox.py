@@ -140,6 +140,24 @@ class Inbox:
         """Whether DATA waits here."""
         return bool(self._chunks)
 
+    def peek(self, size: int) -> bytes | None:
+        """The first `size` bytes of the DATA that waits, or all of it if no more will come; else None.
+
+        Nothing is taken, nor credited, so `size` must fit into the stream's window.
+        """
+        first = b""
+        for data, _, _ in self._chunks or ():
+            first += data[: size - len(first)]
+            if len(first) == size:
+                return first
+        return first if self.ended or self.error is not None else None
+
+    async def await_first(self, size: int) -> bytes:
+        """Wait until `peek` answers something. Cancellation loses nothing."""
+        while (first := self.peek(size)) is None:
+            await self._wait()
+        return first
+
     def take_all(self) -> list[tuple[bytes, int]]:
         """What is held now, with the credit owed for each piece."""
         if self.waiting_bytes:

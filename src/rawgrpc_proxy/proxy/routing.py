@@ -100,6 +100,11 @@ class Route:
         return context
 
 
+def routes_of_reflection(targets: Sequence[Target]) -> list[Route]:
+    """Routes for the calls of server reflection, of both of its versions."""
+    return [Route(f"/grpc.reflection.{version}.ServerReflection/*", targets) for version in ("v1", "v1alpha")]
+
+
 def director_of(routes: Iterable[Route]) -> StreamDirector:
     """A director that goes by these routes, and refuses with UNIMPLEMENTED what none of them takes.
 

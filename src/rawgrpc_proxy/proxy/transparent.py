@@ -29,8 +29,12 @@ class TransparentHandler:
             getattr(director, "__call__", None)  # noqa: B004  # an object with `async def __call__`
         )
 
-    def forward_now(self, call: Call, owner: Owner) -> Forwarding | Callable[[], Awaitable[Forwarding]]:
+    def forward_now(
+        self, call: Call, owner: Owner
+    ) -> Forwarding | Callable[[], Awaitable[Forwarding | None]]:
         """Ask the director, open the upstream stream and join it to the call's, all at once; or answer what to await.
+
+        None from that means that the call is over: a subclass may answer some calls itself.
 
         Raises as `forward` does. What is written has to be flushed by the caller.
         """

@@ -21,7 +21,7 @@ SERVICE = "grpc.health.v1.Health"
 _STRING_FIELD_1 = 0x0A
 _VARINT_FIELD_1 = 0x08
 _VARINT_BITS = 63  # more is no length, and adding it up would take time quadratic in the payload
-_MAX_REQUEST_BYTES = 4096
+MAX_REQUEST_BYTES = 4096
 
 
 class ServingStatus(IntEnum):
@@ -49,8 +49,8 @@ class Health:
     def methods(self) -> dict[str, MethodKind]:
         """Paths and methods, for `Server.add_method`."""
         return {
-            f"/{SERVICE}/Check": unary_unary(self._check, bytes, max_message_bytes=_MAX_REQUEST_BYTES),
-            f"/{SERVICE}/Watch": unary_stream(self._watch, bytes, max_message_bytes=_MAX_REQUEST_BYTES),
+            f"/{SERVICE}/Check": unary_unary(self._check, bytes, max_message_bytes=MAX_REQUEST_BYTES),
+            f"/{SERVICE}/Watch": unary_stream(self._watch, bytes, max_message_bytes=MAX_REQUEST_BYTES),
         }
 
     async def _check(self, request: bytes, call: ServedCall) -> bytes:

@@ -85,7 +85,7 @@ class _Messages(AsyncIterator[Request]):
         inbox.let_go(gone)
         self._kept_bytes -= gone
         if compressed:
-            payload = self._inflate(payload)
+            payload = inflated(payload, self._encoding, self._max_message_bytes)
         self._taken += 1
         self._taken_bytes += len(payload)
         self._call.record.request_messages += 1
@@ -117,32 +117,34 @@ class _Messages(AsyncIterator[Request]):
             return message
         raise RpcError(Status.INTERNAL, "a unary request with more than one message", origin="served")
 
-    def _inflate(self, payload: bytes) -> bytes:
-        if self._encoding == b"identity":
-            raise RpcError(Status.INTERNAL, "a message is compressed, and nothing says how", origin="served")
-        if self._encoding not in {b"gzip", b"deflate"}:
-            raise RpcError(
-                Status.UNIMPLEMENTED,
-                f"messages compressed with {self._encoding.decode('latin-1')!r} are not understood here",
-                origin="served",
-            )
-        inflater = zlib.decompressobj(_GZIP_OR_ZLIB)
-        try:
-            # One byte more than allowed tells a message that is too long from one that just fits.
-            message = inflater.decompress(payload, self._max_message_bytes + 1)
-        except zlib.error as error:
-            raise RpcError(
-                Status.INTERNAL, f"a compressed message is broken: {error}", origin="served"
-            ) from error
-        if len(message) > self._max_message_bytes:
-            raise RpcError(
-                Status.RESOURCE_EXHAUSTED,
-                f"a message is longer than {self._max_message_bytes} bytes when decompressed",
-                origin="served",
-            )
-        if not inflater.eof:
-            raise RpcError(Status.INTERNAL, "a compressed message is cut short", origin="served")
-        return message
+
+def inflated(payload: bytes, encoding: bytes, max_message_bytes: int) -> bytes:
+    """A compressed message as it was before. Raises `RpcError` for what is not understood, broken, or too long."""
+    if encoding == b"identity":
+        raise RpcError(Status.INTERNAL, "a message is compressed, and nothing says how", origin="served")
+    if encoding not in {b"gzip", b"deflate"}:
+        raise RpcError(
+            Status.UNIMPLEMENTED,
+            f"messages compressed with {encoding.decode('latin-1')!r} are not understood here",
+            origin="served",
+        )
+    inflater = zlib.decompressobj(_GZIP_OR_ZLIB)
+    try:
+        # One byte more than allowed tells a message that is too long from one that just fits.
+        message = inflater.decompress(payload, max_message_bytes + 1)
+    except zlib.error as error:
+        raise RpcError(
+            Status.INTERNAL, f"a compressed message is broken: {error}", origin="served"
+        ) from error
+    if len(message) > max_message_bytes:
+        raise RpcError(
+            Status.RESOURCE_EXHAUSTED,
+            f"a message is longer than {max_message_bytes} bytes when decompressed",
+            origin="served",
+        )
+    if not inflater.eof:
+        raise RpcError(Status.INTERNAL, "a compressed message is cut short", origin="served")
+    return message
 
 
 class _Answers:
