@@ -887,9 +887,14 @@ def test_the_help_of_serve_tells_the_default_of_each_option(capsys: pytest.Captu
         assert default in described, option
 
 
-def test_version_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_prints_in_one_line_what_a_report_of_a_fault_needs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["--version"]) == 0
-    assert re.fullmatch(r"rawgrpc-proxy \d+\.\d+\S*\n", capsys.readouterr().out)
+    assert re.fullmatch(
+        r"rawgrpc-proxy \d+\.\d+\S* \(engine relay; (CPython|PyPy) 3\.\d+\.\d+\S*, \w+ \w+\)\n",
+        capsys.readouterr().out,
+    )
 
 
 def test_version_says_so_where_the_package_is_not_installed(
@@ -897,7 +902,7 @@ def test_version_says_so_where_the_package_is_not_installed(
 ) -> None:
     monkeypatch.setattr(cli, "_DISTRIBUTION", "no-such-distribution")
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out == "rawgrpc-proxy (not installed)\n"
+    assert capsys.readouterr().out.startswith("rawgrpc-proxy (not installed) (engine ")
 
 
 def test_ctrl_c_before_signals_are_received_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The command line: the arguments of `rawgrpc-proxy serve`, `check`, `certs` and `demo`, and what is wrong with them.
+"""The command line: the arguments of `rawgrpc-proxy serve`, `check`, `certs`, `demo`, `completion`, and their mistakes.
 
 What the commands do is in the modules of their names. What is wrong with the arguments is said in one line, with what
 to write instead, and the exit code is 2. Nothing here is needed to use the proxy as a library.
@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import math
 import os
+import platform
 import signal
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ import attrs
 
 from rawgrpc_proxy.command.certs import certs
 from rawgrpc_proxy.command.check import check
+from rawgrpc_proxy.command.completion import SHELLS, completion
 from rawgrpc_proxy.command.demo import run_demo
 from rawgrpc_proxy.command.generations import serve
 from rawgrpc_proxy.command.options import layer_of_environment, layer_of_options
@@ -58,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options = parser.parse_args(argv)
         if options.version:
-            print(f"rawgrpc-proxy {_version()}")
+            print(f"rawgrpc-proxy {_version()} ({_runs_on()})")
             return 0
         if options.command is None:
             print(parser.format_help().rstrip(), file=sys.stderr)
@@ -111,6 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_demo(
         commands.add_parser("demo", help="show calls going through to a built-in backend", allow_abbrev=False)
+    )
+    _add_completion(
+        commands.add_parser("completion", help="complete these arguments in a shell", allow_abbrev=False)
     )
     return parser
 
@@ -276,6 +281,15 @@ def _add_certs(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=lambda options: certs(options.folder))
 
 
+def _add_completion(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Print a script that completes these arguments. For bash and zsh: "
+        'eval "$(rawgrpc-proxy completion bash)"; for fish: rawgrpc-proxy completion fish | source.'
+    )
+    parser.add_argument("shell", choices=SHELLS, help=f"{', '.join(SHELLS[:-1])} or {SHELLS[-1]}")
+    parser.set_defaults(command=lambda options: completion(options.shell, _parser()))
+
+
 def _settings(options: argparse.Namespace, actions: list[argparse.Action]) -> Settings:
     """What the environment, a file, and the options say, together. Raises `ConfigError`."""
     environment, written = layer_of_environment(os.environ, actions), layer_of_options(options, actions)
@@ -383,6 +397,14 @@ def _version() -> str:
         return metadata.version(_DISTRIBUTION)
     except metadata.PackageNotFoundError:
         return "(not installed)"
+
+
+def _runs_on() -> str:
+    """What a report of a fault has to name beside the version."""
+    return (
+        f"engine {Http2Settings().engine}; {platform.python_implementation()} {platform.python_version()}, "
+        f"{platform.system()} {platform.machine()}"
+    )
 
 
 def _demo(options: argparse.Namespace) -> int:
