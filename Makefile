@@ -32,7 +32,7 @@ export CHECK_PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check format interop bounds soak faults bench profile clean
+.PHONY: help venv demo test check format interop bounds soak faults dist bench profile clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -93,6 +93,22 @@ fuzz: $(DEV) ## fuzz what reads what peers send, a minute for each target (FUZZ_
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
 	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
+dist: $(DEV) ## build the sdist and the wheel, look them over, and try both in places of their own
+	rm -rf dist build .venv-dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install -qq --disable-pip-version-check dist/*.whl
+	.venv-dist/bin/rawgrpc-proxy --version
+	.venv-dist/bin/rawgrpc-proxy demo
+	test -f .venv-dist/share/man/man1/rawgrpc-proxy.1
+	mkdir -p build/sdist
+	tar -xzf dist/*.tar.gz -C build/sdist --strip-components 1
+	cd build/sdist && PYTHONPATH=src "$(CURDIR)/$(BIN)/python" -m pytest -q -p no:cacheprovider --collect-only | tail -1
+	cd build/sdist && PYTHONPATH=src "$(CURDIR)/$(BIN)/python" -m pytest -q -p no:cacheprovider tests/test_*.py \
+		tests/command/test_man.py tests/command/test_settings_docs.py
+
 bench: ## measure the proxy beside others in one run (BENCH_ARGS=...)
 	sh interop/bench/setup.sh
 	.venv-bench/bin/python -m interop.bench $(BENCH_ARGS)
@@ -102,7 +118,7 @@ profile: ## run the proxy under load and see where the time goes (PROFILE_ARGS=.
 	.venv-bench/bin/python -m interop.bench.profile $(PROFILE_ARGS)
 
 clean: ## remove all that the other targets made
-	rm -rf $(VENV) .venv-313 .venv-pypy .venv-bench .venv-bench-pypy interop/bench/results interop/peers/build interop/peers/generated \
+	rm -rf $(VENV) .venv-313 .venv-pypy .venv-dist .venv-bench .venv-bench-pypy interop/bench/results interop/peers/build interop/peers/generated \
 		interop/peers/grpc_js/node_modules .coverage .coverage.* htmlcov build dist .hypothesis .import_linter_cache \
 		.mypy_cache .pytest_cache .ruff_cache fuzz-found
 	find src tests interop -name __pycache__ -type d -prune -exec rm -rf {} +

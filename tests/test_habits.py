@@ -34,7 +34,7 @@ def test_tools_that_judge_the_code_are_held_to_a_minor_version() -> None:
     extras = tomllib.loads(text("pyproject.toml"))["project"]["optional-dependencies"]
     assert all(
         any(re.fullmatch(rf"{tool} ==\d+\.\d+\.\*", need) for need in extras["dev"])
-        for tool in ("mypy", "ruff")
+        for tool in ("build", "check-wheel-contents", "mypy", "ruff", "twine")
     )
 
 

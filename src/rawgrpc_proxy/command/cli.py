@@ -286,7 +286,7 @@ def _add_completion(parser: argparse.ArgumentParser) -> None:
         "Print a script that completes these arguments. For bash and zsh: "
         'eval "$(rawgrpc-proxy completion bash)"; for fish: rawgrpc-proxy completion fish | source.'
     )
-    parser.add_argument("shell", choices=SHELLS, help=f"{', '.join(SHELLS[:-1])} or {SHELLS[-1]}")
+    parser.add_argument("shell", choices=SHELLS, help="which shell it is for")
     parser.set_defaults(command=lambda options: completion(options.shell, _parser()))
 
 
