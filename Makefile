@@ -105,7 +105,8 @@ dist: $(DEV) ## build the sdist and the wheel, look them over, and try both in p
 	test -f .venv-dist/share/man/man1/rawgrpc-proxy.1
 	mkdir -p build/sdist
 	tar -xzf dist/*.tar.gz -C build/sdist --strip-components 1
-	cd build/sdist && PYTHONPATH=src "$(CURDIR)/$(BIN)/python" -m pytest -q -p no:cacheprovider --collect-only | tail -1
+	cd build/sdist && PYTHONPATH=src "$(CURDIR)/$(BIN)/python" -m pytest -q -p no:cacheprovider --collect-only >../collected || \
+		{ tail -20 ../collected; exit 1; }
 	cd build/sdist && PYTHONPATH=src "$(CURDIR)/$(BIN)/python" -m pytest -q -p no:cacheprovider tests/test_*.py \
 		tests/command/test_man.py tests/command/test_settings_docs.py
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import attrs
 
-from rawgrpc_proxy.command.options import PATHS
+from rawgrpc_proxy.command.options import _CLUSTER_TLS, _LISTENER_TLS, PATHS
 from rawgrpc_proxy.command.settings import ServeSettings
 from rawgrpc_proxy.command.settings_file import key_of
 
@@ -36,6 +36,12 @@ like `"64KiB"`, `"1.5MiB"`. Where there may be none, `"none"` says so.
 This page is made from the source (`python docs/make_settings.py`).
 """
 EXAMPLE = Path(__file__).with_name("proxy.toml")
+OPTIONS = {
+    **{setting: option for option, setting in PATHS.items()},
+    **{f"listeners[].tls.{key}": option for option, key in _LISTENER_TLS.items()},
+    **{f"clusters.NAME.tls.{key}": option for option, key in _CLUSTER_TLS.items()},
+}
+"""By setting: the option that is a shorthand for it."""
 
 
 def page() -> str:
@@ -64,7 +70,6 @@ def _section(cls: type[Any], path: str, title: str) -> tuple[str, list[tuple[typ
     about = " ".join(" ".join(paragraphs).split()) if path != "http2" else paragraphs[0]
     documented = _docstrings(cls)
     lines, below = [], []
-    options = {setting: option for option, setting in PATHS.items()}
     for field in attrs.fields(attrs.resolve_types(cls)):
         key = key_of(field.name)
         inner, many = _table_in(field.type)
@@ -74,7 +79,7 @@ def _section(cls: type[Any], path: str, title: str) -> tuple[str, list[tuple[typ
             below.append((inner, f"{here}{many}"))
             text += f" See `{here}{many}`."
         default = _default(field)
-        option = options.get(here)
+        option = OPTIONS.get(here)
         told = f" Option: `--{option.replace('_', '-')}`." if option else ""
         lines.append(f"| `{key}` | {_kind(field)} | {default} | {text}{told} |\n")
     head = f"\n## {title}\n\n{about}\n\n| setting | what it is | default | |\n|---|---|---|---|\n"

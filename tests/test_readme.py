@@ -17,6 +17,7 @@ import rawgrpc_proxy
 from rawgrpc_proxy.call import Call
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.command import cli
+from rawgrpc_proxy.command.arguments import commands_of
 from rawgrpc_proxy.command.demo import Trial, make_call
 from rawgrpc_proxy.command.settings_file import settings_of
 from rawgrpc_proxy.grpc.messages import encode_message
@@ -208,6 +209,22 @@ def test_every_option_of_serve_is_in_the_readme_or_on_the_page_of_settings(
     settings = (README.parent / "docs" / "settings.md").read_text(encoding="utf-8")
     assert told <= options
     assert options <= told | set(re.findall(r"Option: `(--[a-z-]+)`", settings))
+
+
+def test_the_options_that_people_need_first_are_ten_and_all_others_are_in_the_man_page() -> None:
+    table = re.findall(r"^\| (`--.*?) \|", TEXT, re.MULTILINE)
+    assert len(re.findall("`--", "".join(table))) == 10
+    man = (README.parent / "docs" / "rawgrpc-proxy.1").read_text(encoding="utf-8").replace("\\-", "-")
+    _, commands = commands_of(cli._parser())
+    for command in commands:
+        for option in command.options:
+            assert option.names[-1] == "--help" or f"\n\\fB{option.names[-1]}\\fR" in man, option
+
+
+def test_the_extras_of_the_readme_are_those_of_the_project() -> None:
+    told = re.findall(r"^\| `(\w+)` \| ", TEXT[: TEXT.index("## As a library")], re.MULTILINE)
+    project = tomllib.loads((README.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert told == list(project["optional-dependencies"])
 
 
 def test_the_settings_file_of_the_readme_is_one() -> None:

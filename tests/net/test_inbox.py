@@ -96,3 +96,28 @@ async def test_a_cancelled_receive_loses_nothing(engine: Engine) -> None:
             await stream.inbox.receive()
         assert scope.cancelled_caught
         assert await stream.inbox.receive() == b"kept"
+
+
+@trio_test
+async def test_a_peek_waits_for_so_much_or_for_the_end_and_takes_nothing(engine: Engine) -> None:
+    async with a_link(engine, stream_window_bytes=64 * 1024) as link:
+        call = await link.peer.open(request_fields())
+        await link.peer.ping()
+        (stream,) = link.requests
+        inbox = stream.inbox
+        assert inbox.peek(1) is None
+        await call.data(b"begin")
+        await call.data(bytes(2000))  # long enough to be a piece of its own
+        await link.peer.ping()
+        assert inbox.peek(3) == b"beg"
+        assert inbox.peek(7) == b"begin\0\0"
+        assert inbox.peek(2006) is None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call.data, b"!")
+            assert await inbox.await_first(2006) == b"begin" + bytes(2000) + b"!"
+        assert call.window == 64 * 1024 - 2006
+        await call.data(b"", end=True)
+        await link.peer.ping()
+        assert inbox.peek(9999) == b"begin" + bytes(2000) + b"!"
+        assert await inbox.receive() == b"begin"
+        assert await inbox.receive() == bytes(2000) + b"!"
