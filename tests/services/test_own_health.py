@@ -157,6 +157,23 @@ async def test_a_request_that_does_not_come_is_waited_for_by_the_backend_in_the_
 
 @on_every_engine
 @trio_test
+async def test_of_a_message_that_is_too_long_for_a_name_no_more_than_its_length_is_waited_for(
+    engine: Engine,
+) -> None:
+    async with a_proxy(engine, configure=answers_for("edge")) as house:
+        client = await house.client()
+        body = message(bytes(2**20))
+        call = await client.open(request_fields(CHECK))
+        await call.data(body[:5])
+        served = await house.backend.request()
+        await call.body(body[5:], end=True)
+        assert await served.request_body() == body
+        await served.respond(SERVING)
+        assert (await call.answer()).body == message(SERVING)
+
+
+@on_every_engine
+@trio_test
 async def test_without_names_all_is_the_backend_s(engine: Engine) -> None:
     async with a_proxy(engine, configure=answers_for()) as house:
         client = await house.client()
