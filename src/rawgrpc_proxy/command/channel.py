@@ -1,11 +1,13 @@
-"""The channel between the supervisor and a process of its own: bytes one way, file descriptors the other.
+"""The channel between the supervisor and a process of its own: what it tells comes as bytes, one for each kind of news.
 
 A socket pair that lives as long as the process; end of file means that the other side is gone. The supervisor must
-never wait for a child, so what does not fit into the socket is not sent.
+never wait for a child, so what does not fit into the socket is not sent. Over it a worker gets links to the admin
+process (`link.py`), one file descriptor with each byte.
 """
 
 import contextlib
 import socket
+from collections.abc import Callable
 
 import trio
 
@@ -13,6 +15,8 @@ READY = b"r"
 """A worker serves."""
 ALIVE = b"."
 """A worker's event loop runs, for the watchdog of the service manager."""
+LINK = b"l"
+"""To a worker: here is the end of a link."""
 
 
 def tell_ready(channel: socket.socket) -> None:
@@ -27,17 +31,20 @@ async def beat(channel: socket.socket, interval_s: float) -> None:
         await trio.sleep(interval_s)
 
 
-async def hear_supervisor(channel: socket.socket) -> None:
-    """Return when the supervisor is gone."""
+async def hear_supervisor(channel: socket.socket, on_link: Callable[[socket.socket], None]) -> None:
+    """Take links that the supervisor sends, and return when it is gone."""
     channel.settimeout(0)
     while True:
         await trio.lowlevel.wait_readable(channel)
         try:
-            if not channel.recv(1):
-                return
+            data, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
         except BlockingIOError:
             continue
         except OSError:
+            return
+        for descriptor in descriptors:
+            on_link(socket.socket(fileno=descriptor))
+        if not data:
             return
 
 

@@ -18,8 +18,13 @@ _COMMENT_AT = 60
 def check(settings: Settings) -> int:
     """Print them as TOML. Raises `ConfigError` for certificates that cannot be used."""
     tls_contexts(settings.serve, print)
-    print("\n".join(_table(settings, settings.serve, "", "")))
+    print(text_of(settings))
     return 0
+
+
+def text_of(settings: Settings) -> str:
+    """The settings in force as TOML, each with a comment that says where it comes from."""
+    return "\n".join(_table(settings, settings.serve, "", ""))
 
 
 def _table(settings: Settings, table: Any, path: str, header: str) -> Iterator[str]:

@@ -251,6 +251,13 @@ def _add_serve(parser: argparse.ArgumentParser) -> list[argparse.Action]:
         f"(default: {process['grace_s'].default:g})",
     )
     add(
+        "--admin",
+        type=_checked(check_listener),
+        metavar="ADDRESS",
+        help="where to answer operators by HTTP: /metrics, /livez, /readyz, a page at /; no password, so keep it to "
+        "this machine, for example 127.0.0.1:9901 (default: nowhere)",
+    )
+    add(
         "--log-format",
         choices=("text", "json", "none"),
         help="how to log calls on standard error, one line each: text, json or none "

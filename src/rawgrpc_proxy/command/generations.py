@@ -7,15 +7,20 @@ What a worker does is in `serve.py`; when it is started and ended is the supervi
 The invariant: what cannot be used is found before anything changes.
 """
 
+import contextlib
+import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rawgrpc_proxy.command import notify
-from rawgrpc_proxy.command.channel import ALIVE
+from rawgrpc_proxy.command.channel import ALIVE, LINK
+from rawgrpc_proxy.command.check import text_of
 from rawgrpc_proxy.command.children import Child
+from rawgrpc_proxy.command.deputy_news import news_for_deputy
 from rawgrpc_proxy.command.handover import Handover, taken_over
 from rawgrpc_proxy.command.listening import Listening, keys_of
 from rawgrpc_proxy.command.serve import (
@@ -31,12 +36,14 @@ from rawgrpc_proxy.command.settings_file import Settings
 from rawgrpc_proxy.command.supervisor import Asked, State, Supervisor
 from rawgrpc_proxy.descriptors import raise_soft_limit
 from rawgrpc_proxy.net.accept_share import AcceptShare, shared_counts
+from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.line_writer import LineWriter, unbuffered
 
 _WAITS_S = 0.1
 """For its log, before the supervisor looks after its workers again."""
 _BLOCKED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2}
+_ASKED: tuple[Asked, ...] = ("stop", "reload")
 _BEATS = 4
 """A worker says that it is alive so many times in the interval of the watchdog."""
 
@@ -67,8 +74,11 @@ class _Generation:
     def __init__(self, settings: Settings, listening: Listening, beat_s: float | None) -> None:
         self.settings = settings
         self.count = workers_of(settings.serve)
-        self.deputy: object | None = None
-        self.keys = keys_of(listener.address for listener in settings.serve.listeners)
+        listeners = [listener.address for listener in settings.serve.listeners]
+        admin = settings.serve.admin
+        self.deputy: object | None = admin
+        self.all_keys = keys_of([*listeners, *([admin.address] if admin is not None else [])])
+        self.keys = self.all_keys[: len(listeners)]
         self._listening = listening
         self._counts = shared_counts(self.count)
         self._beat_s = beat_s
@@ -83,17 +93,22 @@ class _Generation:
             share=AcceptShare(self._counts, number - 1) if several else None,
             channel=channel,
             beat_s=self._beat_s,
+            worker=number,
         )
         return run_process(log, lambda: process_of(self.settings, log), inherited)
 
     def deputize(self, channel: socket.socket) -> int:
-        """There is none."""
-        raise NotImplementedError
+        """The admin process's whole life."""
+        from rawgrpc_proxy.command.deputy import run_deputy  # noqa: PLC0415  # HTTP and metrics: only for who wants them
+
+        (key,) = self.all_keys[len(self.keys) :]
+        self._listening.close_all_but([key])
+        return run_deputy(channel, self._listening.sockets(key), log_for(self.settings.serve))
 
     def retire(self, successor: object | None) -> None:
         """Stop listening where the successor does not."""
-        kept = successor.keys if isinstance(successor, _Generation) else ()
-        self._listening.close(key for key in list(self.keys) if key not in kept)
+        kept = successor.all_keys if isinstance(successor, _Generation) else ()
+        self._listening.close(key for key in self.all_keys if key not in kept)
 
     def handed_over(self) -> dict[str, list[int]]:
         """All that listens."""
@@ -114,11 +129,20 @@ class _Source:
         self._petted_at = 0.0
         self._beats: dict[int, float] = {}
         """When each worker was last heard."""
+        self._workers: dict[int, Child] = {}
+        self._deputy: Child | None = None
+        self._asked = b""
+        """A part of what the admin process asks for."""
+        self._settings: Settings | None = None
+        """The last that could be used."""
+        self._news: dict[str, Any] = {"state": "starting"}
 
     def generation(self, present: object | None) -> _Generation:
         """One of the settings as they are now. Raises `ConfigError`, with nothing changed."""
         settings = self._read()
         log = log_for(settings.serve)
+        if settings.serve.admin is not None:
+            import rawgrpc_proxy.command.deputy  # noqa: F401, PLC0415  # raises for what is not installed
         process_of(settings, log)  # raises for what is wrong with it; each worker makes its own
         beat_s = None if self._watchdog_s is None else self._watchdog_s / _BEATS
         generation = _Generation(settings, self._listening, beat_s)
@@ -126,25 +150,28 @@ class _Source:
             return generation
         if present is None:
             # What the program before an upgrade had, and this one has not. Its workers have it while they drain.
-            self._listening.close(key for key in list(self._listening) if key not in generation.keys)
-        opened = self._listening.open(generation.keys)
+            self._listening.close(key for key in list(self._listening) if key not in generation.all_keys)
+        opened = self._listening.open(generation.all_keys)
         try:
-            objection_to_loops(settings, [self._listening.sockets(key) for key in generation.keys])
+            objection_to_loops(settings, [self._listening.sockets(key) for key in generation.all_keys])
         except BaseException:
             self._listening.close(opened)
             raise
         if self._log is None:
             log.collect()
-        self._log = log
-        self._announce(opened)
+        self._log, self._settings = log, settings
+        if present is None:
+            self._news |= _facts(settings)
+        self._announce(generation, opened)
         return generation
 
-    def _announce(self, opened: Sequence[str]) -> None:
+    def _announce(self, generation: _Generation, opened: Sequence[str]) -> None:
         """Say on standard output where calls are accepted. Whoever has started us may not read."""
         stdout = LineWriter(unbuffered(sys.stdout), str)
         stdout.collect()
         for key in opened:
-            stdout.add(f"listening on {self._listening.where(key)}\n")
+            where = self._listening.where(key)
+            stdout.add(f"listening on {where}\n" if key in generation.keys else f"admin: {_url(where)}\n")
         stdout.flush()
 
     def say(self, text: str) -> None:
@@ -155,7 +182,9 @@ class _Source:
         self._log.collect()
 
     def state(self, state: State) -> None:
-        """Tell systemd."""
+        """Tell systemd, and the admin process."""
+        self._news |= {} if state == "reloading" else {"state": "serving" if state == "ready" else "draining"}
+        self._tell_deputy(self._news)
         if state == "ready":
             notify.notify("READY=1\nSTATUS=Serving.")
         elif state == "reloading":
@@ -164,19 +193,55 @@ class _Source:
             notify.notify("STOPPING=1\nSTATUS=Draining.")
 
     def child_started(self, child: Child) -> None:
-        """Count its silence from now on."""
+        """Count a worker's silence from now on, and link it with the admin process."""
         if child.number:
             self._beats[child.pid] = time.monotonic()
+            self._workers[child.pid] = child
+            self._link(child)
+        else:
+            self._deputy, self._asked = child, b""
+            self._tell_deputy(self._news)
+            for worker in self._workers.values():
+                self._link(worker)
 
     def child_ended(self, child: Child) -> None:
         """Nobody waits for it any more."""
         self._beats.pop(child.pid, None)
+        self._workers.pop(child.pid, None)
+        if child is self._deputy:
+            self._deputy = None
 
     def heard(self, child: Child, data: bytes) -> Asked | None:
-        """A worker lives."""
-        if child.number and ALIVE in data:
-            self._beats[child.pid] = time.monotonic()
-        return None
+        """A worker lives; or the admin process was asked for something."""
+        if child.number:
+            if ALIVE in data:
+                self._beats[child.pid] = time.monotonic()
+            return None
+        *lines, self._asked = (self._asked + data).split(b"\n")
+        return next((asked for asked in _ASKED if asked.encode() in lines), None)
+
+    def _link(self, worker: Child) -> None:
+        """Have a worker and the admin process talk to each other."""
+        if self._deputy is None:
+            return
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            if self._tell_deputy({"worker": worker.number, "pid": worker.pid}, theirs):
+                with contextlib.suppress(OSError):  # it is gone, or hangs: then it answers nobody
+                    socket.send_fds(worker.channel, [LINK], [ours.fileno()])
+
+    def _tell_deputy(self, news: Mapping[str, Any], link: socket.socket | None = None) -> bool:
+        """Whether it could be told. An admin process that does not read is of no use: it is replaced."""
+        if self._deputy is None:
+            return False
+        try:
+            news_for_deputy(self._deputy.channel, news, link)
+        except OSError:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._deputy.pid, signal.SIGKILL)
+            self._deputy = None
+            return False
+        return True
 
     def tick(self) -> float | None:
         """Tell the watchdog that all is well, unless a worker is silent."""
@@ -190,4 +255,16 @@ class _Source:
         return self._petted_at + self._watchdog_s / _BEATS - now
 
     def reloaded(self, problems: Sequence[str]) -> None:
-        """Nobody asked."""
+        """Whoever has asked the admin process for it hears what came of it, and it has the settings in force."""
+        if not problems and self._settings is not None:
+            self._news |= _facts(self._settings)
+        self._tell_deputy({**self._news, "reloaded": list(problems)})
+
+
+def _facts(settings: Settings) -> dict[str, Any]:
+    """What the admin process tells of the settings in force."""
+    return {"config": text_of(settings), "engine": settings.serve.http2.engine}
+
+
+def _url(address: Address) -> str:
+    return str(address) if address.path is not None else f"http://{address}/"

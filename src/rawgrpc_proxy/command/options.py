@@ -25,6 +25,7 @@ PATHS = {
     "engine": "http2.engine",
     "workers": "workers",
     "grace": "grace",
+    "admin": "admin.address",
     "log_format": "log.format",
 }
 """By option: the setting that it is."""

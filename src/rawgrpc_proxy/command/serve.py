@@ -86,6 +86,7 @@ class Inherited:
     """To the supervisor."""
     beat_s: float | None
     """How often it wants to hear that this process lives; None for never."""
+    worker: int = 1
 
 
 class _Notes(CallLog):

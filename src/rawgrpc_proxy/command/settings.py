@@ -297,6 +297,14 @@ class LogSettings:
 
 
 @attrs.frozen(kw_only=True)
+class AdminSettings:
+    """HTTP for operators: metrics, probes, a page, reload and drain. It has no password: keep it to this machine."""
+
+    address: str = attrs.field(validator=_held_to(check_listener))
+    """As of a listener; not one that calls come to."""
+
+
+@attrs.frozen(kw_only=True)
 class ServeSettings:
     """All that `serve` is told."""
 
@@ -314,6 +322,9 @@ class ServeSettings:
 
     http2: Http2Settings = attrs.field(factory=Http2Settings)
     """How connections behave, downstream and upstream."""
+
+    admin: AdminSettings | None = attrs.field(default=None)
+    """Without it nothing is counted, and there is nobody to ask."""
 
     workers: int | Literal["auto"] = attrs.field(default=1)
     """Processes that share the listening sockets; "auto" is one for each core. Each has connections of its own."""
