@@ -19,6 +19,7 @@ from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.observer import PoolObserver, ServerObserver
 from rawgrpc_proxy.observe.record import CallRecord
+from rawgrpc_proxy.observe.tell import Observers
 from rawgrpc_proxy.proxy.director import Direction, StreamDirector
 from rawgrpc_proxy.proxy.hops import limit_hops
 from rawgrpc_proxy.proxy.routes import RouteTable
@@ -43,6 +44,7 @@ __all__ = [
     "Http2Settings",
     "LoopGuard",
     "Metadata",
+    "Observers",
     "Pool",
     "PoolConn",
     "PoolObserver",

@@ -108,6 +108,7 @@ class Call:
         "context",
         "counts_messages",
         "deadline",
+        "on_response",
         "record",
         "started",
         "stopping",
@@ -115,7 +116,13 @@ class Call:
     )
 
     def __init__(
-        self, stream: Stream, context: CallContext, stopping: Stopping, *, counts_messages: bool = True
+        self,
+        stream: Stream,
+        context: CallContext,
+        stopping: Stopping,
+        *,
+        counts_messages: bool = True,
+        on_response: Callable[[CallRecord], None] | None = None,
     ) -> None:
         self.stream = stream
         self.context = context
@@ -123,6 +130,8 @@ class Call:
         """Whether the server stops: for handlers that go on for as long as their callers like."""
         self.counts_messages = counts_messages
         """Whether somebody wants to know how many messages pass."""
+        self.on_response = on_response
+        """Hears when the response's headers go out, if anybody wants to know."""
         self.deadline = context.deadline
         """When the call is to end: the caller's deadline, unless a director has set another."""
         self.started = time.perf_counter()
@@ -176,6 +185,8 @@ class Call:
                 raise headers_too_long(size, limit)
             self._headers_sent = True
             self.stream.send_headers(headers)
+            if self.on_response is not None:
+                self.on_response(self.record)
 
     def end(self, status: Status, message: str = "", metadata: Headers | None = None) -> None:
         """End the response with this status: trailers, or a Trailers-Only response if no headers are out yet.

@@ -173,7 +173,12 @@ class StreamReset(RpcError):
 
 
 class ConnectionFailed(ProxyError):
-    """A connection has ended, and every stream on it. `error_code` is what a GOAWAY says of it."""
+    """A connection has ended, and every stream on it. `error_code` is what a GOAWAY says of it.
+
+    `why` is one of a few words for it, by which such ends can be counted.
+    """
+
+    why: str = "error"
 
     def __init__(self, message: str, *, error_code: int, side: Side = Side.LOCAL) -> None:
         super().__init__(message, side=side)
@@ -186,6 +191,8 @@ class ConnectionFailed(ProxyError):
 class ProtocolViolation(ConnectionFailed):
     """The peer broke a rule of HTTP/2 in a way that ends the connection (RFC 9113 §5.4.1)."""
 
+    why = "protocol_error"
+
     def __init__(self, error_code: int, message: str, *, side: Side = Side.LOCAL) -> None:
         super().__init__(message, error_code=error_code, side=side)
 
@@ -195,6 +202,8 @@ class NotHttp2(ProtocolViolation):
 
     `answer` is the last, and the only thing a server says to it: bytes of its own protocol, or nothing.
     """
+
+    why = "not_http2"
 
     def __init__(
         self,
@@ -213,19 +222,31 @@ class NotHttp2(ProtocolViolation):
 
 
 class PeerAbuse(ConnectionFailed):
-    """The peer kept to the letter of HTTP/2 and used it to wear us out (RFC 9113 §10.5)."""
+    """The peer kept to the letter of HTTP/2 and used it to wear us out (RFC 9113 §10.5).
 
-    def __init__(self, message: str, *, side: Side = Side.LOCAL) -> None:
+    `limit` is the setting that it ran into, or a word for what has no setting.
+    """
+
+    why = "abuse"
+
+    def __init__(self, message: str, *, limit: str = "", side: Side = Side.LOCAL) -> None:
         super().__init__(message, error_code=ErrorCode.ENHANCE_YOUR_CALM, side=side)
+        self.limit = limit
 
 
 class ConnectionGone(ConnectionFailed):
     """The link went away: end of file, a socket error, or a GOAWAY carrying `error_code`."""
 
     def __init__(
-        self, message: str, *, error_code: int = ErrorCode.NO_ERROR, side: Side = Side.LOCAL
+        self,
+        message: str,
+        *,
+        error_code: int = ErrorCode.NO_ERROR,
+        side: Side = Side.LOCAL,
+        why: str = "lost",
     ) -> None:
         super().__init__(message, error_code=error_code, side=side)
+        self.why = why
 
     def __str__(self) -> str:
         # A link that just closed has no code worth showing; NO_ERROR in front of a failure would mislead.
@@ -235,6 +256,8 @@ class ConnectionGone(ConnectionFailed):
 class ProxyFault(ConnectionFailed):
     """A fault of the proxy's own ended the connection. `__cause__` is for the log; peers learn that there was one."""
 
+    why = "proxy_fault"
+
     def __init__(self, cause: BaseException, *, side: Side = Side.LOCAL) -> None:
         super().__init__("internal error in the proxy", error_code=ErrorCode.INTERNAL_ERROR, side=side)
         self.__cause__ = cause
@@ -242,6 +265,8 @@ class ProxyFault(ConnectionFailed):
 
 class ProxyStopping(ConnectionFailed):
     """The proxy ends the connection, because it stops."""
+
+    why = "proxy_stopping"
 
     def __init__(self) -> None:
         super().__init__("the proxy is shutting down", error_code=ErrorCode.NO_ERROR)

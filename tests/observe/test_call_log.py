@@ -655,7 +655,7 @@ def test_nothing_is_collected_that_no_field_needs() -> None:
     assert CallLog(fields=["user_agent"]).wants == {"extras"}
     assert CallLog(fields=["route"]).wants == {"extras", "routes"}
     assert CallLog(fields=["time_to_first_byte_ms"]).wants == {"extras", "first_byte"}
-    assert not hasattr(CallLog(), "call_started")
+    assert hearing(CallLog(), "call_begun") is None
 
 
 # ------------------------------------------------------------- calls that stay open
@@ -702,8 +702,8 @@ def test_a_call_that_stays_open_is_told_of_once_and_again_when_it_ends(
 
     async def main() -> None:
         async with watching(log):
-            log.call_started(stream)
-            log.call_started(short)
+            log.call_begun(stream)
+            log.call_begun(short)
             await trio.sleep(3)
             log.call_ended(short)
             assert written(log, more) == []
@@ -740,7 +740,7 @@ def test_an_open_call_has_the_chosen_fields_but_those_of_its_end(
 
     async def main() -> None:
         async with watching(log):
-            log.call_started(record())
+            log.call_begun(record())
             await trio.sleep(3)
 
     trio.run(main, clock=autojump_clock)
@@ -763,7 +763,7 @@ def test_thousands_of_calls_that_hang_are_told_of_and_hold_up_nobody(
         async with watching(log):
             assert log._open is not None
             for number in range(1000):
-                log.call_started(record(f"/p.S/M{number}"))
+                log.call_begun(record(f"/p.S/M{number}"))
             await trio.sleep(1)  # the log looks again in this very moment
             for _ in range(20):
                 left.append(len(log._open._fresh))
@@ -785,7 +785,7 @@ def test_while_no_calls_are_logged_open_ones_are_not_either_but_afterwards(
     async def main() -> None:
         async with watching(log):
             log.level = "none"
-            log.call_started(record())
+            log.call_begun(record())
             await trio.sleep(10)
             assert written(log, more) == []
             log.level = "errors"

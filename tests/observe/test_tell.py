@@ -2,7 +2,9 @@ import sys
 
 import pytest
 
-from rawgrpc_proxy.observe.tell import tell
+from rawgrpc_proxy.observe.observer import PoolObserver, ServerObserver
+from rawgrpc_proxy.observe.record import CallRecord
+from rawgrpc_proxy.observe.tell import EVENTS, Observers, hearing, tell
 
 
 class Observer:
@@ -65,3 +67,67 @@ def test_a_hook_that_fails_itself_harms_nobody(monkeypatch: pytest.MonkeyPatch) 
 def test_ctrl_c_gets_through() -> None:
     with pytest.raises(KeyboardInterrupt):
         tell(Observer(), "fails", KeyboardInterrupt())
+
+
+# --- what is asked once --------------------------------------------------------------------------------------------
+
+
+class Half(ServerObserver):
+    """Wants to hear of the end of calls, and of nothing else."""
+
+    def __init__(self) -> None:
+        self.ended: list[CallRecord] = []
+
+    def call_ended(self, record: CallRecord) -> None:
+        self.ended.append(record)
+
+
+class Full(Half):
+    def call_ended(self, record: CallRecord) -> None:
+        raise OSError("the disk is full")
+
+
+RECORD = CallRecord(method="/a.B/C", peer="127.0.0.1:1")
+
+
+def test_a_method_that_is_only_inherited_is_not_heard() -> None:
+    assert hearing(Half(), "call_begun") is None
+    assert hearing(Half(), "call_ended") is not None
+    assert hearing(Half(), "unheard_of") is None
+    assert hearing(None, "call_ended") is None
+
+
+def test_what_is_heard_is_told_as_by_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[BaseException | None] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: reported.append(unraisable.exc_value))
+    hear = hearing(Full(), "call_ended")
+    assert hear is not None
+    hear(RECORD)
+    assert [type(error) for error in reported] == [OSError]
+    assert hearing(Observer(), "strange") is None
+    assert [type(error) for error in reported] == [OSError, RuntimeError]
+
+
+def test_several_observers_hear_each_what_it_wants_and_one_that_fails_keeps_nothing_from_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reported: list[BaseException | None] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: reported.append(unraisable.exc_value))
+    first, last = Half(), Half()
+    several = Observers(first, Full(), None, last)
+    several.call_ended(RECORD)
+    assert first.ended == last.ended == [RECORD]
+    assert [type(error) for error in reported] == [OSError]
+    assert hearing(several, "call_begun") is None
+
+
+def test_an_event_that_one_of_several_observers_hears_goes_straight_to_it() -> None:
+    one = Half()
+    assert Observers(None, one, Observer()).call_ended == one.call_ended
+
+
+def test_every_event_has_a_name_and_says_what_it_tells() -> None:
+    assert {"call_ended", "connection_closed", "limit_reached", "upstream_failed"} <= set(EVENTS)
+    for event in EVENTS:
+        for base in (ServerObserver, PoolObserver):
+            assert event not in vars(base) or vars(base)[event].__doc__

@@ -23,6 +23,7 @@ from rawgrpc_proxy import (
     Pool,
     PoolConn,
     Server,
+    ServerObserver,
     StreamDirector,
     transparent_handler,
 )
@@ -38,7 +39,7 @@ A_TEST_S = 60.0
 on_every_engine = pytest.mark.parametrize("engine", ENGINES)
 
 
-class Recorder:
+class Recorder(ServerObserver):
     """A `ServerObserver` that keeps what it hears, and lets a test wait for the record of a call."""
 
     def __init__(self) -> None:

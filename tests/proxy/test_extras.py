@@ -30,7 +30,7 @@ class Curious(Recorder):
         self.wants = wants
         self.started: list[CallRecord] = []
 
-    def call_started(self, record: CallRecord) -> None:
+    def call_begun(self, record: CallRecord) -> None:
         self.started.append(record)
 
 
@@ -250,7 +250,7 @@ class Faulty(Recorder):
     wants = 5
 
     @property
-    def call_started(self) -> object:
+    def call_begun(self) -> object:
         raise ZeroDivisionError
 
 

@@ -22,7 +22,7 @@ from rawgrpc_proxy import (
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine
 from tests.proxy.directors import a_proxy_with_plain_director
-from tests.proxy.house import a_proxy, on_every_engine
+from tests.proxy.house import Recorder, a_proxy, on_every_engine
 from tests.proxy.raw_peers import (
     request_fields,
 )
@@ -65,16 +65,16 @@ async def test_an_observer_that_raises_is_reported_and_nobody_elses_trouble(
 ) -> None:
     reported = list[object]()
     monkeypatch.setattr(sys, "unraisablehook", lambda what: reported.append(what.exc_value))
+    full = OSError("the disk is full")
+    hear = Recorder.call_ended
+
+    def raising(recorder: Recorder, record: CallRecord) -> None:
+        hear(recorder, record)
+        raise full
+
+    monkeypatch.setattr(Recorder, "call_ended", raising)
     async with a_proxy(engine) as house:
         client = await house.client()
-        full = OSError("the disk is full")
-        hear = house.observer.call_ended
-
-        def raising(record: CallRecord) -> None:
-            hear(record)
-            raise full
-
-        monkeypatch.setattr(house.observer, "call_ended", raising)
         for _ in range(2):
             call = await client.request()
             await (await house.backend.request()).respond()

@@ -169,7 +169,7 @@ class Guard:
         if self._points < 0:
             self._settle(session)
             if self._points < 0:
-                raise PeerAbuse(self.bill())
+                raise PeerAbuse(self.bill(), limit="abuse_budget")
 
     def is_low(self, session: Served) -> bool:
         """Whether so little is left that the peer may open no more streams."""
@@ -219,7 +219,8 @@ class Guard:
         self._pending_acks += 1
         if self._pending_acks > _PENDING_ACKS:
             raise PeerAbuse(
-                f"more than {_PENDING_ACKS} PING and SETTINGS wait for an answer that is not being read"
+                f"more than {_PENDING_ACKS} PING and SETTINGS wait for an answer that is not being read",
+                limit="unread_answers",
             )
 
     def answers_written(self) -> None:
@@ -230,5 +231,5 @@ class Guard:
         """DATA without payload and without END_STREAM."""
         self.empty_data += 1
         if self.empty_data > _EMPTY_DATA:
-            raise PeerAbuse(f"more than {_EMPTY_DATA} DATA frames in a row are empty")
+            raise PeerAbuse(f"more than {_EMPTY_DATA} DATA frames in a row are empty", limit="empty_data")
         self.charge(EMPTY_DATA, session)

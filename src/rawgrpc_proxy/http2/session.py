@@ -364,7 +364,8 @@ class Session(ABC):
         if self._continuations > self._max_continuations:
             raise PeerAbuse(
                 f"a header block has more than {self._max_continuations} CONTINUATION frames "
-                f"(max_continuation_frames is {self._settings.max_continuation_frames})"
+                f"(max_continuation_frames is {self._settings.max_continuation_frames})",
+                limit="max_continuation_frames",
             )
         self._block += payload
         self._check_block(len(self._block))
@@ -377,7 +378,8 @@ class Session(ABC):
         if size > self._max_block_bytes:
             raise PeerAbuse(
                 f"a header block is longer than {self._max_block_bytes} bytes "
-                f"(max_header_list_bytes is {self._settings.max_header_list_bytes})"
+                f"(max_header_list_bytes is {self._settings.max_header_list_bytes})",
+                limit="max_header_list_bytes",
             )
 
     def _receive_header_block(self, stream_id: int, block: bytes, end_stream: bool) -> None:
@@ -386,7 +388,8 @@ class Session(ABC):
             headers = self._decoder.decode(block)
         except hpack.OversizedHeaderListError as error:
             raise PeerAbuse(
-                f"a header list has {error}; max_header_fields is {self._settings.max_header_fields}"
+                f"a header list has {error}; max_header_fields is {self._settings.max_header_fields}",
+                limit="max_header_fields",
             ) from error
         except hpack.HPACKError as error:
             raise ProtocolViolation(
@@ -996,6 +999,19 @@ class Session(ABC):
         if self.output.counted_taken_bytes:
             self.account.take(self.output.counted_taken_bytes, None)
             self.output.counted_taken_bytes = 0
+
+    def held_data(self, stream_id: int) -> tuple[int, str]:
+        """How many bytes of DATA wait on a stream, and what for: "stream" or "connection" (windows), or "socket".
+
+        For people who ask: it looks at each piece.
+        """
+        state = self.streams.get(stream_id)
+        if state is None or not state.pending:
+            return 0, ""
+        size = sum(len(piece.data) for piece in state.pending)
+        if self._connection_window() <= 0:
+            return size, "connection"
+        return size, "stream" if self._window(state) <= 0 else "socket"
 
     def take_closed(self) -> list[int]:
         """Ids of the streams that have closed since the last call, their last frame with the socket."""

@@ -119,6 +119,7 @@ class Connection:
         "error",
         "heard_at",
         "in_doubt",
+        "opened_at",
         "peer",
         "ready",
         "session",
@@ -172,7 +173,7 @@ class Connection:
         self._on_limit = on_limit
         self._on_change = on_change
         self.turn = current_turn()
-        self.heard_at = trio.current_time()
+        self.heard_at = self.opened_at = trio.current_time()
         """When the peer has last sent anything."""
         self.in_doubt = False
         """The peer was asked for a sign of life (`ask`), and has not answered."""
@@ -259,7 +260,8 @@ class Connection:
         ):
             error = PeerAbuse(
                 f"{self.account.to_peer} bytes wait for the peer, which does not take them, while too much waits in "
-                "the proxy (max_buffered_bytes)"
+                "the proxy (max_buffered_bytes)",
+                limit="max_buffered_bytes",
             )
             self.session.fail(error)
             self.close(error)
@@ -287,7 +289,7 @@ class Connection:
         """End the connection now. Its streams fail with `error`; what is queued gets one last try."""
         if self.state is _CLOSED:
             return
-        self.error = self.error or error or ConnectionGone("closed by the proxy")
+        self.error = self.error or error or _closed_by_us()
         # Until `run` has come to its end, nobody may open a stream that could only fail.
         self.state = _DRAINING
         self._end()
@@ -320,6 +322,16 @@ class Connection:
         """Whether anything waits for the socket."""
         return self._writer.has_output
 
+    @property
+    def socket_is_full(self) -> bool:
+        """Whether a write waits for the socket, which takes nothing at present."""
+        return self._writer.writing
+
+    @property
+    def transport(self) -> Transport:
+        """The link, for those who look on."""
+        return self._transport
+
     # ------------------------------------------------------------------- life
 
     async def run(self) -> None:
@@ -350,7 +362,7 @@ class Connection:
             failure = failure or self._failure_of(fault)
             raise
         finally:
-            self.error = self.error or failure or ConnectionGone("closed by the proxy")
+            self.error = self.error or failure or _closed_by_us()
             self.error.side = self.side
             await self._end_streams(self.error)
             if isinstance(self.error, ProxyStopping):
@@ -371,7 +383,7 @@ class Connection:
             others = others.exceptions[0]
         if others is not None and not isinstance(others, trio.Cancelled):
             return ProxyFault(others)
-        return ConnectionGone("closed by the proxy") if self.session.client_side else ProxyStopping()
+        return _closed_by_us() if self.session.client_side else ProxyStopping()
 
     async def _read_loop(self) -> ConnectionFailed:
         """Read until the connection ends, and answer why."""
@@ -388,17 +400,20 @@ class Connection:
             except OSError as error:
                 self._peer_is_gone = self._writer.closed = True  # or we have closed the transport
                 return ConnectionGone(reason_of(error))
-            return self._failure or ConnectionGone("the peer closed the connection")
+            return self._failure or ConnectionGone("the peer closed the connection", why="closed_by_peer")
         limit = f"within {self._settings.handshake_timeout_s:g} s"
         if self.session.block_since is not None:
-            return PeerAbuse(f"a header block did not end {limit} (handshake_timeout_s)")
+            return PeerAbuse(
+                f"a header block did not end {limit} (handshake_timeout_s)", limit="handshake_timeout_s"
+            )
         if self.session.peer_settings_seen:
             # RFC 9113 §6.5.3
             return ConnectionGone(
                 f"our SETTINGS were not acknowledged {limit} (handshake_timeout_s)",
                 error_code=ErrorCode.SETTINGS_TIMEOUT,
+                why="handshake_timeout",
             )
-        return ConnectionGone(f"no HTTP/2 SETTINGS {limit}")
+        return ConnectionGone(f"no HTTP/2 SETTINGS {limit}", why="handshake_timeout")
 
     def _heard(self, data: bytes | None) -> Then:
         """Act on what the peer has sent, within a turn: as much as is one connection's share of it, and say so.
@@ -495,7 +510,7 @@ class Connection:
         if self.state is _OPEN and self.side is Side.UPSTREAM:
             self.state = _DRAINING
             text = debug.decode("utf-8", "replace")
-            self.error = ConnectionGone(f"the peer sent GOAWAY {text!r}", error_code=code)
+            self.error = ConnectionGone(f"the peer sent GOAWAY {text!r}", error_code=code, why="goaway")
             self._changed()
             if not self.streams:
                 self._end()
@@ -569,3 +584,7 @@ class Connection:
             with trio.CancelScope(shield=True):
                 await self._transport.aclose()
             self._writer.forget_owner()
+
+
+def _closed_by_us() -> ConnectionGone:
+    return ConnectionGone("closed by the proxy", why="closed_by_proxy")

@@ -18,6 +18,8 @@ from rawgrpc_proxy.net.tls import TlsContext, TlsTransport, UpstreamContext, con
 from rawgrpc_proxy.net.transport import SocketTransport, Transport
 
 T = TypeVar("T")
+OnHandshake = Callable[[float, Exception | None], None]
+"""Hears how long a handshake took, in seconds, and why it failed, if it did. Must neither wait nor raise."""
 
 
 async def dial(
@@ -27,13 +29,14 @@ async def dial(
     timeout_s: float,
     greet: Callable[[Transport], Awaitable[T]],
     loop_guard: LoopGuard | None = None,
+    on_handshake: OnHandshake | None = None,
 ) -> T:
     """Connect within `timeout_s` seconds, TLS and `greet` included, and answer what `greet` answers.
 
     `greet` gets the link, which is its own from then on, and waits until the peer has shown that it is of use. Where a
     name has several addresses, the first that takes a connection is tried; if it then fails, or is not done after a
     third of the time, the others have a try as well, and the first of all that is done wins. `greet` may be cancelled
-    then, or its answer be dropped.
+    then, or its answer be dropped. `on_handshake` hears of each handshake of TLS that is over.
 
     Raises `UpstreamUnavailable` with the cause in its message, that of the first address if all fail; its side is
     `LOCAL` if the cause is a lack of something here. What else `greet` raises is raised. Cancellation leaves nothing
@@ -47,7 +50,7 @@ async def dial(
     async def attempt(host: str, failed: trio.Event) -> None:
         nonlocal linked
         try:
-            transport = await _connect(address, ssl_context, host, tried, loop_guard)
+            transport = await _connect(address, ssl_context, host, tried, loop_guard, on_handshake)
             linked = True
             answer = await greet(transport)
         except Exception as error:  # noqa: BLE001  # raised below, if no address is better
@@ -96,6 +99,7 @@ async def _connect(
     host: str,
     tried: set[str],
     loop_guard: LoopGuard | None,
+    on_handshake: OnHandshake | None,
 ) -> Transport:
     """A link to `host`, which is the address's, or one of the addresses of that; where it leads is added to `tried`."""
     context = None if ssl_context is None else context_of(ssl_context)
@@ -126,6 +130,7 @@ async def _connect(
     except BaseException:
         sock.close()
         raise
+    began = trio.current_time()
     try:
         await _shake_hands(tls)
         chosen = tls.alpn_protocol
@@ -134,9 +139,13 @@ async def _connect(
             raise ValueError(
                 f"the peer {what}: it must offer HTTP/2, and the ssl_context too (set_alpn_protocols(['h2']))"
             )
-    except BaseException:
+    except BaseException as error:
+        if on_handshake is not None and isinstance(error, Exception):
+            on_handshake(trio.current_time() - began, error)
         await tls.aclose()
         raise
+    if on_handshake is not None:
+        on_handshake(trio.current_time() - began, None)
     return tls
 
 

@@ -101,7 +101,8 @@ class Keepalive:
                 connection.close(
                     ConnectionGone(
                         f"no sign of life for {now - connection.heard_at:.0f} s, nor an answer to a PING within "
-                        f"{self._timeout_s:g} s"
+                        f"{self._timeout_s:g} s",
+                        why="keepalive_timeout",
                     )
                 )
                 return

@@ -27,6 +27,11 @@ class Carrier(Protocol):
     tls_peer: Mapping[str, Any] | None
     session: Session
     turn: Turn
+    heard_at: float
+
+    @property
+    def socket_is_full(self) -> bool:
+        """Whether a write waits for the socket, which takes nothing at present."""
 
     def touch(self) -> None:
         """There is output: see that it is written."""

@@ -108,6 +108,11 @@ class TlsTransport(SocketTransport):
         self._read_bytes = READ_BYTES
 
     @property
+    def version(self) -> str | None:
+        """The version of TLS that was agreed on: "TLSv1.3"."""
+        return self._tls.version()
+
+    @property
     def alpn_protocol(self) -> str | None:
         """What was agreed on by ALPN."""
         return self._tls.selected_alpn_protocol()
@@ -217,6 +222,11 @@ class TlsTransport(SocketTransport):
                 self._tls.unwrap()
             await self._send_outgoing()
         await super().linger()
+
+
+def tls_version(transport: object) -> str | None:
+    """The version of TLS on a link; None if it has none."""
+    return transport.version if isinstance(transport, TlsTransport) else None
 
 
 def _first(chunks: list[Data]) -> tuple[Data, list[Data]]:

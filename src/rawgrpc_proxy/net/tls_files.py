@@ -81,6 +81,8 @@ class ContextOfFiles:
     ) -> None:
         """Raise what `make` raises."""
         self._make, self._paths, self._tell, self._now = make, tuple(paths), tell, now
+        self.failures = 0
+        """How often files that had changed could not be used."""
         self._stamps = self._look()
         self._context = make()
         self._look_at = now() + _LOOK_EVERY_S
@@ -94,6 +96,7 @@ class ContextOfFiles:
                 try:
                     self._context = self._make()
                 except ConfigError as error:
+                    self.failures += 1
                     self._tell(f"what was read before stays in use: {error}")
                 else:
                     self._tell(f"read again: {', '.join(self._paths)}")

@@ -185,7 +185,8 @@ class Writer:
                 self._on_failed(
                     PeerAbuse(
                         f"the peer has taken nothing of what waits for it for {self._send_timeout_s:g} s "
-                        "(send_timeout_s)"
+                        "(send_timeout_s)",
+                        limit="send_timeout_s",
                     )
                 )
             else:

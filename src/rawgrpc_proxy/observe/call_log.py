@@ -35,6 +35,7 @@ from rawgrpc_proxy.observe.describe import traceback_of
 from rawgrpc_proxy.observe.fields import FIELDS, check_fields, cut, line_of, quoted
 from rawgrpc_proxy.observe.line_writer import LineFile, LineWriter
 from rawgrpc_proxy.observe.open_calls import OpenCalls
+from rawgrpc_proxy.observe.observer import PoolObserver, ServerObserver
 from rawgrpc_proxy.observe.record import CallRecord
 from rawgrpc_proxy.observe.repeats import Repeats
 
@@ -68,7 +69,7 @@ _OF_OPEN_CALLS = (
 """Unless others are chosen: those of the line at the end."""
 
 
-class CallLog:
+class CallLog(ServerObserver, PoolObserver):
     """A `ServerObserver` and `PoolObserver` that writes lines to `file` (standard error unless told otherwise).
 
     Each line says which `worker` it is from, if there are several. Start `run` in a nursery that outlives the server,
@@ -82,7 +83,7 @@ class CallLog:
     """
 
     wants: frozenset[str]
-    """What has to be collected of a call for its line, see `DetailedObserver`."""
+    """What has to be collected of a call for its line, see `ServerObserver.wants`."""
 
     def __init__(
         self,
@@ -126,7 +127,7 @@ class CallLog:
         if start_after_s is not None:
             self._open = OpenCalls(start_after_s)
             self.wants |= {"extras"}
-            self.call_started: Callable[[CallRecord], None] = self._call_started
+            self.call_begun: Callable[[CallRecord], None] = self._call_begun
         self.sample = sample
 
     @property
@@ -159,11 +160,6 @@ class CallLog:
     def _choose(self) -> None:
         self._selects = self._level != "all" or self._sample < 1 or self._open is not None
 
-    @property
-    def dropped_lines(self) -> int:
-        """How many lines found no room, since whoever reads the log did not, or not in time."""
-        return self._writer.dropped
-
     async def run(self) -> None:
         """Write what is collected, four times a second, until cancelled; then what is left is written by `flush`."""
         if self._open is None:
@@ -182,6 +178,11 @@ class CallLog:
     def flush(self, timeout_s: float = 1.0) -> None:
         """Write what is collected, and wait for the file, but no longer than `timeout_s` seconds."""
         self._writer.flush(timeout_s)
+
+    @property
+    def dropped_lines(self) -> int:
+        """Lines that were dropped since the start: there was no room for them, as nobody had read the others."""
+        return self._writer.dropped_lines
 
     def _missing(self, lines: int) -> str:
         return self._format("dropped", f"- {lines} lines are missing here", lines=lines)
@@ -231,7 +232,7 @@ class CallLog:
             return True
         return self._level == "all" and (self._sample >= 1 or self._random() < self._sample)
 
-    def _call_started(self, record: CallRecord) -> None:
+    def _call_begun(self, record: CallRecord) -> None:
         assert self._open is not None
         self._open.started(record, trio.current_time())
 

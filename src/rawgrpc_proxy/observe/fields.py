@@ -55,7 +55,7 @@ class Field:
     """The operator of Envoy's access log that is the same, or nearly."""
     kind: Literal["text", "count", "milliseconds", "moment"] = "text"
     wants: frozenset[str] = frozenset()
-    """What has to be collected for it, see `DetailedObserver`."""
+    """What has to be collected for it, see `ServerObserver.wants`."""
     of_the_end: bool = False
     """A call that is still open has none."""
 

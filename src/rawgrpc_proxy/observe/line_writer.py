@@ -53,8 +53,8 @@ class LineWriter:
         self._written = 0
         """As many of them are written. Two counts, each with one writer, need no lock."""
         self._dropped = 0
-        self.dropped = 0
-        """Lines that found no room, all in all."""
+        self.dropped_lines = 0
+        """Lines that found no room, since the start."""
         self._collecting = False
         self._thread: threading.Thread | None = None
         self._writing = threading.Lock()
@@ -64,7 +64,7 @@ class LineWriter:
         size = len(line) + _LINE_OVERHEAD
         if self._added - self._written + size > _MAX_WAITING:
             self._dropped += 1
-            self.dropped += 1
+            self.dropped_lines += 1
             return
         if self._dropped:
             self._tell_dropped()

@@ -1,20 +1,34 @@
-"""Who can be told: `ServerObserver` of calls and connections, `PoolObserver` of upstreams."""
+"""Who can be told: `ServerObserver` of calls and connections, `PoolObserver` of upstreams.
+
+
+What it does not do: call anybody (`tell.py` does). The methods here do nothing, and so are never called.
+"""
 
 import contextlib
-from typing import Protocol
 
-from rawgrpc_proxy.errors import ConnectionFailed, ProxyError
+from rawgrpc_proxy.errors import ConnectionFailed, ProxyError, RpcError
 from rawgrpc_proxy.http2.events import StreamReset
 from rawgrpc_proxy.observe.record import CallRecord
 
-_BY_DEFAULT = frozenset({"messages"})
 
-
-class ServerObserver(Protocol):
+class ServerObserver:
     """Hears of what a server does. Called from its hot path: must not wait. What it raises is reported, and ignored.
 
-    A method that it does not have is not called.
+    Inherit from it, and write the methods that you want: what is left as it is here is not called. Any object with some
+    of these methods will do, too. Of what happens in each call (`call_begun`, `response_begun`, `call_ended`) the
+    server looks once whether it is wanted, when it begins to serve; what nobody hears costs nothing.
     """
+
+    wants: frozenset[str] = frozenset({"messages"})
+    """What is collected of each call, for its record: "messages", how many passed; "extras", `CallRecord.extras`;
+    "first_byte" and "routes", with these, too, when the response began, and which route the call has taken. The server
+    looks at it when it begins to serve."""
+
+    def call_begun(self, record: CallRecord) -> None:
+        """A request has come. Of the record only `method` and `peer` are known yet; `call_ended` gets the same one."""
+
+    def response_begun(self, record: CallRecord) -> None:
+        """The response's headers are here, and go to the caller. Not told of a response that is nothing but its end."""
 
     def call_ended(self, record: CallRecord) -> None:
         """A call is over."""
@@ -28,6 +42,21 @@ class ServerObserver(Protocol):
     def connection_failed(self, peer: str, error: ConnectionFailed) -> None:
         """A downstream connection ended by a fault of its peer."""
 
+    def connection_opened(self, peer: str, tls: str | None) -> None:
+        """A caller has connected, TLS done; `tls` is its version ("TLSv1.3"), None for plaintext."""
+
+    def connection_closed(self, peer: str, error: ConnectionFailed, age_s: float, calls: int) -> None:
+        """It has ended, in good order or not; `error.why` is one word for it. It has carried so many streams.
+
+        Once for each `connection_opened`.
+        """
+
+    def tls_handshake_done(self, peer: str, duration_s: float) -> None:
+        """A caller and the server have agreed on TLS and HTTP/2, after so many seconds."""
+
+    def tls_handshake_failed(self, peer: str, duration_s: float, error: ConnectionFailed) -> None:
+        """They have not. `connection_failed` is told, too."""
+
     def accept_failed(self, error: OSError) -> None:
         """No connection could be accepted: a limit of the system (EMFILE, …), or the server's (`ConnectionLimit`)."""
 
@@ -35,28 +64,42 @@ class ServerObserver(Protocol):
         """A peer has run into the limit that the setting `limit` names; `detail` says what becomes of it."""
 
 
-class DetailedObserver(ServerObserver, Protocol):
-    """A `ServerObserver` that asks for more, or less. What nobody asks for is not collected.
+class PoolObserver:
+    """Hears of connections to upstreams. Must not wait; what it raises is reported, and ignored.
 
-    Both are looked at when a server begins to serve.
+    Inherit from it, and write the methods that you want, as with `ServerObserver`. `call_placed` happens in each call:
+    the pool looks once whether it is wanted, when it opens.
     """
 
-    wants: frozenset[str]
-    """Of the following; without this attribute "messages" alone.
+    def call_placed(self, address: str) -> None:
+        """A call has got its place on a connection: at once, or after it has waited."""
 
-    "messages": how many messages passed. "extras": `CallRecord.extras`; "first_byte" and "routes": with these, too,
-    when the response began, and which route the call has taken.
-    """
+    def call_waits(self, address: str, others: int) -> None:
+        """No connection has room: the call waits, for a dial or in line, where so many others stand."""
 
-    def call_started(self, record: CallRecord) -> None:
-        """A call has begun. It gets this very record when it ends; until then `extras.refresh` brings it up to date."""
+    def call_refused(self, address: str, error: RpcError) -> None:
+        """A call gets no place: the line is full, or the dials fail."""
 
+    def dial_started(self, address: str) -> None:
+        """A connection is being made. `dial_succeeded` or `dial_failed` follows, unless nobody wants it any more."""
 
-class PoolObserver(Protocol):
-    """Hears of trouble with upstreams. Must not wait; what it raises is reported, and ignored.
+    def dial_succeeded(self, address: str, duration_s: float) -> None:
+        """It is there, up to the upstream's first SETTINGS, after so many seconds."""
 
-    A method that it does not have is not called.
-    """
+    def dial_failed(self, address: str, duration_s: float, error: ProxyError) -> None:
+        """It is not. `upstream_failed` is told, too."""
+
+    def upstream_tls_done(self, address: str, duration_s: float) -> None:
+        """TLS was agreed on in a dial: a part of its time."""
+
+    def upstream_tls_failed(self, address: str, duration_s: float, error: Exception) -> None:
+        """TLS was not agreed on, with one of the addresses that a dial has tried."""
+
+    def upstream_opened(self, address: str, tls: str | None) -> None:
+        """A connection takes calls; `tls` is the version of TLS, None for plaintext."""
+
+    def upstream_closed(self, address: str, error: ConnectionFailed, age_s: float, calls: int) -> None:
+        """It has ended, in good order or not; `error.why` is one word for it. It has carried so many streams."""
 
     def upstream_failed(self, address: str, error: ProxyError) -> None:
         """A dial has failed, or a connection ended that should not have.
@@ -83,3 +126,12 @@ def hears_starts(observer: object | None) -> bool:
     with contextlib.suppress(Exception):
         return getattr(observer, "call_started", None) is not None
     return False
+
+
+def wanted_by(observer: object | None) -> frozenset[str]:
+    """What a server's observer asks to have collected: its `wants`. Total: it is a user's."""
+    if observer is None:
+        return frozenset()
+    with contextlib.suppress(Exception):
+        return frozenset(getattr(observer, "wants", ServerObserver.wants))
+    return ServerObserver.wants

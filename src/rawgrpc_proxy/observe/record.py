@@ -12,7 +12,7 @@ from rawgrpc_proxy.http2.headers import Headers
 
 @attrs.define(kw_only=True, eq=False)
 class CallExtras:
-    """What more there is to know of a call, for observers that ask for it (`DetailedObserver.wants`).
+    """What more there is to know of a call, for observers that ask for it (`ServerObserver.wants`).
 
     It is as confidential as the call: all request headers are here. Times are of `time.perf_counter`.
     """
@@ -23,21 +23,19 @@ class CallExtras:
     tls_peer: Mapping[str, Any] | None
     """The caller's certificate, as `ssl.SSLSocket.getpeercert` gives it."""
     started: float
-    times_response: bool = False
-    """Whether somebody wants `first_byte_at`."""
     route: str | None = None
     cluster: str | None = None
     attempts: int = 0
     """How many streams were opened upstream."""
     first_byte_at: float | None = None
-    """When the upstream's response began."""
+    """When the response began, if somebody wants to know."""
     flag: str = ""
     """Why the call failed, of those in `flags.py`."""
     refresh: Callable[[], None] | None = None
     """Brings the record up to date, while the call is on its way."""
 
     def response_began(self) -> None:
-        """The first of the response has come from upstream."""
+        """Its headers are here."""
         self.first_byte_at = time.perf_counter()
 
 
@@ -61,4 +59,4 @@ class CallRecord:
     """False: there were so many tiny messages of all lengths that they are counted no longer, and there were more."""
     duration_s: float = 0.0
     extras: CallExtras | None = None
-    """For an observer that asks for more, see `DetailedObserver`."""
+    """For an observer that asks for more, see `ServerObserver.wants`."""

@@ -1,13 +1,17 @@
 """Telling observers, which are code of a user's: whatever they do, the calls of the proxy go on.
 
-An observer is any object with the methods of a protocol (`ServerObserver`, `PoolObserver`); it may leave out those
-that it does not want to hear.
+An observer is any object with methods of `ServerObserver` or `PoolObserver`; it may leave out those that it does not
+want to hear. What happens seldom is told by `tell`. What happens in every call is told through what
+`hearing` answers, which is asked once, at the start: None means that there is nobody to tell, and so nothing to do.
 """
 
 import contextlib
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import cast
+
+from rawgrpc_proxy.observe.observer import PoolObserver, ServerObserver, wanted_by
 
 
 def tell(observer: object | None, event: str, *facts: object) -> None:
@@ -22,6 +26,77 @@ def tell(observer: object | None, event: str, *facts: object) -> None:
         raise
     except BaseException as error:  # noqa: BLE001  # any code of a user's
         _report(error, observer)
+
+
+def hearing(observer: object | None, event: str) -> Callable[..., None] | None:
+    """What tells the observer of this event, as `tell` does it; None if it has no such method, or left it as it was.
+
+    A method that is only inherited from `ServerObserver` or `PoolObserver` does nothing, and is not called.
+    """
+    try:
+        hear = getattr(observer, event, None)
+        if hear is None or _is_left_out(hear, event):
+            return None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  # as in `tell`
+        _report(error, observer)
+        return None
+
+    def told(*facts: object) -> None:
+        try:
+            hear(*facts)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001  # as in `tell`
+            _report(error, observer)
+
+    return told
+
+
+def _is_left_out(hear: object, event: str) -> bool:
+    function = getattr(hear, "__func__", None)
+    return function is not None and any(
+        function is vars(base).get(event) for base in (ServerObserver, PoolObserver)
+    )
+
+
+class Observers(ServerObserver, PoolObserver):
+    """Several observers as one: each event goes to all that want to hear of it, in this order. None stands for nobody.
+
+    What one of them raises is reported, and keeps nothing from the others. An event that a single one of them hears
+    costs no more than without this. It has to be made when their methods are as they shall be.
+    """
+
+    def __init__(self, *observers: object | None) -> None:
+        self.wants = frozenset().union(*map(wanted_by, observers))
+        for event in EVENTS:
+            listening = [each for each in observers if hearing(each, event) is not None]
+            if len(listening) == 1:
+                setattr(self, event, getattr(listening[0], event))
+            elif listening:
+                setattr(self, event, _each_of([hearing(each, event) for each in listening]))
+
+
+EVENTS: tuple[str, ...] = tuple(
+    dict.fromkeys(
+        name
+        for base in (ServerObserver, PoolObserver)
+        for name, value in vars(base).items()
+        if not name.startswith("_") and callable(value)
+    )
+)
+"""All that can be told, by the names of the methods."""
+
+
+def _each_of(hear: list[Callable[..., None] | None]) -> Callable[..., None]:
+    all_of = [each for each in hear if each is not None]
+
+    def told(*facts: object) -> None:
+        for each in all_of:
+            each(*facts)
+
+    return told
 
 
 def _report(error: BaseException, observer: object) -> None:

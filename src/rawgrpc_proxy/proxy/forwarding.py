@@ -68,12 +68,16 @@ class Forwarding:
         self._owner = owner
         self._is_second = False
         self._needs_task = False
-        self._splice = Splice(call.stream, self._advance, counts_messages=call.counts_messages)
+        hear = call.on_response
+        self._splice = Splice(
+            call.stream,
+            self._advance,
+            counts_messages=call.counts_messages,
+            on_response=None if hear is None else partial(hear, call.record),
+        )
         call.record.upstream = where.address
         if (extras := call.record.extras) is not None:
             extras.refresh = partial(note_outcome, call, self._splice)
-            if extras.times_response:
-                self._splice.on_response = extras.response_began
 
     def open_now(self) -> bool:
         """Open the upstream stream, and join the two; False, and nothing done, if a connection has to be waited for.

@@ -33,7 +33,8 @@ class Splice:
     """The two streams of one call, and how far the call is.
 
     `on_change` is called whenever one of the streams has closed or failed, from the middle of a reader's work: it may
-    give commands to both streams, and must neither wait nor raise.
+    give commands to both streams, and must neither wait nor raise. So it is with `on_response`, when the response's
+    headers have come and been passed on.
     """
 
     __slots__ = (
@@ -59,11 +60,17 @@ class Splice:
         "upstream_error",
     )
 
-    def __init__(self, downstream: Stream, on_change: Callable[[], None], *, counts_messages: bool) -> None:
+    def __init__(
+        self,
+        downstream: Stream,
+        on_change: Callable[[], None],
+        *,
+        counts_messages: bool,
+        on_response: Callable[[], None] | None = None,
+    ) -> None:
         self.downstream = downstream
         self.on_change: Callable[[], None] | None = on_change
-        self.on_response: Callable[[], None] | None = None
-        """Called when the response begins, for whoever wants to know when that was."""
+        self.on_response = on_response
         self.upstream: Stream | None = None
         self.request_bytes = 0
         self.response_bytes = 0
@@ -259,6 +266,8 @@ class _ResponsePipe:
             splice.response_complete()
         else:
             downstream.send_headers(headers.once(_passed_on))
+            if splice.on_response is not None:
+                splice.on_response()
 
     def data(self, data: Data, credit: int, end_stream: bool) -> None:
         splice = self._splice

@@ -25,9 +25,9 @@ from rawgrpc_proxy.net.timers import Timer, Timers
 from rawgrpc_proxy.net.turn import current_turn
 from rawgrpc_proxy.observe.describe import describe, shown
 from rawgrpc_proxy.observe.flags import flag_of
-from rawgrpc_proxy.observe.observer import ServerObserver, hears_starts, wanted_by
-from rawgrpc_proxy.observe.record import CallExtras
-from rawgrpc_proxy.observe.tell import tell
+from rawgrpc_proxy.observe.observer import ServerObserver, wanted_by
+from rawgrpc_proxy.observe.record import CallExtras, CallRecord
+from rawgrpc_proxy.observe.tell import hearing, tell
 from rawgrpc_proxy.proxy.forwarding import Forwarding
 from rawgrpc_proxy.proxy.transparent import TransparentHandler
 from rawgrpc_proxy.server.request import Asked
@@ -70,22 +70,30 @@ class Calls:
         "_deadlines",
         "_fresh",
         "_given_up",
+        "_hear_begun",
+        "_hear_ended",
+        "_hear_response",
         "_makes_extras",
+        "_notes_routes",
         "_observer",
         "_runners",
         "_stopping",
-        "_tells_starts",
+        "in_steps",
         "_timers",
-        "_wants",
     )
 
     def __init__(self, nursery: trio.Nursery, answering: Answering) -> None:
         self._answering = answering
         self._observer = answering.observer
-        self._wants = wanted_by(self._observer)
-        self._counts_messages = "messages" in self._wants
-        self._makes_extras = "extras" in self._wants
-        self._tells_starts = hears_starts(self._observer)
+        wants = wanted_by(self._observer)
+        self._makes_extras = "extras" in wants
+        self._notes_routes = "routes" in wants
+        self._hear_begun = hearing(answering.observer, "call_begun")
+        self._hear_response = hearing(answering.observer, "response_begun")
+        if "first_byte" in wants:
+            self._hear_response = _timed(self._hear_response)
+        self._hear_ended = hearing(answering.observer, "call_ended")
+        self._counts_messages = self._hear_ended is not None and "messages" in wants
         self._stopping = answering.stopping
         self._runners = CallRunners(nursery, current_turn())
         self._timers = Timers(nursery)
@@ -94,6 +102,8 @@ class Calls:
         self._given_up: dict[Carrier, int] = {}
         """Calls that a caller gave up in vain, by its connection."""
         self._deadlines: dict[Forwarding, Timer] = {}
+        self.in_steps: dict[Stream, Call] = {}
+        """Calls that wait for something in a task, by their streams: for those who ask what they wait for."""
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
         """Call `callback` at this moment of trio's clock, or soon after. It must neither wait nor raise."""
@@ -174,11 +184,17 @@ class Calls:
             deadline=None if asked.timeout_s is None else trio.current_time() + asked.timeout_s,
             tls_peer=connection.tls_peer,
         )
-        call = Call(stream, context, self._stopping, counts_messages=self._counts_messages)
+        call = Call(
+            stream,
+            context,
+            self._stopping,
+            counts_messages=self._counts_messages,
+            on_response=self._hear_response,
+        )
         if self._makes_extras:
             self._add_extras(call)
-        if self._tells_starts:
-            tell(self._observer, "call_started", call.record)
+        if self._hear_begun is not None:
+            self._hear_begun(call.record)
         return call
 
     def _add_extras(self, call: Call) -> None:
@@ -189,9 +205,8 @@ class Calls:
             stream_id=stream.id,
             tls_peer=context.tls_peer,
             started=call.started,
-            times_response="first_byte" in self._wants,
         )
-        if "routes" in self._wants:
+        if self._notes_routes:
             call.context = ObservedContext.of(context, extras)
 
     def _answer(self, call: Call, asked: "Asked") -> "Forwarding | Step":
@@ -227,6 +242,7 @@ class Calls:
         """
         call, step = work
         over = True
+        self.in_steps[call.stream] = call
         try:
             call.runs_in(scope)
             try:
@@ -248,6 +264,7 @@ class Calls:
             if goes_on is not None:
                 raise goes_on from None
         finally:
+            self.in_steps.pop(call.stream, None)
             if over:
                 self._over(call)
 
@@ -350,8 +367,8 @@ class Calls:
 
     def _over(self, call: Call) -> None:
         call.record.duration_s = time.perf_counter() - call.started
-        if self._observer is not None:
-            tell(self._observer, "call_ended", call.record)
+        if self._hear_ended is not None:
+            self._hear_ended(call.record)
 
 
 async def _answered_by(handler: Handler, call: Call) -> None:
@@ -407,3 +424,15 @@ def _left_open() -> RuntimeError:
         "a cancel scope or a nursery was entered for this call and never left, as happens when a `with` block is in an "
         "async generator that is not read to its end"
     )
+
+
+def _timed(hear: Callable[[CallRecord], None] | None) -> Callable[[CallRecord], None]:
+    """As `hear`, and notes when the response began."""
+
+    def response_begun(record: CallRecord) -> None:
+        if record.extras is not None:
+            record.extras.response_began()
+        if hear is not None:
+            hear(record)
+
+    return response_begun

@@ -26,7 +26,7 @@ from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.net.keepalive import Keepalive
 from rawgrpc_proxy.net.listen import accept_on_each, address_of, bound_address, open_listeners
 from rawgrpc_proxy.net.proxy_peers import ProxyPeers, read_source
-from rawgrpc_proxy.net.tls import TlsContext, TlsTransport, context_of, tls_problem
+from rawgrpc_proxy.net.tls import TlsContext, TlsTransport, context_of, tls_problem, tls_version
 from rawgrpc_proxy.net.transport import SocketTransport, Transport
 from rawgrpc_proxy.observe.observer import ServerObserver
 from rawgrpc_proxy.observe.tell import tell
@@ -206,6 +206,7 @@ class Server:
                 on_limit=partial(tell, self._observer, "limit_reached", peer),
             )
             self._connections[connection] = nursery
+            tell(self._observer, "connection_opened", peer, tls_version(transport))
             if self._stopping.is_set():
                 # Accepted in the very moment of the stop.
                 nursery.start_soon(connection.drain, self._grace_left_s)
@@ -221,7 +222,11 @@ class Server:
                 keepalive.stop()
                 del self._connections[connection]
                 calls.forget(connection)
-            error = connection.error
+                error = connection.error
+                age_s = trio.current_time() - connection.opened_at
+                tell(
+                    self._observer, "connection_closed", peer, error, age_s, connection.session.streams_opened
+                )
             if error is not None and error.error_code != ErrorCode.NO_ERROR:
                 self._connection_failed(peer, error)
 
@@ -254,7 +259,8 @@ class Server:
         if ssl_context is None:
             return SocketTransport(sock, peer)
         transport = TlsTransport(sock, peer, context_of(ssl_context), server_side=True)
-        timeout_at = trio.current_time() + self._settings.handshake_timeout_s
+        began = trio.current_time()
+        timeout_at = began + self._settings.handshake_timeout_s
         scope = trio.CancelScope(deadline=min(timeout_at, self._stop_by))
         self._handshaking.add(scope)
         cause: object = "the handshake was not done in time"
@@ -263,6 +269,7 @@ class Server:
                 await transport.handshake()
             if not scope.cancelled_caught:
                 if transport.alpn_protocol == "h2":
+                    tell(self._observer, "tls_handshake_done", peer, trio.current_time() - began)
                     return transport
                 # RFC 9113 §3.3: whoever has not agreed on HTTP/2 would take our frames for something else.
                 cause = "the peer does not offer 'h2' by ALPN, or the ssl_context does not (set_alpn_protocols(['h2']))"
@@ -274,9 +281,9 @@ class Server:
         finally:
             self._handshaking.discard(scope)
         await transport.aclose()
-        self._connection_failed(
-            peer, ConnectionFailed(f"no TLS: {cause}", error_code=ErrorCode.INADEQUATE_SECURITY)
-        )
+        failure = ConnectionFailed(f"no TLS: {cause}", error_code=ErrorCode.INADEQUATE_SECURITY)
+        tell(self._observer, "tls_handshake_failed", peer, trio.current_time() - began, failure)
+        self._connection_failed(peer, failure)
         return None
 
     def _connection_failed(self, peer: str, error: ConnectionFailed) -> None:

@@ -18,6 +18,7 @@ from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.timers import Timers
 from rawgrpc_proxy.net.tls import TlsContext
 from rawgrpc_proxy.observe.observer import PoolObserver
+from rawgrpc_proxy.observe.tell import hearing
 from rawgrpc_proxy.upstream.choice import Phase, PoolLimits
 from rawgrpc_proxy.upstream.lease import PoolConn
 from rawgrpc_proxy.upstream.state import Key, PoolState
@@ -118,6 +119,7 @@ class Pool:
             raise ConfigError("the pool is open already; each place that needs a pool of its own makes one")
         state = self._state
         state.now = trio.lowlevel.current_clock().current_time
+        state.hear_placed = hearing(state.observer, "call_placed")
         state.token = trio.lowlevel.current_trio_token()
         self._nursery_manager = trio.open_nursery()
         state.nursery = await self._nursery_manager.__aenter__()

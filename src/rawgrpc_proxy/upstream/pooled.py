@@ -262,6 +262,7 @@ class PooledConnection:
                 timeout_s=state.dial_timeout_s,
                 greet=greet,
                 loop_guard=state.loop_guard,
+                on_handshake=self._handshake_over if owner.ssl_context is not None else None,
             )
             self._check_open(chosen)
         finally:
@@ -269,6 +270,13 @@ class PooledConnection:
                 if connection is not chosen:
                     connection.close()
         return chosen
+
+    def _handshake_over(self, duration_s: float, error: Exception | None) -> None:
+        observer = self.owner.state.observer
+        if error is None:
+            tell(observer, "upstream_tls_done", self.address, duration_s)
+        else:
+            tell(observer, "upstream_tls_failed", self.address, duration_s, error)
 
     def _check_open(self, connection: Connection) -> None:
         if isinstance(connection.error, ProxyFault):
@@ -297,6 +305,15 @@ class PooledConnection:
                 raise others from None
         finally:
             keepalive.stop()
+            if self.connection is connection:
+                tell(
+                    state.observer,
+                    "upstream_closed",
+                    self.address,
+                    connection.error,
+                    trio.current_time() - self.created_at,
+                    connection.session.streams_opened,
+                )
         error = connection.error
         if error is not None and pinged_too_often(error):
             # Of what this one had: others may have been told so at the same time.

@@ -55,6 +55,8 @@ class PoolState(Generic[T]):
     """Where dials and connections run; None unless the pool is open."""
     timers: Timers | None = attrs.field(default=None, init=False)
     token: trio.lowlevel.TrioToken | None = attrs.field(default=None, init=False)
+    hear_placed: Callable[[str], None] | None = attrs.field(default=None, init=False)
+    """Tells the observer that a call has got its place, if it wants to know. Asked once, when the pool opens."""
     now: Callable[[], float] = attrs.field(default=trio.current_time, init=False)
     """Once open: the clock itself, to which `trio.current_time` is a long way."""
 

@@ -24,6 +24,7 @@ from rawgrpc_proxy.errors import ConfigError, PoolExhausted, ProxyError, RpcErro
 from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.connection import Connection
+from rawgrpc_proxy.net.tls import tls_version
 from rawgrpc_proxy.observe.tell import tell
 from rawgrpc_proxy.upstream.backoff import Backoff
 from rawgrpc_proxy.upstream.choice import Phase, PoolRecord
@@ -86,7 +87,10 @@ class Target:
         """A place on the newest connection with room. None: `await take()`."""
         if self._line or self.state.nursery is None:
             return None
-        return self.record.pick_at_once(self.state.now())
+        conn = self.record.pick_at_once(self.state.now())
+        if self.state.hear_placed is not None and conn is not None:
+            self.state.hear_placed(self.address)
+        return conn
 
     async def take(self, other_than: PooledConnection | None = None) -> PooledConnection:
         """A place on a connection, dialled if need be; on `other_than` only if nothing else can be had.
@@ -95,6 +99,12 @@ class Target:
         """
         if other_than is None and (conn := self.take_now()) is not None:
             return conn
+        conn = await self._take(other_than)
+        if self.state.hear_placed is not None:
+            self.state.hear_placed(self.address)
+        return conn
+
+    async def _take(self, other_than: PooledConnection | None) -> PooledConnection:
         state = self.state
         if state.nursery is None:
             raise ConfigError("the pool is not open: use it inside `async with Pool(...) as pool:`")
@@ -112,6 +122,8 @@ class Target:
             caller.place(conn)
         else:
             self._stand_in_line(caller)
+        if not caller.settled.is_set():
+            tell(state.observer, "call_waits", self.address, max(len(self._line) - 1, 0))
         try:
             with trio.move_on_at(caller.since + state.connect_wait_s):
                 await caller.settled.wait()
@@ -125,6 +137,7 @@ class Target:
             raise
         if caller.conn is None:
             assert caller.problem is not None
+            tell(state.observer, "call_refused", self.address, caller.problem)
             raise caller.problem
         return caller.conn
 
@@ -277,6 +290,7 @@ class Target:
         self._connections += 1
         self._dialling += 1
         self.state.connections += 1
+        tell(self.state.observer, "dial_started", self.address)
         self.state.nursery.start_soon(conn.run)
 
     def dialled(self, conn: PooledConnection, connection: Connection) -> None:
@@ -288,6 +302,8 @@ class Target:
             trouble = UpstreamUnavailable(f"{self.parsed} allows no streams at present")
             self._back_off(conn, trouble)
             tell(self.state.observer, "upstream_failed", self.address, trouble)
+        tell(self.state.observer, "dial_succeeded", self.address, now - conn.created_at)
+        tell(self.state.observer, "upstream_opened", self.address, tls_version(connection.transport))
         conn.connection, conn.created_at = connection, now
         self._dialling -= 1
         sharing, conn.waiting = conn.waiting, []
@@ -313,6 +329,8 @@ class Target:
 
     def dial_failed(self, conn: PooledConnection, error: ProxyError) -> None:
         """The upstream cannot be reached, or something here is wanting."""
+        duration_s = trio.current_time() - conn.created_at
+        tell(self.state.observer, "dial_failed", self.address, duration_s, error)
         if not isinstance(error, RpcError):
             trouble = RpcError(Status.INTERNAL, error.message, side=error.side, origin="proxy")
         else:
