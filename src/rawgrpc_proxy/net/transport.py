@@ -10,6 +10,8 @@ much of it went out; the connection closes the transport then.
 
 import contextlib
 import socket
+import struct
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -33,6 +35,8 @@ _LOST_AFTER_S = 30.0
 _SILENT_AFTER_S, _ASK_EVERY_S = 60, 15
 """So long after its last sign of life TCP asks a peer for one, and how often until it is given up: one that has
 vanished without a word, its power or its network gone, would keep its file for ever."""
+_TCP_INFO_BYTES = 136
+"""Of Linux' struct tcp_info up to tcpi_bytes_acked and tcpi_bytes_received, its last two fields here."""
 _IOV_MAX = 1024  # chunks for one sendmsg: the limit of Linux, macOS and the BSDs
 
 
@@ -95,6 +99,22 @@ class SocketTransport:
 
     def mind_lost_bytes(self, timeout_s: float) -> None:
         _mind_lost_bytes(self._sock, timeout_s)
+
+    def wire_bytes(self) -> tuple[int, int] | None:
+        """How many bytes have come from the peer, and how many it has acknowledged, as the system has counted them.
+
+        None where it does not tell: anything but TCP on Linux. Nothing is counted here for this.
+        """
+        if not sys.platform.startswith("linux") or self._sock.family not in {socket.AF_INET, socket.AF_INET6}:
+            return None
+        try:
+            info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        except OSError:
+            return None
+        if len(info) < _TCP_INFO_BYTES:
+            return None
+        acknowledged, received = struct.unpack_from("=QQ", info, _TCP_INFO_BYTES - 16)
+        return received, acknowledged
 
     async def receive_each(self, take: Take, *, goes_on: bool = False) -> None:
         await self._receive_each(self._sock.recv, take, goes_on=goes_on)

@@ -185,6 +185,10 @@ class _RequestPipe:
     def __init__(self, splice: Splice) -> None:
         self._splice = splice
 
+    @property
+    def splice(self) -> Splice:
+        return self._splice
+
     def response(self, headers: HeaderList, end_stream: bool) -> None:
         raise AssertionError("a downstream peer sends no response")
 
@@ -300,6 +304,12 @@ class _ResponsePipe:
         if splice.upstream is self._upstream:
             splice.upstream_closed = True
             splice.changed()
+
+
+def splice_of(downstream: Stream) -> Splice | None:
+    """The splice that the stream of a caller is joined by, if it is."""
+    sink = downstream.sink
+    return sink.splice if isinstance(sink, _RequestPipe) else None
 
 
 def _passed_on(headers: HeaderList) -> Headers:

@@ -4,6 +4,7 @@ What it does not do: answer calls (`dispatch.py`), forward them (a handler), or 
 The invariant: a connection's trouble never leaves its task.
 """
 
+import itertools
 import math
 import socket
 from collections.abc import Collection, Sequence
@@ -11,7 +12,7 @@ from functools import partial
 
 import trio
 
-from rawgrpc_proxy.call import Handler
+from rawgrpc_proxy.call import Call, Handler
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.descriptors import DescriptorPlan, remedy
@@ -23,14 +24,18 @@ from rawgrpc_proxy.http2.events import StreamReset
 from rawgrpc_proxy.net.accept_share import current_accept_share
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.connection import Connection
+from rawgrpc_proxy.net.connection_facts import connection_fact
 from rawgrpc_proxy.net.keepalive import Keepalive
 from rawgrpc_proxy.net.listen import accept_on_each, address_of, bound_address, open_listeners
 from rawgrpc_proxy.net.proxy_peers import ProxyPeers, read_source
+from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.tls import TlsContext, TlsTransport, context_of, tls_problem, tls_version
 from rawgrpc_proxy.net.transport import SocketTransport, Transport
 from rawgrpc_proxy.observe.observer import ServerObserver
+from rawgrpc_proxy.observe.report import OpenCalls, OpenConnection
 from rawgrpc_proxy.observe.tell import tell
 from rawgrpc_proxy.server.dispatch import Answering, Calls
+from rawgrpc_proxy.server.open_calls import OpenCallsWatch
 from rawgrpc_proxy.services.methods import MethodKind
 from rawgrpc_proxy.stopping import Stopping
 
@@ -67,6 +72,9 @@ class Server:
         )
         self._max_connections = max_connections or DescriptorPlan.of_this_process().downstream
         self._why_no_more = "set by max_connections" if max_connections else remedy()
+        self._open_calls = OpenCallsWatch(self._answering)
+        self._calls: list[Calls] = []
+        """One for each `serve` that runs."""
         self._connections: dict[Connection, trio.Nursery] = {}
         """Each with the nursery for what else it needs."""
         self._accepted = 0
@@ -97,6 +105,24 @@ class Server:
         """Calls that run now."""
         return sum(len(connection.streams) for connection in self._connections)
 
+    def open_call_facts(self, limit: int = 100) -> OpenCalls:
+        """How many calls are open, by method, and `limit` of them: those on which nothing has moved for longest.
+
+        For each of those, among other things, in words what it waits for. `quiet_s` is the least that it can be; asked
+        each second it is right to a second. Waits for nothing, and looks at every open call, some microseconds each.
+        """
+        in_steps: dict[Stream, Call] = {}
+        for calls in self._calls:
+            in_steps |= calls.in_steps
+        return self._open_calls.facts(self._connections, in_steps, limit)
+
+    def open_connection_facts(self, limit: int = 1000) -> list[OpenConnection]:
+        """Of at most `limit` downstream connections, the oldest first, how they are. Some microseconds each."""
+        return [
+            connection_fact("downstream", connection.peer, connection)
+            for connection in itertools.islice(self._connections, max(limit, 0))
+        ]
+
     async def serve(
         self,
         address: str | socket.socket | Sequence[socket.socket],
@@ -120,9 +146,11 @@ class Server:
         proxies = ProxyPeers.parse(proxy_protocol)
         listeners, where = _listen(address)
         share = current_accept_share()
+        calls: Calls | None = None
         try:
             async with trio.open_nursery() as tasks_of_calls:
                 calls = Calls(tasks_of_calls, self._answering)
+                self._calls.append(calls)
                 async with trio.open_nursery() as nursery:
 
                     def on_accept(sock: socket.socket, peer: str) -> None:
@@ -149,6 +177,7 @@ class Server:
                     _close_listeners(listeners)
                 calls.close()
         finally:
+            self._calls = [each for each in self._calls if each is not calls]
             _close_listeners(listeners)
 
     def stop(self, *, grace_s: float = 0.0) -> None:

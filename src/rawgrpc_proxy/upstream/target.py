@@ -438,6 +438,21 @@ class Target:
     # ------------------------------------------------------------------ for people
 
     @property
+    def established(self) -> int:
+        """Connections that are there, those beyond `size` included."""
+        return self._connections - self._dialling
+
+    @property
+    def dialling(self) -> int:
+        """Connections that are being made."""
+        return self._dialling
+
+    @property
+    def trouble(self) -> RpcError | None:
+        """Why the last dial failed, until one succeeds or nobody asks any more."""
+        return self._trouble
+
+    @property
     def waiting(self) -> int:
         """How many calls stand in line."""
         return len(self._line)

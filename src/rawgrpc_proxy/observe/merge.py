@@ -1,0 +1,221 @@
+"""The reports of several processes as one, and what those have counted that are gone.
+
+What it does not do: ask the processes. The invariant: a sum of counters never goes down when a worker dies and another
+takes its place; a counter that did would look, to whoever takes differences, like all its calls at once.
+"""
+
+import heapq
+from collections.abc import Iterable
+from typing import Any, TypedDict, cast
+
+from rawgrpc_proxy.observe.metrics import Metrics
+from rawgrpc_proxy.observe.report import (
+    CallsReport,
+    DownstreamReport,
+    EndpointReport,
+    LimitReport,
+    LogReport,
+    MethodReport,
+    OpenCall,
+    UpstreamReport,
+    WorkerReport,
+)
+
+GONE = "gone"
+"""The state of a report that is only what processes have counted that are no more."""
+_STUCK = 100
+_BEST_FIRST = ("ready", "connecting", "backoff", "idle", GONE)
+
+
+class StuckCall(OpenCall):
+    """An open call, and whose it is."""
+
+    worker: int
+
+
+class WorkerLine(TypedDict):
+    """A worker in a line. `connections` are those of callers."""
+
+    worker: int
+    pid: int
+    state: str
+    cpu_s: float
+    rss_bytes: int
+    connections: int
+    calls: int
+
+
+class Merged(TypedDict):
+    """All workers together. Endpoints are by cluster and address; `stuck` are at most a hundred of all."""
+
+    workers: list[WorkerLine]
+    calls: CallsReport
+    methods: dict[str, MethodReport]
+    upstream_methods: dict[str, MethodReport]
+    bounds_s: list[float]
+    downstream: DownstreamReport
+    upstream: UpstreamReport
+    endpoints: list[EndpointReport]
+    limits: dict[str, LimitReport]
+    log: LogReport
+    tls_reload_failures: int
+    stuck: list[StuckCall]
+
+
+_ADDED = (
+    "calls",
+    "methods",
+    "upstream_methods",
+    "downstream",
+    "upstream",
+    "limits",
+    "log",
+    "tls_reload_failures",
+)
+
+
+class Reports:
+    """The last report of each worker, and one of all that those before it have counted, for sums that never go down.
+
+    `heard` is for each report that comes, `lost` for a worker that has died. What a worker has counted after its last
+    report is lost with it.
+    """
+
+    def __init__(self) -> None:
+        self._of_worker: dict[int, WorkerReport] = {}
+        self._gone: WorkerReport | None = None
+
+    def heard(self, report: WorkerReport) -> None:
+        """Take a worker's report. One of another process with the same number means that the one before is gone."""
+        before = self._of_worker.get(report["worker"])
+        if before is not None and (before["pid"], before["started_at"]) != (
+            report["pid"],
+            report["started_at"],
+        ):
+            self.lost(report["worker"])
+        self._of_worker[report["worker"]] = report
+
+    def lost(self, worker: int) -> None:
+        """Keep what this worker had counted, and nothing else of it."""
+        report = self._of_worker.pop(worker, None)
+        if report is None:
+            return
+        counted = _counted(report)
+        if self._gone is not None:
+            both = merged([self._gone, counted])
+            for name in (*_ADDED, "endpoints"):
+                counted[name] = both[name]  # type: ignore[literal-required]  # each is of both
+        self._gone = counted
+
+    def all(self) -> list[WorkerReport]:
+        """The reports of all workers, by their numbers, and behind them that of those that are gone, if any are."""
+        reports = [report for _, report in sorted(self._of_worker.items())]
+        return reports if self._gone is None else [*reports, self._gone]
+
+
+def merged(reports: Iterable[WorkerReport]) -> Merged:
+    """The sum of the reports; of none, all is zero. What is told by name (a limit's last peer) is the last one's."""
+    every = list(reports) or [_nothing()]
+    live = [report for report in every if report["state"] != GONE]
+    sums: dict[str, Any] = dict.fromkeys(_ADDED)
+    for report in every:
+        for name in _ADDED:
+            sums[name] = _plus(sums[name], report[name])  # type: ignore[literal-required]
+    sums["bounds_s"] = every[0]["bounds_s"]
+    sums["endpoints"] = _endpoints(every)
+    sums["workers"] = [
+        {
+            "worker": report["worker"],
+            "pid": report["pid"],
+            "state": report["state"],
+            "cpu_s": report["cpu_s"],
+            "rss_bytes": report["rss_bytes"],
+            "connections": report["downstream"]["open"],
+            "calls": report["calls"]["open"],
+        }
+        for report in live
+    ]
+    stuck = [{"worker": report["worker"], **call} for report in live for call in report["stuck"]]
+    sums["stuck"] = heapq.nlargest(_STUCK, stuck, key=lambda call: float(str(call["quiet_s"])))
+    return cast("Merged", sums)
+
+
+def _plus(before: Any, more: Any) -> Any:
+    """The sum, part by part; of texts the later one."""
+    if before is None or isinstance(more, str):
+        return _copy(more)
+    if isinstance(more, dict):
+        return {
+            key: _plus(before.get(key), more[key]) if key in more else before[key]
+            for key in dict.fromkeys((*before, *more))
+        }
+    if isinstance(more, list):
+        return [a + b for a, b in zip(before, more, strict=True)]
+    return before + more
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(each) for key, each in value.items()}
+    return list(value) if isinstance(value, list) else value
+
+
+def _endpoints(reports: Iterable[WorkerReport]) -> list[EndpointReport]:
+    by_place: dict[tuple[str, str], EndpointReport] = {}
+    for report in reports:
+        for endpoint in report["endpoints"]:
+            key = endpoint["cluster"], endpoint["address"]
+            explain = endpoint["explain"]
+            if report["worker"] > 0 and explain:
+                explain = "\n".join(f"worker {report['worker']}: {line}" for line in explain.splitlines())
+            before = by_place.get(key)
+            if before is None:
+                by_place[key] = endpoint | {"explain": explain}
+                continue
+            by_place[key] = {
+                "cluster": endpoint["cluster"],
+                "address": endpoint["address"],
+                "connections": before["connections"] + endpoint["connections"],
+                "calls": before["calls"] + endpoint["calls"],
+                "waiting": before["waiting"] + endpoint["waiting"],
+                "dialling": before["dialling"] + endpoint["dialling"],
+                "streams": before["streams"] + endpoint["streams"],
+                "state": min(before["state"], endpoint["state"], key=_BEST_FIRST.index),
+                "statuses": _plus(before["statuses"], endpoint["statuses"]),
+                "last_error": endpoint["last_error"] or before["last_error"],
+                "explain": "\n".join(filter(None, (before["explain"], explain))),
+            }
+    return list(by_place.values())
+
+
+def _counted(report: WorkerReport) -> WorkerReport:
+    """Of a report what was counted, as if nothing were open."""
+    counted = cast("WorkerReport", _copy(report))
+    counted |= {
+        "worker": 0,
+        "pid": 0,
+        "state": GONE,
+        "cpu_s": 0.0,
+        "rss_bytes": 0,
+        "open_files": 0,
+        "stuck": [],
+    }
+    counted["calls"]["open"] = counted["downstream"]["open"] = counted["upstream"]["open"] = 0
+    counted["endpoints"] = [
+        {
+            **endpoint,
+            "connections": 0,
+            "calls": 0,
+            "waiting": 0,
+            "dialling": 0,
+            "streams": 0,
+            "state": GONE,
+            "explain": "",
+        }
+        for endpoint in counted["endpoints"]
+    ]
+    return counted
+
+
+def _nothing() -> WorkerReport:
+    return _counted(Metrics().report())

@@ -1,0 +1,152 @@
+"""What a process reports of itself when it is asked: plain dictionaries, which can be written as JSON.
+
+What it does not do: count (`metrics.py` does), or look at connections (`server/open_calls.py` and
+`upstream/endpoints.py` do).
+The invariants: counters never go down as long as the process lives; a report is bounded, whatever callers send.
+"""
+
+from typing import TypedDict
+
+
+class MethodReport(TypedDict):
+    """The calls of one method. Of `buckets` there is one for each bound and one beyond; they are not cumulative."""
+
+    started: int
+    statuses: dict[str, int]
+    buckets: list[int]
+    seconds: float
+    request_messages: int
+    response_messages: int
+
+
+class CallsReport(TypedDict):
+    """All calls. Bytes are those of DATA, of calls that have ended."""
+
+    started: int
+    open: int
+    request_bytes: int
+    response_bytes: int
+
+
+class DownstreamReport(TypedDict):
+    """Connections from callers. `closed` is by the word for why (`ConnectionFailed.why`)."""
+
+    open: int
+    opened: int
+    closed: dict[str, int]
+    failed: int
+    refused_streams: int
+    turned_away: int
+    tls_handshakes: int
+    tls_failed: int
+    tls_seconds: float
+
+
+class UpstreamReport(TypedDict):
+    """Connections to upstreams. `picks`: streams opened on them; `waits`: calls that had to wait for a connection."""
+
+    open: int
+    opened: int
+    closed: dict[str, int]
+    dials: int
+    dials_failed: int
+    dials_succeeded: int
+    dial_seconds: float
+    picks: int
+    waits: int
+    refused: int
+
+
+class EndpointReport(TypedDict):
+    """An upstream's address in a cluster. `statuses` are those of all calls to the address, whichever cluster's."""
+
+    cluster: str
+    address: str
+    connections: int
+    calls: int
+    waiting: int
+    dialling: int
+    streams: int
+    """Opened on the connections that are open now."""
+    state: str
+    """ready, connecting, backoff or idle"""
+    statuses: dict[str, int]
+    last_error: str | None
+    explain: str
+
+
+class LimitReport(TypedDict):
+    """How often a limit was reached, by whom last, and what became of it."""
+
+    count: int
+    peer: str
+    detail: str
+
+
+class LogReport(TypedDict):
+    """The log's own troubles."""
+
+    dropped_lines: int
+
+
+class OpenCall(TypedDict):
+    """A call that is open. `quiet_s`: for so long, at least, nothing has moved; `waits_for` is for people."""
+
+    method: str
+    peer: str
+    upstream: str | None
+    age_s: float
+    quiet_s: float
+    request_messages: int
+    request_bytes: int
+    response_messages: int
+    response_bytes: int
+    waits_for: str
+
+
+class OpenCalls(TypedDict):
+    """How many calls are open, by method, and those of them on which nothing has moved for longest."""
+
+    open: int
+    methods: dict[str, int]
+    upstream_methods: dict[str, int]
+    """Those that have an upstream."""
+    calls: list[OpenCall]
+
+
+class OpenConnection(TypedDict):
+    """A connection. Bytes are those of the link, as the system has counted them; None where it does not tell."""
+
+    side: str
+    peer: str
+    age_s: float
+    calls: int
+    bytes_in: int | None
+    bytes_out: int | None
+    tls: str | None
+    draining: bool
+
+
+class WorkerReport(TypedDict):
+    """All that one process reports. `stuck`: of its open calls at most a hundred, the longest quiet ones first."""
+
+    worker: int
+    pid: int
+    state: str
+    started_at: float
+    cpu_s: float
+    rss_bytes: int
+    open_files: int
+    version: str
+    python: str
+    calls: CallsReport
+    methods: dict[str, MethodReport]
+    upstream_methods: dict[str, MethodReport]
+    bounds_s: list[float]
+    downstream: DownstreamReport
+    upstream: UpstreamReport
+    endpoints: list[EndpointReport]
+    limits: dict[str, LimitReport]
+    log: LogReport
+    tls_reload_failures: int
+    stuck: list[OpenCall]
