@@ -17,6 +17,7 @@ from rawgrpc_proxy.grpc.codec import Codec, codec, codec_with_parent, identity_c
 from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.observe.call_log import CallLog
+from rawgrpc_proxy.observe.metrics import Metrics
 from rawgrpc_proxy.observe.observer import PoolObserver, ServerObserver
 from rawgrpc_proxy.observe.record import CallRecord
 from rawgrpc_proxy.observe.tell import Observers
@@ -44,6 +45,7 @@ __all__ = [
     "Http2Settings",
     "LoopGuard",
     "Metadata",
+    "Metrics",
     "Observers",
     "Pool",
     "PoolConn",

@@ -1,0 +1,119 @@
+"""Several workers' reports as one."""
+
+from rawgrpc_proxy import CallRecord, Status
+from rawgrpc_proxy.observe.merge import Reports, merged
+from rawgrpc_proxy.observe.metrics import BOUNDS_S, Metrics, Sources
+from rawgrpc_proxy.observe.report import EndpointReport, OpenCall, OpenCalls, WorkerReport
+
+
+def a_call(quiet_s: float) -> OpenCall:
+    return {
+        "method": "/a.B/C",
+        "peer": "127.0.0.1:5",
+        "upstream": None,
+        "age_s": quiet_s,
+        "quiet_s": quiet_s,
+        "request_messages": 0,
+        "request_bytes": 0,
+        "response_messages": 0,
+        "response_bytes": 0,
+        "waits_for": "the director",
+    }
+
+
+def an_endpoint(state: str, last_error: str | None = None) -> EndpointReport:
+    return {
+        "cluster": "orders",
+        "address": "10.0.0.7:1",
+        "connections": 1,
+        "calls": 2,
+        "waiting": 3,
+        "dialling": 0,
+        "streams": 5,
+        "state": state,
+        "statuses": {},
+        "last_error": last_error,
+        "explain": "has room\nfull",
+    }
+
+
+def a_report(
+    worker: int, *, calls: int = 1, quiet: tuple[float, ...] = (), state: str = "ready"
+) -> WorkerReport:
+    opened: OpenCalls = {
+        "open": len(quiet),
+        "methods": {"/a.B/C": len(quiet)},
+        "upstream_methods": {},
+        "calls": [a_call(quiet_s) for quiet_s in quiet],
+    }
+    metrics = Metrics(["/a.B/C"], worker=worker)
+    metrics.sources = Sources(open_calls=lambda _limit: opened, endpoints=lambda: [an_endpoint(state)])
+    for _ in range(calls):
+        metrics.call_ended(
+            CallRecord(method="/a.B/C", peer="", upstream="10.0.0.7:1", status=Status.OK, request_bytes=7)
+        )
+    metrics.limit_reached(f"127.0.0.1:{worker}", "abuse_budget", "refused")
+    return metrics.report()
+
+
+def test_counts_are_added_and_gauges_too() -> None:
+    sums = merged([a_report(1, calls=2, quiet=(1.0,)), a_report(2, calls=3)])
+    assert sums["calls"] == {"started": 6, "open": 1, "request_bytes": 35, "response_bytes": 0}
+    assert sums["methods"]["/a.B/C"]["statuses"] == {"OK": 5}
+    assert sums["methods"]["/a.B/C"]["started"] == 6
+    assert sum(sums["methods"]["/a.B/C"]["buckets"]) == 5
+    assert sums["limits"] == {"abuse_budget": {"count": 2, "peer": "127.0.0.1:2", "detail": "refused"}}
+    assert [(line["worker"], line["calls"]) for line in sums["workers"]] == [(1, 1), (2, 0)]
+
+
+def test_the_reports_stay_as_they_were() -> None:
+    first, second = a_report(1), a_report(2)
+    merged([first, second])
+    merged([first, second])
+    assert merged([first, second])["methods"]["/a.B/C"]["statuses"] == {"OK": 2}
+    assert first["methods"]["/a.B/C"]["statuses"] == {"OK": 1}
+
+
+def test_of_no_worker_all_is_zero() -> None:
+    sums = merged([])
+    assert sums["calls"] == {"started": 0, "open": 0, "request_bytes": 0, "response_bytes": 0}
+    assert (sums["workers"], sums["stuck"], sums["bounds_s"]) == ([], [], list(BOUNDS_S))
+
+
+def test_an_endpoint_is_as_well_as_it_is_for_any_worker_and_each_explains_itself() -> None:
+    [endpoint] = merged([a_report(1, state="backoff"), a_report(2)])["endpoints"]
+    assert (endpoint["state"], endpoint["connections"], endpoint["statuses"]) == ("ready", 2, {"OK": 2})
+    assert endpoint["explain"].splitlines() == [
+        "worker 1: has room",
+        "worker 1: full",
+        "worker 2: has room",
+        "worker 2: full",
+    ]
+
+
+def test_the_longest_quiet_calls_of_all_are_kept_and_whose_they_are() -> None:
+    many = tuple(float(number) for number in range(80))
+    stuck = merged([a_report(1, quiet=many), a_report(2, quiet=(79.5,) * 30)])["stuck"]
+    assert len(stuck) == 100
+    assert stuck[0]["worker"] == 2
+    assert [call["quiet_s"] for call in stuck] == sorted((call["quiet_s"] for call in stuck), reverse=True)
+
+
+def test_sums_do_not_go_down_when_workers_are_replaced_again_and_again() -> None:
+    reports = Reports()
+    reports.heard(a_report(2, calls=1))
+    total = 1
+    for generation in range(3):
+        report = a_report(1, calls=10, quiet=(5.0,))
+        report["pid"] = generation + 10
+        reports.heard(report)
+        total += 10
+        sums = merged(reports.all())
+        assert sums["methods"]["/a.B/C"]["statuses"] == {"OK": total}
+        assert sums["calls"]["open"] == 1
+        assert len(sums["workers"]) == 2
+        assert len(sums["stuck"]) == 1
+        assert sums["endpoints"][0]["statuses"] == {"OK": total}
+        assert sums["endpoints"][0]["connections"] == 2
+    reports.lost(7)
+    assert merged(reports.all()) == sums
