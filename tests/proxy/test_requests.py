@@ -8,20 +8,21 @@ import pytest
 import trio
 from trio.testing import trio_test
 
-from rawgrpc_proxy import Call, CallContext, Metadata, PoolConn, Server, Status, transparent_handler
+from rawgrpc_proxy import Call, CallContext, Metadata, PoolConn, Server, Status, Target, transparent_handler
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.grpc.timeout import parse_timeout
 from rawgrpc_proxy.http2.headers import FixedHeaders, HeaderList
 from rawgrpc_proxy.net import poller
 from rawgrpc_proxy.proxy.director import Direction
 from rawgrpc_proxy.server.request import Asked
-from tests.proxy.house import a_proxy, on_every_engine, until
+from tests.proxy.house import House, a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import (
     INITIAL_WINDOW_SIZE,
     MAX_HEADER_LIST_SIZE,
     OK,
     RESPONSE,
     TRAILERS_ONLY,
+    Data,
     Field,
     Headers,
     PeerStream,
@@ -219,6 +220,38 @@ async def test_request_trailers_without_a_body_are_passed_on(engine: Engine) -> 
         assert await served.next() == Headers([(b"x-end", b"1")], end_stream=True)
         await served.respond()
         await call.answer()
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("left", [[], [(b"x-checksum", b"123")]])
+@trio_test
+async def test_what_a_director_has_set_or_removed_cannot_come_back_in_the_trailers(
+    engine: Engine, at_once: bool, left: list[Field]
+) -> None:
+    def director(context: CallContext, _method: str) -> tuple[CallContext, Target]:
+        metadata = context.metadata.without("x-role").with_value("x-user", "u").with_added("x-checksum", "0")
+        return context.with_metadata(metadata), houses[0].pool.target(houses[0].backend.address)
+
+    houses: list[House] = []
+    trailers = [(b"x-role", b"admin"), *left, (b"x-user", b"root")]
+    async with a_proxy(engine, director=director) as house:
+        houses.append(house)
+        client = await house.client()
+        call = client.new_stream()
+        if at_once:
+            await client.send_bytes(
+                client.header_frames(call.id, request_fields())
+                + client.header_frames(call.id, trailers, end=True)
+            )
+            served = await house.backend.request()
+        else:
+            await call.headers(request_fields())
+            served = await house.backend.request()
+            await call.headers(trailers, end=True)
+        assert served.request.get_all(b"x-user") == [b"u"]
+        assert await served.next() == (Headers(left, end_stream=True) if left else Data(b"", end_stream=True))
+        await served.respond()
+        assert (await call.answer()).status == Status.OK
 
 
 @trio_test

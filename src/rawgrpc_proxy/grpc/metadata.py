@@ -31,10 +31,11 @@ class Metadata:
         metadata.get_all("x-tag")                   # every value, in order
         metadata = metadata.with_value("x-via", "edge-1")
 
-    `with_value`, `with_added` and `without` answer a new `Metadata` and leave this one alone.
+    `with_value`, `with_added` and `without` answer a new `Metadata` and leave this one alone. What was set or removed
+    is `decided`: a caller cannot say otherwise behind its messages, in the trailers of its request.
     """
 
-    __slots__ = ("_next_hop", "_next_hop_size", "_raw", "by_hand")
+    __slots__ = ("_next_hop", "_next_hop_size", "_raw", "by_hand", "decided")
 
     def __init__(self, raw: Iterable[RawHeader] = ()) -> None:
         """Take headers as they are on the wire: lower-case names, `-bin` values in base64.
@@ -46,6 +47,8 @@ class Metadata:
         """Made from headers that no peer has sent, so that nobody has held them against the rules yet."""
         if self.by_hand:
             check_fields(self._raw)
+        self.decided: frozenset[bytes] = frozenset()
+        """Names of fields that somebody has set or removed."""
         self._next_hop: FixedHeaders | None = None
         self._next_hop_size = 0
 
@@ -130,7 +133,15 @@ class Metadata:
         if key.startswith(":"):
             raise ValueError(f"a request needs its {key}: pseudo-headers cannot be removed")
         unwanted = _wire_name(key)
-        return self._changed(tuple(header for header in self._raw if header[0] != unwanted))
+        return self._changed(tuple(header for header in self._raw if header[0] != unwanted), unwanted)
+
+    def with_fields(self, names: frozenset[bytes], fields: Iterable[RawHeader]) -> "Metadata":
+        """Remove every value of these names, and add these fields at the end.
+
+        For whoever does so for every call: nothing is checked, and it costs a third of `without` and `with_value`.
+        Names and fields are those of `header_of`.
+        """
+        return self._changed((*[field for field in self._raw if field[0] not in names], *fields), *names)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Metadata):
@@ -168,12 +179,13 @@ class Metadata:
         place = next((i for i, (name, _) in enumerate(self._raw) if name == header[0]), otherwise_at)
         kept_before = self._raw[:place]
         kept_after = (other for other in self._raw[place:] if other[0] != header[0])
-        return self._changed((*kept_before, header, *kept_after))
+        return self._changed((*kept_before, header, *kept_after), header[0])
 
-    def _changed(self, raw: tuple[RawHeader, ...]) -> "Metadata":
+    def _changed(self, raw: tuple[RawHeader, ...], *decided: bytes) -> "Metadata":
         """The metadata after a change that keeps to the rules, if these do."""
         changed = Metadata()
         changed._raw, changed.by_hand = raw, self.by_hand
+        changed.decided = self.decided.union(decided)
         return changed
 
 

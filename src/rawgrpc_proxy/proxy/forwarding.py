@@ -222,6 +222,7 @@ class Forwarding:
                 f"the request headers have {size} bytes; {conn.address} takes {limit}",
                 origin="proxy",
             )
+        splice.decided = context.metadata.decided
         turn = call.stream.connection.turn
         in_turn, turn.collecting = turn.collecting, True
         try:

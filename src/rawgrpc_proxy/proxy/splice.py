@@ -25,6 +25,7 @@ from rawgrpc_proxy.net.stream import Stream
 _NO_ERROR, _CANCEL = ErrorCode.NO_ERROR, ErrorCode.CANCEL  # looked up once, not for every call
 REPLAY_BYTES = 64 * 1024
 """How much of a request is kept until the upstream has begun to answer, so that it can be sent a second time."""
+_NOTHING: frozenset[bytes] = frozenset()
 _UNCOUNTED_BYTES = 4096
 """So much of each may be kept however much waits in the process: most requests are no longer."""
 
@@ -39,6 +40,7 @@ class Splice:
 
     __slots__ = (
         "abandoned",
+        "decided",
         "on_change",
         "on_response",
         "request_ended",
@@ -77,6 +79,8 @@ class Splice:
         self.request_messages = MessageCounter() if counts_messages else None
         self.response_messages = MessageCounter() if counts_messages else None
         self.request_trailers: Headers | None = None
+        self.decided: frozenset[bytes] = _NOTHING
+        """Fields that the request's trailers must not have: the director has decided on them."""
         self.http_status: bytes | None = None
         """The response's, once its headers are here. The list is not kept: it may be long, and the call, too."""
         self.response_trailers: HeaderList | None = None
@@ -114,7 +118,7 @@ class Splice:
             pipe.failed(inbox.error)
             return
         if inbox.trailers_received is not None:
-            self.request_trailers = for_next_hop(inbox.trailers_received)
+            self.request_trailers = self.trailers_upstream(inbox.trailers_received)
         self.request_ended = self.request_ended or inbox.ended
         ends_with_data = self.request_ended and self.request_trailers is None
         held = inbox.take_all()
@@ -128,6 +132,11 @@ class Splice:
             upstream.send_headers(self.request_trailers, end_stream=True)
         elif ends_with_data and not self.request_bytes and not self.downstream.ended_by_headers:
             upstream.send_data(b"", end_stream=True)
+
+    def trailers_upstream(self, headers: Headers) -> Headers:
+        """The request's trailers as they go on."""
+        trailers, decided = for_next_hop(headers), self.decided
+        return [field for field in trailers if field[0] not in decided] if decided else trailers
 
     def end(self) -> None:
         """Tell of no more changes. The upstream stream, if it is still open, is reset."""
@@ -219,7 +228,7 @@ class _RequestPipe:
     def trailers(self, headers: HeaderList) -> None:
         splice = self._splice
         splice.request_ended = True
-        splice.request_trailers = for_next_hop(headers)
+        splice.request_trailers = splice.trailers_upstream(headers)
         assert splice.upstream is not None
         splice.upstream.send_headers(splice.request_trailers, end_stream=True)
 
