@@ -16,6 +16,7 @@ from rawgrpc_proxy.errors import ConfigError, ProxyError, RpcError
 from rawgrpc_proxy.grpc.codec import Codec, codec, codec_with_parent, identity_codec
 from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.net.loop_guard import LoopGuard
+from rawgrpc_proxy.net.peer_identity import PeerIdentity
 from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.metrics import Metrics
 from rawgrpc_proxy.observe.observer import PoolObserver, ServerObserver
@@ -47,6 +48,7 @@ __all__ = [
     "Metadata",
     "Metrics",
     "Observers",
+    "PeerIdentity",
     "Pool",
     "PoolConn",
     "PoolObserver",

@@ -21,6 +21,7 @@ from rawgrpc_proxy.http2.field_rules import trailers_problem
 from rawgrpc_proxy.http2.headers import Headers, size_of
 from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.failures import headers_too_long
+from rawgrpc_proxy.net.peer_identity import PeerIdentity, identity_of
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.observe.record import CallExtras, CallRecord
 from rawgrpc_proxy.stopping import Stopping
@@ -34,7 +35,7 @@ class CallContext:
 
     `metadata` is all request headers, pseudo-headers included; a director that answers a context with other metadata
     changes what the upstream gets. `peer` is `HOST:PORT` or `unix:`. `tls_peer` is the peer's certificate as
-    `ssl.SSLSocket.getpeercert` gives it.
+    `ssl.SSLSocket.getpeercert` gives it, and `peer_identity` what that calls the peer.
 
     `deadline` is absolute, on trio's clock; None if the caller set none, or wrote a grpc-timeout that cannot be read.
     A director that answers a context with another deadline decides: the proxy ends the call then, and tells the
@@ -48,6 +49,11 @@ class CallContext:
     peer: str
     deadline: float | None = None
     tls_peer: Mapping[str, Any] | None = None
+
+    @property
+    def peer_identity(self) -> PeerIdentity | None:
+        """Who the peer is, by its certificate, once for each connection; None without one that was verified."""
+        return identity_of(self.tls_peer)
 
     def with_metadata(self, metadata: Metadata) -> "CallContext":
         """The same call with other metadata; `TypeError` for anything else."""

@@ -25,6 +25,7 @@ from typing import ParamSpec, TypeVar
 import trio
 
 from rawgrpc_proxy.http2.frames import Data
+from rawgrpc_proxy.net.peer_identity import PeerCertificate
 from rawgrpc_proxy.net.poller import Then
 from rawgrpc_proxy.net.transport import READ_BYTES, SocketTransport, Take, next_read_bytes
 from rawgrpc_proxy.net.turn import current_turn
@@ -137,7 +138,8 @@ class TlsTransport(SocketTransport):
             else:
                 break
         await self._send_outgoing()
-        self.tls_peer = self._tls.getpeercert()
+        certificate = self._tls.getpeercert()
+        self.tls_peer = PeerCertificate(certificate) if certificate else certificate
 
     def _take_in(self, data: bytes) -> None:
         if data:
