@@ -9,9 +9,8 @@ PAGE = Path(__file__).with_name("metrics.md")
 INTRODUCTION = """\
 # Metrics
 
-What Prometheus can read of `rawgrpc-proxy serve`, in its text format or as OpenMetrics; `pip install
-'rawgrpc-proxy[metrics]'` brings what is needed for it. [`grafana-dashboard.json`](grafana-dashboard.json) and
-[`alerts.yml`](alerts.yml) are made for these names.
+What Prometheus can read of `rawgrpc-proxy serve --admin 127.0.0.1:9901` at `/metrics`, in its text format or as
+OpenMetrics. [`grafana-dashboard.json`](grafana-dashboard.json) and [`alerts.yml`](alerts.yml) are made for these names.
 
 All workers are added up. What a worker had counted that has died stays in the sums, so no counter goes down but when
 the proxy is started anew.

@@ -15,6 +15,7 @@ from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ConfigError, ProxyError, RpcError
 from rawgrpc_proxy.grpc.codec import Codec, codec, codec_with_parent, identity_codec
 from rawgrpc_proxy.grpc.metadata import Metadata
+from rawgrpc_proxy.grpc.response_changes import ResponseChanges
 from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.peer_identity import PeerIdentity
 from rawgrpc_proxy.observe.call_log import CallLog
@@ -23,7 +24,9 @@ from rawgrpc_proxy.observe.observer import PoolObserver, ServerObserver
 from rawgrpc_proxy.observe.record import CallRecord
 from rawgrpc_proxy.observe.tell import Observers
 from rawgrpc_proxy.proxy.director import Direction, StreamDirector
+from rawgrpc_proxy.proxy.forwarded import tell_forwarded
 from rawgrpc_proxy.proxy.hops import limit_hops
+from rawgrpc_proxy.proxy.identity import tell_identity
 from rawgrpc_proxy.proxy.routes import RouteTable
 from rawgrpc_proxy.proxy.transparent import register_service, transparent_handler
 from rawgrpc_proxy.server.server import Server
@@ -53,6 +56,7 @@ __all__ = [
     "PoolConn",
     "PoolObserver",
     "ProxyError",
+    "ResponseChanges",
     "RouteTable",
     "RpcError",
     "ServedCall",
@@ -69,6 +73,8 @@ __all__ = [
     "register_service",
     "stream_stream",
     "stream_unary",
+    "tell_forwarded",
+    "tell_identity",
     "transparent_handler",
     "unary_stream",
     "unary_unary",

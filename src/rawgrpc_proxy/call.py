@@ -16,6 +16,7 @@ from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.custom_metadata import response_headers_of
 from rawgrpc_proxy.errors import RpcError, Side
 from rawgrpc_proxy.grpc.metadata import Metadata
+from rawgrpc_proxy.grpc.response_changes import ResponseChanges
 from rawgrpc_proxy.grpc.status import encode_grpc_message
 from rawgrpc_proxy.http2.field_rules import trailers_problem
 from rawgrpc_proxy.http2.headers import Headers, size_of
@@ -42,6 +43,8 @@ class CallContext:
     upstream the time that is left, whatever a grpc-timeout in the metadata says. Where neither the caller nor the
     director has set a deadline, a grpc-timeout in the metadata goes to the upstream as it is, and is the upstream's
     affair alone.
+
+    `response_changes` is what a director has changed in what the caller gets.
     """
 
     method: str
@@ -49,6 +52,7 @@ class CallContext:
     peer: str
     deadline: float | None = None
     tls_peer: Mapping[str, Any] | None = None
+    response_changes: ResponseChanges | None = None
 
     @property
     def peer_identity(self) -> PeerIdentity | None:
@@ -60,6 +64,10 @@ class CallContext:
         if not isinstance(metadata, Metadata):
             raise TypeError(f"the metadata of a call are a Metadata, not {type(metadata).__name__}")
         return attrs.evolve(self, metadata=metadata)
+
+    def with_response_changes(self, changes: ResponseChanges | None) -> "CallContext":
+        """The same call with these changes to its response; `TypeError` for anything else."""
+        return attrs.evolve(self, response_changes=checked_changes(changes))
 
     def with_deadline(self, deadline: float | None) -> "CallContext":
         """The same call with this deadline (on trio's clock), be it sooner or later than the caller's; None: without.
@@ -103,6 +111,15 @@ def checked_deadline(deadline: float | None) -> float | None:
     if math.isnan(deadline):
         raise ValueError("a deadline is a number of seconds on trio's clock, not NaN")
     return None if deadline == math.inf else deadline
+
+
+def checked_changes(changes: ResponseChanges | None) -> ResponseChanges | None:
+    """The changes if they are some. Raises `TypeError` otherwise."""
+    if (
+        changes is not None and type(changes) is not ResponseChanges
+    ):  # a reader calls it: no code of users may run there
+        raise TypeError(f"the changes to a response are ResponseChanges, not {type(changes).__name__}")
+    return changes
 
 
 class Call:

@@ -20,11 +20,13 @@ import trio
 from rawgrpc_proxy.call import Call
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.command import cli
+from rawgrpc_proxy.command.assembly import Process
 from rawgrpc_proxy.command.cli import main
 from rawgrpc_proxy.command.demo import Trial, make_call
-from rawgrpc_proxy.command.serve import Inherited, Process, heard_by, log_for, run_process
+from rawgrpc_proxy.command.log import heard_by, log_for
 from rawgrpc_proxy.command.settings import ServeSettings
 from rawgrpc_proxy.command.settings_file import settings_of
+from rawgrpc_proxy.command.worker import Inherited, run_process
 from rawgrpc_proxy.config import ENGINES, Http2Settings
 from rawgrpc_proxy.descriptors import DescriptorPlan
 from rawgrpc_proxy.errors import RpcError

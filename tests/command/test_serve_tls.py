@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import trio
 
-from rawgrpc_proxy import ConfigError, Pool
+from rawgrpc_proxy import Call, ConfigError, Pool, Server, Status
 from rawgrpc_proxy.command.cli import main
 from rawgrpc_proxy.errors import RpcError, UpstreamUnavailable
 from rawgrpc_proxy.net.tls_files import listener_context, upstream_context
+from tests.certificates import issued_by
 from tests.command.test_cli import answer_to, backend
 from tests.processes import Program, program
+from tests.proxy.raw_peers import start_client
 
 trustme = pytest.importorskip("trustme")
 
@@ -32,6 +34,9 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
             authority.issue_cert(who).private_key_and_cert_chain_pem.write_to_path(
                 str(folder / f"{name}-{who}.pem")
             )
+        if name == "ours":
+            workload = issued_by(authority, [], uris=["spiffe://shop.example/cart"])
+            (folder / "ours-workload.pem").write_bytes(workload)
     return folder
 
 
@@ -240,3 +245,97 @@ def test_a_unix_socket_needs_a_name_for_its_certificate(pem: Path) -> None:
                 await client.get_conn(f"unix:{pem}/none", ssl_context=caller(pem))
 
     trio.run(main)
+
+
+def echo() -> Server:
+    """Answers every call with its metadata, and says what callers need not know."""
+
+    async def answer(call: Call) -> None:
+        shown = [
+            f"{key}=" + str(value)
+            for key, value in call.context.metadata
+            if str(key).startswith(("x-", "for"))
+        ]
+        call.send_headers([(b"server", b"1.2.3"), (b"x-told", "; ".join(shown).encode())])
+        call.end(Status.OK, metadata=[(b"server", b"1.2.3"), (b"x-cost", b"1")])
+
+    return Server(unknown_service_handler=answer)
+
+
+async def told(
+    address: str, context: ssl.SSLContext | None, *extra: tuple[bytes, bytes]
+) -> tuple[bytes | None, list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]:
+    """What the backend has seen of a call, and the headers and trailers of its response."""
+    stream: trio.abc.Stream
+    if address.startswith("unix:"):
+        stream = await trio.open_unix_socket(address.removeprefix("unix:"))
+    else:
+        host, _, port = address.rpartition(":")
+        stream = await trio.open_tcp_stream(host, int(port))
+    if context is not None:
+        stream = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
+    async with trio.open_nursery() as nursery:
+        client = await start_client(stream, nursery)
+        answer = await (await client.request("/p.S/M", *extra)).answer()
+        await client.aclose()
+    assert answer.headers is not None
+    assert answer.trailers is not None
+    return answer.headers.get(b"x-told"), answer.headers.fields, answer.trailers.fields
+
+
+def test_each_listener_tells_who_calls_and_a_route_changes_what_the_caller_gets(
+    pem: Path, tmp_path: Path
+) -> None:
+    own, ca = pair(pem, "127.0.0.1"), pem / "ours.ca"
+
+    async def main_() -> None:
+        async with trio.open_nursery() as nursery:
+            upstream = await nursery.start(echo().serve, ANY)
+            file = tmp_path / "proxy.toml"
+            file.write_text(f"""
+[[listeners]]
+address = "{ANY}"
+tls = {{ certificate = "{own}", key = "{own}", client_ca = "{ca}", client_certificate = "request" }}
+identity_header = "x-client-identity"
+forwarded = "x-forwarded-for"
+trusted_proxies = ["127.0.0.0/8"]
+[[listeners]]
+address = "unix:{tmp_path}/socket"
+identity_header = "x-client-identity"
+forwarded = "forwarded"
+[[listeners]]
+address = "unix:{tmp_path}/open"
+[clusters.backend]
+endpoints = ["{upstream}"]
+[[routes]]
+cluster = "backend"
+metadata = {{ x-client-identity = "URI=spiffe://shop.example/cart" }}
+request_metadata = {{ set = {{ x-role = "cart" }} }}
+[[routes]]
+cluster = "backend"
+response_metadata = {{ set = {{ x-edge = "1" }}, remove = ["server"] }}
+""")
+            lies = (
+                (b"x-client-identity", b"URI=spiffe://shop.example/admin"),
+                (b"x-forwarded-for", b"1.1.1.1"),
+            )
+            async with program("serve", "--config", str(file)) as proxy:
+                secure = (await proxy.line(r"^listening on (\d\S+)$", "stdout"))[1]
+                workload = str(pem / "ours-workload.pem")
+                known = upstream_context(ca=str(ca), certificate=workload, key=workload)
+                seen, headers, trailers = await told(secure, known, *lies)
+                uri = b"URI=spiffe://shop.example/cart"
+                assert seen == b"x-client-identity=%s; x-forwarded-for=1.1.1.1, 127.0.0.1; x-role=cart" % uri
+                assert (b"server", b"1.2.3") in headers
+                assert (b"server", b"1.2.3") in trailers
+                seen, headers, trailers = await told(secure, upstream_context(ca=str(ca)), *lies)
+                assert seen == b"x-forwarded-for=1.1.1.1, 127.0.0.1"
+                assert (b"x-edge", b"1") in headers
+                assert b"server" not in dict(headers)
+                assert trailers == [(b"grpc-status", b"0"), (b"x-cost", b"1")]
+                assert (await told(f"unix:{tmp_path}/socket", None, *lies))[0] == b"forwarded=for=unknown"
+                untouched = b"x-client-identity=URI=spiffe://shop.example/admin; x-forwarded-for=1.1.1.1"
+                assert (await told(f"unix:{tmp_path}/open", None, *lies))[0] == untouched
+            nursery.cancel_scope.cancel()
+
+    trio.run(main_)

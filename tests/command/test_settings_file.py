@@ -215,6 +215,38 @@ BROKEN = [
         f'{LISTENING}{ROUTED}max_timeout = "1s"\ndefault_timeout = "2s"',
         r"routes\[0\].default_timeout is longer than max_timeout",
     ),
+    (
+        f'{LISTENING}{ROUTED}response_metadata = {{ set = {{ ":status" = "200" }} }}',
+        r"routes\[0\].response_metadata.set: ",
+    ),
+    (
+        f'{LISTENING}{ROUTED}response_metadata = {{ set = {{ grpc-status = "0" }} }}',
+        r"routes\[0\].response_metadata: 'grpc-status' cannot be set: it is not metadata",
+    ),
+    (
+        f'{LISTENING}{ROUTED}response_metadata = {{ remove = ["content-type"] }}',
+        r"routes\[0\].response_metadata: 'content-type' cannot be removed: the caller cannot read",
+    ),
+    (
+        f'{LISTENING}{ROUTED}response_metadata = {{ remove = ["te"] }}',
+        r"routes\[0\].response_metadata: 'te' concerns one connection only",
+    ),
+    (
+        f'{LISTENING}identity_header = "grpc-status"\n{ROUTED}',
+        r"listeners\[0\].identity_header: 'grpc-status' means something else already; write a name like",
+    ),
+    (
+        f'{LISTENING}forwarded = "x-real-ip"\n{ROUTED}',
+        r"listeners\[0\].forwarded is 'x-real-ip'; it must be \"x-forwarded-for\" or \"forwarded\" or \"none\"",
+    ),
+    (
+        f'{LISTENING}forwarded = "forwarded"\ntrusted_proxies = ["10.0.0.1/8"]\n{ROUTED}',
+        r"listeners\[0\].trusted_proxies: '10\.0\.0\.1/8' is no network \(.*host bits set\); write 10\.0\.0\.0/8",
+    ),
+    (
+        f'{LISTENING}trusted_proxies = ["10.0.0.0/8"]\n{ROUTED}',
+        r"listeners\[0\].trusted_proxies go with forwarded = ",
+    ),
     (f"{LISTENING}{ROUTED}max_timeout = 0", r"routes\[0\].max_timeout is 0\.0; it must be 0\.001 or more"),
 ]
 

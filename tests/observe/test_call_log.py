@@ -30,6 +30,7 @@ from rawgrpc_proxy.observe import line_writer
 from rawgrpc_proxy.observe.call_log import CallLog, Level, LogFormat
 from rawgrpc_proxy.observe.line_writer import unbuffered
 from rawgrpc_proxy.observe.record import CallExtras, CallRecord
+from rawgrpc_proxy.observe.tell import hearing
 
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z "
 

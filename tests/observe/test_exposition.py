@@ -174,7 +174,7 @@ def test_calls_to_an_address_that_two_clusters_have_in_common_are_counted_once()
 def test_what_a_worker_that_has_died_had_counted_stays_and_nothing_else_of_it() -> None:
     reports = Reports()
     for worker in (1, 2):
-        reports.heard(a_busy_worker(worker).report())
+        reports.heard({**a_busy_worker(worker).report(), "pid": worker})
     before = families(reports.all(), openmetrics=False)
     reports.lost(1)
     after = families(reports.all(), openmetrics=False)

@@ -53,7 +53,9 @@ def a_report(
             CallRecord(method="/a.B/C", peer="", upstream="10.0.0.7:1", status=Status.OK, request_bytes=7)
         )
     metrics.limit_reached(f"127.0.0.1:{worker}", "abuse_budget", "refused")
-    return metrics.report()
+    report = metrics.report()
+    report["pid"] = 100 + worker
+    return report
 
 
 def test_counts_are_added_and_gauges_too() -> None:
@@ -106,6 +108,7 @@ def test_sums_do_not_go_down_when_workers_are_replaced_again_and_again() -> None
     for generation in range(3):
         report = a_report(1, calls=10, quiet=(5.0,))
         report["pid"] = generation + 10
+        reports.lost(generation + 9)
         reports.heard(report)
         total += 10
         sums = merged(reports.all())
@@ -117,3 +120,26 @@ def test_sums_do_not_go_down_when_workers_are_replaced_again_and_again() -> None
         assert sums["endpoints"][0]["connections"] == 2
     reports.lost(7)
     assert merged(reports.all()) == sums
+
+
+def test_a_worker_that_drains_and_its_successor_are_two() -> None:
+    reports = Reports()
+    old, new = a_report(1, calls=3), a_report(1, calls=4)
+    new["pid"] = 7
+    for _ in range(3):
+        reports.heard(old)
+        reports.heard(new)
+    sums = merged(reports.all())
+    assert sums["methods"]["/a.B/C"]["statuses"] == {"OK": 7}
+    assert len(sums["workers"]) == 2
+
+
+def test_another_process_may_have_the_number_of_one_that_is_gone() -> None:
+    reports = Reports()
+    reports.heard(a_report(1, calls=3))
+    again = a_report(1, calls=4)
+    again["started_at"] += 60
+    reports.heard(again)
+    sums = merged(reports.all())
+    assert sums["methods"]["/a.B/C"]["statuses"] == {"OK": 7}
+    assert len(sums["workers"]) == 1

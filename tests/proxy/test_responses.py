@@ -1,12 +1,24 @@
 """What the caller gets of a response, whole or broken."""
 
+from typing import Any
+
+import attrs
 import pytest
 import trio
 from trio.testing import trio_test
 
-from rawgrpc_proxy import CallContext, PoolConn, RpcError, Status
+from rawgrpc_proxy import (
+    CallContext,
+    Metadata,
+    PoolConn,
+    ResponseChanges,
+    RpcError,
+    Status,
+    StreamDirector,
+    Target,
+)
 from rawgrpc_proxy.config import Engine
-from tests.proxy.house import Recorder, a_proxy, on_every_engine
+from tests.proxy.house import House, Recorder, a_proxy, on_every_engine
 from tests.proxy.raw_peers import (
     INITIAL_WINDOW_SIZE,
     MAX_HEADER_LIST_SIZE,
@@ -618,3 +630,150 @@ async def test_blanks_around_a_message_arrive(engine: Engine, trailers_only: boo
         answer = await call.answer()
         assert (answer.status, answer.message) == (9, b"%20said so%09%20")
         assert (await house.record()).detail == " said so\t "
+
+
+EDGE = ResponseChanges(remove=["x-internal"], set_values={"x-edge": "1", "x-who": "proxy"})
+
+
+def changing(house: list[House], changes: Any = EDGE) -> StreamDirector:
+    """A director that changes what callers get."""
+
+    def director(context: CallContext, _method: str) -> tuple[CallContext, Target]:
+        changed = attrs.evolve(context, response_changes=changes)
+        return changed, house[0].pool.target(house[0].backend.address)
+
+    return director
+
+
+@trio_test
+async def test_response_headers_and_trailers_come_as_the_director_has_changed_them(engine: Engine) -> None:
+    houses: list[House] = []
+    async with a_proxy(engine, director=changing(houses)) as house:
+        houses.append(house)
+        client = await house.client()
+        for _ in range(3):  # what repeats is not worked out again
+            call = await client.request()
+            served = await house.backend.request()
+            await served.headers(
+                [*RESPONSE, (b"x-internal", b"1"), (b"x-who", b"backend"), (b"x-kept", b" k")]
+            )
+            await served.body(message(b"x"))
+            await served.headers([*OK, (b"x-internal", b"2"), (b"x-who", b"backend")], end=True)
+            answer = await call.answer()
+            assert answer.frames == ["HEADERS", "DATA", "HEADERS END_STREAM"]
+            assert answer.headers is not None
+            assert answer.headers.fields == [
+                *RESPONSE,
+                (b"x-kept", b"k"),
+                (b"x-edge", b"1"),
+                (b"x-who", b"proxy"),
+            ]
+            assert answer.trailers is not None
+            assert answer.trailers.fields == [*OK, (b"x-who", b"backend")]
+            assert (await house.record()).status == Status.OK
+
+
+@trio_test
+async def test_a_response_that_is_one_list_is_changed_as_headers_are(engine: Engine) -> None:
+    houses: list[House] = []
+    async with a_proxy(engine, director=changing(houses)) as house:
+        houses.append(house)
+        client = await house.client()
+        call = await client.request()
+        served = await house.backend.request()
+        await served.request_body()
+        fields = [*RESPONSE, (b"grpc-status", b"5"), (b"grpc-message", b"gone"), (b"x-internal", b"1")]
+        await served.headers(fields, end=True)
+        answer = await call.answer()
+        assert answer.frames == ["HEADERS END_STREAM"]
+        assert answer.headers is not None
+        assert answer.headers.fields == [*fields[:-1], (b"x-edge", b"1"), (b"x-who", b"proxy")]
+        record = await house.record()
+        assert (record.status, record.origin, record.detail) == (Status.NOT_FOUND, "upstream", "gone")
+
+
+@trio_test
+async def test_an_error_of_the_proxy_is_not_changed(engine: Engine) -> None:
+    houses: list[House] = []
+    async with a_proxy(engine, director=changing(houses)) as house:
+        houses.append(house)
+        client = await house.client()
+        call = await client.request()
+        served = await house.backend.request()
+        await served.reset(CANCEL)
+        answer = await call.answer()
+        assert answer.frames == ["HEADERS END_STREAM"]
+        assert answer.get(b"x-edge") is None
+        await house.record()
+
+
+@trio_test
+async def test_what_is_set_counts_for_what_the_caller_takes(engine: Engine) -> None:
+    houses: list[House] = []
+    changes = ResponseChanges(set_values={"x-long": "x" * 500})
+    async with a_proxy(engine, director=changing(houses, changes)) as house:
+        houses.append(house)
+        client = await house.client(settings={MAX_HEADER_LIST_SIZE: 400})
+        call = await client.request()
+        served = await house.backend.request()
+        await served.request_body()
+        await served.headers(RESPONSE)
+        assert (await call.answer()).status == Status.RESOURCE_EXHAUSTED
+        assert await served.expect_reset() == CANCEL
+        await house.record()
+        call = await client.request()
+        served = await house.backend.request()
+        await served.request_body()
+        await served.headers(TRAILERS_ONLY, end=True)
+        answer = await call.answer()
+        assert answer.headers is not None
+        assert answer.headers.fields == TRAILERS_ONLY  # how the call went, and no more
+        await house.record()
+
+
+@trio_test
+async def test_what_is_removed_counts_no_more(engine: Engine) -> None:
+    houses: list[House] = []
+    async with a_proxy(engine, director=changing(houses)) as house:
+        houses.append(house)
+        client = await house.client(settings={MAX_HEADER_LIST_SIZE: 400})
+        call = await client.request()
+        served = await house.backend.request()
+        await served.headers([*RESPONSE, (b"x-internal", b"x" * 500)])
+        await served.headers([*OK, (b"x-internal", b"x" * 500)], end=True)
+        answer = await call.answer()
+        assert answer.status == Status.OK
+        assert not house.observer.limits_reached
+        await house.record()
+
+
+@trio_test
+async def test_a_call_that_is_sent_once_more_is_changed_as_well(engine: Engine) -> None:
+    houses: list[House] = []
+    async with a_proxy(engine, director=changing(houses)) as house:
+        houses.append(house)
+        client = await house.client()
+        call = await client.request()
+        served = await house.backend.request()
+        await served.request_body()
+        await served.reset(REFUSED_STREAM)
+        served = await house.backend.request()
+        await served.respond(b"x")
+        answer = await call.answer()
+        assert answer.headers is not None
+        assert answer.headers.get(b"x-edge") == b"1"
+        await house.record()
+
+
+@trio_test
+async def test_changes_that_are_none_cost_their_call_alone(engine: Engine) -> None:
+    houses: list[House] = []
+    async with a_proxy(engine, director=changing(houses, {"x-edge": "1"})) as house:
+        houses.append(house)
+        client = await house.client()
+        assert (await (await client.request()).answer()).status == Status.INTERNAL
+        [error] = house.observer.failed
+        assert "the changes to a response are ResponseChanges, not dict" in str(error)
+        await house.record()
+        with pytest.raises(TypeError, match="ResponseChanges, not dict"):
+            CallContext(method="/p.S/M", metadata=Metadata(), peer="").with_response_changes({})  # type: ignore[arg-type]

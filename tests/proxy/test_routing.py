@@ -5,7 +5,7 @@ import pytest
 import trio
 from trio.testing import MockClock, trio_test
 
-from rawgrpc_proxy import CallContext, ConfigError, Metadata, Pool
+from rawgrpc_proxy import CallContext, ConfigError, Metadata, Pool, ResponseChanges
 from rawgrpc_proxy.errors import NoRoute
 from rawgrpc_proxy.proxy.routing import Route, director_of
 from rawgrpc_proxy.upstream.target import Target
@@ -70,6 +70,16 @@ def test_metadata_are_removed_and_then_set() -> None:
     before = context((":authority", "a"), ("x-debug", "1"), ("x-edge", "0"), ("x-user", "u"))
     after = asked([route], before)[0].metadata
     assert list(after) == [(":path", METHOD), (":authority", "b"), ("x-user", "u"), ("x-edge", "1")]
+
+
+def test_a_route_may_change_what_callers_get() -> None:
+    changes = ResponseChanges(remove=["server"])
+    [a, b] = targets("a:1", "b:1")
+    routes = [Route(METHOD, [a], response_changes=changes), Route("/*", [b])]
+    after = asked(routes, context())[0]
+    assert after.response_changes is changes
+    assert after.metadata == context().metadata
+    assert asked(routes[1:], context())[0].response_changes is None
 
 
 def test_a_route_without_changes_leaves_the_context_alone() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from rawgrpc_proxy.command.serve import tls_contexts
+from rawgrpc_proxy.command.assembly import tls_contexts
 from rawgrpc_proxy.command.settings_file import Settings, join, key_of
 
 _COMMENT_AT = 60

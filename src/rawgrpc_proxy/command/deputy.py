@@ -110,6 +110,8 @@ class Workers:
                 nursery.start_soon(self._ask, link, "log", self._level)
             await link.run()
             nursery.cancel_scope.cancel()
+        if self._links.get(pid) is not link:
+            return  # after an upgrade there is another one, until the new admin process takes over
         del self._links[pid]
         if link.last_words is not None:
             self._reports.heard(link.last_words)

@@ -38,9 +38,11 @@ async def answer(sock: socket.socket, answers: Answers) -> None:
         except (trio.BrokenResourceError, trio.ClosedResourceError, ValueError):
             return
         except trio.Cancelled:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + _LAST_WORDS_S):
-                with contextlib.suppress(trio.BrokenResourceError, trio.BusyResourceError):
-                    await stream.send_all(_line({"id": 0, "answer": answers["report"](None)}))
+            with (
+                trio.CancelScope(shield=True, deadline=trio.current_time() + _LAST_WORDS_S),
+                contextlib.suppress(trio.BrokenResourceError, trio.BusyResourceError),
+            ):
+                await stream.send_all(_line({"id": 0, "answer": answers["report"](None)}))
             raise
 
 

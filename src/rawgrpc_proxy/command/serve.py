@@ -1,372 +1,263 @@
-"""A worker of `rawgrpc-proxy serve`: a server, pools and a log made of the settings, from the start to the end.
+"""`serve`, seen from its supervisor: settings become a generation of workers, and again at every reload.
 
-    settings ──► checked ──► serving ──SIGTERM──► draining, for the grace ──► stopped
-                                                  └──a second one──► stopped at once
+    settings ──► checked ──► listening ──► workers serve ──SIGHUP──► settings read again, new workers; old ones drain
+                                                         ──SIGTERM─► all drain, for the grace ──► stopped
 
-Its supervisor has opened the listeners and forked it (`generations.py`, `supervisor.py`). Only the log's thread writes
-to standard error.
+What a worker does is in `worker.py`; when it is started and ended is the supervisor's matter (`supervisor.py`).
+The invariant: what cannot be used is found before anything changes.
 """
 
 import contextlib
-import gc
-import itertools
+import os
 import signal
 import socket
 import sys
-import warnings
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any, TextIO
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import attrs
-import trio
-
-from rawgrpc_proxy.command.channel import beat, hear_supervisor, tell_ready
-from rawgrpc_proxy.command.cores import cores
-from rawgrpc_proxy.command.settings import (
-    ClusterTls,
-    ListenerTls,
-    PoolSettings,
-    RouteSettings,
-    ServeSettings,
-)
-from rawgrpc_proxy.command.settings_file import Settings, join
-from rawgrpc_proxy.config import Http2Settings
-from rawgrpc_proxy.descriptors import DescriptorPlan
-from rawgrpc_proxy.errors import ConfigError
-from rawgrpc_proxy.memory_limit import default_max_buffered_bytes
-from rawgrpc_proxy.net.accept_share import AcceptShare, set_accept_share
+from rawgrpc_proxy.command import notify
+from rawgrpc_proxy.command.assembly import objection_to_loops, process_of, workers_of
+from rawgrpc_proxy.command.channel import ALIVE, LINK
+from rawgrpc_proxy.command.check import text_of
+from rawgrpc_proxy.command.children import Child
+from rawgrpc_proxy.command.deputy_news import news_for_deputy
+from rawgrpc_proxy.command.handover import Handover, taken_over
+from rawgrpc_proxy.command.listening import Listening, keys_of
+from rawgrpc_proxy.command.log import log_for
+from rawgrpc_proxy.command.settings_file import Settings
+from rawgrpc_proxy.command.supervisor import Asked, State, Supervisor
+from rawgrpc_proxy.command.worker import Inherited, calm_garbage_collector, run_process
+from rawgrpc_proxy.descriptors import raise_soft_limit
+from rawgrpc_proxy.net.accept_share import AcceptShare, shared_counts
 from rawgrpc_proxy.net.address import Address
-from rawgrpc_proxy.net.listen import bound_address
-from rawgrpc_proxy.net.loop_guard import LoopGuard
-from rawgrpc_proxy.net.tls import TlsContext
-from rawgrpc_proxy.net.tls_files import ContextOfFiles, listener_context, upstream_context
 from rawgrpc_proxy.observe.call_log import CallLog
-from rawgrpc_proxy.observe.line_writer import unbuffered
-from rawgrpc_proxy.proxy.hops import limit_hops
-from rawgrpc_proxy.proxy.routing import Route, director_of, routes_of_reflection
-from rawgrpc_proxy.proxy.transparent import transparent_handler
-from rawgrpc_proxy.server.server import Server
-from rawgrpc_proxy.services.own_health import answer_health
-from rawgrpc_proxy.upstream.pool import Pool
+from rawgrpc_proxy.observe.line_writer import LineWriter, unbuffered
 
-_CRASHED = 1
-_PARENT_WAITS_S = 0.1
-"""For its log, before it looks after its workers again."""
-_COLLECT_AFTER = (20_000, 20, 20)
-"""Objects more than before, young collections, middle ones (by default 700, 10, 10). Garbage stays within a few MiB."""
+_WAITS_S = 0.1
+"""For its log, before the supervisor looks after its workers again."""
+_BLOCKED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2}
+_ASKED: tuple[Asked, ...] = ("stop", "reload")
+_BEATS = 4
+"""A worker says that it is alive so many times in the interval of the watchdog."""
 
 
-@attrs.frozen(kw_only=True)
-class Process:
-    """What one process of `serve` runs, checked; nothing is open yet."""
+def serve(read: Callable[[], Settings]) -> int:
+    """Run `serve` with the settings that `read` answers, now and at every reload; answer the exit code.
 
-    settings: Settings
-    server: Server
-    pools: Sequence[Pool]
-    listener_tls: Sequence[TlsContext | None]
-    """Of each listener."""
-    loop_guard: LoopGuard
-    log: CallLog
-
-    def say(self, event: str, text: str, **facts: object) -> None:
-        """Tell the operator, in the format of the log."""
-        self.log.notice(event, text, **facts)
-
-
-@attrs.frozen(kw_only=True)
-class Inherited:
-    """What a worker has from its supervisor."""
-
-    listeners: Sequence[Sequence[socket.socket]]
-    """The sockets of each listener: a name may be several addresses."""
-    share: AcceptShare | None
-    """Of the connections that come to the listeners; None if there is no other worker."""
-    channel: socket.socket
-    """To the supervisor."""
-    beat_s: float | None
-    """How often it wants to hear that this process lives; None for never."""
-    worker: int = 1
-
-
-class _Notes(CallLog):
-    """What the operator is told where calls are not logged."""
-
-    def _format(self, event: str, text: str, **_facts: object) -> str:  # noqa: ARG002  # as in the log
-        return f"rawgrpc-proxy:{self._worker_text} {text.removeprefix('- ')}\n"
-
-
-def workers_of(settings: ServeSettings) -> int:
-    """How many there are to be."""
-    return cores() if settings.workers == "auto" else settings.workers
-
-
-def calm_garbage_collector() -> None:
-    """Have CPython look for circles of objects less often.
-
-    A call leaves none, and by default every thirtieth one has the collector look at all young objects, and now and then
-    at older ones: with a thousand connections that took a fifth of the time. What was made before the start it need
-    never look at.
+    Raises `ConfigError` for what cannot be used at the start.
     """
-    if sys.implementation.name == "cpython":
-        gc.freeze()
-        gc.set_threshold(*_COLLECT_AFTER)
-
-
-def process_of(settings: Settings, log: CallLog) -> Process:
-    """What a worker with these settings runs. Raises `ConfigError`."""
-    serve = settings.serve
-    http2 = serve.http2
-    if "http2.max_buffered" not in settings.sources:
-        http2 = attrs.evolve(http2, max_buffered_bytes=default_max_buffered_bytes(workers_of(serve)))
-    listener_tls, cluster_tls = tls_contexts(serve, lambda text: log.notice("tls", text, message=text))
-    loop_guard = LoopGuard(lambda problem: log.notice("loop", problem, message=problem))
-    kinds = {cluster.pool for cluster in serve.clusters.values()}
-    upstream = DescriptorPlan.of_this_process().upstream
-    pools = {
-        kind: _pool(
-            kind, max_connections=max(1, upstream // len(kinds)), guard=loop_guard, http2=http2, log=log
-        )
-        for kind in kinds
-    }
-    director = director_of(_routes(serve, pools, cluster_tls))
-    if serve.hop_limit is not None:
-        director = limit_hops(director, serve.hop_limit)
-    server = Server(
-        unknown_service_handler=transparent_handler(director),
-        settings=http2,
-        observer=None if serve.log_format == "none" else log,
-        max_connections=serve.max_connections,
-    )
-    answer_health(server, serve.health, director)
-    return Process(
-        settings=settings,
-        server=server,
-        pools=list(pools.values()),
-        listener_tls=listener_tls,
-        loop_guard=loop_guard,
-        log=log,
-    )
-
-
-def _pool(
-    kind: PoolSettings, *, max_connections: int, guard: LoopGuard, http2: Http2Settings, log: CallLog
-) -> Pool:
-    return Pool(
-        kind.size,
-        kind.ttl_s,
-        kind.idle,
-        kind.ms,
-        max_waiting=kind.max_waiting,
-        max_connections=max_connections,
-        dial_timeout_s=kind.dial_timeout_s,
-        connect_wait=kind.connect_wait_s,
-        loop_guard=guard,
-        settings=http2,
-        observer=log,
-    )
-
-
-def _routes(
-    serve: ServeSettings,
-    pools: Mapping[PoolSettings, Pool],
-    cluster_tls: Mapping[str, TlsContext | None],
-) -> list[Route]:
-    targets = {
-        name: [
-            pools[cluster.pool].target(address, ssl_context=cluster_tls[name])
-            for address in cluster.addresses
-        ]
-        for name, cluster in serve.clusters.items()
-    }
-    reflection = [] if serve.reflection is None else routes_of_reflection(targets[serve.reflection])
-    return reflection + [
-        Route(
-            route.match,
-            targets[route.cluster],
-            authority=route.authority,
-            metadata=route.metadata,
-            max_timeout_s=route.max_timeout_s,
-            default_timeout_s=route.default_timeout_s,
-            remove=route.request_metadata.remove,
-            set_values=route.request_metadata.set,
-            names=(_name_of(serve.routes, place), route.cluster),
-        )
-        for place, route in enumerate(serve.routes)
-    ]
-
-
-def _name_of(routes: Sequence[RouteSettings], place: int) -> str:
-    """What to call a route in the log: what it matches, with its place where others match the same."""
-    match = routes[place].match
-    return match if sum(route.match == match for route in routes) == 1 else f"{match}[{place}]"
-
-
-def tls_contexts(
-    serve: ServeSettings, tell: Callable[[str], None]
-) -> tuple[list[TlsContext | None], dict[str, TlsContext | None]]:
-    """The TLS of each listener, and of each cluster by its name. Raises `ConfigError` for what is wrong with a file.
-
-    `tell` hears when files that have changed are read again, or cannot be.
-    """
-    listeners = [_listener_tls(listener.tls, tell) for listener in serve.listeners]
-    clusters = {
-        name: _cluster_tls(cluster.tls or ClusterTls(), tell) if cluster.speaks_tls else None
-        for name, cluster in serve.clusters.items()
-    }
-    return listeners, clusters
-
-
-def _listener_tls(tls: ListenerTls | None, tell: Callable[[str], None]) -> TlsContext | None:
-    if tls is None:
-        return None
-    must = tls.client_certificate == "require"
-    make = partial(listener_context, tls.certificate, tls.key, client_ca=tls.client_ca, client_must=must)
-    return ContextOfFiles(make, filter(None, (tls.certificate, tls.key, tls.client_ca)), tell)
-
-
-def _cluster_tls(tls: ClusterTls, tell: Callable[[str], None]) -> TlsContext:
-    make = partial(
-        upstream_context, ca=tls.ca, server_name=tls.server_name, certificate=tls.certificate, key=tls.key
-    )
-    return ContextOfFiles(make, filter(None, (tls.certificate, tls.key, tls.ca)), tell)
-
-
-def log_for(settings: ServeSettings, *, worker: int | None = None) -> CallLog:
-    """The log that the settings ask for, on standard error; what the operator has to know is written in any case."""
-    file = unbuffered(sys.stderr)
-    if settings.log_format == "none":
-        notes = _Notes(file=file, worker=worker)
-        notes.level = "none"
-        return notes
-    log = settings.log
-    return CallLog(
-        settings.log_format,
-        file,
-        worker=worker,
-        fields=log.fields,
-        only_errors=log.only_errors,
-        sample=log.sample,
-        slow_s=log.slow_s,
-        start_after_s=log.start_after_s,
-    )
-
-
-def run_process(log: CallLog, make: Callable[[], Process], inherited: Inherited) -> int:
-    """Serve until SIGTERM comes, and answer the exit code.
-
-    From here on only the log's thread writes to standard error, for which nobody waits for longer than a second.
-    """
-    log.collect()
+    # One that comes before all is ready must not be lost.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
     try:
-        with heard_by(log):
-            trio.run(_run, make(), inherited)
-    except ConfigError:
-        raise
-    except Exception as error:  # noqa: BLE001  # whatever it is, it belongs into the log
-        log.fault("crashed", "- the proxy crashed:", error)
-        return _CRASHED
+        handover = taken_over()
+        raise_soft_limit()
+        source = _Source(read, handover)
+        first = source.generation(None)
+        if handover is not None and handover.is_trial:
+            return 0
+        calm_garbage_collector()
+        return Supervisor(source, [sys.executable, *sys.orig_argv]).run(first, handover)
     finally:
-        log.flush()
-    return 0
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
 
 
-@contextlib.contextmanager
-def heard_by(log: CallLog) -> Iterator[None]:
-    """Have the log write what Python itself would write to standard error."""
+class _Generation:
+    """The workers of one reading of the settings."""
 
-    def unraisable(fact: Any) -> None:
-        log.fault("unraisable", f"- {fact.err_msg or 'Exception ignored'}", fact.exc_value or fact.exc_type())
+    def __init__(self, settings: Settings, listening: Listening, beat_s: float | None) -> None:
+        self.settings = settings
+        self.count = workers_of(settings.serve)
+        listeners = [listener.address for listener in settings.serve.listeners]
+        admin = settings.serve.admin
+        self.deputy: object | None = admin
+        self.all_keys = keys_of([*listeners, *([admin.address] if admin is not None else [])])
+        self.keys = self.all_keys[: len(listeners)]
+        self._listening = listening
+        self._counts = shared_counts(self.count)
+        self._beat_s = beat_s
 
-    def warning(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,  # noqa: ARG001  # the signature is Python's
-        line: str | None = None,  # noqa: ARG001
-    ) -> None:
-        text = f"{filename}:{lineno}: {category.__name__}: {message}"
-        log.notice("warning", text, message=text)
+    def work(self, number: int, channel: socket.socket) -> int:
+        """A worker's whole life."""
+        self._listening.close_all_but(self.keys)
+        several = self.count > 1
+        log = log_for(self.settings.serve, worker=number if several else None)
+        inherited = Inherited(
+            listeners=[self._listening.sockets(key) for key in self.keys],
+            share=AcceptShare(self._counts, number - 1) if several else None,
+            channel=channel,
+            beat_s=self._beat_s,
+        )
+        return run_process(log, lambda: process_of(self.settings, log, worker=number), inherited)
 
-    before = sys.unraisablehook, warnings.showwarning
-    sys.unraisablehook, warnings.showwarning = unraisable, warning
-    try:
-        yield
-    finally:
-        sys.unraisablehook, warnings.showwarning = before
+    def deputize(self, channel: socket.socket) -> int:
+        """The admin process's whole life."""
+        from rawgrpc_proxy.command.deputy import run_deputy  # noqa: PLC0415  # HTTP and metrics: only for who wants them
 
+        (key,) = self.all_keys[len(self.keys) :]
+        self._listening.close_all_but([key])
+        return run_deputy(channel, self._listening.sockets(key), log_for(self.settings.serve))
 
-def objection_to_loops(settings: Settings, listeners: Sequence[Sequence[socket.socket]]) -> None:
-    """Raises `ConfigError` if an upstream is one of these listeners."""
-    guard = LoopGuard()
-    for sock in itertools.chain.from_iterable(listeners):
-        guard.listens_on(bound_address(sock))
-    for name, cluster in settings.serve.clusters.items():
-        for place, address in enumerate(cluster.addresses):
-            problem = guard.objection(Address.parse(address))
-            if problem is not None:
-                path = f"{join('clusters', name)}.endpoints[{place}]"
-                raise ConfigError(f"{settings.name_of(path)}: {problem}")
+    def retire(self, successor: object | None) -> None:
+        """Stop listening where the successor does not."""
+        kept = successor.all_keys if isinstance(successor, _Generation) else ()
+        self._listening.close(key for key in self.all_keys if key not in kept)
 
-
-async def _run(process: Process, inherited: Inherited) -> None:
-    # Signals first: one that comes while we start must not be lost, nor end us with a traceback.
-    with trio.open_signal_receiver(signal.SIGTERM) as signals:
-        for sock in itertools.chain.from_iterable(inherited.listeners):
-            process.loop_guard.listens_on(bound_address(sock))
-        if inherited.share is not None:
-            set_accept_share(inherited.share)
-        async with contextlib.AsyncExitStack() as stack:
-            for pool in process.pools:
-                await stack.enter_async_context(pool)
-            nursery = await stack.enter_async_context(trio.open_nursery())
-            nursery.start_soon(process.log.run)
-            nursery.start_soon(_hear_supervisor, process, inherited.channel)
-
-            async def serve(task_status: trio.TaskStatus[None]) -> None:
-                async with trio.open_nursery() as serving:
-                    told = [listener.proxy_protocol for listener in process.settings.serve.listeners]
-                    for sockets, tls, proxies in zip(
-                        inherited.listeners, process.listener_tls, told, strict=True
-                    ):
-                        await serving.start(
-                            partial(process.server.serve, sockets, ssl_context=tls, proxy_protocol=proxies)
-                        )
-                    task_status.started()
-                nursery.cancel_scope.cancel()
-
-            await nursery.start(serve)
-            tell_ready(inherited.channel)
-            if inherited.beat_s is not None:
-                nursery.start_soon(beat, inherited.channel, inherited.beat_s)
-            await _stop_on_signal(process, signals)
-            nursery.cancel_scope.cancel()
-        process.say("stopped", "stopped")
+    def handed_over(self) -> dict[str, list[int]]:
+        """All that listens."""
+        return self._listening.descriptors()
 
 
-async def _stop_on_signal(process: Process, signals: AsyncIterator[int]) -> None:
-    """Begin to stop at the first signal, and return at the second. The end of the server cancels it."""
-    await anext(signals)
-    calls = process.server.open_calls
-    grace_s = process.settings.serve.grace_s
-    process.server.stop(grace_s=grace_s)
-    process.say(
-        "draining",
-        f"draining, {_calls(calls)} still running, for up to {grace_s:g} s",
-        calls=calls,
-        grace_s=grace_s,
-    )
-    await anext(signals)
-    calls = process.server.open_calls
-    process.say("aborting", f"ending at once, {_calls(calls)} cut off", calls=calls)
+class _Source:
+    """Reads settings, speaks for the supervisor, and listens to its processes."""
+
+    def __init__(self, read: Callable[[], Settings], handover: Handover | None) -> None:
+        self._read = read
+        self._is_trial = handover is not None and handover.is_trial
+        self._listening = Listening(
+            handover.listeners if handover is not None and not self._is_trial else None
+        )
+        self._log: CallLog | None = None
+        self._watchdog_s = notify.watchdog_s()
+        self._petted_at = 0.0
+        self._beats: dict[int, float] = {}
+        """When each worker was last heard."""
+        self._workers: dict[int, Child] = {}
+        self._deputy: Child | None = None
+        self._asked = b""
+        """A part of what the admin process asks for."""
+        self._settings: Settings | None = None
+        """The last that could be used."""
+        self._news: dict[str, Any] = {"state": "starting"}
+
+    def generation(self, present: object | None) -> _Generation:
+        """One of the settings as they are now. Raises `ConfigError`, with nothing changed."""
+        settings = self._read()
+        log = log_for(settings.serve)
+        if settings.serve.admin is not None:
+            import rawgrpc_proxy.command.deputy  # noqa: F401, PLC0415  # raises for what is not installed
+        process_of(settings, log)  # raises for what is wrong with it; each worker makes its own
+        beat_s = None if self._watchdog_s is None else self._watchdog_s / _BEATS
+        generation = _Generation(settings, self._listening, beat_s)
+        if self._is_trial:
+            return generation
+        if present is None:
+            # What the program before an upgrade had, and this one has not. Its workers have it while they drain.
+            self._listening.close(key for key in list(self._listening) if key not in generation.all_keys)
+        opened = self._listening.open(generation.all_keys)
+        try:
+            objection_to_loops(settings, [self._listening.sockets(key) for key in generation.all_keys])
+        except BaseException:
+            self._listening.close(opened)
+            raise
+        if self._log is None:
+            log.collect()
+        self._log, self._settings = log, settings
+        if present is None:
+            self._news |= _facts(settings)
+        self._announce(generation, opened)
+        return generation
+
+    def _announce(self, generation: _Generation, opened: Sequence[str]) -> None:
+        """Say on standard output where calls are accepted. Whoever has started us may not read."""
+        stdout = LineWriter(unbuffered(sys.stdout), str)
+        stdout.collect()
+        for key in opened:
+            where = self._listening.where(key)
+            stdout.add(f"listening on {where}\n" if key in generation.keys else f"admin: {_url(where)}\n")
+        stdout.flush()
+
+    def say(self, text: str) -> None:
+        """Write it to the log."""
+        assert self._log is not None
+        self._log.notice("workers", text, message=text)
+        self._log.flush(_WAITS_S)
+        self._log.collect()
+
+    def state(self, state: State) -> None:
+        """Tell systemd, and the admin process."""
+        self._news |= {} if state == "reloading" else {"state": "serving" if state == "ready" else "draining"}
+        self._tell_deputy(self._news)
+        if state == "ready":
+            notify.notify("READY=1\nSTATUS=Serving.")
+        elif state == "reloading":
+            notify.reloading()
+        else:
+            notify.notify("STOPPING=1\nSTATUS=Draining.")
+
+    def child_started(self, child: Child) -> None:
+        """Count a worker's silence from now on, and link it with the admin process."""
+        if child.number:
+            self._beats[child.pid] = time.monotonic()
+            self._workers[child.pid] = child
+            self._link(child)
+        else:
+            self._deputy, self._asked = child, b""
+            self._tell_deputy(self._news)
+            for worker in self._workers.values():
+                self._link(worker)
+
+    def child_ended(self, child: Child) -> None:
+        """Nobody waits for it any more."""
+        self._beats.pop(child.pid, None)
+        self._workers.pop(child.pid, None)
+        if child is self._deputy:
+            self._deputy = None
+
+    def heard(self, child: Child, data: bytes) -> Asked | None:
+        """A worker lives; or the admin process was asked for something."""
+        if child.number:
+            if ALIVE in data:
+                self._beats[child.pid] = time.monotonic()
+            return None
+        *lines, self._asked = (self._asked + data).split(b"\n")
+        return next((asked for asked in _ASKED if asked.encode() in lines), None)
+
+    def _link(self, worker: Child) -> None:
+        """Have a worker and the admin process talk to each other."""
+        if self._deputy is None:
+            return
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            if self._tell_deputy({"worker": worker.number, "pid": worker.pid}, theirs):
+                with contextlib.suppress(OSError):  # it is gone, or hangs: then it answers nobody
+                    socket.send_fds(worker.channel, [LINK], [ours.fileno()])
+
+    def _tell_deputy(self, news: Mapping[str, Any], link: socket.socket | None = None) -> bool:
+        """Whether it could be told. An admin process that does not read is of no use: it is replaced."""
+        if self._deputy is None:
+            return False
+        try:
+            news_for_deputy(self._deputy.channel, news, link)
+        except OSError:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._deputy.pid, signal.SIGKILL)
+            self._deputy = None
+            return False
+        return True
+
+    def tick(self) -> float | None:
+        """Tell the watchdog that all is well, unless a worker is silent."""
+        if self._watchdog_s is None:
+            return None
+        now = time.monotonic()
+        if now - self._petted_at >= self._watchdog_s / _BEATS:
+            self._petted_at = now
+            if all(now - heard < self._watchdog_s for heard in self._beats.values()):
+                notify.notify("WATCHDOG=1")
+        return self._petted_at + self._watchdog_s / _BEATS - now
+
+    def reloaded(self, problems: Sequence[str]) -> None:
+        """Whoever has asked the admin process for it hears what came of it, and it has the settings in force."""
+        if not problems and self._settings is not None:
+            self._news |= _facts(self._settings)
+        self._tell_deputy({**self._news, "reloaded": list(problems)})
 
 
-async def _hear_supervisor(process: Process, channel: socket.socket) -> None:
-    await hear_supervisor(channel)
-    process.say("orphaned", "the parent of the workers is gone: draining")
-    process.server.stop(grace_s=process.settings.serve.grace_s)
+def _facts(settings: Settings) -> dict[str, Any]:
+    """What the admin process tells of the settings in force."""
+    return {"config": text_of(settings), "engine": settings.serve.http2.engine}
 
 
-def _calls(number: int) -> str:
-    return "1 call" if number == 1 else f"{number} calls"
+def _url(address: Address) -> str:
+    return str(address) if address.path is not None else f"http://{address}/"

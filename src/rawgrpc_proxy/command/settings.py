@@ -15,13 +15,17 @@ from rawgrpc_proxy.command.listening import INHERITED, check_inherited
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.grpc.metadata import Metadata
+from rawgrpc_proxy.grpc.response_changes import ResponseChanges
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.proxy_peers import UNIX, ProxyPeers
 from rawgrpc_proxy.observe.fields import check_fields
+from rawgrpc_proxy.proxy.forwarded import network_of
+from rawgrpc_proxy.proxy.identity import check_identity_header
 from rawgrpc_proxy.proxy.patterns import check_pattern
 
 LogFormat = Literal["text", "json", "none"]
 ClientCertificate = Literal["require", "request"]
+Forwarded = Literal["x-forwarded-for", "forwarded", "none"]
 _PLAIN_SCHEMES = ("http://", "grpc://", "h2c://", "dns:///")
 _TLS_SCHEMES = ("https://", "grpcs://")
 
@@ -85,6 +89,20 @@ def _check_names(names: tuple[str, ...]) -> None:
         Metadata().without(name)
 
 
+def _check_identity_header(header: str | None) -> None:
+    if header is not None:
+        check_identity_header(header)
+
+
+def _check_networks(networks: tuple[str, ...]) -> None:
+    for text in networks:
+        network_of(text)
+
+
+def _check_response_changes(changes: "MetadataChanges") -> None:
+    ResponseChanges(remove=changes.remove, set_values=changes.set)
+
+
 def plain_address(text: str) -> tuple[str, bool]:
     """An address as people write it, without its scheme, and whether the scheme means TLS."""
     for schemes, tls in ((_PLAIN_SCHEMES, False), (_TLS_SCHEMES, True)):
@@ -132,15 +150,32 @@ class ListenerSettings:
     2, before TLS), and whom it names is the caller, in the log and for the director. Nobody else is believed: others
     are served as they come, and one that sends such a header is hung up on."""
 
+    identity_header: str | None = attrs.field(default=None, validator=_held_to(_check_identity_header))
+    """A key, like "x-client-identity", under which clusters are told whose certificate the caller has shown:
+    `URI=spiffe://…` (a SPIFFE ID, or else the first other URI), or `DNS=…`, or `Subject=…` (RFC 4514), what there is
+    first, percent-encoded. What a caller sends under this key is removed, whether it has a certificate or not."""
+
+    forwarded: Forwarded = attrs.field(default="none")
+    """The metadata in which clusters are told the caller's address; "none" leaves both alone. It is appended to what
+    `trusted_proxies` have sent; what others have sent in either is removed."""
+
+    trusted_proxies: tuple[str, ...] = attrs.field(factory=tuple, validator=_held_to(_check_networks))
+    """With `forwarded`: networks (`10.0.0.0/8`, `2001:db8::/32`, or one address) whose word is kept; "unix" is whoever
+    connects to a Unix socket."""
+
     def problems(self) -> Problems:
         """What does not fit together."""
         peers = ProxyPeers.parse(self.proxy_protocol)
+        if self.address.startswith(INHERITED):
+            peers = ProxyPeers.parse(())  # it may be of either kind
         is_unix = Address.parse(self.address, to_listen=True).path is not None
         if peers and not (peers.unix if is_unix else peers.networks):
             who = (
                 f'all who come to a Unix socket are "{UNIX}"' if is_unix else f'"{UNIX}" is for Unix sockets'
             )
             yield "proxy_protocol", f"names nobody who can come to {self.address}: {who}"
+        if self.trusted_proxies and self.forwarded == "none":
+            yield "trusted_proxies", 'go with forwarded = "x-forwarded-for" or "forwarded"'
 
 
 @attrs.frozen(kw_only=True)
@@ -264,7 +299,14 @@ class RouteSettings:
     """The deadline of calls that have none."""
 
     request_metadata: MetadataChanges = attrs.field(factory=MetadataChanges)
-    """Changes to what the cluster gets."""
+    """Changes to what the cluster gets. A caller cannot undo them in the trailers of its request."""
+
+    response_metadata: MetadataChanges = attrs.field(
+        factory=MetadataChanges, validator=_held_to(_check_response_changes)
+    )
+    """Changes to what the caller gets of the cluster's responses: `remove` from headers and trailers, `set` in the
+    headers, or in the one list of a response without any (Trailers-Only). Errors of the proxy's own stay as they are,
+    and so does what a response says itself: `:status`, `content-type`, `grpc-status`, `grpc-message` and their like."""
 
 
 @attrs.frozen(kw_only=True)

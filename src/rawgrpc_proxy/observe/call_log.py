@@ -15,7 +15,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import IO, Literal, get_args
 
 import trio
@@ -34,8 +34,8 @@ from rawgrpc_proxy.http2.events import StreamReset
 from rawgrpc_proxy.observe.describe import traceback_of
 from rawgrpc_proxy.observe.fields import FIELDS, check_fields, cut, line_of, quoted
 from rawgrpc_proxy.observe.line_writer import LineFile, LineWriter
-from rawgrpc_proxy.observe.open_calls import OpenCalls
 from rawgrpc_proxy.observe.observer import PoolObserver, ServerObserver
+from rawgrpc_proxy.observe.open_calls import OpenCalls
 from rawgrpc_proxy.observe.record import CallRecord
 from rawgrpc_proxy.observe.repeats import Repeats
 
@@ -127,7 +127,9 @@ class CallLog(ServerObserver, PoolObserver):
         if start_after_s is not None:
             self._open = OpenCalls(start_after_s)
             self.wants |= {"extras"}
-            self.call_begun: Callable[[CallRecord], None] = self._call_begun
+        else:
+            # As it is inherited: of what nobody does anything with nobody is told.
+            self.call_begun = super().call_begun  # type: ignore[method-assign]
         self.sample = sample
 
     @property
@@ -232,9 +234,10 @@ class CallLog(ServerObserver, PoolObserver):
             return True
         return self._level == "all" and (self._sample >= 1 or self._random() < self._sample)
 
-    def _call_begun(self, record: CallRecord) -> None:
-        assert self._open is not None
-        self._open.started(record, trio.current_time())
+    def call_begun(self, record: CallRecord) -> None:
+        """Remember it, for a line while it is still open."""
+        if self._open is not None:
+            self._open.started(record, trio.current_time())
 
     def _tell_open(self, calls: OpenCalls) -> int:
         """Write a line for calls that are open for long enough, and answer for how many."""

@@ -1,8 +1,8 @@
 """What Prometheus reads, made of the reports of all workers: as its text format, or as OpenMetrics.
 
 The names are those of the ecosystem (go-grpc-middleware's) for calls, with `rawgrpc_proxy_` before what only a proxy
-has; `families.py` has them all, and `docs/metrics.md` is made of it. Needs prometheus-client, which comes with
-`rawgrpc-proxy[metrics]`: it serves and counts nothing here, it knows the formats, and is pure Python.
+has; `families.py` has them all, and `docs/metrics.md` is made of it. prometheus-client
+serves and counts nothing here: it knows the formats.
 
 What it does not do: count, or answer HTTP.
 """
@@ -10,27 +10,23 @@ What it does not do: count, or answer HTTP.
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
+from prometheus_client import exposition as text_format
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
+from prometheus_client.openmetrics import exposition as openmetrics_format
+from prometheus_client.registry import Collector
+
 from rawgrpc_proxy.codes import Status
-from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.observe.families import FAMILIES, PROXY, Family
 from rawgrpc_proxy.observe.merge import GONE, merged
 from rawgrpc_proxy.observe.metrics import OTHER
 from rawgrpc_proxy.observe.report import MethodReport, WorkerReport
-
-try:
-    from prometheus_client import exposition as text_format
-    from prometheus_client.core import (
-        CounterMetricFamily,
-        GaugeMetricFamily,
-        HistogramMetricFamily,
-        InfoMetricFamily,
-        Metric,
-        SummaryMetricFamily,
-    )
-    from prometheus_client.openmetrics import exposition as openmetrics_format
-    from prometheus_client.registry import Collector
-except ImportError as missing:
-    raise ConfigError("metrics need prometheus-client: pip install 'rawgrpc-proxy[metrics]'") from missing
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 CONTENT_TYPE_OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"

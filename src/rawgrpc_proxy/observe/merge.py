@@ -77,27 +77,27 @@ _ADDED = (
 class Reports:
     """The last report of each worker, and one of all that those before it have counted, for sums that never go down.
 
-    `heard` is for each report that comes, `lost` for a worker that has died. What a worker has counted after its last
-    report is lost with it.
+    `heard` is for each report that comes, `lost` for a worker that is gone. What a worker has counted after its last
+    report is lost with it. Workers are known by their process: of two with the same number one may drain while the
+    other serves.
     """
 
     def __init__(self) -> None:
         self._of_worker: dict[int, WorkerReport] = {}
+        """By process id."""
         self._gone: WorkerReport | None = None
 
     def heard(self, report: WorkerReport) -> None:
-        """Take a worker's report. One of another process with the same number means that the one before is gone."""
-        before = self._of_worker.get(report["worker"])
-        if before is not None and (before["pid"], before["started_at"]) != (
-            report["pid"],
-            report["started_at"],
-        ):
-            self.lost(report["worker"])
-        self._of_worker[report["worker"]] = report
+        """Take a worker's report. One that was started at another time means that its process is another one."""
+        pid = report["pid"]
+        before = self._of_worker.get(pid)
+        if before is not None and before["started_at"] != report["started_at"]:
+            self.lost(pid)
+        self._of_worker[pid] = report
 
-    def lost(self, worker: int) -> None:
+    def lost(self, pid: int) -> None:
         """Keep what this worker had counted, and nothing else of it."""
-        report = self._of_worker.pop(worker, None)
+        report = self._of_worker.pop(pid, None)
         if report is None:
             return
         counted = _counted(report)
@@ -109,7 +109,9 @@ class Reports:
 
     def all(self) -> list[WorkerReport]:
         """The reports of all workers, by their numbers, and behind them that of those that are gone, if any are."""
-        reports = [report for _, report in sorted(self._of_worker.items())]
+        reports = sorted(
+            self._of_worker.values(), key=lambda report: (report["worker"], report["started_at"])
+        )
         return reports if self._gone is None else [*reports, self._gone]
 
 

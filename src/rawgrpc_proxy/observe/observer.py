@@ -1,6 +1,5 @@
 """Who can be told: `ServerObserver` of calls and connections, `PoolObserver` of upstreams.
 
-
 What it does not do: call anybody (`tell.py` does). The methods here do nothing, and so are never called.
 """
 
@@ -117,21 +116,6 @@ def wanted_by(observer: object | None) -> frozenset[str]:
     if observer is None:
         return frozenset()
     with contextlib.suppress(Exception):
-        return frozenset(getattr(observer, "wants", _BY_DEFAULT))
-    return _BY_DEFAULT
-
-
-def hears_starts(observer: object | None) -> bool:
-    """Whether it wants to be told when calls begin. Total: it is a user's."""
-    with contextlib.suppress(Exception):
-        return getattr(observer, "call_started", None) is not None
-    return False
-
-
-def wanted_by(observer: object | None) -> frozenset[str]:
-    """What a server's observer asks to have collected: its `wants`. Total: it is a user's."""
-    if observer is None:
-        return frozenset()
-    with contextlib.suppress(Exception):
-        return frozenset(getattr(observer, "wants", ServerObserver.wants))
+        wanted: frozenset[str] = getattr(observer, "wants", ServerObserver.wants)
+        return frozenset(wanted)
     return ServerObserver.wants

@@ -12,7 +12,7 @@ step that ran in a task has raised.
 from functools import partial
 from typing import Protocol
 
-from rawgrpc_proxy.call import Call, CallContext, checked_deadline
+from rawgrpc_proxy.call import Call, CallContext, checked_changes, checked_deadline
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.errors import DeadlineExceeded, RpcError
 from rawgrpc_proxy.http2.frames import Data
@@ -223,6 +223,8 @@ class Forwarding:
                 origin="proxy",
             )
         splice.decided = context.metadata.decided
+        if context.response_changes is not None:
+            splice.response_changes = checked_changes(context.response_changes)
         turn = call.stream.connection.turn
         in_turn, turn.collecting = turn.collecting, True
         try:

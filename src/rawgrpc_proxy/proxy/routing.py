@@ -11,6 +11,7 @@ from functools import lru_cache
 from rawgrpc_proxy.call import CallContext, ObservedContext
 from rawgrpc_proxy.errors import NoRoute
 from rawgrpc_proxy.grpc.path import shortened
+from rawgrpc_proxy.grpc.response_changes import ResponseChanges
 from rawgrpc_proxy.proxy.director import Direction, StreamDirector
 from rawgrpc_proxy.proxy.patterns import PatternTable
 from rawgrpc_proxy.upstream.target import Target
@@ -26,7 +27,8 @@ class Route:
     `targets` get them in turn. `authority` and `metadata` are conditions: the `:authority`, small or large letters
     alike, and for each key the one value that the call must have. `max_timeout_s` bounds every deadline,
     `default_timeout_s` is that of calls without one. `remove` and `set_values` change the metadata for the upstream, in
-    this order. `names` are the route's own and its cluster's, for the call log.
+    this order, and `response_changes` what the caller gets. `names` are the route's own and its cluster's, for the call
+    log.
     """
 
     __slots__ = (
@@ -38,12 +40,13 @@ class Route:
         "_metadata",
         "_names",
         "_remove",
+        "_response_changes",
         "_set_values",
         "_turns",
         "pattern",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # all by keyword, and each optional
         self,
         pattern: str,
         targets: Sequence[Target],
@@ -55,6 +58,7 @@ class Route:
         remove: Iterable[str] = (),
         set_values: Mapping[str, str] | None = None,
         names: tuple[str, str] | None = None,
+        response_changes: ResponseChanges | None = None,
     ) -> None:
         self.pattern = pattern
         self._names = names
@@ -66,7 +70,10 @@ class Route:
         self._default_timeout_s = default_timeout_s
         self._remove = tuple(remove)
         self._set_values = dict(set_values or {})
-        self._changes = bool(self._remove or self._set_values or max_timeout_s or default_timeout_s)
+        self._response_changes = response_changes
+        self._changes = bool(
+            self._remove or self._set_values or max_timeout_s or default_timeout_s or response_changes
+        )
 
     def direction(self, context: CallContext) -> Direction | None:
         """Where the call goes, and with what; None if this route does not take it."""
@@ -97,6 +104,8 @@ class Route:
             for key, value in self._set_values.items():
                 metadata = metadata.with_value(key, value)
             context = context.with_metadata(metadata)
+        if self._response_changes is not None:
+            context = context.with_response_changes(self._response_changes)
         return context
 
 

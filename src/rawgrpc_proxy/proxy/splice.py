@@ -4,8 +4,9 @@
     downstream ◄──────────── _ResponsePipe ◄──(response)── upstream
 
 DATA is handed from the reader of one connection to the output of the other, and credited back to its sender when it
-has gone out there. Headers and trailers pass through as they are, less what belongs to one connection only. Whoever
-made the splice hears of each change and settles the end; a splice never makes up a status itself, and needs no task.
+has gone out there. Headers and trailers pass through as they are, less what belongs to one connection only, and but for
+what a director has changed. Whoever made the splice hears of each change and settles the end; a splice never makes up a
+status itself, and needs no task.
 
 Invariants: END_STREAM is passed on, never invented; a response that is complete reaches the peer whole, whatever
 happens upstream after it; each call ends exactly once.
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.messages import MessageCounter
+from rawgrpc_proxy.grpc.response_changes import ResponseChanges
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.headers import FixedHeaders, HeaderList, Headers, for_next_hop, size_of
 from rawgrpc_proxy.http2.session import UNLIMITED
@@ -54,6 +56,7 @@ class Splice:
         "request_messages",
         "request_trailers",
         "response_bytes",
+        "response_changes",
         "response_ended",
         "response_messages",
         "response_trailers",
@@ -81,6 +84,7 @@ class Splice:
         self.request_trailers: Headers | None = None
         self.decided: frozenset[bytes] = _NOTHING
         """Fields that the request's trailers must not have: the director has decided on them."""
+        self.response_changes: ResponseChanges | None = None
         self.http_status: bytes | None = None
         """The response's, once its headers are here. The list is not kept: it may be long, and the call, too."""
         self.response_trailers: HeaderList | None = None
@@ -112,7 +116,8 @@ class Splice:
         self.upstream = upstream
         self.upstream_error = None
         self.upstream_closed = False
-        upstream.sink = _ResponsePipe(self, upstream)
+        changed = self.response_changes is not None
+        upstream.sink = (_ChangedResponsePipe if changed else _ResponsePipe)(self, upstream)
         self.downstream.sink = pipe = _RequestPipe(self)
         if inbox.error is not None:
             pipe.failed(inbox.error)
@@ -266,13 +271,9 @@ class _ResponsePipe:
         downstream = splice.downstream
         limit = downstream.connection.session.peer_max_header_list_bytes
         if limit < UNLIMITED and headers.once(size_of) > limit and not end_stream:
-            splice.upstream_error = headers_too_long(headers.once(size_of), limit)
-            splice.abandon(_CANCEL)
-            splice.changed()
+            self._too_long(headers.once(size_of), limit)
             return
         splice.http_status = headers[0][1]
-        if splice.on_response is not None:
-            splice.on_response()
         if end_stream:
             splice.response_trailers = headers
             downstream.send_end(headers.once(_passed_on), headers)
@@ -281,6 +282,11 @@ class _ResponsePipe:
             downstream.send_headers(headers.once(_passed_on))
             if splice.on_response is not None:
                 splice.on_response()
+
+    def _too_long(self, size: int, limit: int) -> None:
+        self._splice.upstream_error = headers_too_long(size, limit)
+        self._splice.abandon(_CANCEL)
+        self._splice.changed()
 
     def data(self, data: Data, credit: int, end_stream: bool) -> None:
         splice = self._splice
@@ -313,6 +319,39 @@ class _ResponsePipe:
         if splice.upstream is self._upstream:
             splice.upstream_closed = True
             splice.changed()
+
+
+class _ChangedResponsePipe(_ResponsePipe):
+    """For a call whose response is changed on the way. What is noted of it is what the upstream has said."""
+
+    __slots__ = ()
+
+    def response(self, headers: HeaderList, end_stream: bool) -> None:
+        splice = self._splice
+        changes, downstream = splice.response_changes, splice.downstream
+        assert changes is not None
+        splice.let_go()
+        changed = changes.first(headers.once(_passed_on))
+        limit = downstream.connection.session.peer_max_header_list_bytes
+        if limit < UNLIMITED and not end_stream and size_of(changed) > limit:
+            self._too_long(size_of(changed), limit)
+            return
+        splice.http_status = headers[0][1]
+        if end_stream:
+            splice.response_trailers = headers
+            downstream.send_end(changed)
+            splice.response_complete()
+        else:
+            downstream.send_headers(changed)
+            if splice.on_response is not None:
+                splice.on_response()
+
+    def trailers(self, headers: HeaderList) -> None:
+        splice = self._splice
+        assert splice.response_changes is not None
+        splice.response_trailers = headers
+        splice.downstream.send_end(splice.response_changes.last(headers.once(_passed_on)))
+        splice.response_complete()
 
 
 def splice_of(downstream: Stream) -> Splice | None:

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Collection, Sequence
 from functools import partial
 
+import attrs
 import trio
 
 from rawgrpc_proxy.call import Call, Handler
@@ -101,6 +102,11 @@ class Server:
         return len(self._connections)
 
     @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping.is_set()
+
+    @property
     def open_calls(self) -> int:
         """Calls that run now."""
         return sum(len(connection.streams) for connection in self._connections)
@@ -129,14 +135,16 @@ class Server:
         *,
         ssl_context: TlsContext | None = None,
         proxy_protocol: Collection[str] = (),
+        unknown_service_handler: Handler | None = None,
         task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve on `address` until `stop`: `HOST:PORT`, `:PORT`, `unix:PATH`, or sockets that listen.
 
         A name is every address that it has on this machine, see `open_listeners`; port 0 is a free one. Started
         with `nursery.start` it answers the address it really listens on. Raises `ConfigError` if it cannot listen
-        there. `ssl_context` may be a function that answers one for each handshake. Cancellation closes everything at
-        once. May run several times, on several addresses.
+        there. `ssl_context` may be a function that answers one for each handshake. `unknown_service_handler` takes the
+        place of the server's for the calls that come here. Cancellation closes everything at once. May run several
+        times, on several addresses.
 
         `proxy_protocol` names the load balancers in front, by networks (`"10.0.0.0/8"`, `"2001:db8::7"`), or `"unix"`
         for all who connect to a Unix socket. They have to begin with a PROXY header (version 1 or 2, before TLS), and
@@ -144,12 +152,15 @@ class Server:
         that sends such a header is hung up on.
         """
         proxies = ProxyPeers.parse(proxy_protocol)
+        answering = self._answering
+        if unknown_service_handler is not None:
+            answering = attrs.evolve(answering, unknown_service_handler=unknown_service_handler)
         listeners, where = _listen(address)
         share = current_accept_share()
         calls: Calls | None = None
         try:
             async with trio.open_nursery() as tasks_of_calls:
-                calls = Calls(tasks_of_calls, self._answering)
+                calls = Calls(tasks_of_calls, answering)
                 self._calls.append(calls)
                 async with trio.open_nursery() as nursery:
 

@@ -1,0 +1,263 @@
+"""What a worker of `rawgrpc-proxy serve` is made of, by the settings: server, pools, routes, TLS, and what it tells.
+
+What it does not do: open, listen or run anything but the files with certificates. The invariant: what can be wrong with
+settings is found here, or when they are read, so that whoever has got a `Process` can run it.
+"""
+
+import itertools
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import attrs
+
+from rawgrpc_proxy.call import Handler
+from rawgrpc_proxy.command.cores import cores
+from rawgrpc_proxy.command.link import Answers
+from rawgrpc_proxy.command.settings import (
+    ClusterTls,
+    ListenerSettings,
+    ListenerTls,
+    MetadataChanges,
+    PoolSettings,
+    RouteSettings,
+    ServeSettings,
+)
+from rawgrpc_proxy.command.settings_file import Settings, join
+from rawgrpc_proxy.config import Http2Settings
+from rawgrpc_proxy.descriptors import DescriptorPlan
+from rawgrpc_proxy.errors import ConfigError
+from rawgrpc_proxy.grpc.response_changes import ResponseChanges
+from rawgrpc_proxy.memory_limit import default_max_buffered_bytes
+from rawgrpc_proxy.net.address import Address
+from rawgrpc_proxy.net.listen import bound_address
+from rawgrpc_proxy.net.loop_guard import LoopGuard
+from rawgrpc_proxy.net.tls import TlsContext
+from rawgrpc_proxy.net.tls_files import ContextOfFiles, listener_context, upstream_context
+from rawgrpc_proxy.observe.call_log import CallLog
+from rawgrpc_proxy.observe.metrics import Metrics, Sources
+from rawgrpc_proxy.observe.observer import PoolObserver
+from rawgrpc_proxy.observe.tell import Observers
+from rawgrpc_proxy.proxy.director import StreamDirector
+from rawgrpc_proxy.proxy.forwarded import tell_forwarded
+from rawgrpc_proxy.proxy.hops import limit_hops
+from rawgrpc_proxy.proxy.identity import tell_identity
+from rawgrpc_proxy.proxy.routing import Route, director_of, routes_of_reflection
+from rawgrpc_proxy.proxy.transparent import transparent_handler
+from rawgrpc_proxy.server.server import Server
+from rawgrpc_proxy.services.own_health import answer_health
+from rawgrpc_proxy.upstream.endpoints import Clusters, endpoint_facts, upstream_connection_facts
+from rawgrpc_proxy.upstream.pool import Pool
+from rawgrpc_proxy.upstream.target import Target
+
+
+@attrs.frozen(kw_only=True)
+class Process:
+    """What one process of `serve` runs, checked; nothing is open yet."""
+
+    settings: Settings
+    server: Server
+    pools: Sequence[Pool]
+    listener_tls: Sequence[TlsContext | None]
+    """Of each listener."""
+    listener_handlers: Sequence[Handler]
+    """For the calls of each listener."""
+    loop_guard: LoopGuard
+    log: CallLog
+    answers: Answers
+    """What the admin process may ask; nothing if there is none."""
+
+    def say(self, event: str, text: str, **facts: object) -> None:
+        """Tell the operator, in the format of the log."""
+        self.log.notice(event, text, **facts)
+
+
+def workers_of(settings: ServeSettings) -> int:
+    """How many there are to be."""
+    return cores() if settings.workers == "auto" else settings.workers
+
+
+def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
+    """What this worker runs with these settings. Raises `ConfigError`."""
+    serve = settings.serve
+    http2 = serve.http2
+    if "http2.max_buffered" not in settings.sources:
+        http2 = attrs.evolve(http2, max_buffered_bytes=default_max_buffered_bytes(workers_of(serve)))
+    listener_tls, cluster_tls = tls_contexts(serve, lambda text: log.notice("tls", text, message=text))
+    loop_guard = LoopGuard(lambda problem: log.notice("loop", problem, message=problem))
+    told_of_calls = None if serve.log.format == "none" else log
+    metrics = None if serve.admin is None else Metrics(_exact_methods(serve), worker=worker)
+    kinds = {cluster.pool for cluster in serve.clusters.values()}
+    upstream = DescriptorPlan.of_this_process().upstream
+    pools = {
+        kind: _pool(
+            kind,
+            max_connections=max(1, upstream // len(kinds)),
+            guard=loop_guard,
+            http2=http2,
+            observer=log if metrics is None else Observers(log, metrics),
+        )
+        for kind in kinds
+    }
+    targets = {
+        name: [
+            pools[cluster.pool].target(address, ssl_context=cluster_tls[name])
+            for address in cluster.addresses
+        ]
+        for name, cluster in serve.clusters.items()
+    }
+    director = director_of(_routes(serve, targets))
+    if serve.hop_limit is not None:
+        director = limit_hops(director, serve.hop_limit)
+    server = Server(
+        settings=http2,
+        observer=told_of_calls if metrics is None else Observers(told_of_calls, metrics),
+        max_connections=serve.max_connections,
+    )
+    answer_health(server, serve.health, director)
+    contexts = [each for each in (*listener_tls, *cluster_tls.values()) if isinstance(each, ContextOfFiles)]
+    if metrics is not None:
+        metrics.sources = Sources(
+            open_calls=server.open_call_facts,
+            endpoints=partial(endpoint_facts, targets),
+            dropped_lines=lambda: log.dropped_lines,
+            tls_reload_failures=lambda: sum(context.failures for context in contexts),
+            state=lambda: "draining" if server.stopping else "serving",
+        )
+    return Process(
+        settings=settings,
+        server=server,
+        pools=list(pools.values()),
+        listener_tls=listener_tls,
+        listener_handlers=[_listener_handler(listener, director) for listener in serve.listeners],
+        loop_guard=loop_guard,
+        log=log,
+        answers={} if metrics is None else _answers(metrics, server, targets, log),
+    )
+
+
+def _answers(metrics: Metrics, server: Server, targets: Clusters, log: CallLog) -> Answers:
+    """What the admin process may ask."""
+
+    def numbered(facts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return [{"worker": metrics.worker, **fact} for fact in facts]
+
+    return {
+        "report": lambda _: metrics.report(),
+        "calls": lambda limit: numbered(server.open_call_facts(int(limit))["calls"]),
+        "connections": lambda _: numbered(
+            [*server.open_connection_facts(), *upstream_connection_facts(targets)]
+        ),
+        "log": lambda level: setattr(log, "level", level),
+    }
+
+
+def _exact_methods(serve: ServeSettings) -> list[str]:
+    """The methods that routes name."""
+    return [route.match for route in serve.routes if not route.match.endswith("*")]
+
+
+def _listener_handler(listener: ListenerSettings, director: StreamDirector) -> Handler:
+    if listener.forwarded != "none":
+        director = tell_forwarded(director, listener.forwarded, trusted_proxies=listener.trusted_proxies)
+    if listener.identity_header is not None:
+        director = tell_identity(director, listener.identity_header)
+    return transparent_handler(director)
+
+
+def _pool(
+    kind: PoolSettings,
+    *,
+    max_connections: int,
+    guard: LoopGuard,
+    http2: Http2Settings,
+    observer: PoolObserver,
+) -> Pool:
+    return Pool(
+        kind.size,
+        kind.ttl_s,
+        kind.idle,
+        kind.ms,
+        max_waiting=kind.max_waiting,
+        max_connections=max_connections,
+        dial_timeout_s=kind.dial_timeout_s,
+        connect_wait=kind.connect_wait_s,
+        loop_guard=guard,
+        settings=http2,
+        observer=observer,
+    )
+
+
+def _routes(serve: ServeSettings, targets: Mapping[str, Sequence[Target]]) -> list[Route]:
+    reflection = [] if serve.reflection is None else routes_of_reflection(targets[serve.reflection])
+    return reflection + [
+        Route(
+            route.match,
+            targets[route.cluster],
+            authority=route.authority,
+            metadata=route.metadata,
+            max_timeout_s=route.max_timeout_s,
+            default_timeout_s=route.default_timeout_s,
+            remove=route.request_metadata.remove,
+            set_values=route.request_metadata.set,
+            names=(_name_of(serve.routes, place), route.cluster),
+            response_changes=_response_changes(route.response_metadata),
+        )
+        for place, route in enumerate(serve.routes)
+    ]
+
+
+def _name_of(routes: Sequence[RouteSettings], place: int) -> str:
+    """What to call a route in the log: what it matches, with its place where others match the same."""
+    match = routes[place].match
+    return match if sum(route.match == match for route in routes) == 1 else f"{match}[{place}]"
+
+
+def _response_changes(changes: MetadataChanges) -> ResponseChanges | None:
+    if not changes.remove and not changes.set:
+        return None
+    return ResponseChanges(remove=changes.remove, set_values=changes.set)
+
+
+def tls_contexts(
+    serve: ServeSettings, tell: Callable[[str], None]
+) -> tuple[list[TlsContext | None], dict[str, TlsContext | None]]:
+    """The TLS of each listener, and of each cluster by its name. Raises `ConfigError` for what is wrong with a file.
+
+    `tell` hears when files that have changed are read again, or cannot be.
+    """
+    listeners = [_listener_tls(listener.tls, tell) for listener in serve.listeners]
+    clusters = {
+        name: _cluster_tls(cluster.tls or ClusterTls(), tell) if cluster.speaks_tls else None
+        for name, cluster in serve.clusters.items()
+    }
+    return listeners, clusters
+
+
+def _listener_tls(tls: ListenerTls | None, tell: Callable[[str], None]) -> TlsContext | None:
+    if tls is None:
+        return None
+    must = tls.client_certificate == "require"
+    make = partial(listener_context, tls.certificate, tls.key, client_ca=tls.client_ca, client_must=must)
+    return ContextOfFiles(make, filter(None, (tls.certificate, tls.key, tls.client_ca)), tell)
+
+
+def _cluster_tls(tls: ClusterTls, tell: Callable[[str], None]) -> TlsContext:
+    make = partial(
+        upstream_context, ca=tls.ca, server_name=tls.server_name, certificate=tls.certificate, key=tls.key
+    )
+    return ContextOfFiles(make, filter(None, (tls.certificate, tls.key, tls.ca)), tell)
+
+
+def objection_to_loops(settings: Settings, listeners: Sequence[Sequence[socket.socket]]) -> None:
+    """Raises `ConfigError` if an upstream is one of these listeners."""
+    guard = LoopGuard()
+    for sock in itertools.chain.from_iterable(listeners):
+        guard.listens_on(bound_address(sock))
+    for name, cluster in settings.serve.clusters.items():
+        for place, address in enumerate(cluster.addresses):
+            problem = guard.objection(Address.parse(address))
+            if problem is not None:
+                path = f"{join('clusters', name)}.endpoints[{place}]"
+                raise ConfigError(f"{settings.name_of(path)}: {problem}")
