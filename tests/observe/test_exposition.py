@@ -210,6 +210,13 @@ def test_promtool_finds_nothing_wrong() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_promtool_understands_the_alerts() -> None:
+    command = ["promtool", "check", "rules", str(DOCS / "alerts.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # --- documents -------------------------------------------------------------------------------------------------------
 
 
