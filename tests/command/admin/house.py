@@ -144,10 +144,13 @@ class House:
         return Client(await trio.open_tcp_stream(self.host, self.port))
 
     async def raw(self, data: bytes) -> bytes:
-        """Send this, and nothing more, and answer all that comes until the end."""
+        """Send this, and nothing more, and answer all that comes until the end, which has to be a gentle one."""
         async with await self.connect() as client:
             await client.send(data)
-            return await client.rest()
+            answer = b""
+            while data := await client.stream.receive_some(65536):
+                answer += data
+            return answer
 
     def get(self, path: str = "/livez", *fields: str, version: str = "1.1", method: str = "GET") -> bytes:
         """A request in bytes."""
