@@ -1,5 +1,7 @@
 """The server on bytes that no library sends, and its bounds."""
 
+import os
+import resource
 import socket
 
 import pytest
@@ -394,14 +396,40 @@ def test_one_who_resets_in_the_middle_touches_nobody() -> None:
     async def main() -> None:
         async with a_house() as house, await house.connect() as other:
             house.source.exposed = b"x" * 1_000_000
-            for _ in range(20):
+            for data in (house.get("/metrics") * 5, b"GET /liv") * 10:
                 client = await house.connect()
-                await client.send(house.get("/metrics") * 5)
+                await client.send(data)
                 linger = b"\x01\x00\x00\x00\x00\x00\x00\x00"
                 client.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 await trio.aclose_forcefully(client.stream)
             await other.send(house.get())
             assert (await other.reply()).status == 200
+
+    run(main)
+
+
+def test_without_a_file_to_be_had_it_says_so_and_goes_on() -> None:
+    async def main() -> None:
+        async with a_house() as house, await house.connect() as kept:
+            await kept.send(house.get())
+            assert (await kept.reply()).status == 200
+            late = trio.socket.socket()
+            limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            free = os.dup(0)
+            os.close(free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+            try:
+                await late.connect((house.host, house.port))
+                while not house.faults:  # noqa: ASYNC110  # it tells a plain function
+                    await trio.sleep(0.01)
+                await kept.send(house.get())
+                assert (await kept.reply()).status == 200
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            assert house.forgive() == ["cannot accept a connection"]
+            async with Client(trio.SocketStream(late)) as client:
+                await client.send(house.get())
+                assert (await client.reply()).status == 200
 
     run(main)
 

@@ -202,8 +202,6 @@ class _Connection:
     async def refuse(self, refusal: Refused) -> None:
         """Answer with this, and end: what comes next cannot be understood, or is not wanted."""
         self.waits_since = None
-        if self._http.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
-            return
         response = refusal.response()
         await self._respond(attrs.evolve(response, fields={**response.fields, "Connection": "close"}))
         await self._linger()
@@ -241,9 +239,7 @@ class _Connection:
         if len(head.headers) > limits.fields:
             raise Refused(431, f"there are {len(head.headers)} header fields; {limits.fields} are allowed")
         length = 0
-        while not isinstance(event := await self._event(), h11.EndOfMessage):
-            if not isinstance(event, h11.Data):
-                return None
+        while isinstance(event := await self._event(), h11.Data):
             length += len(event.data)
             if length > limits.body_bytes:
                 raise Refused(413, f"more than {limits.body_bytes} bytes of content; nothing here needs any")
@@ -272,8 +268,6 @@ class _Connection:
                 raise Refused(error.error_status_hint or 400, self._why_unreadable(error)) from error
             if isinstance(event, h11.Event):
                 return event
-            if event is h11.PAUSED:
-                raise AssertionError("a request is read before the last one was answered")
             await self._read()
 
     async def _read(self) -> None:
