@@ -229,7 +229,7 @@ class Flood(Busy):
         states = ["ready", "ready", "ready", "backoff", "connecting", "idle"]
         rows = [
             endpoint(f"cluster-{index // 6}", f"10.1.{index // 6}.{index % 6}:50051", states[index % 6], self.t * 30,
-                     failing=self.t if index % 6 == 3 else 0, waiting=index % 6 == 4 and 40 or 0, calls=80,
+                     failing=self.t if index % 6 == 3 else 0, waiting=40 if index % 6 == 4 else 0, calls=80,
                      error="<script>alert(2)</script> timed out after 5 s" if index % 6 == 3 else None)
             for index in range(60)
         ]  # fmt: skip
@@ -239,7 +239,7 @@ class Flood(Busy):
         return [
             open_call(HOSTILE[index % 10] if index < 20 else self.names[index], index, 900.0 - 8 * index + self.t % 5,
                       upstream=f"10.1.{index % 4}.3:50051", waits_for="the response of the upstream" if index % 3 else
-                      "the caller, who reads nothing (window is 0)", answered=index % 3 and 0 or 4, worker=1 + index % 8)
+                      "the caller, who reads nothing (window is 0)", answered=0 if index % 3 else 4, worker=1 + index % 8)
             for index in range(100)
         ]  # fmt: skip
 

@@ -9,8 +9,10 @@ const CHART_S = 300;
 const RETRY_MS = [1000, 2000, 5000]; // and then every five seconds
 const SILENT_MS = 6000; // so long without an event, and the stream counts as lost
 const QUIET_S = 30; // so long without anything, and a call that was never answered is worth a look
+const NARROW = matchMedia('(max-width: 40rem)'); // where a row takes the room of five
 const REPLACED_S = 300; // so long a new worker is worth a mention
 const TEXT_LIMIT = 300; // characters shown of what a peer says
+const NAME_LIMIT = 90; // and of the name of a method
 
 const FAILING = new Set([
   'UNKNOWN', 'DEADLINE_EXCEEDED', 'RESOURCE_EXHAUSTED', 'UNIMPLEMENTED', 'INTERNAL', 'UNAVAILABLE', 'DATA_LOSS',
@@ -44,19 +46,23 @@ function percent(share) {
   const value = share * 100;
   if (value === 0) return '0 %';
   if (value < 0.01) return '<0.01 %';
-  return `${value < 10 ? Number(value.toPrecision(2)) : value < 99.95 && value % 1 ? value.toFixed(1) : Math.round(value)} %`;
+  return `${value < 0.995 ? value.toFixed(2) : value < 99.95 ? value.toFixed(1) : integer(value)} %`;
 }
 
 function duration(seconds) {
   if (seconds === null) return '–';
   if (seconds < 0.0001) return `${Math.round(seconds * 1e6)} µs`;
-  if (seconds < 0.9995) return `${Number((seconds * 1000).toPrecision(seconds < 0.0995 ? 2 : 3))} ms`;
+  const ms = seconds * 1000;
+  if (ms < 999.5) return `${ms < 0.995 ? ms.toFixed(2) : ms < 9.95 ? ms.toFixed(1) : Math.round(ms)} ms`;
   if (seconds < 59.95) return `${seconds < 9.95 ? seconds.toFixed(1) : Math.round(seconds)} s`;
   const [s, m, h] = [seconds, seconds / 60, seconds / 3600].map(Math.floor);
   if (m < 60) return `${m} min ${s % 60 ? `${s % 60} s` : ''}`.trim();
   if (h < 48) return `${h} h ${m % 60 ? `${m % 60} min` : ''}`.trim();
   return `${Math.floor(h / 24)} d ${h % 24 ? `${h % 24} h` : ''}`.trim();
 }
+
+// How long something has been so: whole seconds.
+const age = (seconds) => (seconds < 0.5 ? '0 s' : seconds < 59.5 ? `${Math.round(seconds)} s` : duration(Math.round(seconds)));
 
 function latency(found) {
   return found === null ? '–' : (found.beyond ? '>' : '') + duration(found.seconds);
@@ -74,9 +80,9 @@ function bytes(value) {
 }
 
 // What a peer says, fit to be read: its control characters, and those that turn the direction of text, are spelled out.
-function said(value) {
-  const text = String(value ?? '');
-  const cut = text.length > TEXT_LIMIT ? `${text.slice(0, TEXT_LIMIT)}…` : text;
+function said(value, limit = TEXT_LIMIT) {
+  const whole = String(value ?? '');
+  const cut = whole.length > limit ? `${whole.slice(0, limit)}…` : whole;
   return cut.replace(
     /[\u0000-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g,
     (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, '0')}`,
@@ -130,11 +136,12 @@ function fill(parent, items, make, update) {
 // --------------------------------------------------------------------------------------------------------- table
 
 // A table of bounded length, whose rows keep their elements by key, so that focus, selection and what is unfolded stay.
-// A column: {label, number, sort(row), cell(td, row)}; without `sort` it cannot be sorted by. While the pointer or the focus
-// is in the body, rows stay where they are: nothing is to run away from who reads or selects it.
+// A column: {label, width, number, sort(row), cell(td, row)}; without `sort` it cannot be sorted by. Widths are fixed, so that
+// nothing moves sideways as figures change; columns without one share the rest. While the pointer or the focus is in the
+// body, rows stay where they are: nothing is to run away from who reads or selects it.
 class Table {
-  constructor(parent, { labelledby, columns, sort = null, down = true, compare = null, limit = 25, most = 500, none }) {
-    Object.assign(this, { columns, compare, limit, most, none });
+  constructor(parent, { labelledby, columns, sort = null, down = true, compare = null, limit = 25, most = 500, small = false, none }) {
+    Object.assign(this, { columns, compare, limit, most, small, none });
     this.sort = sort;
     this.down = down;
     this.rows = [];
@@ -151,7 +158,7 @@ class Table {
     // Roles, for the phone's layout takes from a table what makes it one for those who hear the page.
     this.table = element(
       'table',
-      { role: 'table', 'aria-labelledby': labelledby },
+      { role: 'table', 'aria-labelledby': labelledby, class: small ? 'small' : '' },
       element('thead', { role: 'rowgroup' }, element('tr', { role: 'row' }, ...this.headers)),
       this.body,
     );
@@ -161,6 +168,7 @@ class Table {
 
   header(column, index) {
     const th = element('th', { scope: 'col', role: 'columnheader' });
+    if (column.width) th.style.width = column.width;
     if (column.number) th.className = 'number';
     if (!column.sort) {
       th.append(column.label);
@@ -208,7 +216,8 @@ class Table {
 
   draw(anew = false) {
     const ordered = this.ordered(anew);
-    const shown = ordered.slice(0, this.all ? this.most : this.limit);
+    const limit = NARROW.matches && !this.small ? Math.min(this.limit, 8) : this.limit;
+    const shown = ordered.slice(0, this.all ? this.most : limit);
     const kept = new Map();
     let next = this.body.firstElementChild;
     for (const row of shown) {
@@ -224,10 +233,10 @@ class Table {
     this.kept = kept;
     this.table.hidden = shown.length === 0;
     this.empty.hidden = shown.length > 0;
-    this.more.hidden = ordered.length <= this.limit;
+    this.more.hidden = ordered.length <= limit;
     if (!this.more.hidden) {
       const all = Math.min(ordered.length, this.most);
-      setText(this.more, this.all ? `Show the first ${this.limit}` : `Show ${all < ordered.length ? '' : 'all '}${integer(all)}`);
+      setText(this.more, this.all ? `Show the first ${limit}` : `Show ${all < ordered.length ? '' : 'all '}${integer(all)}`);
     }
   }
 
@@ -243,11 +252,12 @@ class Table {
 }
 
 const plain = (text) => (cell, row) => setText(cell, text(row));
-const column = (label, sort, cell, isNumber = false) => ({ label, sort, cell, number: isNumber });
-const figure = (label, value, text) => column(label, value, plain((row) => text(value(row))), true);
+const text = (label, width, sort, cell) => ({ label, width, sort, cell, number: false });
+const figure = (label, width, sort, cell) => ({ label, width, sort, cell, number: true });
+const value = (label, width, read, format) => figure(label, width, read, plain((row) => format(read(row))));
 
 function methodCell(cell, row) {
-  const name = said(row.method);
+  const name = said(row.method, NAME_LIMIT);
   const slash = name.lastIndexOf('/');
   setPieces(cell, slash > 0 ? [[name.slice(0, slash + 1), 'service'], [name.slice(slash + 1), 'method']] : [[name, 'method']]);
 }
@@ -401,8 +411,8 @@ class History {
   thin(now) {
     const kept = [];
     this.states.forEach((state, index) => {
-      const age = now - state.uptime_s;
-      const pause = age <= 12 ? 0 : age <= 70 ? 5.5 : 15.5;
+      const before = now - state.uptime_s;
+      const pause = before <= 12 ? 0 : before <= 70 ? 5.5 : 15.5;
       const next = this.states[index + 1]?.uptime_s ?? Infinity;
       const needed = kept.length ? next - kept.at(-1).uptime_s > pause : now - next < CHART_S;
       if (needed) kept.push(state);
@@ -492,25 +502,33 @@ function statusPieces(statuses) {
 const percentileColumn = (share) => {
   const found = (row) => row.percentiles[share];
   const order = (row) => (found(row) === null ? null : found(row).seconds + (found(row).beyond ? 1e-9 : 0));
-  return column(`p${share}`, order, plain((row) => latency(found(row))), true);
+  return figure(`p${share}`, '5.5rem', order, plain((row) => latency(found(row))));
 };
+
+// A figure that matters if it is not zero.
+function countCell(cell, count, kind) {
+  setText(cell, integer(count));
+  cell.classList.toggle(kind, count > 0);
+  cell.classList.toggle('zero', count === 0);
+}
 
 function failingCell(cell, row) {
   setText(cell, percent(failingShare(row)));
   cell.classList.toggle('bad', row.failing > 0);
+  cell.classList.toggle('zero', row.failing === 0);
 }
 
 const methodTable = new Table(byId('methods'), {
   labelledby: 'methods-heading',
   columns: [
-    column('Method', (row) => row.method, methodCell),
-    figure('Calls/s', (row) => row.rate, rate),
-    column('Failing', failingShare, failingCell, true),
-    column('Statuses', null, (cell, row) => setPieces(cell, statusPieces(row.statuses))),
+    text('Method', '', (row) => row.method, methodCell),
+    value('Calls/s', '5.5rem', (row) => row.rate, rate),
+    figure('Failing', '5.5rem', failingShare, failingCell),
+    text('Statuses', '27%', null, (cell, row) => setPieces(cell, statusPieces(row.statuses))),
     percentileColumn(50), percentileColumn(90), percentileColumn(99),
-    column('Messages/s', (row) => row.askedRate + row.answeredRate,
-      plain((row) => (row.asked + row.answered ? `${rate(row.askedRate)} ↑ ${rate(row.answeredRate)} ↓` : '–')), true),
-    figure('Since start', (row) => row.total, integer),
+    figure('Messages/s', '11rem', (row) => row.askedRate + row.answeredRate,
+      plain((row) => (row.asked + row.answered ? `${rate(row.askedRate)}\u00a0↑ ${rate(row.answeredRate)}\u00a0↓` : '–'))),
+    value('Since start', '7rem', (row) => row.total, integer),
   ],
   compare: (a, b) => b.failing - a.failing || b.started - a.started || b.total - a.total || (a.key < b.key ? -1 : 1),
   none: 'No call has come yet.',
@@ -523,27 +541,28 @@ function whyCell(cell, row) {
   if (!cell.firstChild) cell.append(element('p'), element('details', {}, element('summary', {}, 'explain'), element('pre')));
   const [error, details] = cell.children;
   setText(error, row.lastError === null ? '' : said(row.lastError));
-  error.hidden = row.lastError === null;
   details.hidden = row.explain === '';
   setText(details.lastElementChild, row.explain);
 }
 
+const stateCell = (kind) => (cell, row) => setPieces(cell, [[said(row.state), `state ${kind(row)}`]]);
+const upstreamOf = (row) => (row.upstream === null ? 'none yet' : said(row.upstream));
+
 const endpointTable = new Table(byId('endpoints'), {
   labelledby: 'endpoints-heading',
   columns: [
-    column('Endpoint', (row) => row.key, (cell, row) => setPieces(cell, [[said(row.cluster), 'service'], [' ', ''], [said(row.address), 'method']])),
-    column('State', troubleOf, (cell, row) => setPieces(cell, [[said(row.state), `state ${row.level ?? 'fine'}`]])),
-    figure('Connections', (row) => row.connections, integer),
-    figure('Open calls', (row) => row.calls, integer),
-    column('Waiting', (row) => row.waiting, (cell, row) => {
-      setText(cell, integer(row.waiting));
-      cell.classList.toggle('warn', row.waiting > 0);
-    }, true),
-    figure('Calls/s', (row) => row.rate, rate),
-    column('Failing', failingShare, failingCell, true),
-    column('Last error', null, whyCell),
+    text('Endpoint', '26%', (row) => row.key,
+      (cell, row) => setPieces(cell, [[said(row.cluster), 'service'], [' ', ''], [said(row.address), 'method']])),
+    text('State', '7.5rem', troubleOf, stateCell((row) => (row.state === 'idle' ? 'still' : row.level ?? 'fine'))),
+    value('Connections', '7rem', (row) => row.connections, integer),
+    value('Open calls', '6.5rem', (row) => row.calls, integer),
+    figure('Waiting', '5rem', (row) => row.waiting, (cell, row) => countCell(cell, row.waiting, 'warn')),
+    value('Calls/s', '5.5rem', (row) => row.rate, rate),
+    figure('Failing', '5.5rem', failingShare, failingCell),
+    text('Last error', '', null, whyCell),
   ],
   compare: (a, b) => troubleOf(a) - troubleOf(b) || b.waiting - a.waiting || (a.key < b.key ? -1 : 1),
+  limit: 15,
   most: 300,
   none: 'No endpoint is in use.',
 });
@@ -551,12 +570,15 @@ const endpointTable = new Table(byId('endpoints'), {
 const stuckTable = new Table(byId('stuck'), {
   labelledby: 'stuck-heading',
   columns: [
-    column('Waits for', (row) => row.waitsFor, plain((row) => said(row.waitsFor))),
-    column('Upstream', (row) => row.upstream ?? '', plain((row) => (row.upstream === null ? 'none yet' : said(row.upstream)))),
-    figure('Calls', (row) => row.count, integer),
-    figure('Callers', (row) => row.peers.size, integer),
-    figure('Longest quiet', (row) => row.quiet, duration),
-    column('Methods', null, plain((row) => `${said([...row.methods][0])}${row.methods.size > 1 ? ` and ${row.methods.size - 1} more` : ''}`)),
+    text('Waits for', '', (row) => row.waitsFor, plain((row) => said(row.waitsFor))),
+    text('Upstream', '18%', (row) => row.upstream ?? '', plain(upstreamOf)),
+    value('Calls', '4.5rem', (row) => row.count, integer),
+    value('Callers', '5rem', (row) => row.peers.size, integer),
+    value('Longest quiet', '8.5rem', (row) => row.quiet, age),
+    text('Methods', '36%', null, plain((row) => {
+      const others = row.methods.size - 1;
+      return `${said([...row.methods][0], NAME_LIMIT)}${others ? ` and ${others} more` : ''}`;
+    })),
   ],
   compare: (a, b) => b.count - a.count || b.quiet - a.quiet,
   limit: 8,
@@ -569,15 +591,15 @@ const sent = (messages, size) => `${integer(messages)} · ${bytes(size)}`;
 const quietTable = new Table(byId('quiet'), {
   labelledby: 'quiet-heading',
   columns: [
-    column('Method', (row) => row.method, methodCell),
-    figure('Quiet', (row) => row.quiet, duration),
-    figure('Age', (row) => row.age, duration),
-    column('Waits for', (row) => row.waitsFor, plain((row) => said(row.waitsFor))),
-    column('Caller', (row) => row.peer, plain((row) => said(row.peer))),
-    column('Upstream', (row) => row.upstream ?? '', plain((row) => (row.upstream === null ? 'none yet' : said(row.upstream)))),
-    column('Request', (row) => row.requestBytes, plain((row) => sent(row.asked, row.requestBytes)), true),
-    column('Response', (row) => row.responseBytes, plain((row) => sent(row.answered, row.responseBytes)), true),
-    figure('Worker', (row) => row.worker, (value) => said(value)),
+    text('Method', '', (row) => row.method, methodCell),
+    value('Quiet', '7.5rem', (row) => row.quiet, age),
+    value('Age', '7.5rem', (row) => row.age, age),
+    text('Waits for', '20%', (row) => row.waitsFor, plain((row) => said(row.waitsFor))),
+    text('Caller', '11rem', (row) => row.peer, plain((row) => said(row.peer))),
+    text('Upstream', '11rem', (row) => row.upstream ?? '', plain(upstreamOf)),
+    figure('Request', '7.5rem', (row) => row.requestBytes, plain((row) => sent(row.asked, row.requestBytes))),
+    figure('Response', '8rem', (row) => row.responseBytes, plain((row) => sent(row.answered, row.responseBytes))),
+    value('Worker', '4.5rem', (row) => row.worker, (worker) => said(worker)),
   ],
   compare: (a, b) => b.quiet - a.quiet || (a.key < b.key ? -1 : 1),
   limit: 10,
@@ -588,13 +610,10 @@ const quietTable = new Table(byId('quiet'), {
 const limitTable = new Table(byId('limits'), {
   labelledby: 'limits-heading',
   columns: [
-    column('Limit', (row) => row.key, plain((row) => said(row.key))),
-    column('Hits', (row) => row.hits, (cell, row) => {
-      setText(cell, row.span === 0 ? '–' : integer(row.hits));
-      cell.classList.toggle('warn', row.hits > 0);
-    }, true),
-    figure('Since start', (row) => row.count, integer),
-    column('Last', null, (cell, row) => setPieces(cell, [[said(row.peer), 'method'], [' ', ''], [said(row.detail), 'soft']])),
+    text('Limit', '34%', (row) => row.key, plain((row) => said(row.key))),
+    figure('Hits', '4.5rem', (row) => row.hits, (cell, row) => countCell(cell, row.hits, 'warn')),
+    value('Since start', '6.5rem', (row) => row.count, integer),
+    text('Last', '', null, (cell, row) => setPieces(cell, [[said(row.peer), 'method'], [' ', ''], [said(row.detail), 'soft']])),
   ],
   compare: (a, b) => b.hits - a.hits || b.count - a.count || (a.key < b.key ? -1 : 1),
   none: 'No limit was hit.',
@@ -603,31 +622,37 @@ const limitTable = new Table(byId('limits'), {
 const workerTable = new Table(byId('workers'), {
   labelledby: 'workers-heading',
   columns: [
-    column('Worker', (row) => row.key, plain((row) => said(row.key))),
-    figure('Process', (row) => row.pid, (value) => said(value)),
-    column('State', (row) => row.state, (cell, row) => setPieces(cell, [[said(row.state), `state ${row.state === 'serving' ? 'fine' : 'warn'}`]])),
-    figure('CPU', (row) => row.cpu, percent),
-    figure('Memory', (row) => row.rss, bytes),
-    figure('Connections', (row) => row.connections, integer),
-    figure('Open calls', (row) => row.calls, integer),
+    text('Worker', '', (row) => row.key, plain((row) => said(row.key))),
+    value('Process', '6rem', (row) => row.pid, (pid) => said(pid)),
+    text('State', '8rem', (row) => row.state, stateCell((row) => (row.state === 'serving' ? 'fine' : 'warn'))),
+    value('CPU', '5rem', (row) => row.cpu, percent),
+    value('Memory', '6rem', (row) => row.rss, bytes),
+    value('Connections', '7rem', (row) => row.connections, integer),
+    value('Open calls', '6rem', (row) => row.calls, integer),
   ],
   compare: (a, b) => a.key - b.key,
   limit: 16,
   none: 'No worker has reported.',
 });
 
+const known = (count) => (count === null ? '–' : integer(count));
+
 const sideTable = (side) => new Table(byId(side), {
   labelledby: `${side}-heading`,
   columns: [
-    column('What', null, (cell, row) => setPieces(cell, [[row.label, row.reason ? 'reason' : '']])),
-    column('In this time', null, (cell, row) => {
-      setText(cell, row.recent === null ? '–' : integer(row.recent));
-      cell.classList.toggle('warn', row.trouble && row.recent > 0);
-    }, true),
-    column('Since start', null, plain((row) => (row.total === null ? '–' : integer(row.total))), true),
+    text('What', '', null, (cell, row) => setPieces(cell, [[row.label, row.reason ? 'reason' : '']])),
+    figure('Recent', '6rem', null, (cell, row) => {
+      setText(cell, known(row.recent));
+      cell.classList.toggle('warn', Boolean(row.trouble && row.recent));
+      cell.classList.toggle('zero', !row.recent);
+    }),
+    figure('Since start', '7.5rem', null, (cell, row) => {
+      setText(cell, known(row.total));
+      cell.classList.toggle('zero', !row.total);
+    }),
   ],
-  limit: 20,
   most: 60,
+  small: true,
   none: 'Nothing is known yet.',
 });
 const downstreamTable = sideTable('downstream');
@@ -787,7 +812,7 @@ function attention(view) {
   for (const row of failing.slice(0, 3)) {
     const statuses = [...row.statuses].filter(([status, count]) => count > 0 && isFailing(status)).sort((a, b) => b[1] - a[1]);
     const told = statuses.slice(0, 2).map(([status, count]) => `${said(status)} ${integer(count)}`).join(', ');
-    note(failingShare(row) >= 0.1 ? 'bad' : 'warn', '#methods', `${said(row.method)}: ${percent(failingShare(row))} of calls fail ${span}: ${told}.`);
+    note(failingShare(row) >= 0.1 ? 'bad' : 'warn', '#methods', `${said(row.method, NAME_LIMIT)}: ${percent(failingShare(row))} of calls fail ${span}: ${told}.`);
   }
   if (failing.length > 3) note('warn', '#methods', `${plural(failing.length - 3, 'more method', 'more methods')} with 1 % or more of calls failing.`);
   aboutCalls(view, note);
@@ -798,34 +823,48 @@ function attention(view) {
   if (turnedAway) note('warn', '#connections', `${plural(turnedAway, 'connection was', 'connections were')} turned away ${span}.`);
   if (reloads) note('bad', '#settings', `TLS files could not be read again (${plural(reloads, 'time', 'times')} ${span}): the old ones stay in force.`);
   if (dropped) note('warn', '#limits', `${plural(dropped, 'log line was', 'log lines were')} dropped ${span}: standard error is not read fast enough.`);
-  if (replaced.length) note('warn', '#workers', `${replaced.length === 1 ? 'Worker' : 'Workers'} ${replaced.map(said).join(', ')} ended and began anew less than ${duration(REPLACED_S)} ago.`);
+  if (replaced.length) note('warn', '#workers', `${replaced.length === 1 ? 'Worker' : 'Workers'} ${replaced.map(said).join(', ')} ended and began anew less than ${age(REPLACED_S)} ago.`);
   return found.sort((a, b) => WORST_FIRST[a.level] - WORST_FIRST[b.level]);
 }
 
 function aboutEndpoints(endpoints, note) {
-  const clusters = Map.groupBy ? Map.groupBy(endpoints, (row) => row.cluster) : new Map();
-  if (!Map.groupBy) for (const row of endpoints) clusters.set(row.cluster, [...(clusters.get(row.cluster) ?? []), row]);
-  let told = 0;
-  let untold = 0;
-  for (const [cluster, rows] of clusters) {
-    const away = rows.filter((row) => row.state === 'backoff');
-    const waiting = sum(rows.map((row) => row.waiting));
+  const clusters = new Map();
+  for (const row of endpoints) clusters.set(row.cluster, [...(clusters.get(row.cluster) ?? []), row]);
+  const troubled = [...clusters]
+    .map(([cluster, rows]) => ({ cluster, rows, away: rows.filter((row) => row.state === 'backoff') }))
+    .filter(({ away }) => away.length > 0);
+  const why = (away) => {
     const error = away.find((row) => row.lastError !== null)?.lastError;
-    const why = error === undefined ? '' : `: ${said(error)}`;
-    if (away.length > 0 || waiting > 0) told += 1;
-    if (told > 4) untold += away.length > 0 || waiting > 0;
-    else if (away.length === rows.length) note('bad', '#endpoints', `Cluster ${said(cluster)} cannot be reached, ${rows.length === 1 ? said(away[0].address) : `none of its ${rows.length} endpoints`}${why}`);
-    else if (away.length > 0) note('warn', '#endpoints', `Cluster ${said(cluster)}: ${away.length === 1 ? said(away[0].address) : integer(away.length)} of ${rows.length} endpoints cannot be reached${why}`);
-    if (told <= 4 && waiting > 0) note('warn', '#endpoints', `Cluster ${said(cluster)}: ${plural(waiting, 'call waits', 'calls wait')} for a connection.`);
+    return error === undefined ? '.' : `: ${said(error)}`;
+  };
+  const names = (found) => `${found.slice(0, 3).map(({ cluster }) => said(cluster)).join(', ')}${found.length > 3 ? ', …' : ''}`;
+  const gone = troubled.filter(({ rows, away }) => away.length === rows.length);
+  for (const { cluster, rows, away } of gone.slice(0, 3)) {
+    const which = rows.length === 1 ? said(away[0].address) : `none of its ${rows.length} endpoints`;
+    note('bad', '#endpoints', `Cluster ${said(cluster)} cannot be reached, ${which}${why(away)}`);
   }
-  if (untold > 0) note('bad', '#endpoints', `${plural(untold, 'more cluster has', 'more clusters have')} endpoints that cannot be reached, or calls that wait.`);
+  if (gone.length > 3) note('bad', '#endpoints', `${plural(gone.length - 3, 'more cluster', 'more clusters')} cannot be reached: ${names(gone.slice(3))}`);
+  const partly = troubled.filter(({ rows, away }) => away.length < rows.length);
+  if (partly.length > 2) note('warn', '#endpoints', `${partly.length} clusters have endpoints that cannot be reached, ${names(partly)}${why(partly[0].away)}`);
+  else {
+    for (const { cluster, rows, away } of partly) {
+      const which = `${said(away[0].address)}${away.length > 1 ? ' among them' : ''}`;
+      note('warn', '#endpoints', `Cluster ${said(cluster)}: ${away.length} of ${rows.length} endpoints cannot be reached, ${which}${why(away)}`);
+    }
+  }
+  const lines = endpoints.filter((row) => row.waiting > 0).sort((a, b) => b.waiting - a.waiting);
+  if (lines.length > 0) {
+    const waiting = sum(lines.map((row) => row.waiting));
+    const most = `${said(lines[0].cluster)}, ${said(lines[0].address)}`;
+    note('warn', '#endpoints', `${plural(waiting, 'call waits', 'calls wait')} for a connection, ${lines.length > 1 ? 'most of them ' : ''}to ${most}.`);
+  }
 }
 
 function aboutCalls(view, note) {
   const groups = view.stuck.filter((group) => group.level).sort((a, b) => b.count - a.count);
   for (const group of groups.slice(0, 2)) {
     const on = group.upstream === null ? '' : `, on ${said(group.upstream)}`;
-    note('warn', '#calls', `${plural(group.count, 'call', 'calls')} without an answer, quiet for up to ${duration(group.quiet)}${on}: ${group.count === 1 ? 'waits' : 'wait'} for ${said(group.waitsFor)}.`);
+    note('warn', '#calls', `${plural(group.count, 'call', 'calls')} without an answer, quiet for up to ${age(group.quiet)}${on}: ${group.count === 1 ? 'waits' : 'wait'} for ${said(group.waitsFor)}.`);
   }
   if (groups.length > 2) note('warn', '#calls', `More calls without an answer, in ${plural(groups.length - 2, 'other group', 'other groups')}.`);
 }
@@ -849,7 +888,7 @@ const latencyChart = new Chart(byId('chart-latency'), {
   title: 'Latency',
   lines: ['p50', 'p90', 'p99'].map((name) => ({ name, kind: 'line' })),
   log: true,
-  format: duration,
+  format: (seconds) => (seconds < 1 ? `${seconds * 1000} ms` : `${seconds} s`),
   tell: (point) => ['p50', 'p90', 'p99'].map((name) => [`${name} ${duration(point[name])}`, `key ${name}`]),
 });
 
@@ -863,7 +902,7 @@ function look() {
   const calls = quietRows(state);
   return {
     state, base, seconds: known ? seconds : 0, flow, calls,
-    span: base === null ? 'since the start' : seconds >= chosen - 1 ? SPANS[chosen] : `in ${duration(Math.round(seconds))}`,
+    span: base === null ? 'since the start' : seconds >= chosen - 1 ? SPANS[chosen] : `in ${age(seconds)}`,
     methods: methodRows(flow, seconds, state.bounds_s),
     endpoints: endpointRows(state, base, seconds),
     stuck: stuckRows(calls),
@@ -924,7 +963,7 @@ function calm({ flow, endpoints, span }) {
 
 function showHeader({ state }, problems) {
   const facts = [`version ${said(state.version)}`, said(state.python), `engine ${said(state.engine)}`,
-    `up ${duration(Math.floor(number(state.uptime_s)))}`, plural(list(state.workers).length, 'worker', 'workers')];
+    `up ${age(number(state.uptime_s))}`, plural(list(state.workers).length, 'worker', 'workers')];
   setPieces(byId('facts'), facts.map((text) => [text, '']));
   setText(byId('time'), clockTime(state.now));
   setAttribute(byId('time'), 'datetime', new Date(state.now * 1000).toISOString());
@@ -962,6 +1001,7 @@ function showTables(view) {
   limitTable.show(view.limits);
   noteOf('limits', `log lines dropped: ${integer(view.dropped)} ${span}, ${integer(state.log?.dropped_lines)} since start`);
   workerTable.show(view.workers);
+  noteOf('connections', seconds ? `recent: ${span}` : '');
   downstreamTable.show(sideRows(DOWNSTREAM, state.downstream, base?.downstream, seconds));
   upstreamTable.show(sideRows(UPSTREAM, state.upstream, base?.upstream, seconds));
 }
