@@ -8,6 +8,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 PYTEST_ARGS ?=
 INTEROP_ARGS ?=
+PAGE_ARGS ?=
 BOUNDS_ARGS ?=
 SOAK_ARGS ?=
 FAULTS_ARGS ?=
@@ -32,7 +33,7 @@ export CHECK_PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check format interop bounds soak faults dist bench profile clean
+.PHONY: help venv demo test check format interop page bounds soak faults attacks fuzz dist bench profile clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -74,6 +75,10 @@ format: $(DEV) ## format the code, and mend what the linter can mend
 interop: $(DEV) ## run against real gRPC peers (INTEROP_ARGS=...)
 	sh interop/setup.sh $(BIN)/python
 	$(BIN)/python -m interop.matrix $(INTEROP_ARGS)
+
+page: $(DEV) ## look at the page of the admin listener with Chromium (PAGE_ARGS=...)
+	sh interop/page/setup.sh
+	$(BIN)/python -m interop.page $(PAGE_ARGS)
 
 bounds: $(DEV) ## measure what the README promises: memory with slow readers, streams per connection (BOUNDS_ARGS=...)
 	$(BIN)/python -m interop.promises.bounds $(BOUNDS_ARGS)
@@ -120,6 +125,6 @@ profile: ## run the proxy under load and see where the time goes (PROFILE_ARGS=.
 
 clean: ## remove all that the other targets made
 	rm -rf $(VENV) .venv-313 .venv-pypy .venv-dist .venv-bench .venv-bench-pypy interop/bench/results interop/peers/build interop/peers/generated \
-		interop/peers/grpc_js/node_modules .coverage .coverage.* htmlcov build dist .hypothesis .import_linter_cache \
+		interop/peers/grpc_js/node_modules interop/page/node_modules .coverage .coverage.* htmlcov build dist .hypothesis .import_linter_cache \
 		.mypy_cache .pytest_cache .ruff_cache fuzz-found
 	find src tests interop -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,6 @@
-"""Look at the page of the admin listener with a real browser: is it whole and true, does it come back, does it stay small?
+"""Look at the page of the admin listener with a real browser, as an operator would.
+
+Is it whole, on a phone as well, and true? Does it come back after a loss, and does it stay small?
 
 Without `--url` it is shown made-up proxies, whose figures are known: one that nobody calls, one with 50 open calls, one
 with 5,000 and with names that mean harm. Where Node, playwright-core or Chromium is missing a line says so, and nothing

@@ -202,7 +202,7 @@ async function theProxyIsAway(browser) {
   await command('world/busy');
   await command('fast/100');
   const page = await open(browser);
-  await shows(page, '#facts', 'up 1 min 4');
+  await shows(page, '#facts', 'up 1 min 4'); // or 40
   complains(page, 'before the proxy is away');
   await command('stop');
   await shows(page, '#state', 'No connection');

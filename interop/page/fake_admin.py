@@ -69,6 +69,7 @@ class FakeAdmin:
         """Listen, on the port of last time."""
         self._stopping = threading.Event()
         self.world = type(self.world)()
+        self.fast = 0
         self._server = serving(self._port, handler(Admin, self))
         self._port = self._server.server_port
 
@@ -168,7 +169,9 @@ class Control(Handler):
         self.answer(b"done", "text/plain")
 
 
-if __name__ == "__main__":  # to look at it with a browser of one's own: python -m interop.page.fake_admin WORLD
+if (
+    __name__ == "__main__"
+):  # to look at it with a browser of one's own: python -m interop.page.fake_admin WORLD
     import sys
 
     with FakeAdmin() as admin:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from typing import Any
 
 BOUNDS_S = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]
@@ -25,7 +26,14 @@ HOSTILE = [
     "/{{7*7}}${7*7}<%= 7*7 %>/Template",
     "/javascript:alert(1)/Link",
 ]
-SERVICES = ["shop.v1.Orders", "shop.v1.Payments", "shop.v1.Catalogue", "identity.Users", "ledger.Entries", "mail.Queue"]
+SERVICES = [
+    "shop.v1.Orders",
+    "shop.v1.Payments",
+    "shop.v1.Catalogue",
+    "identity.Users",
+    "ledger.Entries",
+    "mail.Queue",
+]
 VERBS = ["Get", "List", "Create", "Update", "Delete", "Watch", "Search", "Check", "Export", "Sync"]
 
 State = dict[str, Any]
@@ -142,8 +150,10 @@ class Known(World):
 
     def stuck(self) -> list[State]:
         return [
-            open_call("/known.Service/Fine", 1, 125.0, upstream="10.0.0.1:50051", waits_for="the response of the upstream"),
-            open_call("/known.Service/Watch", 2, 12.0, upstream="10.0.0.1:50051", waits_for="the next message", answered=5),
+            open_call("/known.Service/Fine", 1, 125.0, upstream="10.0.0.1:50051",
+                      waits_for="the response of the upstream"),
+            open_call("/known.Service/Watch", 2, 12.0, upstream="10.0.0.1:50051",
+                      waits_for="the next message", answered=5),
         ]  # fmt: skip
 
 
@@ -152,7 +162,7 @@ class Busy(World):
 
     calls_per_s = 1200
     open_calls = 50
-    names = [f"/{service}/{verb}" for service in SERVICES[:3] for verb in VERBS[:6]]
+    names: Sequence[str] = [f"/{service}/{verb}" for service in SERVICES[:3] for verb in VERBS[:6]]
 
     def live(self) -> None:
         swing = 1 + 0.25 * self.chance.random() + (0.35 if self.t % 200 > 140 else 0)
@@ -163,7 +173,9 @@ class Busy(World):
                 self.called(name, "OK", round(count * share), bucket)
             self.called(name, "NOT_FOUND", self.chance.randrange(3) if index % 3 == 0 else 0, 1)
         away = 90 < self.t % 200 < 130
-        self.called(self.names[1], "UNAVAILABLE", self.chance.randrange(90) if away else self.chance.randrange(2), 0)
+        self.called(
+            self.names[1], "UNAVAILABLE", self.chance.randrange(90) if away else self.chance.randrange(2), 0
+        )
         self.called(self.names[5], "DEADLINE_EXCEEDED", self.chance.randrange(3), 10)
         self.called(self.names[8], "CANCELLED", self.chance.randrange(6), 4)
         self.connections()
@@ -208,7 +220,9 @@ class Flood(Busy):
     calls_per_s = 9000
     open_calls = 5000
     workers = 8
-    names = [f"/{service}/{verb}{n}" for n in range(5) for service in SERVICES for verb in VERBS][: 300 - len(HOSTILE)]
+    names = [f"/{service}/{verb}{n}" for n in range(5) for service in SERVICES for verb in VERBS][
+        : 300 - len(HOSTILE)
+    ]
 
     def live(self) -> None:
         super().live()
@@ -218,7 +232,11 @@ class Flood(Busy):
         for name in self.names[20:26]:
             self.called(name, "INTERNAL", self.chance.randrange(40), 5)
         self.limits = {
-            "abuse_budget": {"count": self.t * 3, "peer": "<i>203.0.113.9</i>:4000", "detail": "rapid resets \u202e<b>"},
+            "abuse_budget": {
+                "count": self.t * 3,
+                "peer": "<i>203.0.113.9</i>:4000",
+                "detail": "rapid resets \u202e<b>",
+            },
             "max_connections": {"count": self.t // 5, "peer": "198.51.100.4:7001", "detail": "4000 are open"},
             "max_header_list_bytes": {"count": 2, "peer": "198.51.100.4:7002", "detail": "70,000 bytes"},
         }
@@ -233,13 +251,17 @@ class Flood(Busy):
                      error="<script>alert(2)</script> timed out after 5 s" if index % 6 == 3 else None)
             for index in range(60)
         ]  # fmt: skip
-        return [*rows, endpoint("payments", "10.2.0.1:50051", "backoff", 0, failing=9, error="certificate has expired")]
+        return [
+            *rows,
+            endpoint("payments", "10.2.0.1:50051", "backoff", 0, failing=9, error="certificate has expired"),
+        ]
 
     def stuck(self) -> list[State]:
         return [
             open_call(HOSTILE[index % 10] if index < 20 else self.names[index], index, 900.0 - 8 * index + self.t % 5,
                       upstream=f"10.1.{index % 4}.3:50051", waits_for="the response of the upstream" if index % 3 else
-                      "the caller, who reads nothing (window is 0)", answered=0 if index % 3 else 4, worker=1 + index % 8)
+                      "the caller, who reads nothing (window is 0)", answered=0 if index % 3 else 4,
+                      worker=1 + index % 8)
             for index in range(100)
         ]  # fmt: skip
 
@@ -257,7 +279,11 @@ def endpoint(
     error: str | None = None,
 ) -> State:
     """An endpoint as it is told."""
-    explain = f"has room: {calls} of 100 streams" if state == "ready" else "dialling pauses for 1.32 s: " + str(error)
+    explain = (
+        f"has room: {calls} of 100 streams"
+        if state == "ready"
+        else "dialling pauses for 1.32 s: " + str(error)
+    )
     statuses = {"OK": fine} | ({"UNAVAILABLE": failing} if failing else {})
     return {
         "cluster": cluster, "address": address, "connections": connections if state == "ready" else 0,
@@ -267,7 +293,14 @@ def endpoint(
 
 
 def open_call(
-    method: str, index: int, quiet_s: float, *, upstream: str | None, waits_for: str, answered: int = 0, worker: int = 1
+    method: str,
+    index: int,
+    quiet_s: float,
+    *,
+    upstream: str | None,
+    waits_for: str,
+    answered: int = 0,
+    worker: int = 1,
 ) -> State:
     """An open call as it is told."""
     return {

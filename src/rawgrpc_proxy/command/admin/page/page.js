@@ -10,6 +10,8 @@ const RETRY_MS = [1000, 2000, 5000]; // and then every five seconds
 const SILENT_MS = 6000; // so long without an event, and the stream counts as lost
 const QUIET_S = 30; // so long without anything, and a call that was never answered is worth a look
 const NARROW = matchMedia('(max-width: 40rem)'); // where a row takes the room of five
+const ALARMING = 0.01; // the share of failing calls from which on they are worth a look
+const MOST_SENTENCES = 12; // of what needs attention
 const REPLACED_S = 300; // so long a new worker is worth a mention
 const TEXT_LIMIT = 300; // characters shown of what a peer says
 const NAME_LIMIT = 90; // and of the name of a method
@@ -320,7 +322,7 @@ class Chart {
     const along = (point) => round(CHART_S - (now - point.at));
     this.lines.forEach((line, index) => setAttribute(this.paths[index], 'd', trace(points, line, along, up)));
     setAttribute(this.grid, 'd', marks.map((mark) => `M0 ${up(mark)}H300`).join(''));
-    setAttribute(this.begins, 'd', points.filter((point) => point.begins).map((point) => `M${along(point)} 0V100`).join(''));
+    setAttribute(this.begins, 'd', points.filter((point) => point.begins && along(point) >= 0).map((point) => `M${along(point)} 0V100`).join(''));
     fill(this.labels, marks, () => element('span'), (label, mark) => {
       setText(label, this.format(mark));
       const top = `${up(mark)}%`;
@@ -553,7 +555,7 @@ const endpointTable = new Table(byId('endpoints'), {
   columns: [
     text('Endpoint', '26%', (row) => row.key,
       (cell, row) => setPieces(cell, [[said(row.cluster), 'service'], [' ', ''], [said(row.address), 'method']])),
-    text('State', '7.5rem', troubleOf, stateCell((row) => (row.state === 'idle' ? 'still' : row.level ?? 'fine'))),
+    text('State', '9rem', troubleOf, stateCell((row) => (row.state === 'idle' ? 'still' : row.level ?? 'fine'))),
     value('Connections', '7rem', (row) => row.connections, integer),
     value('Open calls', '6.5rem', (row) => row.calls, integer),
     figure('Waiting', '5rem', (row) => row.waiting, (cell, row) => countCell(cell, row.waiting, 'warn')),
@@ -580,7 +582,7 @@ const stuckTable = new Table(byId('stuck'), {
       return `${said([...row.methods][0], NAME_LIMIT)}${others ? ` and ${others} more` : ''}`;
     })),
   ],
-  compare: (a, b) => b.count - a.count || b.quiet - a.quiet,
+  compare: (a, b) => (b.level !== null) - (a.level !== null) || b.count - a.count || b.quiet - a.quiet,
   limit: 8,
   most: 50,
   none: 'No call is open.',
@@ -668,7 +670,7 @@ function methodRows(flow, seconds, bounds) {
     askedRate: per(row.asked),
     answeredRate: per(row.answered),
     percentiles: Object.fromEntries([50, 90, 99].map((share) => [share, percentile(row.buckets, bounds, share / 100)])),
-    level: row.failing > 0 ? 'bad' : null,
+    level: row.ended && row.failing / row.ended >= ALARMING ? 'bad' : null,
   }));
 }
 
@@ -807,7 +809,7 @@ function attention(view) {
   if (state.state === 'draining') note('warn', '#calls', `Draining: no new connections; ${plural(number(state.calls?.open), 'call is', 'calls are')} still open.`);
   aboutEndpoints(view.endpoints, note);
   const failing = view.methods
-    .filter((row) => row.failing >= 3 && row.failing / row.ended >= 0.01)
+    .filter((row) => row.failing >= 3 && row.failing / row.ended >= ALARMING)
     .sort((a, b) => b.failing - a.failing);
   for (const row of failing.slice(0, 3)) {
     const statuses = [...row.statuses].filter(([status, count]) => count > 0 && isFailing(status)).sort((a, b) => b[1] - a[1]);
@@ -924,7 +926,7 @@ function figuresOf({ state, base, flow, seconds, endpoints, workers, methods }) 
   const flowed = (key) => (seconds ? `${bytes(less(state.calls?.[key], base?.calls?.[key]) / seconds)}/s` : '–');
   return [
     ['Calls/s', rate(per(flow.started)), `${plural(methods.length, 'method', 'methods')}, ${integer(state.calls?.started)} calls since start`],
-    ['Failing', percent(share), `${rate(per(flow.failing))} a second`, share ? 'bad' : null],
+    ['Failing', percent(share), `${rate(per(flow.failing))} a second`, share >= ALARMING ? 'bad' : null],
     ['Latency p99', at(99), `p50 ${at(50)}, p90 ${at(90)}`],
     ['Open calls', integer(state.calls?.open), waiting ? `${integer(waiting)} wait for a connection` : 'none waits for a connection', waiting ? 'warn' : null],
     ['Connections', `${integer(state.downstream?.open)}`, `from callers; ${integer(state.upstream?.open)} to endpoints`],
@@ -947,7 +949,8 @@ function showAttention(view) {
   setAttribute(section, 'data-level', bad ? 'bad' : found.length ? 'warn' : 'fine');
   const serving = view.state.state === 'serving';
   setText(section.querySelector('h2'), found.length ? 'Needs attention' : serving ? 'All well' : 'Nothing else to report');
-  const shown = found.length ? found.slice(0, 10) : [{ level: 'fine', link: null, text: calm(view) }];
+  const shown = found.length ? found.slice(0, MOST_SENTENCES) : [{ level: 'fine', link: null, text: calm(view) }];
+  if (found.length > shown.length) shown.push({ level: 'warn', link: null, text: `And ${found.length - shown.length} more, below.` });
   fill(section.querySelector('ul'), shown, () => element('li', {}, element('a')), (item, { level, link, text }) => {
     setAttribute(item, 'data-level', level);
     setAttribute(item.firstChild, 'href', link);
@@ -989,7 +992,7 @@ function showTables(view) {
   setText(methodTable.empty, wanted ? 'No method has this in its name.' : methodTable.none);
   methodTable.show(methods);
   const failing = view.methods.filter((row) => row.failing).length;
-  noteOf('methods', seconds ? `${integer(failing)} of ${integer(view.methods.length)} with calls failing ${span}` : '');
+  noteOf('methods', seconds && view.methods.length ? `${integer(failing)} of ${integer(view.methods.length)} with calls failing ${span}` : '');
   endpointTable.show(view.endpoints);
   const ready = view.endpoints.filter((row) => row.state === 'ready').length;
   noteOf('endpoints', view.endpoints.length ? `${integer(ready)} of ${integer(view.endpoints.length)} ready` : '');
@@ -1049,7 +1052,6 @@ const stream = {
   source: null,
   alive: false,
   attempts: 0,
-  lostAt: null,
   timer: 0,
 
   open() {
@@ -1061,14 +1063,14 @@ const stream = {
       if (source === this.source) this.receive(event.data);
     });
     source.addEventListener('error', () => {
-      if (source === this.source) this.lose('the connection to the proxy was lost');
+      if (source === this.source) this.lose('The connection to the proxy was lost');
     });
     this.watch();
   },
 
   watch() {
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.lose('the proxy has said nothing for some seconds'), SILENT_MS);
+    this.timer = setTimeout(() => this.lose('The proxy has said nothing for some seconds'), SILENT_MS);
   },
 
   receive(data) {
@@ -1076,12 +1078,11 @@ const stream = {
     try {
       state = JSON.parse(data);
     } catch {
-      this.lose('the proxy said something that is no state');
+      this.lose('The proxy said something that is no state');
       return;
     }
     this.alive = true;
     this.attempts = 0;
-    this.lostAt = null;
     this.watch();
     byId('banner').hidden = true;
     document.body.classList.remove('stale');
@@ -1093,11 +1094,10 @@ const stream = {
     this.source?.close();
     this.source = null;
     this.alive = false;
-    this.lostAt ??= Date.now() / 1000;
     const pause = RETRY_MS[Math.min(this.attempts, RETRY_MS.length - 1)];
     this.attempts += 1;
     const then = past.last === null ? '' : ` What is below is of ${clockTime(past.last.now)}.`;
-    setText(byId('banner'), `Since ${clockTime(this.lostAt)} ${why}.${then} Trying again every few seconds.`);
+    setText(byId('banner'), `${why}.${then} Trying again every few seconds.`);
     byId('banner').hidden = false;
     document.body.classList.add('stale');
     showState('lost');
