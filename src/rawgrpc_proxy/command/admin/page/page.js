@@ -260,8 +260,9 @@ const value = (label, width, read, format) => figure(label, width, read, plain((
 
 function methodCell(cell, row) {
   const name = said(row.method, NAME_LIMIT);
+  if (name === 'other') return setPieces(cell, [[name, 'method'], [' methods, counted together', 'service']]);
   const slash = name.lastIndexOf('/');
-  setPieces(cell, slash > 0 ? [[name.slice(0, slash + 1), 'service'], [name.slice(slash + 1), 'method']] : [[name, 'method']]);
+  return setPieces(cell, slash > 0 ? [[name.slice(0, slash + 1), 'service'], [name.slice(slash + 1), 'method']] : [[name, 'method']]);
 }
 
 // --------------------------------------------------------------------------------------------------------- chart
@@ -785,7 +786,7 @@ const UPSTREAM = [
 function sideRows(names, now, before, seconds) {
   if (!now) return [];
   const recent = (value, old) => (seconds ? less(value, old) : null);
-  const rows = [{ key: 'open', label: `Open now: ${integer(now.open)}`, recent: null, total: null }];
+  const rows = [];
   for (const [key, label, trouble = false] of names) {
     rows.push({ key, label, trouble, recent: recent(now[key], before?.[key]), total: number(now[key]) });
   }
@@ -819,7 +820,7 @@ function attention(view) {
   if (failing.length > 3) note('warn', '#methods', `${plural(failing.length - 3, 'more method', 'more methods')} with 1 % or more of calls failing.`);
   aboutCalls(view, note);
   for (const row of view.limits.filter((each) => each.level).slice(0, 3)) {
-    note('warn', '#limits', `Limit ${said(row.key)} was hit ${plural(row.hits, 'time', 'times')} ${span}, last by ${said(row.peer)}.`);
+    note('warn', '#limits', `Limit ${said(row.key)} was hit ${plural(row.hits, 'time', 'times')} ${span}${row.peer ? `, last by ${said(row.peer)}` : ''}.`);
   }
   const { dropped, reloads, turnedAway, replaced } = view;
   if (turnedAway) note('warn', '#connections', `${plural(turnedAway, 'connection was', 'connections were')} turned away ${span}.`);
@@ -878,6 +879,7 @@ const replacedAt = new Map();
 const SPANS = { 10: 'in the last 10 s', 60: 'in the last minute', 300: 'in the last 5 minutes' };
 let chosen = 60;
 let paused = false;
+let problems = 0;
 let due = false;
 
 const callChart = new Chart(byId('chart-calls'), {
@@ -964,7 +966,7 @@ function calm({ flow, endpoints, span }) {
   return `${calls}; ${endpoints.length ? 'every endpoint in use can be reached, and no call waits for a connection' : 'no endpoint is in use'}.`;
 }
 
-function showHeader({ state }, problems) {
+function showHeader({ state }) {
   const facts = [`version ${said(state.version)}`, said(state.python), `engine ${said(state.engine)}`,
     `up ${age(number(state.uptime_s))}`, plural(list(state.workers).length, 'worker', 'workers')];
   setPieces(byId('facts'), facts.map((text) => [text, '']));
@@ -972,8 +974,13 @@ function showHeader({ state }, problems) {
   setAttribute(byId('time'), 'datetime', new Date(state.now * 1000).toISOString());
   setAttribute(byId('clock'), 'title', `the proxy's clock; ${new Date(state.now * 1000).toISOString()}`);
   if (stream.alive) showState(String(state.state));
-  const title = `${problems ? `(${problems}) ` : ''}${stream.alive ? said(state.state) : 'no connection'} · rawgrpc-proxy`;
-  if (document.title !== title) document.title = title;
+  showTitle();
+}
+
+// What the tab of the browser says: how much needs attention, and the state.
+function showTitle() {
+  const title = stream.alive ? `${problems ? `(${problems}) ` : ''}${said(past.last.state)}` : 'no connection';
+  if (document.title !== `${title} · rawgrpc-proxy`) document.title = `${title} · rawgrpc-proxy`;
 }
 
 const NAMES = { serving: 'Serving', draining: 'Draining', starting: 'Starting', lost: 'No connection' };
@@ -1005,6 +1012,8 @@ function showTables(view) {
   noteOf('limits', `log lines dropped: ${integer(view.dropped)} ${span}, ${integer(state.log?.dropped_lines)} since start`);
   workerTable.show(view.workers);
   noteOf('connections', seconds ? `recent: ${span}` : '');
+  setText(byId('downstream-heading'), `Downstream, from callers: ${integer(state.downstream?.open)} open`);
+  setText(byId('upstream-heading'), `Upstream, to endpoints: ${integer(state.upstream?.open)} open`);
   downstreamTable.show(sideRows(DOWNSTREAM, state.downstream, base?.downstream, seconds));
   upstreamTable.show(sideRows(UPSTREAM, state.upstream, base?.upstream, seconds));
 }
@@ -1013,8 +1022,8 @@ function show() {
   due = false;
   if (past.last === null) return;
   const view = look();
-  const problems = showAttention(view);
-  showHeader(view, problems);
+  problems = showAttention(view);
+  showHeader(view);
   fill(byId('figures'), figuresOf(view), makeFigure, showFigure);
   const ps = [50, 90, 99].map((share) => [`p${share} ${latency(percentile(view.flow.buckets, view.state.bounds_s, share / 100))}`, `key p${share}`]);
   const last = past.points.at(-1);
@@ -1086,8 +1095,11 @@ const stream = {
     this.watch();
     byId('banner').hidden = true;
     document.body.classList.remove('stale');
-    if (paused) showState(String(state.state));
     heard(state);
+    if (paused) {
+      showState(String(state.state));
+      showTitle();
+    }
   },
 
   lose(why) {
@@ -1101,7 +1113,7 @@ const stream = {
     byId('banner').hidden = false;
     document.body.classList.add('stale');
     showState('lost');
-    document.title = 'no connection · rawgrpc-proxy';
+    showTitle();
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.open(), pause);
   },
