@@ -1,11 +1,16 @@
-"""Every client to every server, without the proxy and through it: an application must not see a difference."""
+"""Every client to every server, without the proxy and through it: an application must not see a difference.
+
+With `--tls` all of them speak TLS, and then mutual TLS, with certificates that the proxy's own command makes.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,13 +19,22 @@ from interop.matrix.run import Options, Run
 from interop.matrix.table import print_matrix, print_notes, print_summary
 from interop.peers.cases import CASES
 from interop.peers.catalogue import PEERS
+from interop.shared.security import PLAINTEXT, Security, made_by_the_proxy
 
+#: These move so much that they take longer than all others together; TLS is in their way but a cost.
+TAKES_LONG = ("concurrent_large_unary", "message_64mib")
 PROXY = "{python} -m rawgrpc_proxy serve --listen 127.0.0.1:0 --upstream {upstream}"
 
 
 def main() -> int:
     """Run the suite; 0 if all outcomes are equal and nothing failed unexpectedly."""
     given = parse()
+    with tempfile.TemporaryDirectory() as folder:
+        return play(given, made_by_the_proxy(Path(folder) / "certs") if given.tls else (PLAINTEXT,))
+
+
+def play(given: argparse.Namespace, securities: Sequence[Security]) -> int:
+    """What `main` answers, by what is `given` on the command line."""
     run = Run(
         Options(
             proxy_command=None if given.no_proxy else given.proxy_command,
@@ -28,6 +42,7 @@ def main() -> int:
             only=given.only,
             cases=given.cases.split(","),
             rounds=given.rounds,
+            securities=securities,
         )
     )
     if not run.pairs:
@@ -59,7 +74,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m interop.matrix", description=__doc__)
     parser.add_argument("--engine", help="handed on to the proxy")
     parser.add_argument("--only", default="*", metavar="GLOB", help="pairs, for example 'grpclib->*' or etcd")
-    parser.add_argument("--cases", default=",".join(known), metavar="A,B", help="all of them unless given")
+    parser.add_argument(
+        "--cases", metavar="A,B", help="all of them unless given; with --tls, all but the longest two"
+    )
     parser.add_argument("--rounds", type=int, default=1, metavar="N", help="run everything N times")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all outcomes there")
     parser.add_argument(
@@ -69,8 +86,11 @@ def parse() -> argparse.Namespace:
         help="another proxy; {upstream}, {upstream_host}, {upstream_port} and {python} are filled in, and {port}, "
         "a free port, for a program that cannot say on which one it listens",
     )
+    parser.add_argument("--tls", action="store_true", help="over TLS and over mutual TLS on both sides")
     parser.add_argument("--no-proxy", action="store_true", help="compare two runs without a proxy")
     given = parser.parse_args()
+    if given.cases is None:
+        given.cases = ",".join(case for case in known if not given.tls or case not in TAKES_LONG)
     if unknown := set(given.cases.split(",")) - set(known):
         parser.error(f"no such case: {', '.join(sorted(unknown))}")
     return given

@@ -7,7 +7,7 @@ import secrets
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,10 +21,13 @@ CLIENT_SECONDS = 900.0
 
 
 @contextmanager
-def proxy(command: str | None, engine: str | None, upstream: str) -> Iterator[Listener | None]:
+def proxy(
+    command: str | None, engine: str | None, upstream: str, options: Sequence[str] = ()
+) -> Iterator[Listener | None]:
     """The proxy in front of a server; None without a command, where the run compares the server with itself.
 
-    The command is a template, see `--proxy-command`. Raises `Trouble` if the proxy does not start, or does not end.
+    The command is a template, see `--proxy-command`; `options` are added to it.
+    Raises `Trouble` if the proxy does not start, or does not end.
     """
     if command is None:
         yield None
@@ -40,11 +43,11 @@ def proxy(command: str | None, engine: str | None, upstream: str) -> Iterator[Li
     )
     if engine is not None:
         filled_in += f" --engine {shlex.quote(engine)}"
-    with Listener("proxy", shlex.split(filled_in), chosen) as listener:
+    with Listener("proxy", [*shlex.split(filled_in), *options], chosen) as listener:
         yield listener
 
 
-def run_client(name: str, target: str, cases: list[str]) -> dict[str, Any]:
+def run_client(name: str, target: str, cases: list[str], options: Sequence[str] = ()) -> dict[str, Any]:
     """The outcomes of a client program. If it dies of a case, the rest is played by another one."""
     outcomes: dict[str, Any] = {}
     for _ in cases:
@@ -52,7 +55,7 @@ def run_client(name: str, target: str, cases: list[str]) -> dict[str, Any]:
         if not waiting:
             break
         run_id = secrets.token_hex(8)
-        command = [*peer_command(name, "client"), "--target", target, "--cases", ",".join(waiting)]
+        command = [*peer_command(name, "client"), *options, "--target", target, "--cases", ",".join(waiting)]
         try:
             done = subprocess.run(
                 [*command, "--run-id", run_id],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +13,11 @@ from interop.matrix.cell import CANNOT, Cell, compare
 from interop.matrix.outcome import problems
 from interop.matrix.programs import proxy, run_client
 from interop.peers.cases import CASES
-from interop.peers.catalogue import PEERS, known_failure, left_out, peer_command
+from interop.peers.catalogue import PEERS, TLS_PEERS, known_failure, left_out, peer_command
 from interop.shared.etcd import EtcdPorts, etcd_server
 from interop.shared.processes import Listener, Trouble
 from interop.shared.progress import Progress
+from interop.shared.security import PLAINTEXT, Security
 
 
 @dataclass
@@ -30,6 +31,8 @@ class Options:
     """A pattern for pairs, CLIENT->SERVER, and for `etcd`."""
     cases: list[str]
     rounds: int
+    securities: Sequence[Security] = (PLAINTEXT,)
+    """How they speak; each pair is played with each of these, with TLS only by those that can, and without etcd."""
 
 
 class Run:
@@ -39,13 +42,17 @@ class Run:
         self.options = options
         self.cells: dict[str, dict[str, Cell]] = {}
         self.troubles: list[str] = []
-        self.left_out = [reason for name in PEERS if (reason := left_out(name))]
-        peers = [name for name in PEERS if not left_out(name)]
+        in_plaintext = PLAINTEXT in options.securities
+        asked = PEERS if in_plaintext else TLS_PEERS
+        self.left_out = [reason for name in asked if (reason := left_out(name))]
         self._pairs = [
-            (server, [client for client in peers if self._wanted(f"{client}->{server}")]) for server in peers
+            (security, server, [client for client in peers if self._wanted(f"{client}->{server}")])
+            for security in options.securities
+            for peers in [_peers(security)]
+            for server in peers
         ]
-        self._with_etcd = self._wanted("etcd")
-        self.pairs = sum(len(clients) for _, clients in self._pairs) + self._with_etcd
+        self._with_etcd = in_plaintext and self._wanted("etcd")
+        self.pairs = sum(len(clients) for _, _, clients in self._pairs) + self._with_etcd
         """How many there are to play in each round."""
         self._progress = Progress(options.rounds * self.pairs)
         self._played = 0
@@ -53,9 +60,9 @@ class Run:
     def play(self) -> None:
         """Play all rounds."""
         for _ in range(self.options.rounds):
-            for server, clients in self._pairs:
+            for security, server, clients in self._pairs:
                 if clients:
-                    self._guarded(partial(self._play_server, server, clients))
+                    self._guarded(partial(self._play_server, security, server, clients))
             if self._with_etcd:
                 self._guarded(self._play_etcd)
         self._progress.end()
@@ -75,23 +82,31 @@ class Run:
         except Trouble as error:
             self.troubles.append(str(error))
 
-    def _play_server(self, name: str, clients: list[str]) -> None:
-        command = peer_command(name, "server")
-        with Listener(f"{name} server", command) as server, self._proxy(server.target) as front:
+    def _play_server(self, security: Security, name: str, clients: list[str]) -> None:
+        command = [*peer_command(name, "server"), *security.server]
+        with (
+            Listener(f"{name} server", command) as server,
+            self._proxy(server.target, security.proxy) as front,
+        ):
             for client in clients:
-                pair = f"{client}->{name}"
+                pair = f"{security.name} {client}->{name}".lstrip()
                 self._progress.show(self._played, pair)
-                self._keep(pair, self._play_pair(client, name, server, front))
+                self._keep(pair, self._play_pair(client, name, server, front, security.client))
                 server.check()
                 self._check_proxy(front)
 
     def _play_pair(
-        self, client: str, server_name: str, server: Listener, front: Listener | None
+        self,
+        client: str,
+        server_name: str,
+        server: Listener,
+        front: Listener | None,
+        options: Sequence[str],
     ) -> dict[str, Cell]:
         cases = [case for case in self.options.cases if case in CASES]
         playable = [case for case in cases if case not in server.cannot]
-        direct = run_client(client, server.target, playable)
-        proxied = run_client(client, (front or server).target, playable)
+        direct = run_client(client, server.target, playable, options)
+        proxied = run_client(client, (front or server).target, playable, options)
         cells: dict[str, Cell] = {}
         for case in cases:
             if case in server.cannot:
@@ -116,8 +131,8 @@ class Run:
         found = {case: etcd_cases.problems(case, direct[case]) for case in cases}
         self._keep("etcd", {case: compare(direct[case], proxied[case], found[case]) for case in cases})
 
-    def _proxy(self, upstream: str) -> AbstractContextManager[Listener | None]:
-        return proxy(self.options.proxy_command, self.options.engine, upstream)
+    def _proxy(self, upstream: str, options: Sequence[str] = ()) -> AbstractContextManager[Listener | None]:
+        return proxy(self.options.proxy_command, self.options.engine, upstream, options)
 
     def _check_proxy(self, front: Listener | None) -> None:
         if front is not None:
@@ -132,3 +147,8 @@ class Run:
         self._played += 1
         signs = " ".join(cell.sign for cell in cells.values())
         self._progress.show(self._played, f"{pair:24} {signs}")
+
+
+def _peers(security: Security) -> list[str]:
+    """Those that can take part on this machine."""
+    return [name for name in (PEERS if security is PLAINTEXT else TLS_PEERS) if not left_out(name)]

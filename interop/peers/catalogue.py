@@ -27,6 +27,8 @@ COMPILED = {
     "grpc-go": (BUILT / "grpc_go", "Go 1.24 or newer"),
     "grpc-java": (BUILT / "grpc_java" / "classes" / "Peer.class", "a JDK 17 or newer, and Maven"),
 }
+#: Those whose programs speak TLS as well. The interop clients and servers of the others are played in plaintext.
+TLS_PEERS = ("grpcio", "grpclib", "grpc-js")
 #: Cases that fail of themselves: patterns for client, server and case, and why. Equal outcomes are enough there.
 KNOWN_FAILURES = [
     (

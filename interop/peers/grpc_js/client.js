@@ -3,7 +3,7 @@
 
 const { parseArgs } = require('util');
 const cases = require('../cases.json');
-const { MESSAGE_LIMIT, body, definition, describe, grouped, grpc } = require('./common.js');
+const { MESSAGE_LIMIT, TLS_OPTIONS, body, channelCredentials, definition, describe, grouped, grpc } = require('./common.js');
 
 const CASE_SECONDS = 120;
 const POLLS = 100;
@@ -62,11 +62,11 @@ class Call {
 }
 
 class Player {
-  constructor(target, runId) {
+  constructor(target, credentials, runId) {
     this.runId = runId;
-    this.client = new grpc.Client(target, grpc.credentials.createInsecure(), OPTIONS);
+    this.client = new grpc.Client(target, credentials, OPTIONS);
     // The library chooses compression by channel.
-    this.gzipClient = new grpc.Client(target, grpc.credentials.createInsecure(), {
+    this.gzipClient = new grpc.Client(target, credentials, {
       ...OPTIONS,
       'grpc.default_compression_algorithm': grpc.compressionAlgorithms.gzip,
     });
@@ -180,9 +180,10 @@ async function main() {
       target: { type: 'string' },
       cases: { type: 'string', default: Object.keys(cases).join(',') },
       'run-id': { type: 'string', default: 'run' },
+      ...TLS_OPTIONS,
     },
   });
-  const player = new Player(values.target, values['run-id']);
+  const player = new Player(values.target, channelCredentials(values), values['run-id']);
   for (const name of values.cases.split(',')) {
     const hang = sleep(CASE_SECONDS).then(() => ({ failure: 'hangs' }));
     const played = player.play(name).then(

@@ -2,6 +2,7 @@
 'use strict';
 
 const crypto = require('crypto');
+const fs = require('fs');
 const path = require('path');
 const grpc = require('@grpc/grpc-js');
 const protoLoader = require('@grpc/proto-loader');
@@ -45,4 +46,28 @@ function grouped(metadata) {
   );
 }
 
-module.exports = { MESSAGE_LIMIT, body, definition, describe, grouped, grpc, sha256 };
+// What python/tls.py says in Python: the options, and the credentials made of them.
+const TLS_OPTIONS = {
+  'tls-ca': { type: 'string' },
+  'tls-certificate': { type: 'string' },
+  'tls-key': { type: 'string' },
+};
+
+function tlsFiles(values) {
+  return Object.keys(TLS_OPTIONS).map((name) => (values[name] ? fs.readFileSync(values[name]) : null));
+}
+
+function channelCredentials(values) {
+  const [ca, certificate, key] = tlsFiles(values);
+  return ca ? grpc.credentials.createSsl(ca, key, certificate) : grpc.credentials.createInsecure();
+}
+
+function serverCredentials(values) {
+  const [ca, certificate, key] = tlsFiles(values);
+  if (!certificate) return grpc.ServerCredentials.createInsecure();
+  return grpc.ServerCredentials.createSsl(ca, [{ private_key: key, cert_chain: certificate }], ca !== null);
+}
+
+module.exports = {
+  MESSAGE_LIMIT, TLS_OPTIONS, body, channelCredentials, definition, describe, grouped, grpc, serverCredentials, sha256,
+};

@@ -1,7 +1,8 @@
 // Test server in @grpc/grpc-js; it does what python/service.py does.
 'use strict';
 
-const { MESSAGE_LIMIT, body, definition, describe, grouped, grpc } = require('./common.js');
+const { parseArgs } = require('util');
+const { MESSAGE_LIMIT, TLS_OPTIONS, body, definition, describe, grouped, grpc, serverCredentials } = require('./common.js');
 
 const NO_COMPRESSION = 'the grpc-js server does not compress';
 const CANNOT = {
@@ -142,7 +143,8 @@ server.addService(definition['grpc.testing.TestService'], {
   FullDuplexCall: fullDuplex,
 });
 server.addService(definition['grpc.testing.RecordService'], { GetCallRecords: getCallRecords });
-server.bindAsync('127.0.0.1:0', grpc.ServerCredentials.createInsecure(), (error, port) => {
+const { values } = parseArgs({ options: TLS_OPTIONS });
+server.bindAsync('127.0.0.1:0', serverCredentials(values), (error, port) => {
   if (error) throw error;
   for (const [name, reason] of Object.entries(CANNOT)) console.log(`cannot ${name}: ${reason}`);
   console.log(`listening on 127.0.0.1:${port}`);

@@ -10,9 +10,10 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
-from interop.peers.grpcio.common import OPTIONS, multicallable
+from interop.peers.grpcio.common import channel_to, multicallable
 from interop.peers.python.messages import Metadata, Method
 from interop.peers.python.player import AsyncioClient, End, run_async
+from interop.peers.python.tls import Tls
 
 #: What writing raises then; the status tells why.
 CALL_IS_OVER = (grpc.RpcError, asyncio.InvalidStateError)
@@ -68,8 +69,8 @@ class Call:
 class Client(AsyncioClient):
     """A `Client` of the asyncio API."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._channel = grpc.aio.insecure_channel(f"{host}:{port}", OPTIONS)
+    def __init__(self, host: str, port: int, tls: Tls | None) -> None:
+        self._channel = channel_to(host, port, tls, grpc.aio)
 
     async def start(
         self, method: Method, request: Message | None, metadata: Metadata, timeout: float | None, gzip: bool

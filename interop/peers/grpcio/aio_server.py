@@ -15,6 +15,7 @@ from interop.peers.grpcio.common import (
     SERVER_OPTIONS,
     STATUS,
     ServerCallBase,
+    add_port,
     generic_handlers,
     method_handler,
 )
@@ -68,7 +69,7 @@ async def main() -> None:
     service = Service()
     server = grpc.aio.server(options=SERVER_OPTIONS)
     server.add_generic_rpc_handlers(generic_handlers(lambda method: handler(service, method)))
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = add_port(server)
     await server.start()
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)

@@ -11,9 +11,10 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from interop.peers.grpcio.common import OPTIONS, multicallable
+from interop.peers.grpcio.common import channel_to, multicallable
 from interop.peers.python.messages import Metadata, Method, run_blocking
 from interop.peers.python.player import End, run_sync
+from interop.peers.python.tls import Tls
 
 
 class Call:
@@ -60,8 +61,8 @@ class Call:
 class Client:
     """A `Client` whose awaits block."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._channel = grpc.insecure_channel(f"{host}:{port}", OPTIONS)
+    def __init__(self, host: str, port: int, tls: Tls | None) -> None:
+        self._channel = channel_to(host, port, tls)
 
     async def start(
         self, method: Method, request: Message | None, metadata: Metadata, timeout: float | None, gzip: bool

@@ -9,6 +9,7 @@ import grpc
 
 from interop.peers.python.messages import MESSAGE_LIMIT, METADATA_LIMIT, PACKAGE, Metadata, Method
 from interop.peers.python.service import SERVED
+from interop.peers.python.tls import Tls, server_tls
 
 OPTIONS = [
     ("grpc.max_receive_message_length", MESSAGE_LIMIT),
@@ -62,6 +63,29 @@ def multicallable(channel: Any, method: Method) -> Any:
         request_serializer=method.request_type.SerializeToString,
         response_deserializer=method.response_type.FromString,
     )
+
+
+def channel_to(host: str, port: int, tls: Tls | None, api: Any = grpc) -> Any:
+    """A channel of either API."""
+    target = f"{host}:{port}"
+    if tls is None:
+        return api.insecure_channel(target, OPTIONS)
+    return api.secure_channel(target, grpc.ssl_channel_credentials(*tls.bytes()), OPTIONS)
+
+
+def add_port(server: Any) -> int:
+    """Have a server of either API listen, with TLS if the command line says so."""
+    tls = server_tls()
+    port: int
+    if tls is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        authorities, key, certificate = tls.bytes()
+        credentials = grpc.ssl_server_credentials(
+            [(key or b"", certificate or b"")], authorities, require_client_auth=authorities is not None
+        )
+        port = server.add_secure_port("127.0.0.1:0", credentials)
+    return port
 
 
 class ServerCallBase:

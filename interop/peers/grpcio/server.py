@@ -15,6 +15,7 @@ from interop.peers.grpcio.common import (
     SERVER_OPTIONS,
     STATUS,
     ServerCallBase,
+    add_port,
     generic_handlers,
     method_handler,
 )
@@ -76,7 +77,7 @@ def main() -> None:
     service = Service()
     server = grpc.server(ThreadPoolExecutor(max_workers=32), options=SERVER_OPTIONS)
     server.add_generic_rpc_handlers(generic_handlers(lambda method: handler(service, method)))
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = add_port(server)
     server.start()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())

@@ -20,6 +20,7 @@ from grpclib.exceptions import GRPCError
 from interop.peers.grpclib.cannot import CANNOT
 from interop.peers.python.messages import Metadata, Method
 from interop.peers.python.player import AsyncioClient, End, run_async
+from interop.peers.python.tls import Tls
 
 T = TypeVar("T")
 
@@ -88,8 +89,8 @@ class Call:
 class Client(AsyncioClient):
     """A `Client` of grpclib."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._channel = Channel(host, port)
+    def __init__(self, host: str, port: int, tls: Tls | None) -> None:
+        self._channel = Channel(host, port, ssl=None if tls is None else tls.context(server=False))
 
     async def start(
         self, method: Method, request: Message | None, metadata: Metadata, timeout: float | None, gzip: bool

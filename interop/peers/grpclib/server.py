@@ -15,6 +15,7 @@ from grpclib.server import Server, Stream
 from interop.peers.grpclib.cannot import CANNOT
 from interop.peers.python.messages import Metadata, Method
 from interop.peers.python.service import SERVED, Refused, Service, announce
+from interop.peers.python.tls import server_tls
 
 CARDINALITY = {
     (False, False): Cardinality.UNARY_UNARY,
@@ -96,8 +97,9 @@ class Services:
 
 async def main() -> None:
     """Serve until SIGTERM."""
+    tls = server_tls()
     server = Server([Services()])
-    await server.start("127.0.0.1", 0)
+    await server.start("127.0.0.1", 0, ssl=None if tls is None else tls.context(server=True))
     port = next(iter(server._server.sockets)).getsockname()[1]  # type: ignore[union-attr]  # noqa: SLF001
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)

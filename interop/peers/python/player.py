@@ -28,6 +28,7 @@ from interop.peers.python.messages import (
     methods,
     run_blocking,
 )
+from interop.peers.python.tls import Tls, add_tls_options, tls_of
 
 METHODS = {service: methods(service) for service in ("TestService", "UnimplementedService")}
 GET_RECORDS = methods("RecordService")["GetCallRecords"]
@@ -237,15 +238,16 @@ def grouped(metadata: Metadata | None) -> dict[str, list[str]] | None:
     return result
 
 
-def arguments() -> tuple[str, int, list[str], str]:
-    """Host, port, cases and run id from the command line."""
+def arguments() -> tuple[str, int, Tls | None, list[str], str]:
+    """Host, port, TLS, cases and run id from the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--target", required=True, help="HOST:PORT")
     parser.add_argument("--cases", default=",".join(CASES), help="comma-separated")
     parser.add_argument("--run-id", default="run", help="makes the call ids of this run unique on the server")
+    add_tls_options(parser)
     given = parser.parse_args()
     host, port = given.target.rsplit(":", 1)
-    return host, int(port), given.cases.split(","), given.run_id
+    return host, int(port), tls_of(given), given.cases.split(","), given.run_id
 
 
 def report(case: str, start: float, **outcome: Any) -> None:
@@ -253,10 +255,10 @@ def report(case: str, start: float, **outcome: Any) -> None:
     print(json.dumps({"case": case, "seconds": round(time.monotonic() - start, 3), **outcome}), flush=True)
 
 
-def run_sync(open_client: Callable[[str, int], Client], cannot: Mapping[str, str]) -> None:
+def run_sync(open_client: Callable[[str, int, Tls | None], Client], cannot: Mapping[str, str]) -> None:
     """Play the cases of the command line on a client whose awaits block."""
-    host, port, cases, run_id = arguments()
-    player = Player(open_client(host, port), run_id)
+    host, port, tls, cases, run_id = arguments()
+    player = Player(open_client(host, port, tls), run_id)
 
     def run(case: str, start: float) -> None:
         try:
@@ -277,12 +279,12 @@ def run_sync(open_client: Callable[[str, int], Client], cannot: Mapping[str, str
             os._exit(1)  # a blocked call cannot be abandoned in this API
 
 
-def run_async(open_client: Callable[[str, int], Client], cannot: Mapping[str, str]) -> None:
+def run_async(open_client: Callable[[str, int, Tls | None], Client], cannot: Mapping[str, str]) -> None:
     """Play the cases of the command line on an asyncio client, which is opened on the running event loop."""
 
     async def run() -> None:
-        host, port, cases, run_id = arguments()
-        player = Player(open_client(host, port), run_id)
+        host, port, tls, cases, run_id = arguments()
+        player = Player(open_client(host, port, tls), run_id)
         for case in cases:
             start = time.monotonic()
             if case in cannot:
