@@ -3,6 +3,7 @@
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,63 @@ def test_a_backend_that_is_not_the_right_one_gets_no_calls(
             with pytest.raises(RpcError, match=says):
                 await answer_to(client, await plain_address(proxy), "/shop.Orders/Get")
             await proxy.line(says)
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_backend_that_hangs_up_before_its_first_word_is_told_with_what_may_be_missing(
+    pem: Path, secure: bool
+) -> None:
+    async def main() -> None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(pair(pem, "127.0.0.1"))
+        context.set_alpn_protocols(["h2"])
+
+        async def hang_up(stream: trio.SocketStream) -> None:
+            link = trio.SSLStream(stream, context, server_side=True) if secure else stream
+            await link.receive_some()
+            await stream.aclose()
+
+        says = "before its first SETTINGS[:;] it " + (
+            "wants a certificate of us, or another one"
+            if secure
+            else r"speaks TLS, perhaps \(--upstream-tls\)"
+        )
+        options = ("--upstream-ca", str(pem / "ours.ca")) if secure else ()
+        async with trio.open_nursery() as nursery, Pool() as client:
+            [listener] = await nursery.start(
+                partial(trio.serve_tcp, hang_up, 0, host="127.0.0.1", handler_nursery=nursery)
+            )
+            upstream = f"127.0.0.1:{listener.socket.getsockname()[1]}"
+            async with program("serve", "--listen", ANY, "--upstream", upstream, *options) as proxy:
+                with pytest.raises(RpcError, match=says):
+                    await answer_to(client, await proxy.address(), "/shop.Orders/Get")
+                await proxy.line(f"upstream {upstream} .*{says}")
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_the_log_tells_of_callers_who_leave_after_the_handshake_and_not_of_health_checks_of_the_port(
+    pem: Path,
+) -> None:
+    async def main() -> None:
+        own = pair(pem, "127.0.0.1")
+        async with program(
+            "serve", "--listen", ANY, "--upstream", "127.0.0.1:1", "--tls-cert", own, "--tls-key", own
+        ) as proxy:
+            host, _, port = (await proxy.address()).rpartition(":")
+            await (await trio.open_tcp_stream(host, int(port))).aclose()
+            context = ssl.create_default_context(cafile=str(pem / "ours.ca"))
+            context.set_alpn_protocols(["h2"])
+            caller = await trio.open_ssl_over_tcp_stream(
+                host, int(port), ssl_context=context, https_compatible=True
+            )
+            await caller.do_handshake()
+            await caller.aclose()
+            told = (await proxy.line("connection closed: (.*)"))[1]
+            assert "after the TLS handshake, without a word: our certificate is for another name" in told
 
     trio.run(main)
 

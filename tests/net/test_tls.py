@@ -1,7 +1,9 @@
 """TLS on sockets: whatever the sizes nothing is lost or doubled, and one connection's errors are not another's."""
 
 import contextlib
+import datetime as dt
 import random
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -12,7 +14,7 @@ import trio.testing
 
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.net.poller import Then
-from rawgrpc_proxy.net.tls import TlsTransport
+from rawgrpc_proxy.net.tls import TlsTransport, tls_problem
 from tests.upstream.backend import run
 
 trustme = pytest.importorskip("trustme")
@@ -22,7 +24,7 @@ class Certificates:
     """A certificate for "backend", and both sides' configuration."""
 
     def __init__(self) -> None:
-        authority = trustme.CA()
+        self.authority = authority = trustme.CA()
         self.server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         authority.issue_cert("backend").configure_cert(self.server)
         self.client = ssl.create_default_context()
@@ -189,6 +191,46 @@ def test_a_certificate_that_was_shown_is_known_and_a_failed_handshake_is_told_to
         assert "UNKNOWN_CA" in str(failures[1]).upper().replace(" ", "_")
         await client.aclose()
         await server.aclose()
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("name", "days_left", "known", "says"),
+    [
+        ("backend", 1, False, "authority of the peer's certificate is not trusted here.*ca for upstreams"),
+        ("backend", -1, True, "the peer's certificate has expired: it needs a new one"),
+        ("elsewhere", 1, True, "the peer's certificate is for another name.*server_name"),
+    ],
+)
+def test_what_is_wrong_with_a_certificate_is_said_in_words_that_tell_who_has_to_act(
+    name: str, days_left: int, known: bool, says: str
+) -> None:
+    async def test() -> None:
+        certificates = Certificates()
+        now = dt.datetime.now(dt.UTC)
+        server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        trustme_pair = certificates.authority.issue_cert(
+            name, not_before=now - dt.timedelta(days=9), not_after=now + dt.timedelta(days=days_left)
+        )
+        trustme_pair.configure_cert(server)
+        context = certificates.client if known else ssl.create_default_context()
+        ours, theirs = socket.socketpair()
+        client = TlsTransport(ours, "server", context, server_hostname="backend")
+        backend = TlsTransport(theirs, "client", server, server_side=True)
+
+        async def shake() -> None:
+            with contextlib.suppress(OSError):
+                await backend.handshake()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(shake)
+            with pytest.raises(ssl.SSLError) as raised:
+                await client.handshake()
+        assert re.search(says, tls_problem(raised.value))
+        assert "CERTIFICATE_VERIFY_FAILED" in tls_problem(raised.value)  # OpenSSL's own words stay
+        await client.aclose()
+        await backend.aclose()
 
     run(test)
 

@@ -53,6 +53,7 @@ from rawgrpc_proxy.net.failures import lost_error, never_sent_error, reason_of, 
 from rawgrpc_proxy.net.memory_guard import current_memory_guard
 from rawgrpc_proxy.net.poller import Then
 from rawgrpc_proxy.net.stream import Stream
+from rawgrpc_proxy.net.tls import TlsTransport, left_early
 from rawgrpc_proxy.net.transport import Transport
 from rawgrpc_proxy.net.turn import current_turn
 from rawgrpc_proxy.net.writer import FAREWELL_TIMEOUT_S, Writer
@@ -399,8 +400,27 @@ class Connection:
                     await self._transport.receive_each(self._heard, goes_on=self.session.holds_back)
             except OSError as error:
                 self._peer_is_gone = self._writer.closed = True  # or we have closed the transport
-                return ConnectionGone(reason_of(error))
-            return self._failure or ConnectionGone("the peer closed the connection", why="closed_by_peer")
+                return self._gone(error)
+            return self._failure or self._gone()
+        return self._too_slow()
+
+    def _gone(self, error: OSError | None = None) -> ConnectionGone:
+        """The link's end by `error`, or by the peer's will."""
+        closed = error is None or isinstance(error, ConnectionResetError)
+        if closed and not self.session.peer_settings_seen:
+            tls, client_side = isinstance(self._transport, TlsTransport), self.session.client_side
+            if tls or client_side:
+                # A caller in plaintext that says nothing is a health check.
+                return ConnectionGone(
+                    left_early(tls=tls, client_side=client_side),
+                    error_code=ErrorCode.NO_ERROR if client_side else ErrorCode.INADEQUATE_SECURITY,
+                )
+        if error is not None:
+            return ConnectionGone(reason_of(error))
+        return ConnectionGone("the peer closed the connection", why="closed_by_peer")
+
+    def _too_slow(self) -> ConnectionFailed:
+        """What the peer has not done in time."""
         limit = f"within {self._settings.handshake_timeout_s:g} s"
         if self.session.block_since is not None:
             return PeerAbuse(

@@ -3,6 +3,8 @@
 What it does not do: end the call, or decide whether it may be sent once more; the error says whether that is safe.
 """
 
+import ssl
+
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.errors import (
     ConnectionFailed,
@@ -15,6 +17,7 @@ from rawgrpc_proxy.errors import (
     StreamReset,
 )
 from rawgrpc_proxy.grpc.status import status_from_reset
+from rawgrpc_proxy.net.tls import tls_problem
 
 
 def reset_error(error_code: int, side: Side, reason: str) -> StreamReset:
@@ -45,5 +48,7 @@ def headers_too_long(size: int, limit: int) -> RpcError:
 
 
 def reason_of(error: OSError) -> str:
-    """What the system says of it."""
+    """What the system says of it, or TLS."""
+    if isinstance(error, ssl.SSLError):
+        return tls_problem(error)
     return error.strerror or str(error) or type(error).__name__

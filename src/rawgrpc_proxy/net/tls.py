@@ -66,21 +66,58 @@ class _Sealed(bytes):
 
 _IN_WORDS = {
     "WRONG_VERSION_NUMBER": (
-        "the peer speaks no TLS here; plaintext, perhaps, or it is a load balancer that sends a PROXY header, and "
-        "proxy_protocol does not name it"
+        "the peer speaks no TLS here; plaintext, perhaps (both sides must do the same), or it is a load balancer that "
+        "sends a PROXY header, and proxy_protocol does not name it"
     ),
     "HTTP_REQUEST": "the peer speaks no TLS here, but HTTP/1",
-    "UNEXPECTED_EOF_WHILE_READING": "the peer has left in the middle of the handshake",
+    # What gRPC's clients do, with no word of why.
+    "UNEXPECTED_EOF_WHILE_READING": "the peer has left in the middle of the handshake: it does not trust our "
+    "certificate (its authority, its name or its dates), perhaps; its own error tells",
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the peer has no certificate, and needs one",
     "TLSV1_ALERT_UNKNOWN_CA": "the peer does not know the authority of our certificate",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "the peer does not accept our certificate; its own error tells why",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "the peer does not accept our certificate; its own error tells why",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "our certificate has expired, says the peer",
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the peer wants a certificate of us, and we have none for it",
+}
+_UNKNOWN_AUTHORITY = (
+    "the authority of the peer's certificate is not trusted here: the peer needs another certificate, or its authority "
+    "a place among those that are (client_ca for callers, ca for upstreams)"
+)
+_OTHER_NAME = "the peer's certificate is for another name: it needs one for this, or we another server_name"
+_CERTIFICATE_IN_WORDS = {  # by the numbers of OpenSSL's X509_V_ERR_…
+    9: "the peer's certificate is not valid yet: it needs another, unless a clock is wrong",
+    10: "the peer's certificate has expired: it needs a new one",
+    **dict.fromkeys((2, 18, 19, 20, 21), _UNKNOWN_AUTHORITY),
+    **dict.fromkeys((62, 64), _OTHER_NAME),
 }
 
 
 def tls_problem(error: OSError) -> str:
     """Why there is no TLS, in words that say who has to do something, as far as OpenSSL's own are known."""
-    words = _IN_WORDS.get(error.reason) if isinstance(error, ssl.SSLError) else None
+    words = None
+    if isinstance(error, ssl.SSLCertVerificationError):
+        words = _CERTIFICATE_IN_WORDS.get(error.verify_code)
+    elif isinstance(error, ssl.SSLError):
+        words = _IN_WORDS.get(error.reason)
     return f"{words} ({error})" if words else str(error)
+
+
+def left_early(*, tls: bool, client_side: bool) -> str:
+    """Why a peer may have closed the link, or broken it, before it has said anything in HTTP/2: it does not tell."""
+    if not tls:
+        return "the peer closed the connection before its first SETTINGS; it speaks TLS, perhaps (--upstream-tls)"
+    if client_side:
+        # With TLS 1.3 our handshake is done before the peer looks at our certificate (RFC 8446 §4.4.2.4).
+        return (
+            "the peer closed the connection after the TLS handshake, before its first SETTINGS: it wants a certificate "
+            "of us, or another one, perhaps; its own log tells"
+        )
+    # grpcio looks at the name when the handshake is done.
+    return (
+        "the peer closed the connection after the TLS handshake, without a word: our certificate is for another name "
+        "than it calls, perhaps; its own error tells"
+    )
 
 
 class TlsTransport(SocketTransport):
@@ -107,6 +144,8 @@ class TlsTransport(SocketTransport):
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
         )
         self._read_bytes = READ_BYTES
+        self.heard = False
+        """Whether the peer has said anything; until the handshake is done."""
 
     @property
     def version(self) -> str | None:
@@ -143,6 +182,7 @@ class TlsTransport(SocketTransport):
 
     def _take_in(self, data: bytes) -> None:
         if data:
+            self.heard = True
             self._incoming.write(data)
         else:
             self._incoming.write_eof()

@@ -314,6 +314,9 @@ class Server:
                 # RFC 9113 §3.3: whoever has not agreed on HTTP/2 would take our frames for something else.
                 cause = "the peer does not offer 'h2' by ALPN, or the ssl_context does not (set_alpn_protocols(['h2']))"
         except (OSError, trio.ClosedResourceError) as error:
+            if not transport.heard:  # a health check of the port; in plaintext it makes no line either
+                await transport.aclose()
+                return None
             cause = tls_problem(error) if isinstance(error, OSError) else error
         except BaseException:
             await transport.aclose()
