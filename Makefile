@@ -72,9 +72,12 @@ format: $(DEV) ## format the code, and mend what the linter can mend
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
+# What is asked for with INTEROP_ARGS is a part, or the other engine; TLS is below both, and once is enough.
 interop: $(DEV) ## run against real gRPC peers (INTEROP_ARGS=...)
 	sh interop/setup.sh $(BIN)/python
 	$(BIN)/python -m interop.matrix $(INTEROP_ARGS)
+	$(if $(strip $(INTEROP_ARGS)),,$(BIN)/python -m interop.matrix --tls)
+	$(if $(strip $(INTEROP_ARGS)),,$(BIN)/python -m interop.tls)
 
 page: $(DEV) ## look at the page of the admin listener with Chromium (PAGE_ARGS=...)
 	sh interop/page/setup.sh
