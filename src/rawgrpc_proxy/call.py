@@ -115,9 +115,8 @@ def checked_deadline(deadline: float | None) -> float | None:
 
 def checked_changes(changes: ResponseChanges | None) -> ResponseChanges | None:
     """The changes if they are some. Raises `TypeError` otherwise."""
-    if (
-        changes is not None and type(changes) is not ResponseChanges
-    ):  # a reader calls it: no code of users may run there
+    # None of its own kind either: a connection's reader calls it, where no code of users may run.
+    if changes is not None and type(changes) is not ResponseChanges:
         raise TypeError(f"the changes to a response are ResponseChanges, not {type(changes).__name__}")
     return changes
 
