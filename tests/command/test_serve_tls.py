@@ -21,6 +21,7 @@ from tests.proxy.raw_peers import start_client
 trustme = pytest.importorskip("trustme")
 
 ANY = "127.0.0.1:0"
+HEALTH = "/grpc.health.v1.Health/Check"
 PATIENCE_S = 30
 
 
@@ -321,7 +322,7 @@ def echo() -> Server:
 
 
 async def told(
-    address: str, context: ssl.SSLContext | None, *extra: tuple[bytes, bytes]
+    address: str, context: ssl.SSLContext | None, *extra: tuple[bytes, bytes], method: str = "/p.S/M"
 ) -> tuple[bytes | None, list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]:
     """What the backend has seen of a call, and the headers and trailers of its response."""
     stream: trio.abc.Stream
@@ -334,7 +335,7 @@ async def told(
         stream = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
     async with trio.open_nursery() as nursery:
         client = await start_client(stream, nursery)
-        answer = await (await client.request("/p.S/M", *extra)).answer()
+        answer = await (await client.request(method, *extra)).answer()
         await client.aclose()
     assert answer.headers is not None
     assert answer.trailers is not None
@@ -391,6 +392,9 @@ response_metadata = {{ set = {{ x-edge = "1" }}, remove = ["server"] }}
                 assert (b"x-edge", b"1") in headers
                 assert b"server" not in dict(headers)
                 assert trailers == [(b"grpc-status", b"0"), (b"x-cost", b"1")]
+                # Health of others than the proxy goes to the backends, too, and no other way.
+                seen, _, _ = await told(secure, upstream_context(ca=str(ca)), *lies, method=HEALTH)
+                assert seen == b"x-forwarded-for=1.1.1.1, 127.0.0.1"
                 assert (await told(f"unix:{tmp_path}/socket", None, *lies))[0] == b"forwarded=for=unknown"
                 untouched = b"x-client-identity=URI=spiffe://shop.example/admin; x-forwarded-for=1.1.1.1"
                 assert (await told(f"unix:{tmp_path}/open", None, *lies))[0] == untouched

@@ -10,7 +10,6 @@ from rawgrpc_proxy import Server, Status, StreamDirector
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.services import own_health
 from rawgrpc_proxy.services.health import SERVICE, request_for
-from rawgrpc_proxy.services.own_health import answer_health
 from tests.proxy.house import a_proxy, on_every_engine
 from tests.proxy.raw_peers import message, request_fields
 
@@ -20,7 +19,11 @@ GZIP = (b"grpc-encoding", b"gzip")
 
 
 def answers_for(*names: str) -> Callable[[Server, StreamDirector], None]:
-    return lambda server, director: answer_health(server, names, director)
+    def configure(server: Server, director: StreamDirector) -> None:
+        for path, handler in own_health.own_health(names, director).items():
+            server.add_handler(path, handler)
+
+    return configure
 
 
 def gzipped(payload: bytes) -> bytes:

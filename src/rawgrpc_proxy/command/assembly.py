@@ -12,7 +12,6 @@ from typing import Any
 
 import attrs
 
-from rawgrpc_proxy.call import Handler
 from rawgrpc_proxy.command.cores import cores
 from rawgrpc_proxy.command.link import Answers
 from rawgrpc_proxy.command.settings import (
@@ -46,7 +45,6 @@ from rawgrpc_proxy.proxy.identity import tell_identity
 from rawgrpc_proxy.proxy.routing import Route, director_of, routes_of_reflection
 from rawgrpc_proxy.proxy.transparent import transparent_handler
 from rawgrpc_proxy.server.server import Server
-from rawgrpc_proxy.services.own_health import answer_health
 from rawgrpc_proxy.upstream.endpoints import Clusters, endpoint_facts, upstream_connection_facts
 from rawgrpc_proxy.upstream.pool import Pool
 from rawgrpc_proxy.upstream.target import Target
@@ -61,7 +59,7 @@ class Process:
     pools: Sequence[Pool]
     listener_tls: Sequence[TlsContext | None]
     """Of each listener."""
-    listener_handlers: Sequence[Handler]
+    directors: Sequence[StreamDirector]
     """For the calls of each listener."""
     loop_guard: LoopGuard
     log: CallLog
@@ -111,11 +109,11 @@ def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
     if serve.hop_limit is not None:
         director = limit_hops(director, serve.hop_limit)
     server = Server(
+        unknown_service_handler=transparent_handler(director),
         settings=http2,
         observer=told_of_calls if metrics is None else Observers(told_of_calls, metrics),
         max_connections=serve.max_connections,
     )
-    answer_health(server, serve.health, director)
     contexts = [each for each in (*listener_tls, *cluster_tls.values()) if isinstance(each, ContextOfFiles)]
     if metrics is not None:
         metrics.sources = Sources(
@@ -130,7 +128,7 @@ def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
         server=server,
         pools=list(pools.values()),
         listener_tls=listener_tls,
-        listener_handlers=[_listener_handler(listener, director) for listener in serve.listeners],
+        directors=[_listener_director(listener, director) for listener in serve.listeners],
         loop_guard=loop_guard,
         log=log,
         answers={} if metrics is None else _answers(metrics, server, targets, log),
@@ -158,12 +156,12 @@ def _exact_methods(serve: ServeSettings) -> list[str]:
     return [route.match for route in serve.routes if not route.match.endswith("*")]
 
 
-def _listener_handler(listener: ListenerSettings, director: StreamDirector) -> Handler:
+def _listener_director(listener: ListenerSettings, director: StreamDirector) -> StreamDirector:
     if listener.forwarded != "none":
         director = tell_forwarded(director, listener.forwarded, trusted_proxies=listener.trusted_proxies)
     if listener.identity_header is not None:
         director = tell_identity(director, listener.identity_header)
-    return transparent_handler(director)
+    return director
 
 
 def _pool(

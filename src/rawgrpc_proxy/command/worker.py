@@ -27,6 +27,8 @@ from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.net.accept_share import AcceptShare, set_accept_share
 from rawgrpc_proxy.net.listen import bound_address
 from rawgrpc_proxy.observe.call_log import CallLog
+from rawgrpc_proxy.proxy.transparent import transparent_handler
+from rawgrpc_proxy.services.own_health import own_health
 
 _CRASHED = 1
 _COLLECT_AFTER = (20_000, 20, 20)
@@ -94,11 +96,11 @@ async def _run(process: Process, inherited: Inherited) -> None:
 
             async def serve(task_status: trio.TaskStatus[None]) -> None:
                 async with trio.open_nursery() as serving:
-                    for listener, sockets, tls, handler in zip(
+                    for listener, sockets, tls, director in zip(
                         process.settings.serve.listeners,
                         inherited.listeners,
                         process.listener_tls,
-                        process.listener_handlers,
+                        process.directors,
                         strict=True,
                     ):
                         run = partial(
@@ -106,7 +108,8 @@ async def _run(process: Process, inherited: Inherited) -> None:
                             sockets,
                             ssl_context=tls,
                             proxy_protocol=listener.proxy_protocol,
-                            unknown_service_handler=handler,
+                            handlers=own_health(process.settings.serve.health, director),
+                            unknown_service_handler=transparent_handler(director),
                         )
                         await serving.start(run)
                     task_status.started()

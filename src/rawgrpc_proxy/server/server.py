@@ -7,7 +7,7 @@ The invariant: a connection's trouble never leaves its task.
 import itertools
 import math
 import socket
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 import attrs
@@ -135,6 +135,7 @@ class Server:
         *,
         ssl_context: TlsContext | None = None,
         proxy_protocol: Collection[str] = (),
+        handlers: Mapping[str, Handler] | None = None,
         unknown_service_handler: Handler | None = None,
         task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
     ) -> None:
@@ -142,9 +143,9 @@ class Server:
 
         A name is every address that it has on this machine, see `open_listeners`; port 0 is a free one. Started
         with `nursery.start` it answers the address it really listens on. Raises `ConfigError` if it cannot listen
-        there. `ssl_context` may be a function that answers one for each handshake. `unknown_service_handler` takes the
-        place of the server's for the calls that come here. Cancellation closes everything at once. May run several
-        times, on several addresses.
+        there. `ssl_context` may be a function that answers one for each handshake. Of the calls that come here,
+        `handlers` answer these methods as well, or instead of the server's, and `unknown_service_handler` takes the
+        place of the server's. Cancellation closes everything at once. May run several times, on several addresses.
 
         `proxy_protocol` names the load balancers in front, by networks (`"10.0.0.0/8"`, `"2001:db8::7"`), or `"unix"`
         for all who connect to a Unix socket. They have to begin with a PROXY header (version 1 or 2, before TLS), and
@@ -153,6 +154,8 @@ class Server:
         """
         proxies = ProxyPeers.parse(proxy_protocol)
         answering = self._answering
+        if handlers:
+            answering = attrs.evolve(answering, handlers={**self._handlers, **handlers})
         if unknown_service_handler is not None:
             answering = attrs.evolve(answering, unknown_service_handler=unknown_service_handler)
         listeners, where = _listen(address)

@@ -17,7 +17,7 @@ from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.codec import identity_codec
 from rawgrpc_proxy.proxy.director import StreamDirector
 from rawgrpc_proxy.proxy.forwarding import Forwarding, Owner
-from rawgrpc_proxy.proxy.transparent import MethodTable, TransparentHandler
+from rawgrpc_proxy.proxy.transparent import TransparentHandler
 from rawgrpc_proxy.services.health import MAX_REQUEST_BYTES, Health, ServingStatus, read_service
 from rawgrpc_proxy.services.methods import inflated
 
@@ -26,19 +26,22 @@ _STALLED_S = 30.0
 """How long we wait for the request; then the upstream may wait for the rest of it, which costs no task here."""
 
 
-def answer_health(server: MethodTable, names: Iterable[str], director: StreamDirector) -> None:
-    """Have the server answer Check and Watch of these services; those of others go where the director says.
+def own_health(names: Iterable[str], director: StreamDirector) -> dict[str, Handler]:
+    """Handlers, by method, that answer Check and Watch of these services; those of others go where the director says.
 
-    They are SERVING until the server stops, and NOT_SERVING from then on. The empty name is the whole server.
+    They are SERVING until the server stops, and NOT_SERVING from then on. The empty name is the whole server. Of no
+    names there are no handlers.
     """
     names = frozenset(names)
     if not names:
-        return
+        return {}
     health = Health()
     for name in names:
         health.set(name, ServingStatus.SERVING)
-    for path, method in health.methods().items():
-        server.add_handler(path, _OwnHealth(names, method(identity_codec()), director))
+    return {
+        path: _OwnHealth(names, method(identity_codec()), director)
+        for path, method in health.methods().items()
+    }
 
 
 class _OwnHealth(TransparentHandler):
