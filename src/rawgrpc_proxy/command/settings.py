@@ -166,14 +166,15 @@ class ListenerSettings:
     def problems(self) -> Problems:
         """What does not fit together."""
         peers = ProxyPeers.parse(self.proxy_protocol)
-        if self.address.startswith(INHERITED):
-            peers = ProxyPeers.parse(())  # it may be of either kind
-        is_unix = Address.parse(self.address, to_listen=True).path is not None
-        if peers and not (peers.unix if is_unix else peers.networks):
-            who = (
-                f'all who come to a Unix socket are "{UNIX}"' if is_unix else f'"{UNIX}" is for Unix sockets'
-            )
-            yield "proxy_protocol", f"names nobody who can come to {self.address}: {who}"
+        if peers and not self.address.startswith(INHERITED):  # such a socket may be of either kind
+            is_unix = Address.parse(self.address, to_listen=True).path is not None
+            if not (peers.unix if is_unix else peers.networks):
+                who = (
+                    f'all who come to a Unix socket are "{UNIX}"'
+                    if is_unix
+                    else f'"{UNIX}" is for Unix sockets'
+                )
+                yield "proxy_protocol", f"names nobody who can come to {self.address}: {who}"
         if self.trusted_proxies and self.forwarded == "none":
             yield "trusted_proxies", 'go with forwarded = "x-forwarded-for" or "forwarded"'
 
