@@ -1,6 +1,7 @@
 """What is collected of a call for an observer that asks for more, and that nothing is for one that does not."""
 
 import gc
+import sys
 import weakref
 
 import pytest
@@ -255,13 +256,18 @@ class Faulty(Recorder):
 
 
 @trio_test
-async def test_an_observer_whose_wishes_cannot_be_read_is_told_what_others_are(engine: Engine) -> None:
+async def test_an_observer_whose_wishes_cannot_be_read_is_told_what_others_are(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported: list[type[BaseException]] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: reported.append(unraisable.exc_type))
     async with a_proxy(engine, recorder=Faulty()) as house:
         call = await (await house.client()).request(body=b"1")
         await (await house.backend.request()).respond()
         await call.answer()
         record = await house.record()
         assert (record.request_messages, record.extras) == (1, None)
+        assert reported == [ZeroDivisionError]
 
 
 def test_an_observed_context_is_the_same_call(engine: Engine) -> None:
