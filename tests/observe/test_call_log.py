@@ -38,13 +38,14 @@ STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z "
 def record(
     method: str = "/p.S/Get",
     *,
+    peer: str = "10.0.0.1:4711",
     detail: str = "",
     status: Status = Status.OK,
     upstream: str | None = "10.0.0.2:50051",
 ) -> CallRecord:
     return CallRecord(
         method=method,
-        peer="10.0.0.1:4711",
+        peer=peer,
         upstream=upstream,
         status=status,
         origin="upstream",
@@ -144,6 +145,19 @@ def test_nothing_of_a_peer_forges_a_line_or_moves_the_cursor(log_format: LogForm
     assert len(lines) == 4
     assert all(line.isprintable() for line in lines)
     assert all(json.loads(line) for line in lines if log_format == "json")
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_calls_of_many_callers_have_a_line_each_that_is_theirs(log_format: LogFormat) -> None:
+    def happen(log: CallLog) -> None:
+        for number in (*range(5000), *range(5000)):
+            log.call_ended(record(f"/p.S/M{number % 7}", peer=f"10.0.0.1:{number}"))
+
+    lines = lines_of(log_format, happen)
+    assert len(lines) == 10_000
+    for number, line in enumerate(lines):
+        assert f"/p.S/M{number % 5000 % 7}" in line
+        assert re.search(rf"10\.0\.0\.1:{number % 5000}\b", line)
 
 
 def test_a_method_with_spaces_stays_one_field() -> None:

@@ -49,6 +49,9 @@ _MAX_TRACEBACK = 32 * 1024
 _LOOK_INTERVAL_S = 1.0
 _TOLD_AT_ONCE = 200
 """Lines for open calls; then others have their turn."""
+_MAX_KNOWN = 2048
+_MAX_KNOWN_CHARACTERS = 512
+_NO_TEXT = '""'
 _ACCEPT_LOG_INTERVAL_S = 1.0
 _UPSTREAM_LOG_INTERVAL_S = 1.0
 _REMEMBERED_UPSTREAM_CAUSES = 256
@@ -109,8 +112,10 @@ class CallLog(ServerObserver, PoolObserver):
         self._limits = Repeats(interval_s=_LIMITS_LOG_INTERVAL_S, most=_REMEMBERED_LIMITS)
         self._accept_logged_at = -_ACCEPT_LOG_INTERVAL_S
         self._turned_away = 0
-        self._second = -1
-        self._stamp = ""
+        self._second = self._millisecond = -1
+        self._stamp = self._time_text = ""
+        self._known: dict[tuple[str, str, str | None, Status, str], str] = {}
+        """What is made anew only where it is new: `_who` of a call."""
         check_fields(fields)
         self._line = line_of(fields, as_json=self._json) if fields else None
         self._open_mark, self._open_line = (
@@ -199,19 +204,22 @@ class CallLog(ServerObserver, PoolObserver):
             self._add_line("call", "", self._line(record))
             return
         # Written out field by field, for both formats: this happens for every call.
-        method, detail = record.method, record.detail
-        if len(method) > _MAX_FIELD:
-            method = cut(method)
+        key = record.method, record.peer, record.upstream, record.status, record.origin
+        who = self._known.get(key)
+        if who is None:
+            who = self._who(record)
+            if len(who) <= _MAX_KNOWN_CHARACTERS:
+                if len(self._known) >= _MAX_KNOWN:
+                    self._known.clear()
+                self._known[key] = who
+        detail = record.detail
         if len(detail) > _MAX_FIELD:
             detail = cut(detail)
         if self._json:
             more = "" if record.messages_are_exact else ', "messages_are_exact": false'
             self._add(
-                f'{{"time": {time.time():.3f}, "event": "call", {self._worker_json}"method": {quoted(method)}, '
-                f'"peer": {quoted(record.peer)}, '
-                f'"upstream": {"null" if record.upstream is None else quoted(record.upstream)}, '
-                f'"status": "{record.status.name}", "origin": {quoted(record.origin)}, '
-                f'"detail": {quoted(detail)}, '
+                f'{{"time": {time.time():.3f}, "event": "call", {self._worker_json}{who}'
+                f'"detail": {quoted(detail) if detail else _NO_TEXT}, '
                 f'"request_bytes": {record.request_bytes}, "request_messages": {record.request_messages}, '
                 f'"response_bytes": {record.response_bytes}, "response_messages": {record.response_messages}{more}, '
                 f'"duration_ms": {record.duration_s * 1e3:.3f}}}\n'
@@ -220,10 +228,22 @@ class CallLog(ServerObserver, PoolObserver):
         told = f" {detail!r}" if detail else ""
         more = "" if record.messages_are_exact else "+"
         self._add(
-            f"{self._time()} {word(method)} {record.peer} -> {record.upstream or '-'} "
-            f"{record.status.name} ({record.origin}){told} "
+            f"{self._time()} {who}{told} "
             f"in {record.request_messages}{more} msg/{record.request_bytes} B "
             f"out {record.response_messages}{more} msg/{record.response_bytes} B {record.duration_s * 1e3:.1f} ms\n"
+        )
+
+    def _who(self, record: CallRecord) -> str:
+        """The part of a call's line that many calls have in common."""
+        method = cut(record.method)
+        if self._json:
+            upstream = "null" if record.upstream is None else quoted(record.upstream)
+            return (
+                f'"method": {quoted(method)}, "peer": {quoted(record.peer)}, "upstream": {upstream}, '
+                f'"status": "{record.status.name}", "origin": {quoted(record.origin)}, '
+            )
+        return (
+            f"{word(method)} {record.peer} -> {record.upstream or '-'} {record.status.name} ({record.origin})"
         )
 
     def _is_selected(self, record: CallRecord) -> bool:
@@ -362,12 +382,15 @@ class CallLog(ServerObserver, PoolObserver):
         return f"{self._time()} {text}\n"
 
     def _time(self) -> str:
-        now = time.time()
-        second = int(now)
-        if second != self._second:
-            self._second = second
-            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._stamp}.{int((now - second) * 1000):03d}Z{self._worker_text}"
+        millisecond = int(time.time() * 1000)
+        if millisecond != self._millisecond:
+            self._millisecond = millisecond
+            second, rest = divmod(millisecond, 1000)
+            if second != self._second:
+                self._second = second
+                self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._time_text = f"{self._stamp}.{rest:03d}Z{self._worker_text}"
+        return self._time_text
 
 
 def _open_in_words(record: CallRecord) -> str:
