@@ -11,7 +11,6 @@ import trio
 from trio.testing import trio_test, wait_all_tasks_blocked
 
 from rawgrpc_proxy import Http2Settings
-from rawgrpc_proxy.errors import ConnectionGone
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.net.connection import Connection, make_session
 from rawgrpc_proxy.net.transport import SocketTransport
@@ -51,10 +50,20 @@ async def test_what_a_broken_socket_has_not_taken_is_not_taken_for_written() -> 
             await wait_all_tasks_blocked()
             writer.end()
             nursery.cancel_scope.cancel()
-    assert [type(failure) for failure in failures] == [ConnectionGone]
+    assert [type(failure) for failure in failures] == [ConnectionResetError]
     assert len(written) == told
     assert writer.cut_short
     ours.close()
+    theirs.close()
+
+
+@trio_test
+async def test_a_write_that_finds_the_peer_gone_before_its_first_word_says_what_may_be_missing() -> None:
+    ours, theirs = socket.socketpair()
+    connection = Connection(ResetTransport(ours, "pair"), Http2Settings(), client_side=True)
+    with trio.fail_after(30):
+        await connection.run()
+    assert "before its first SETTINGS; it speaks TLS, perhaps" in str(connection.error)
     theirs.close()
 
 

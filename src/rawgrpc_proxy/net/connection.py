@@ -13,6 +13,7 @@ it exactly once, and nothing of it stays behind.
 import contextlib
 import enum
 import math
+import ssl
 from collections.abc import Callable
 from typing import assert_never
 
@@ -75,6 +76,7 @@ class ConnectionState(enum.Enum):
 
 _OPEN, _DRAINING, _CLOSED = ConnectionState  # looked up once, not for every call
 _STOP, _WAIT, _AGAIN = Then
+_CLOSED_BY_THE_PEER = (ConnectionResetError, BrokenPipeError, ssl.SSLZeroReturnError, ssl.SSLEOFError)
 
 
 def make_session(settings: Http2Settings, *, client_side: bool, buffered: Buffered | None = None) -> Session:
@@ -406,8 +408,7 @@ class Connection:
 
     def _gone(self, error: OSError | None = None) -> ConnectionGone:
         """The link's end by `error`, or by the peer's will."""
-        closed = error is None or isinstance(error, ConnectionResetError)
-        if closed and not self.session.peer_settings_seen:
+        if (error is None or isinstance(error, _CLOSED_BY_THE_PEER)) and not self.session.peer_settings_seen:
             tls, client_side = isinstance(self._transport, TlsTransport), self.session.client_side
             if tls or client_side:
                 # A caller in plaintext that says nothing is a health check.
@@ -583,6 +584,8 @@ class Connection:
             self._reading_resumes.set()
 
     def _write_failed(self, fault: BaseException) -> None:
+        if isinstance(fault, OSError):
+            fault = self._gone(fault)
         if isinstance(fault, ConnectionFailed):
             self.close(fault)
         else:

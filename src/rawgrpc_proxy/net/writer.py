@@ -17,11 +17,10 @@ from collections.abc import Callable
 import trio
 import trio.lowlevel
 
-from rawgrpc_proxy.errors import ConnectionGone, PeerAbuse
+from rawgrpc_proxy.errors import PeerAbuse
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.output import Receipt
 from rawgrpc_proxy.http2.session import Session
-from rawgrpc_proxy.net.failures import reason_of
 from rawgrpc_proxy.net.transport import Transport
 from rawgrpc_proxy.net.turn import current_turn
 
@@ -33,8 +32,8 @@ FAREWELL_TIMEOUT_S = 1.0
 class Writer:
     """Writes what one session has to say.
 
-    `on_written` is called when output has been written; `on_failed` with why nothing can be: a `ConnectionFailed`, or a
-    fault of ours. Both must neither wait nor raise.
+    `on_written` is called when output has been written; `on_failed` with why nothing can be: the socket's `OSError`, a
+    `ConnectionFailed`, or a fault of ours. Both must neither wait nor raise.
     """
 
     __slots__ = (
@@ -144,7 +143,7 @@ class Writer:
         try:
             self._unsent = self._transport.send_now(chunks)
         except OSError as error:
-            self._on_failed(ConnectionGone(reason_of(error)))
+            self._on_failed(error)
             return False
         self.writing = bool(self._unsent)
         if self.writing:
@@ -190,7 +189,7 @@ class Writer:
                     )
                 )
             else:
-                self._on_failed(ConnectionGone(reason_of(error)))
+                self._on_failed(error)
 
     async def _write_rest(self) -> bool:
         """Finish the write under way, even if the connection ends meanwhile. False: it was too late then."""
