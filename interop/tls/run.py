@@ -27,6 +27,8 @@ OTHER_CASE = "large_unary"
 RAISES = ("grpclib",)
 #: What the proxy says of its own life.
 OWN_LINES = re.compile("- (SIGTERM|stopped)")
+#: What is told of again, a second later, where a client has tried for so long.
+REPEATED = re.compile(r" \(\d+ more of these since the last line\)$")
 #: A client program that takes longer than this hangs.
 CLIENT_SECONDS = 60.0
 
@@ -126,7 +128,7 @@ class Site:
 
 
 def _judged(row: Row, library: str, call: dict[str, Any], beside: dict[str, Any], log: Sequence[str]) -> Cell:
-    lines = [line.partition(" ")[2] for line in log]
+    lines = dict.fromkeys(REPEATED.sub("", line.partition(" ")[2]) for line in log)
     cell = Cell(
         f"{call['status']}: {call['message']}".removeprefix(": ").strip(),
         [line for line in lines if not line.startswith("/") and not OWN_LINES.match(line)],
