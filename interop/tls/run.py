@@ -25,8 +25,8 @@ FAULTY_CASE, FAULTY_METHOD = "empty_unary", "/grpc.testing.TestService/EmptyCall
 OTHER_CASE = "large_unary"
 #: Libraries that raise what they meet, where others make a status of it.
 RAISES = ("grpclib",)
-#: What the proxy says of its own life.
-OWN_LINES = re.compile("- (SIGTERM|stopped)")
+#: A line of the log about a peer; the others are of calls, and of the proxy's own life.
+OF_A_PEER = re.compile(r"- (upstream |127\.0\.0\.1:)")
 #: What is told of again, a second later, where a client has tried for so long.
 REPEATED = re.compile(r" \(\d+ more of these since the last line\)$")
 #: A client program that takes longer than this hangs.
@@ -40,7 +40,7 @@ class Cell:
     caller: str
     """What it was told: status and details, or what its library has raised."""
     lines: list[str] = field(default_factory=list)
-    """The log, without the lines of calls and of the proxy's own start and end."""
+    """Those of the log that are about a peer, and no call's."""
     problems: list[str] = field(default_factory=list)
     """Which promises were broken; none: all is well."""
 
@@ -131,7 +131,7 @@ def _judged(row: Row, library: str, call: dict[str, Any], beside: dict[str, Any]
     lines = dict.fromkeys(REPEATED.sub("", line.partition(" ")[2]) for line in log)
     cell = Cell(
         f"{call['status']}: {call['message']}".removeprefix(": ").strip(),
-        [line for line in lines if not line.startswith("/") and not OWN_LINES.match(line)],
+        [line for line in lines if OF_A_PEER.match(line)],
     )
     status = call["status"]
     if row.caller is None:
