@@ -128,9 +128,9 @@ def test_a_long_value_costs_no_more_than_its_length(text: str) -> None:
     assert time.process_time() - began < 2
 
 
-@pytest.mark.parametrize("network", ["10.0.0.1/8", "10.0.0.0/33", "lan", "", "10.0.0.1:80", "*"])
+@pytest.mark.parametrize("network", ["10.0.0.0/33", "lan", "", "10.0.0.1:80", "*"])
 def test_a_network_that_is_none_is_refused(network: str) -> None:
-    with pytest.raises(ConfigError, match=r"is no network .*; write 10\.0\.0\.0/8"):
+    with pytest.raises(ConfigError, match=r"is no network; write 10\.0\.0\.0/8"):
         told(FOR, "unix:", trusted=(network,))
 
 

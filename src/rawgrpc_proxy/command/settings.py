@@ -17,9 +17,8 @@ from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.grpc.response_changes import ResponseChanges
 from rawgrpc_proxy.net.address import Address
-from rawgrpc_proxy.net.proxy_peers import UNIX, ProxyPeers
+from rawgrpc_proxy.net.networks import UNIX, Networks
 from rawgrpc_proxy.observe.fields import check_fields
-from rawgrpc_proxy.proxy.forwarded import network_of
 from rawgrpc_proxy.proxy.identity import check_identity_header
 from rawgrpc_proxy.proxy.patterns import check_pattern
 
@@ -94,11 +93,6 @@ def _check_identity_header(header: str | None) -> None:
         check_identity_header(header)
 
 
-def _check_networks(networks: tuple[str, ...]) -> None:
-    for text in networks:
-        network_of(text)
-
-
 def _check_response_changes(changes: "MetadataChanges") -> None:
     ResponseChanges(remove=changes.remove, set_values=changes.set)
 
@@ -144,7 +138,7 @@ class ListenerSettings:
     tls: ListenerTls | None = attrs.field(default=None)
     """Without it callers speak plaintext (h2c with prior knowledge)."""
 
-    proxy_protocol: tuple[str, ...] = attrs.field(factory=tuple, validator=_held_to(ProxyPeers.parse))
+    proxy_protocol: tuple[str, ...] = attrs.field(factory=tuple, validator=_held_to(Networks.parse))
     """Load balancers in front: networks (`10.0.0.0/8`, `2001:db8::/32`, a single address), or `unix` for all who
     connect to a Unix socket. Each connection of theirs must begin with a PROXY header (HAProxy's protocol, version 1 or
     2, before TLS), and whom it names is the caller, in the log and for the director. Nobody else is believed: others
@@ -159,16 +153,16 @@ class ListenerSettings:
     """The metadata in which clusters are told the caller's address; "none" leaves both alone. It is appended to what
     `trusted_proxies` have sent; what others have sent in either is removed."""
 
-    trusted_proxies: tuple[str, ...] = attrs.field(factory=tuple, validator=_held_to(_check_networks))
+    trusted_proxies: tuple[str, ...] = attrs.field(factory=tuple, validator=_held_to(Networks.parse))
     """With `forwarded`: networks (`10.0.0.0/8`, `2001:db8::/32`, or one address) whose word is kept; "unix" is whoever
     connects to a Unix socket."""
 
     def problems(self) -> Problems:
         """What does not fit together."""
-        peers = ProxyPeers.parse(self.proxy_protocol)
+        peers = Networks.parse(self.proxy_protocol)
         if peers and not self.address.startswith(INHERITED):  # such a socket may be of either kind
             is_unix = Address.parse(self.address, to_listen=True).path is not None
-            if not (peers.unix if is_unix else peers.networks):
+            if not (peers.unix if is_unix else peers.ip):
                 who = (
                     f'all who come to a Unix socket are "{UNIX}"'
                     if is_unix

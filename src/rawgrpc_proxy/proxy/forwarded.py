@@ -10,7 +10,6 @@ peer has sent that is not trusted reaches no upstream.
 Owns: RFC 7239 §4, §6.
 """
 
-import ipaddress
 import re
 from collections.abc import Awaitable, Iterable
 from functools import lru_cache
@@ -19,19 +18,15 @@ from typing import Final, Literal
 from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.grpc.metadata import Metadata
+from rawgrpc_proxy.net.networks import Ip, Networks, ip_of
 from rawgrpc_proxy.proxy.director import Direction, StreamDirector
 
 ForwardedField = Literal["x-forwarded-for", "forwarded"]
 _FIELDS: Final = ("x-forwarded-for", "forwarded")
-UNIX: Final = "unix"
-"""Among the networks: whoever connects to a Unix socket."""
 _BOTH = frozenset([field.encode() for field in _FIELDS])
 _UNKNOWN = "unknown"  # RFC 7239 §6.2
 _NOT_TEXT = re.compile(r"[^ -~]")
 _QUOTED_WELL = re.compile(r'[^"\\]*(?:"(?:[^"\\]|\\.)*"[^"\\]*)*\Z')
-
-_Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
-_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def tell_forwarded(
@@ -46,21 +41,19 @@ def tell_forwarded(
     """
     if field not in _FIELDS:
         raise ConfigError(f"{field!r} must be 'x-forwarded-for' or 'forwarded'")
-    networks = [network_of(text) for text in trusted_proxies]
+    trusted = Networks.parse(trusted_proxies)
     name = field.encode()
     appended_to = frozenset([name])
 
     @lru_cache(maxsize=1024)
     def known(peer: str) -> tuple[bool, str]:
         """Whether this peer is trusted, and what is said of it."""
-        ip = _ip_of(peer)
-        trusted = UNIX in networks if peer.startswith("unix:") else ip is not None and _is_in(ip, networks)
-        return trusted, _element(ip, field)
+        return peer in trusted, _element(ip_of(peer), field)
 
     def direct(context: CallContext, method: str) -> Direction | Awaitable[Direction]:
-        trusted, element = known(context.peer)
+        is_trusted, element = known(context.peer)
         metadata, names = context.metadata, _BOTH
-        if trusted:
+        if is_trusted:
             element = ", ".join([*_said_before(metadata, field), element])
             names = appended_to
         metadata = metadata.with_fields(names, [(name, element.encode())])
@@ -69,33 +62,7 @@ def tell_forwarded(
     return direct
 
 
-def network_of(text: str) -> _Network | Literal["unix"]:
-    """The network, or "unix". Raises `ConfigError`."""
-    if text == UNIX:
-        return UNIX
-    try:
-        return ipaddress.ip_network(text)
-    except ValueError as error:
-        raise ConfigError(
-            f"{text!r} is no network ({error}); write 10.0.0.0/8, 2001:db8::/32, an address, or {UNIX!r}"
-        ) from None
-
-
-def _ip_of(peer: str) -> _Ip | None:
-    """The address in `HOST:PORT` or `[V6]:PORT`."""
-    host = peer.rpartition(":")[0].removeprefix("[").removesuffix("]")
-    try:
-        ip = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return None
-    return (ip.ipv4_mapped or ip) if isinstance(ip, ipaddress.IPv6Address) else ip
-
-
-def _is_in(ip: _Ip, networks: Iterable[_Network | Literal["unix"]]) -> bool:
-    return any(network != UNIX and ip in network for network in networks)
-
-
-def _element(ip: _Ip | None, field: ForwardedField) -> str:
+def _element(ip: Ip | None, field: ForwardedField) -> str:
     if field == "x-forwarded-for":
         return _UNKNOWN if ip is None else str(ip)
     if ip is None:

@@ -28,7 +28,8 @@ from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.net.connection_facts import connection_fact
 from rawgrpc_proxy.net.keepalive import Keepalive
 from rawgrpc_proxy.net.listen import accept_on_each, address_of, bound_address, open_listeners
-from rawgrpc_proxy.net.proxy_peers import ProxyPeers, read_source
+from rawgrpc_proxy.net.networks import Networks
+from rawgrpc_proxy.net.proxy_peers import read_source
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.tls import TlsContext, TlsTransport, context_of, tls_problem, tls_version
 from rawgrpc_proxy.net.transport import SocketTransport, Transport
@@ -152,7 +153,7 @@ class Server:
         whom it names is the connection's `peer` here. Nobody else is believed: others are served as they come, and one
         that sends such a header is hung up on.
         """
-        proxies = ProxyPeers.parse(proxy_protocol)
+        proxies = Networks.parse(proxy_protocol)
         answering = self._answering
         if handlers:
             answering = attrs.evolve(answering, handlers={**self._handlers, **handlers})
@@ -217,7 +218,7 @@ class Server:
         self,
         sock: socket.socket,
         peer: str,
-        proxies: ProxyPeers,
+        proxies: Networks,
         ssl_context: TlsContext | None,
         calls: Calls,
     ) -> None:
