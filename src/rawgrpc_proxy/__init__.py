@@ -17,12 +17,12 @@ from rawgrpc_proxy.grpc.codec import Codec, codec, codec_with_parent, identity_c
 from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.grpc.response_changes import ResponseChanges
 from rawgrpc_proxy.net.loop_guard import LoopGuard
-from rawgrpc_proxy.net.peer_identity import PeerIdentity
 from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.metrics import Metrics
 from rawgrpc_proxy.observe.observer import PoolObserver, ServerObserver
 from rawgrpc_proxy.observe.record import CallRecord
 from rawgrpc_proxy.observe.tell import Observers
+from rawgrpc_proxy.peer_identity import PeerIdentity
 from rawgrpc_proxy.proxy.director import Direction, StreamDirector
 from rawgrpc_proxy.proxy.forwarded import tell_forwarded
 from rawgrpc_proxy.proxy.hops import limit_hops

@@ -22,9 +22,9 @@ from rawgrpc_proxy.http2.field_rules import trailers_problem
 from rawgrpc_proxy.http2.headers import Headers, size_of
 from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.failures import headers_too_long
-from rawgrpc_proxy.net.peer_identity import PeerIdentity, identity_of
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.observe.record import CallExtras, CallRecord
+from rawgrpc_proxy.peer_identity import PeerIdentity, identity_of
 from rawgrpc_proxy.stopping import Stopping
 
 CONTENT_TYPE = (b"content-type", b"application/grpc")

@@ -25,10 +25,10 @@ from typing import ParamSpec, TypeVar
 import trio
 
 from rawgrpc_proxy.http2.frames import Data
-from rawgrpc_proxy.net.peer_identity import PeerCertificate
 from rawgrpc_proxy.net.poller import Then
 from rawgrpc_proxy.net.transport import READ_BYTES, SocketTransport, Take, next_read_bytes
 from rawgrpc_proxy.net.turn import current_turn
+from rawgrpc_proxy.peer_identity import PeerCertificate
 
 try:
     from _pypy_openssl import lib as _openssl  # type: ignore[import-not-found]

@@ -17,7 +17,7 @@ from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.custom_metadata import HOP_BY_HOP, header_of
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.http2.headers import Headers
-from rawgrpc_proxy.net.peer_identity import PeerIdentity
+from rawgrpc_proxy.peer_identity import PeerIdentity
 from rawgrpc_proxy.proxy.director import Direction, StreamDirector
 
 IDENTITY_HEADER: Final = "x-client-identity"

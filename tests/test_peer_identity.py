@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rawgrpc_proxy.net.peer_identity import PeerCertificate, PeerIdentity, identity_of
+from rawgrpc_proxy.peer_identity import PeerCertificate, PeerIdentity, identity_of
 
 
 def of(*names: tuple[str, str], subject: object = ()) -> PeerIdentity:
