@@ -1,6 +1,6 @@
 """`Networks`: the peers that are believed, by where they come from, as people write it in settings.
 
-What it does not do: say in what they are believed; that is for whoever asks (`proxy_peers.py`, `proxy/forwarded.py`).
+What it does not do: say in what they are believed; that is for whoever asks (`server/server.py`, `proxy/forwarded.py`).
 The invariant: an address is the same however it is written. IPv4 within IPv6 is IPv4, and a zone is no part of it.
 """
 

@@ -3,8 +3,9 @@
     PROXY TCP4 192.0.2.7 198.51.100.1 56324 443 CR LF                          version 1: a line
     signature │ version, command │ family, protocol │ length │ addresses │ TLVs        version 2: bytes
 
-Pure: bytes in, a header out. Whose word is taken, and how it is read off a socket, is `proxy_peers.py`'s matter. Of all
-that a header may say the source is read: TLVs are passed over, but for the checksum, which is verified.
+Pure: bytes in, a header out. Whose word is taken is for `networks.py` to say, how it is read off a socket for
+`proxy_peers.py`. Of all that a header may say the source is read: TLVs are passed over, but for the checksum, which is
+verified.
 
 The invariants: how the bytes are cut makes no difference; while more are asked for, all that have come are the
 header's own, so that none behind it need be read; and no more than `MAX_HEADER_BYTES` are ever asked for.

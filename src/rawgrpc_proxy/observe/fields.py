@@ -16,6 +16,7 @@ import attrs
 
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.observe.record import CallRecord
+from rawgrpc_proxy.peer_identity import identity_of
 
 _MAX_FIELD = 4096
 """Characters. A peer may send a text of 64 KiB, and nobody reads that in a log."""
@@ -25,19 +26,6 @@ _WORD = re.compile(r"[!#-<>-\[\]-~]+")
 """Printable ASCII without blanks, quotation marks, equals signs and backslashes."""
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-|\Z)")
 """W3C Trace Context §3.2."""
-_SHORT_NAMES = {
-    "commonName": "CN",
-    "countryName": "C",
-    "domainComponent": "DC",
-    "localityName": "L",
-    "organizationName": "O",
-    "organizationalUnitName": "OU",
-    "stateOrProvinceName": "ST",
-    "streetAddress": "STREET",
-    "userId": "UID",
-}
-"""RFC 4514 §3."""
-
 quoted = json.JSONEncoder().encode  # `json.dumps` would look at its options each time
 
 Line = Callable[[CallRecord], str]
@@ -86,21 +74,8 @@ def _time_to_first_byte_ms(record: CallRecord) -> float | None:
 
 
 def _tls_subject(record: CallRecord) -> str | None:
-    """As in RFC 4514 §2: the last first, and what has a meaning there escaped."""
-    if record.extras is None or record.extras.tls_peer is None:
-        return None
-    parts = [
-        "+".join(f"{_SHORT_NAMES.get(kind, kind)}={_escaped(value)}" for kind, value in together)
-        for together in record.extras.tls_peer.get("subject", ())
-    ]
-    return ",".join(reversed(parts)) or None
-
-
-def _escaped(value: str) -> str:
-    escaped = re.sub(r'[,+"\\<>;=]', r"\\\g<0>", value)
-    if escaped.startswith(("#", " ")):
-        escaped = f"\\{escaped}"
-    return f"{escaped[:-1]}\\ " if escaped.endswith(" ") and len(escaped) > 1 else escaped
+    identity = None if record.extras is None else identity_of(record.extras.tls_peer)
+    return None if identity is None else identity.subject or None
 
 
 _EXTRAS = frozenset({"extras"})
