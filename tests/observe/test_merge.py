@@ -3,7 +3,7 @@
 from rawgrpc_proxy import CallRecord, Status
 from rawgrpc_proxy.observe.merge import Reports, merged
 from rawgrpc_proxy.observe.metrics import BOUNDS_S, Metrics, Sources
-from rawgrpc_proxy.observe.report import EndpointReport, OpenCall, OpenCalls, WorkerReport
+from rawgrpc_proxy.observe.report import EndpointReport, OpenCall, OpenCallsReport, WorkerReport
 
 
 def a_call(quiet_s: float) -> OpenCall:
@@ -40,7 +40,7 @@ def an_endpoint(state: str, last_error: str | None = None) -> EndpointReport:
 def a_report(
     worker: int, *, calls: int = 1, quiet: tuple[float, ...] = (), state: str = "ready"
 ) -> WorkerReport:
-    opened: OpenCalls = {
+    opened: OpenCallsReport = {
         "open": len(quiet),
         "methods": {"/a.B/C": len(quiet)},
         "upstream_methods": {},

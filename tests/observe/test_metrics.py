@@ -18,7 +18,7 @@ from rawgrpc_proxy.errors import (
 )
 from rawgrpc_proxy.http2.events import StreamReset
 from rawgrpc_proxy.observe.metrics import BOUNDS_S, MOST_METHODS, OTHER, Metrics, Sources
-from rawgrpc_proxy.observe.report import EndpointReport, OpenCalls
+from rawgrpc_proxy.observe.report import EndpointReport, OpenCallsReport
 
 
 def a_record(
@@ -43,7 +43,7 @@ def a_record(
     )
 
 
-def opened(**methods: int) -> OpenCalls:
+def opened(**methods: int) -> OpenCallsReport:
     by_method = {f"/a.B/{name}": count for name, count in methods.items()}
     return {
         "open": sum(methods.values()),

@@ -34,8 +34,8 @@ from rawgrpc_proxy.http2.events import StreamReset
 from rawgrpc_proxy.observe.describe import traceback_of
 from rawgrpc_proxy.observe.fields import FIELDS, check_fields, cut, line_of, quoted
 from rawgrpc_proxy.observe.line_writer import LineFile, LineWriter
+from rawgrpc_proxy.observe.long_calls import LongCalls
 from rawgrpc_proxy.observe.observer import PoolObserver, ServerObserver
-from rawgrpc_proxy.observe.open_calls import OpenCalls
 from rawgrpc_proxy.observe.record import CallRecord
 from rawgrpc_proxy.observe.repeats import Repeats
 
@@ -128,9 +128,9 @@ class CallLog(ServerObserver, PoolObserver):
         self._level: Level = "errors" if only_errors else "all"
         self._slow_s = math.inf if slow_s is None else slow_s
         self._random = (rng or random).random
-        self._open: OpenCalls | None = None
+        self._open: LongCalls | None = None
         if start_after_s is not None:
-            self._open = OpenCalls(start_after_s)
+            self._open = LongCalls(start_after_s)
             self.wants |= {"extras"}
         else:
             # As it is inherited: of what nobody does anything with nobody is told.
@@ -259,7 +259,7 @@ class CallLog(ServerObserver, PoolObserver):
         if self._open is not None:
             self._open.started(record, trio.current_time())
 
-    def _tell_open(self, calls: OpenCalls) -> int:
+    def _tell_open(self, calls: LongCalls) -> int:
         """Write a line for calls that are open for long enough, and answer for how many."""
         if self._level == "none":
             return 0

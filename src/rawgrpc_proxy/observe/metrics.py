@@ -24,7 +24,13 @@ from rawgrpc_proxy.errors import ConnectionFailed, ConnectionLimit, PeerAbuse, P
 from rawgrpc_proxy.http2.events import StreamReset
 from rawgrpc_proxy.observe.observer import PoolObserver, ServerObserver
 from rawgrpc_proxy.observe.record import CallRecord
-from rawgrpc_proxy.observe.report import EndpointReport, LimitReport, MethodReport, OpenCalls, WorkerReport
+from rawgrpc_proxy.observe.report import (
+    EndpointReport,
+    LimitReport,
+    MethodReport,
+    OpenCallsReport,
+    WorkerReport,
+)
 
 BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Of the histograms of durations, in seconds: from what a proxy adds to what a caller puts up with."""
@@ -44,7 +50,7 @@ _DISTRIBUTION = "rawgrpc-proxy"
 class Sources:
     """Whom `Metrics` asks for a report, and for nothing else: what can be seen by looking need not be counted."""
 
-    open_calls: Callable[[int], OpenCalls] | None = None
+    open_calls: Callable[[int], OpenCallsReport] | None = None
     """`Server.open_call_facts`."""
     endpoints: Callable[[], list[EndpointReport]] | None = None
     """`partial(endpoint_facts, clusters)`, see `upstream/endpoints.py`."""
@@ -234,7 +240,7 @@ class Metrics(ServerObserver, PoolObserver):
     def report(self) -> WorkerReport:
         """What there is to say, now. It looks at each open call, some microseconds for each: ask now and then."""
         sources = self.sources
-        opened: OpenCalls = {"open": 0, "methods": {}, "upstream_methods": {}, "calls": []}
+        opened: OpenCallsReport = {"open": 0, "methods": {}, "upstream_methods": {}, "calls": []}
         if sources.open_calls is not None:
             opened = sources.open_calls(_STUCK)
         endpoints = [] if sources.endpoints is None else sources.endpoints()

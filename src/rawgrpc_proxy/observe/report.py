@@ -104,7 +104,7 @@ class OpenCall(TypedDict):
     waits_for: str
 
 
-class OpenCalls(TypedDict):
+class OpenCallsReport(TypedDict):
     """How many calls are open, by method, and those of them on which nothing has moved for longest."""
 
     open: int

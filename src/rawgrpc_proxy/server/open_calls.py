@@ -20,7 +20,7 @@ from rawgrpc_proxy.http2.headers import HeaderList
 from rawgrpc_proxy.http2.stream_state import Receiving, Sending
 from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.net.stream import Stream
-from rawgrpc_proxy.observe.report import OpenCall, OpenCalls
+from rawgrpc_proxy.observe.report import OpenCall, OpenCallsReport
 from rawgrpc_proxy.proxy.forwarding import Forwarding
 from rawgrpc_proxy.proxy.splice import Splice, splice_of
 from rawgrpc_proxy.proxy.transparent import TransparentHandler
@@ -61,7 +61,7 @@ class OpenCallsWatch:
 
     def facts(
         self, connections: Iterable[Connection], in_steps: Mapping[Stream, Call], limit: int
-    ) -> OpenCalls:
+    ) -> OpenCallsReport:
         """As `Server.open_call_facts`. `in_steps` are the calls that wait in tasks."""
         now = trio.current_time()
         seen, self._seen = self._seen, {}

@@ -34,7 +34,7 @@ from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.tls import TlsContext, TlsTransport, context_of, tls_problem, tls_version
 from rawgrpc_proxy.net.transport import SocketTransport, Transport
 from rawgrpc_proxy.observe.observer import ServerObserver
-from rawgrpc_proxy.observe.report import OpenCalls, OpenConnection
+from rawgrpc_proxy.observe.report import OpenCallsReport, OpenConnection
 from rawgrpc_proxy.observe.tell import tell
 from rawgrpc_proxy.server.dispatch import Answering, Calls
 from rawgrpc_proxy.server.open_calls import OpenCallsWatch
@@ -112,7 +112,7 @@ class Server:
         """Calls that run now."""
         return sum(len(connection.streams) for connection in self._connections)
 
-    def open_call_facts(self, limit: int = 100) -> OpenCalls:
+    def open_call_facts(self, limit: int = 100) -> OpenCallsReport:
         """How many calls are open, by method, and `limit` of them: those on which nothing has moved for longest.
 
         For each of those, among other things, in words what it waits for. `quiet_s` is the least that it can be; asked

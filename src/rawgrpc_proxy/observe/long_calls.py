@@ -1,4 +1,4 @@
-"""Which calls are open, and for how long: for a log that tells of those that last.
+"""Calls that last: which are open for so long that the log is to tell of them.
 
 One dictionary in the order in which they began, so whoever looks for the old ones looks at these alone, and at each
 once. What it does not do: know the time, or write. The invariant: of a call that has ended nothing is left here.
@@ -9,7 +9,7 @@ from itertools import islice
 from rawgrpc_proxy.observe.record import CallRecord
 
 
-class OpenCalls:
+class LongCalls:
     """Calls from their start to their end; those that are open for `after_s` seconds are answered by `due`, once."""
 
     def __init__(self, after_s: float) -> None:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rawgrpc_proxy.observe.open_calls import OpenCalls
+from rawgrpc_proxy.observe.long_calls import LongCalls
 from rawgrpc_proxy.observe.record import CallRecord
 
 
@@ -12,7 +12,7 @@ def call(name: str = "/p.S/M") -> CallRecord:
 
 
 def test_a_call_is_due_when_it_is_old_enough_and_only_once() -> None:
-    calls, record = OpenCalls(5.0), call()
+    calls, record = LongCalls(5.0), call()
     calls.started(record, 100.0)
     assert calls.due(104.9, 10) == []
     [(found, age_s)] = calls.due(105.5, 10)
@@ -22,7 +22,7 @@ def test_a_call_is_due_when_it_is_old_enough_and_only_once() -> None:
 
 
 def test_the_end_of_a_call_says_whether_it_was_told_of() -> None:
-    calls = OpenCalls(5.0)
+    calls = LongCalls(5.0)
     short, long = call(), call()  # equal, and not the same
     calls.started(short, 0.0)
     calls.started(long, 0.0)
@@ -33,7 +33,7 @@ def test_the_end_of_a_call_says_whether_it_was_told_of() -> None:
 
 
 def test_no_more_are_answered_than_asked_for_and_the_oldest_first() -> None:
-    calls = OpenCalls(1.0)
+    calls = LongCalls(1.0)
     for number in range(5):
         calls.started(call(f"/p.S/M{number}"), float(number))
     assert [record.method for record, _ in calls.due(10.0, 2)] == ["/p.S/M0", "/p.S/M1"]
@@ -42,7 +42,7 @@ def test_no_more_are_answered_than_asked_for_and_the_oldest_first() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["start", "end", "look"])), max_size=60))
 def test_of_calls_that_have_ended_nothing_is_left(steps: list[tuple[int, str]]) -> None:
-    calls, now, open_ones = OpenCalls(2.0), 0.0, []
+    calls, now, open_ones = LongCalls(2.0), 0.0, []
     for pause, what in steps:
         now += pause
         if what == "start":
