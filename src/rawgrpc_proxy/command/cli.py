@@ -29,7 +29,7 @@ from rawgrpc_proxy.command.settings_file import Settings, SettingsError, load, s
 from rawgrpc_proxy.config import ENGINES, Http2Settings
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.net.address import Address
-from rawgrpc_proxy.observe.call_log import printable
+from rawgrpc_proxy.observe.words import printable
 from rawgrpc_proxy.proxy.routes import RouteTable
 
 _DISTRIBUTION = "rawgrpc-proxy"

@@ -30,8 +30,9 @@ from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status
 from rawgrpc_proxy.net.local_sender import LocalSender
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.tls_files import listener_context, upstream_context
-from rawgrpc_proxy.observe.call_log import CallLog, word
+from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.record import CallRecord
+from rawgrpc_proxy.observe.words import word
 from rawgrpc_proxy.proxy.transparent import transparent_handler
 from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.services.health import SERVICE as HEALTH_SERVICE

@@ -32,20 +32,19 @@ from rawgrpc_proxy.errors import (
 )
 from rawgrpc_proxy.http2.events import StreamReset
 from rawgrpc_proxy.observe.describe import traceback_of
-from rawgrpc_proxy.observe.fields import FIELDS, check_fields, cut, line_of, quoted
+from rawgrpc_proxy.observe.fields import FIELDS, check_fields, line_of, quoted
 from rawgrpc_proxy.observe.line_writer import LineFile, LineWriter
 from rawgrpc_proxy.observe.long_calls import LongCalls
 from rawgrpc_proxy.observe.observer import PoolObserver, ServerObserver
 from rawgrpc_proxy.observe.record import CallRecord
 from rawgrpc_proxy.observe.repeats import Repeats
+from rawgrpc_proxy.observe.words import MAX_FIELD_CHARACTERS, cut, printable, word
 
 LogFormat = Literal["text", "json"]
 
 Level = Literal["all", "errors", "none"]
 
-_MAX_FIELD = 4096
-_MAX_TRACEBACK = 32 * 1024
-"""Characters. A peer may send a method or a message of 64 KiB, and nobody reads that in a log."""
+_MAX_TRACEBACK_CHARACTERS = 32 * 1024
 _LOOK_INTERVAL_S = 1.0
 _TOLD_AT_ONCE = 200
 """Lines for open calls; then others have their turn."""
@@ -213,7 +212,7 @@ class CallLog(ServerObserver, PoolObserver):
                     self._known.clear()
                 self._known[key] = who
         detail = record.detail
-        if len(detail) > _MAX_FIELD:
+        if len(detail) > MAX_FIELD_CHARACTERS:
             detail = cut(detail)
         if self._json:
             more = "" if record.messages_are_exact else ', "messages_are_exact": false'
@@ -358,7 +357,7 @@ class CallLog(ServerObserver, PoolObserver):
 
     def fault(self, event: str, text: str, error: BaseException, **facts: object) -> None:
         """Write what went wrong, with where it was raised: `text` and a traceback for people, all for machines."""
-        cause = cut(traceback_of(error), _MAX_TRACEBACK)
+        cause = cut(traceback_of(error), _MAX_TRACEBACK_CHARACTERS)
         lines = [text] if self._json else [text, *map(printable, cause.splitlines())]
         self._event(event, "\n    ".join(lines), **facts, traceback=cause)
 
@@ -409,15 +408,3 @@ def _left_out_too(left_out: int, facts: dict[str, object]) -> str:
         return ""
     facts["left_out"] = left_out
     return f" ({left_out} more of these since the last line)"
-
-
-def word(text: str) -> str:
-    """`text` without anything that could end its field, or its line."""
-    return printable(text).replace(" ", "\\x20")
-
-
-def printable(text: str) -> str:
-    """`text` with what is no printable character escaped, as in a Python string."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

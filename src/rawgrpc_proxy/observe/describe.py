@@ -6,6 +6,8 @@ The invariant: nothing here raises but Ctrl-C, and no text is longer than a few 
 import traceback
 from collections.abc import Callable
 
+from rawgrpc_proxy.observe.words import beginning
+
 _MOST = 1000
 """Characters of a text that are shown; a log is for people."""
 
@@ -42,4 +44,4 @@ def _text(make: Callable[[object], str], value: object) -> str:
         return f"<{type(value).__name__} whose {make.__name__}() raises {type(failure).__name__}>"
     # Of a subclass, which may have methods of its own, the characters. PyPy's str.__str__ asks those methods.
     text = str.encode(text, "utf-8", "surrogatepass").decode("utf-8", "surrogatepass")
-    return text if len(text) <= _MOST else f"{text[:_MOST]}…"
+    return beginning(text, _MOST)

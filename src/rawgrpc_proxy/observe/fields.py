@@ -16,10 +16,9 @@ import attrs
 
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.observe.record import CallRecord
+from rawgrpc_proxy.observe.words import cut
 from rawgrpc_proxy.peer_identity import identity_of
 
-_MAX_FIELD = 4096
-"""Characters. A peer may send a text of 64 KiB, and nobody reads that in a log."""
 _REMEMBERED_CHARACTERS = 256
 """Of a text; longer ones are looked at each time, for they are mostly made up."""
 _WORD = re.compile(r"[!#-<>-\[\]-~]+")
@@ -320,11 +319,3 @@ def _word_or_quoted(text: str) -> str:
 
 _shown = lru_cache(maxsize=1024)(_word_or_quoted)
 """Methods, addresses and the like come again and again."""
-
-
-def cut(text: str, length: int = _MAX_FIELD) -> str:
-    """`text`, or its beginning and its end if it is longer than that, with the number of characters left out."""
-    if len(text) <= length:
-        return text
-    half = length // 2
-    return f"{text[:half]}[… {len(text) - 2 * half} characters …]{text[-half:]}"

@@ -31,6 +31,7 @@ from rawgrpc_proxy.observe.report import (
     OpenCallsReport,
     WorkerReport,
 )
+from rawgrpc_proxy.observe.words import beginning
 
 BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Of the histograms of durations, in seconds: from what a proxy adds to what a caller puts up with."""
@@ -198,7 +199,11 @@ class Metrics(ServerObserver, PoolObserver):
         """Count it, be it a caller's or an upstream's."""
         before = self._limits.get(limit)
         count = 1 if before is None else before["count"] + 1
-        self._limits[limit] = {"count": count, "peer": _cut(peer), "detail": _cut(detail)}
+        self._limits[limit] = {
+            "count": count,
+            "peer": beginning(peer, _LONGEST_TEXT),
+            "detail": beginning(detail, _LONGEST_TEXT),
+        }
 
     def _note_abuse(self, peer: str, error: ConnectionFailed) -> None:
         """A limit that ends the connection is told by its end."""
@@ -233,7 +238,7 @@ class Metrics(ServerObserver, PoolObserver):
 
     def upstream_failed(self, address: str, error: ProxyError) -> None:
         if address in self._last_error or len(self._last_error) < _MOST_ADDRESSES:
-            self._last_error[address] = _cut(str(error))
+            self._last_error[address] = beginning(str(error), _LONGEST_TEXT)
 
     # ----------------------------------------------------------------- report
 
@@ -354,10 +359,6 @@ def _by_name(statuses: Iterable[int]) -> dict[str, int]:
 
 def _count(counts: dict[str, int], name: str, number: int = 1) -> None:
     counts[name] = counts.get(name, 0) + number
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
 
 
 def _resident_bytes() -> int:

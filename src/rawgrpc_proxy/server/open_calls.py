@@ -21,6 +21,7 @@ from rawgrpc_proxy.http2.stream_state import Receiving, Sending
 from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.observe.report import OpenCall, OpenCallsReport
+from rawgrpc_proxy.observe.words import beginning
 from rawgrpc_proxy.proxy.forwarding import Forwarding
 from rawgrpc_proxy.proxy.splice import Splice, splice_of
 from rawgrpc_proxy.proxy.transparent import TransparentHandler
@@ -127,9 +128,8 @@ class OpenCallsWatch:
         else:
             state = opened.connection.session.streams.get(stream.id)
             age_s = 0.0 if state is None else max(0.0, now - state.opened_at)
-        method = opened.method
         return {
-            "method": method if len(method) <= _LONGEST_METHOD else f"{method[:_LONGEST_METHOD]}…",
+            "method": beginning(opened.method, _LONGEST_METHOD),
             "peer": opened.connection.peer,
             "upstream": opened.upstream,
             "age_s": round(age_s, 3),
