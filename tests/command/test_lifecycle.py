@@ -212,6 +212,38 @@ def test_a_worker_that_dies_after_an_upgrade_is_replaced(folder: Path) -> None:
     trio.run(main)
 
 
+def test_settings_that_are_gone_as_the_new_program_takes_over_leave_the_workers_before(folder: Path) -> None:
+    script = (
+        "import os, sys; from rawgrpc_proxy.command.cli import main; file = sys.argv[1]\n"
+        "if '\"is_trial\": false' in os.environ.get('_RAWGRPC_PROXY_HANDOVER', ''): os.rename(file, file + '.gone')\n"
+        "sys.exit(main(['serve', '--config', file]))"
+    )
+
+    async def main() -> None:
+        file = folder / "proxy.toml"
+        async with backends("127.0.0.1:0", "127.0.0.1:0") as (a, b), Pool() as client:
+            write(file, a, "127.0.0.1:0")
+            async with program(python=["-c", script, str(file)]) as proxy:
+                address = await proxy.address()
+                async with talk(client, address) as talking:
+                    proxy.signal(signal.SIGUSR2)
+                    await proxy.line("upgrade: .*proxy.toml")
+                    await proxy.line("upgrade: the workers of the program before go on")
+                    assert await talking.say(b"still there?") == b"still there?"
+                    async with Pool() as new:
+                        assert await answer_to(new, address, "/p.A/Get") == b"a"
+                    proxy.signal(signal.SIGUSR2)  # with nothing to fall back on this is no more than a reload
+                    await proxy.line("reload: .*proxy.toml")
+                    write(file, b, "127.0.0.1:0")
+                    await again(proxy, signal.SIGHUP)
+                    async with Pool() as new:
+                        assert await answer_to(new, address, "/p.A/Get") == b"b"
+                    assert await talking.end() is Status.OK
+                await stop(proxy)
+
+    trio.run(main)
+
+
 def test_a_stop_while_old_workers_drain_gives_them_their_grace(folder: Path) -> None:
     async def main() -> None:
         file = folder / "proxy.toml"

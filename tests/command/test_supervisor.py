@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from rawgrpc_proxy.command import supervisor
 from rawgrpc_proxy.command.children import Child
 from rawgrpc_proxy.command.cores import cores
 from rawgrpc_proxy.command.demo import Trial, make_call
@@ -147,6 +148,7 @@ class One:
     """A generation of one worker."""
 
     count = 1
+    grace_s = 30.0
     deputy: object | None = None
 
     def __init__(self, work: Callable[[], int]) -> None:
@@ -320,3 +322,38 @@ def test_a_worker_that_fails_while_stopping_makes_the_exit_code_1() -> None:
 
         os._exit(supervised(serve))
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+
+
+def test_a_process_that_hangs_when_it_is_told_to_stop_is_killed_after_its_grace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervisor, "_ENDS_WITHIN_S", 0.1)
+    monkeypatch.setattr(One, "grace_s", 0.1)
+
+    def hang() -> int:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        stop()
+        while True:
+            signal.pause()
+
+    written = in_a_process(lambda: sys.stderr.write(f"exit code {supervised(hang)}\n"))
+    assert re.search(r"worker 1 \(pid \d+\) hangs: it is killed", written)
+    assert "exit code 1\n" in written
+
+
+def test_a_stop_that_comes_as_the_new_program_takes_over_is_not_lost() -> None:
+    main = os.getpid()
+
+    class Upgrading(One):
+        def work(self, number: int, channel: socket.socket) -> int:
+            os.kill(os.getppid(), signal.SIGUSR2)
+            return len(channel.recv(1))
+
+        def handed_over(self) -> dict[str, list[int]]:
+            # Nothing is asked of it afterwards; the process that tries the new program asks, too.
+            if os.getppid() == main:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return {}
+
+    written = in_a_process(lambda: Supervisor(Stderr(), ["/bin/true", "true"]).run(Upgrading(stop)))
+    assert "SIGTERM: stopping" in written

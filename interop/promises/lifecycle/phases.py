@@ -14,6 +14,8 @@ from interop.promises.lifecycle.proxy import Proxy
 QUIET_SECONDS = 3.0
 #: Between two kills: a worker that dies sooner is replaced ever more slowly, as it would be.
 KILL_PAUSE_SECONDS = 1.2
+#: After a connection has ended its caller, with others in its process, may still not have looked.
+UNHEARD_SECONDS = 0.05
 SHOWN_FAILURES = 5
 
 
@@ -28,8 +30,12 @@ class Kill:
     """When the last of its connections was."""
 
     def had(self, call: Call) -> bool:
-        """Whether this call was open then, on a connection to that worker."""
-        return call.caller in self.callers and call.started < self.gone and call.ended > self.at
+        """Whether this call was open then, on a connection to that worker.
+
+        Or was sent on it afterwards, by a caller who had not heard of its end yet.
+        """
+        until = self.gone + (0.0 if call.ok else UNHEARD_SECONDS)
+        return call.caller in self.callers and call.started < until and call.ended > self.at
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ never taken for one of ours, nor the other way round: until it is a process of i
 """
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -42,6 +43,10 @@ class Child:
     started: float = attrs.field(factory=time.monotonic)
     ready: bool = False
     told_to_stop: bool = False
+    grace_s: float = math.inf
+    """How long it may go on when it was told to stop."""
+    ends_by: float = math.inf
+    """When, on the monotonic clock, it has to be over."""
 
 
 class Children:
@@ -86,9 +91,10 @@ class Children:
             if (child := self._by_descriptor.get(descriptor)) is not None and (data := self._read(child)):
                 said.append((child, data))
         # In any case: a signal that has interrupted poll() comes after what poll() has found.
-        return list(self._signals()), said
+        return list(self.signals()), said
 
-    def _signals(self) -> bytes:
+    def signals(self) -> bytes:
+        """Those that came since they were last asked for, without waiting."""
         heard = b""
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self._wakeup, _MOST_AT_ONCE):
@@ -112,7 +118,9 @@ class Children:
 
     # -------------------------------------------------------------- processes
 
-    def start(self, number: int, of: object | None, life: Callable[[socket.socket], int]) -> Child:
+    def start(
+        self, number: int, of: object | None, life: Callable[[socket.socket], int], grace_s: float
+    ) -> Child:
         """Fork; the new process does what `life` does with its end of the channel. Raises `OSError`."""
         ours, theirs = socket.socketpair()
         ours.settimeout(0)
@@ -128,7 +136,7 @@ class Children:
             raise
         finally:
             theirs.close()
-        return self._know(Child(pid=pid, number=number, channel=ours, of=of))
+        return self._know(Child(pid=pid, number=number, channel=ours, of=of, grace_s=grace_s))
 
     def fork(self, life: Callable[[], int]) -> int:
         """A process without a channel, which the caller has to wait for; answers its id. Raises `OSError`."""
@@ -177,6 +185,8 @@ class Children:
                 of=None,
                 ready=True,
                 told_to_stop=inherited.told_to_stop,
+                grace_s=inherited.grace_s,
+                ends_by=inherited.ends_by,
             )
         )
 
@@ -191,6 +201,12 @@ class Children:
         child.told_to_stop = True
         with contextlib.suppress(ProcessLookupError):
             os.kill(child.pid, signal.SIGTERM)
+
+    def kill(self, child: Child) -> None:
+        """End it now, whatever it does."""
+        child.ends_by = math.inf
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGKILL)
 
     def ended(self) -> Iterator[tuple[Child, int | None]]:
         """Those that are over, each with its exit code (None: somebody else was told); they are forgotten."""

@@ -5,6 +5,7 @@ processes stay the same across `execve`.
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 
@@ -26,6 +27,9 @@ class InheritedChild:
     descriptor: int
     """Of the channel to it."""
     told_to_stop: bool
+    grace_s: float = math.inf
+    ends_by: float = math.inf
+    """On the monotonic clock, which goes on."""
 
 
 @attrs.frozen(kw_only=True)

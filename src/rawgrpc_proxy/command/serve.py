@@ -26,9 +26,10 @@ from rawgrpc_proxy.command.handover import Handover, taken_over
 from rawgrpc_proxy.command.listening import Listening, keys_of
 from rawgrpc_proxy.command.log import log_for
 from rawgrpc_proxy.command.settings_file import Settings
-from rawgrpc_proxy.command.supervisor import Asked, State, Supervisor
+from rawgrpc_proxy.command.supervisor import Asked, State, Supervisor, problems_of
 from rawgrpc_proxy.command.worker import Inherited, calm_garbage_collector, run_process
 from rawgrpc_proxy.descriptors import raise_soft_limit
+from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.net.accept_share import AcceptShare, shared_counts
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.observe.call_log import CallLog
@@ -53,7 +54,7 @@ def serve(read: Callable[[], Settings]) -> int:
         handover = taken_over()
         raise_soft_limit()
         source = _Source(read, handover)
-        first = source.generation(None)
+        first = _first(source, handover)
         if handover is not None and handover.is_trial:
             return 0
         calm_garbage_collector()
@@ -62,12 +63,29 @@ def serve(read: Callable[[], Settings]) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
 
 
+def _first(source: "_Source", handover: Handover | None) -> "_Generation | None":
+    """None if the settings cannot be used any more since the new program was tried: there is no way back to the old.
+
+    Raises `ConfigError` at any other start.
+    """
+    try:
+        return source.generation(None)
+    except ConfigError as error:
+        if handover is None or handover.is_trial:
+            raise
+        for problem in problems_of(error):
+            source.say(f"upgrade: {problem}")
+        source.say("upgrade: the workers of the program before go on; the settings are tried again")
+        return None
+
+
 class _Generation:
     """The workers of one reading of the settings."""
 
     def __init__(self, settings: Settings, listening: Listening, beat_s: float | None) -> None:
         self.settings = settings
         self.count = workers_of(settings.serve)
+        self.grace_s = settings.serve.grace_s
         listeners = [listener.address for listener in settings.serve.listeners]
         admin = settings.serve.admin
         self.deputy: object | None = admin
@@ -150,7 +168,7 @@ class _Source:
         except BaseException:
             self._listening.close(opened)
             raise
-        if self._log is None:
+        if self._settings is None:
             log.collect()
         self._log, self._settings = log, settings
         if present is None:
@@ -168,8 +186,10 @@ class _Source:
         stdout.flush()
 
     def say(self, text: str) -> None:
-        """Write it to the log."""
-        assert self._log is not None
+        """Write it to the log; without settings its format is not known."""
+        if self._log is None:
+            self._log = CallLog("text", unbuffered(sys.stderr))
+            self._log.collect()
         self._log.notice("workers", text, message=text)
         self._log.flush(_WAITS_S)
         self._log.collect()

@@ -24,6 +24,7 @@ What it does not do: know what a worker does, or share anything between workers.
 upstream sees up to N times as many.
 """
 
+import math
 import os
 import signal
 import socket
@@ -40,6 +41,8 @@ from rawgrpc_proxy.errors import ConfigError
 _RESTART_FIRST_S = 0.1
 _RESTART_MAX_S = 5.0
 _STEADY_AFTER_S = 1.0
+_ENDS_WITHIN_S = 10.0
+"""A process that was told to stop, when its grace is over: for the last bytes and lines. One that hangs is killed."""
 _READY_WITHIN_S = 60.0
 """For a generation that is to replace another. PyPy takes seconds on a busy machine."""
 _DEPUTY = 0
@@ -53,6 +56,9 @@ class Generation(Protocol):
 
     count: int
     """Of its workers."""
+
+    grace_s: float
+    """How long a worker that was told to stop goes on at the most."""
 
     deputy: object | None
     """Which process there is to be beside the workers. It is replaced if the next generation has another."""
@@ -122,20 +128,24 @@ class Supervisor:
         self._stopping = False
         self._failed = False
 
-    def run(self, first: Generation, inherited: Handover | None = None) -> int:
+    def run(self, first: Generation | None, inherited: Handover | None = None) -> int:
         """Run it, and those that follow; answer 0 if all processes ended well.
 
         `inherited` are the children of the program before an upgrade: they drain once the first generation serves.
+        There is none yet if the settings cannot be used any more: they go on, and it is tried again.
         """
         try:
             for child in inherited.children if inherited is not None else ():
                 self._source.child_started(self._children.adopt(child))
-            if self._children:
+            if first is None:
+                self._reload_at = time.monotonic() + _RESTART_MAX_S
+            elif self._children:
                 self._next, self._next_by = first, time.monotonic() + _READY_WITHIN_S
             else:
                 self._present = first
                 self._start_deputy(first)
-            self._start_all(first)
+            if first is not None:
+                self._start_all(first)
             while self._children or self._trial is not None or not self._stopping:
                 self._turn()
         finally:
@@ -178,6 +188,7 @@ class Supervisor:
             left.append(self._next_by - now)
         if self._reload_at is not None and not self._stopping:
             left.append(self._reload_at - now)
+        left += [child.ends_by - now for child in self._children if child.ends_by < math.inf]
         if (pause_s := self._source.tick()) is not None:
             left.append(pause_s)
         return max(0.0, min(left)) if left else None
@@ -191,6 +202,10 @@ class Supervisor:
         if self._reload_at is not None and self._reload_at <= now:
             self._reload_at = None
             self._ask("reload")
+        for child in self._children:
+            if child.ends_by <= now:
+                self._source.say(f"{_name(child.number)} (pid {child.pid}) hangs: it is killed")
+                self._children.kill(child)
 
     def _ask(self, what: Asked) -> None:
         if what == "stop":
@@ -206,7 +221,7 @@ class Supervisor:
             # One is as good as many that were asked for before it begins.
             while self._asked and self._asked[0] == what:
                 self._asked.popleft()
-            if what == "reload":
+            if what == "reload" or self._present is None:
                 self._reload()
             else:
                 self._try_upgrade()
@@ -229,7 +244,7 @@ class Supervisor:
         for child in self._workers():
             # One that drains already has its grace; a second signal would cut off its calls.
             if again or not child.told_to_stop:
-                self._children.terminate(child)
+                self._terminate(child)
         self._stop_deputy_last()
 
     def _stop_deputy_last(self) -> None:
@@ -240,7 +255,7 @@ class Supervisor:
     def _stop_deputy(self) -> None:
         for child in self._children:
             if child.number == _DEPUTY and not child.told_to_stop:
-                self._children.terminate(child)
+                self._terminate(child)
 
     # ------------------------------------------------------------ generations
 
@@ -249,7 +264,9 @@ class Supervisor:
         try:
             self._next = self._source.generation(self._present)
         except ConfigError as error:
-            self._reload_failed(getattr(error, "problems", None) or [str(error)])
+            self._reload_failed(problems_of(error))
+            if self._present is None:
+                self._reload_at = time.monotonic() + _RESTART_MAX_S
             return
         self._next_by = time.monotonic() + _READY_WITHIN_S
         self._start_all(self._next)
@@ -286,7 +303,7 @@ class Supervisor:
             before.retire(following)
         for child in self._workers():
             if child.of is not following and not child.told_to_stop:
-                self._children.terminate(child)
+                self._terminate(child)
         if before is None or before.deputy != following.deputy:
             self._stop_deputy()
             self._start_deputy(following)
@@ -304,7 +321,7 @@ class Supervisor:
         assert given_up is not None
         for child in self._workers():
             if child.of is given_up:
-                self._children.terminate(child)
+                self._terminate(child)
         if self._present is None:
             # The program was upgraded, and this was its first: the workers before go on, and it tries again.
             self._present = given_up
@@ -340,6 +357,10 @@ class Supervisor:
         handover = self._handover()
         descriptors = handover.descriptors()
         with signals_wait():  # for the new program, which asks for them
+            # What came before that only we have heard. Settings are read anew in any case.
+            if (stop := next((each for each in self._children.signals() if each in STOP), None)) is not None:
+                self._stop(signal.Signals(stop).name)
+                return
             for descriptor in descriptors:
                 os.set_inheritable(descriptor, True)  # noqa: FBT003
             try:
@@ -369,6 +390,8 @@ class Supervisor:
                     number=child.number,
                     descriptor=child.channel.fileno(),
                     told_to_stop=child.told_to_stop,
+                    grace_s=child.grace_s,
+                    ends_by=child.ends_by,
                 )
                 for child in self._children
             ],
@@ -390,7 +413,7 @@ class Supervisor:
             return generation.deputize(channel) if number == _DEPUTY else generation.work(number, channel)
 
         try:
-            child = self._children.start(number, generation, life)
+            child = self._children.start(number, generation, life, generation.grace_s)
         except OSError as error:
             if number != _DEPUTY and generation is self._next:
                 self._give_up_next(f"{_name(number)} cannot be started: {error.strerror}")
@@ -422,6 +445,12 @@ class Supervisor:
             pause_s = self._start_later(child.number, steady=steady)
             self._source.say(f"{who} {how(code)}; it is replaced in {pause_s:.1f} s")
 
+    def _terminate(self, child: Child) -> None:
+        """Tell it to stop, by when it has to be over. The second time it ends at once."""
+        grace_s = 0.0 if child.number == _DEPUTY or child.told_to_stop else child.grace_s
+        child.ends_by = time.monotonic() + grace_s + _ENDS_WITHIN_S
+        self._children.terminate(child)
+
     def _start_later(self, number: int, *, steady: bool) -> float:
         """Have the process started again, and answer in how many seconds: ever more if it does not hold."""
         pause_s = (
@@ -432,6 +461,11 @@ class Supervisor:
         self._pauses[number] = pause_s
         self._restarts[number] = time.monotonic() + pause_s
         return pause_s
+
+
+def problems_of(error: ConfigError) -> Sequence[str]:
+    """What is wrong, one line each."""
+    return getattr(error, "problems", None) or [str(error)]
 
 
 def _name(number: int) -> str:
