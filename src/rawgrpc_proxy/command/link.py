@@ -4,8 +4,9 @@
     {"id": 7, "answer": {…}}              its answer, or "error" in words
     {"id": 0, "answer": {…}}              a worker's last report, unasked: it ends
 
-What it does not do: know what the questions mean. Two invariants: whoever asks waits for a bounded time, and a worker
-that is asked more than it can say never waits for who asks: it answers one question after the other.
+What it does not do: know what the questions mean. The invariants: whoever asks waits for a bounded time; a side that
+does not read costs the other no memory and no time, and loses nothing when it goes on: it is asked no more before it
+has answered, and what was left of a line goes out before the next one.
 """
 
 import contextlib
@@ -19,6 +20,8 @@ import trio
 _LONGEST_QUESTION = 4096
 _AT_ONCE = 64 * 1024
 _LAST_WORDS_S = 1.0
+_UNREADABLE = (ValueError, TypeError, KeyError)
+"""What comes of a line that is none of ours."""
 
 Answers = Mapping[str, Callable[[Any], Any]]
 """By question: what answers it, given the argument. Must not wait."""
@@ -29,102 +32,144 @@ class LinkLost(Exception):
 
 
 async def answer(sock: socket.socket, answers: Answers) -> None:
-    """Answer what comes over this link, until it ends; then it is closed. Cancelled, the last report is sent first."""
+    """Answer what comes over this link, until it ends or what comes cannot be read; then it is closed.
+
+    Cancelled, the last report is sent first, if there is one.
+    """
     stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+    lines, unsent = _Lines(_LONGEST_QUESTION), bytearray()
     async with stream:
         try:
-            async for line in _lines(stream, _LONGEST_QUESTION):
-                await stream.send_all(_answer_to(line, answers))
-        except (trio.BrokenResourceError, trio.ClosedResourceError, ValueError):
+            while data := await stream.receive_some(_AT_ONCE):
+                for line in lines.of(data):
+                    unsent += _answer_to(line, answers)
+                    await _send(stream, unsent)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, *_UNREADABLE):
             return
         except trio.Cancelled:
-            with (
-                trio.CancelScope(shield=True, deadline=trio.current_time() + _LAST_WORDS_S),
-                contextlib.suppress(trio.BrokenResourceError, trio.BusyResourceError),
-            ):
-                await stream.send_all(_line({"id": 0, "answer": answers["report"](None)}))
+            if "report" in answers:
+                with (
+                    trio.CancelScope(shield=True, deadline=trio.current_time() + _LAST_WORDS_S),
+                    contextlib.suppress(OSError),
+                ):
+                    unsent += _line({"id": 0, "answer": answers["report"](None)})
+                    await _send(stream, unsent)
             raise
+
+
+async def _send(stream: trio.SocketStream, unsent: bytearray) -> None:
+    """Send it, and take away from it what is sent: what is left when this is cancelled has to go out first."""
+    while unsent:
+        del unsent[: await stream.socket.send(bytes(unsent[:_AT_ONCE]))]
 
 
 def _answer_to(line: bytes, answers: Answers) -> bytes:
     question = json.loads(line)
+    number, asked = question["id"], question["ask"]
     try:
-        return _line({"id": question["id"], "answer": answers[question["ask"]](question.get("argument"))})
+        return _line({"id": number, "answer": answers[asked](question.get("argument"))})
     except Exception as error:  # noqa: BLE001  # whoever asked hears it; calls go on
-        return _line({"id": question["id"], "error": f"{type(error).__name__}: {error}"})
+        return _line({"id": number, "error": f"{type(error).__name__}: {error}"})
 
 
 class Link:
     """The admin process's end. `run` has to run."""
 
     def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         self._waiting: dict[int, trio.Event] = {}
         self._answers: dict[int, dict[str, Any]] = {}
+        self._owed: set[int] = set()
+        """Questions that nobody waits for any more, and that are not answered yet."""
+        self._paid = trio.Event()
+        """Nothing is owed any more, or the worker is gone."""
         self._last_id = 0
-        self._sending = trio.Lock()
         self.last_words: Any = None
         """What the worker has reported when it ended, or None if it did not come to that."""
 
     async def run(self) -> None:
-        """Take answers, until the worker is gone."""
+        """Take answers, until the worker is gone, or says what cannot be understood."""
+        lines = _Lines()
         async with self._stream:
-            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, ValueError):
-                async for line in _lines(self._stream):
-                    self._take(json.loads(line))
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, *_UNREADABLE):
+                while data := await self._stream.receive_some(_AT_ONCE):
+                    for line in lines.of(data):
+                        self._take(json.loads(line))
+        self._paid.set()
         for event in self._waiting.values():
             event.set()
 
     def _take(self, said: dict[str, Any]) -> None:
-        if said["id"] == 0:
+        number = said["id"]
+        if number == 0:
             self.last_words = said["answer"]
-        elif (event := self._waiting.get(said["id"])) is not None:  # whoever asked may have given up
-            self._answers[said["id"]] = said
+        elif (event := self._waiting.get(number)) is not None:
+            self._answers[number] = said
             event.set()
+        else:
+            self._owed.discard(number)
+            if not self._owed:
+                self._paid.set()
+                self._paid = trio.Event()
 
     async def ask(self, question: str, argument: Any = None, *, timeout_s: float) -> Any:
-        """Ask, and wait for the answer. Raises `LinkLost`."""
+        """Ask, and wait for the answer. A worker that owes earlier answers is asked when it has given them.
+
+        Raises `LinkLost`.
+        """
         self._last_id += 1
         number, event = self._last_id, trio.Event()
-        self._waiting[number] = event
-        try:
-            with trio.move_on_after(timeout_s):
-                async with self._sending:
-                    await self._send({"id": number, "ask": question, "argument": argument})
+        said = None
+        with trio.move_on_after(timeout_s):
+            if self._owed:
+                await self._paid.wait()
+            self._send({"id": number, "ask": question, "argument": argument})
+            self._waiting[number] = event
+            try:
                 await event.wait()
-            said = self._answers.pop(number, None)
-        finally:
-            del self._waiting[number]
+            finally:
+                del self._waiting[number]
+                said = self._answers.pop(number, None)
+                if said is None:
+                    self._owed.add(number)
         if said is None:
             raise LinkLost(f"no answer within {timeout_s:g} s")
-        if "error" in said:
-            raise LinkLost(said["error"])
+        if "answer" not in said:
+            raise LinkLost(str(said.get("error")))
         return said["answer"]
 
-    async def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any]) -> None:
+        """Without waiting: of a few short questions at a time the socket takes each at once, whole."""
+        line = _line(message)
         try:
-            await self._stream.send_all(_line(message))
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise LinkLost("the worker is gone") from None
-        except trio.Cancelled:
+            whole = self._sock.send(line) == len(line)
+        except OSError:
+            whole = False
+        if not whole:
             # A part of the line may be out: what came behind it would not be understood.
-            await trio.aclose_forcefully(self._stream)
-            raise
+            self._stream.socket.close()
+            raise LinkLost("the worker is gone, or takes no questions")
 
 
 def _line(message: dict[str, Any]) -> bytes:
     return json.dumps(message, separators=(",", ":")).encode() + b"\n"
 
 
-async def _lines(stream: trio.SocketStream, longest: int | None = None) -> Any:
-    """Raises `ValueError` for one that is longer."""
-    rest = bytearray()
-    while data := await stream.receive_some(_AT_ONCE):
-        rest += data
+class _Lines:
+    """Of bytes as they come."""
+
+    def __init__(self, longest: int | None = None) -> None:
+        self._longest = longest
+        self._rest = bytearray()
+
+    def of(self, data: bytes) -> list[bytes]:
+        """The lines that end in this. Raises `ValueError` for one that is longer."""
+        lines: list[bytes] = []
+        self._rest += data
         if b"\n" in data:
-            *complete, left = bytes(rest).split(b"\n")
-            for line in complete:
-                yield line
-            rest = bytearray(left)
-        if longest is not None and len(rest) > longest:
+            *lines, rest = bytes(self._rest).split(b"\n")
+            self._rest = bytearray(rest)
+        if self._longest is not None and len(self._rest) > self._longest:
             raise ValueError("a question is too long")
+        return lines
