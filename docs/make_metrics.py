@@ -12,8 +12,8 @@ INTRODUCTION = """\
 What Prometheus can read of `rawgrpc-proxy serve --admin 127.0.0.1:9901` at `/metrics`, in its text format or as
 OpenMetrics. [`grafana-dashboard.json`](grafana-dashboard.json) and [`alerts.yml`](alerts.yml) are made for these names.
 
-All workers are added up. What a worker had counted that has died stays in the sums, so no counter goes down but when
-the proxy is started anew.
+All workers are added up. What a worker had counted that has died stays in the sums, through reloads and upgrades and
+when the admin process itself dies, so no counter goes down but when the proxy is started anew.
 
 A caller can make up methods. So a method has its own `grpc_service` and `grpc_method` only if a route names it exactly,
 if it is served here, or if an upstream has answered it with something other than UNIMPLEMENTED and it is one of the

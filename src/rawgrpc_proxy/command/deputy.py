@@ -1,37 +1,40 @@
 """The admin process: it answers HTTP for all workers, asks them how they are, and tells the supervisor what was asked.
 
-    supervisor ──channel──► lines of JSON: state, settings, what came of a reload; with a worker's, its end of a link
+    supervisor ──channel──► news: state, settings, what came of a reload; with a worker's, its end of a link
                ◄──channel── "reload", "stop"
     workers    ──link──► reports (`link.py`)
 
-It goes on while workers are replaced, and ends after the last of them, so that what they had counted is not lost. It is
-apart from the supervisor, which has no event loop and must not wait, and from the workers: a slow reader of metrics
-costs no call anything.
+It goes on while workers are replaced, and ends after the last of them, so that what they had counted is not lost; what
+must not be lost with itself is in a ledger, which the next admin process has, too (`deputy_news.py`). It is apart from
+the supervisor, which has no event loop and must not wait, and from the workers: a slow reader of metrics costs no call
+anything.
 """
 
 import contextlib
-import json
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import trio
 
+from rawgrpc_proxy.command.admin.messages import Refused
 from rawgrpc_proxy.command.admin.site import serve_admin
+from rawgrpc_proxy.command.deputy_news import news_from_supervisor, read_ledger, write_ledger
 from rawgrpc_proxy.command.link import Link, LinkLost
 from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.exposition import exposition
-from rawgrpc_proxy.observe.merge import Reports, merged
+from rawgrpc_proxy.observe.merge import GONE, Reports, merged
 
 RELOAD, STOP = "reload", "stop"
 _ANSWER_WITHIN_S = 1.0
 _LOOK_EVERY_S = 5.0
 """What a worker has counted since is lost if it is killed."""
-_AT_ONCE = 64 * 1024
-_MOST_DESCRIPTORS = 64
-_RELOAD_WITHIN_S = 90.0
+_RELOAD_WITHIN_S = 25.0
+"""Less than `Limits.answer_timeout_s` of the admin listener."""
+SILENT = "silent"
+"""The state of a worker that does not answer: what it had said before is all that is known of it."""
 
 
 class _Supervisor:
@@ -39,27 +42,14 @@ class _Supervisor:
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
-        self._rest = b""
-        self._links: list[socket.socket] = []
         channel.settimeout(0)
 
-    async def news(self) -> list[tuple[dict[str, Any], socket.socket | None]]:
-        """Wait for what it tells, each with the link that came with it; nothing when it is gone."""
+    async def news(self) -> tuple[dict[str, Any], socket.socket | None] | None:
+        """Wait for what it tells, and the link that comes with it; None when it is gone."""
         while True:
             await trio.lowlevel.wait_readable(self._channel)
-            try:
-                data, descriptors, _, _ = socket.recv_fds(self._channel, _AT_ONCE, _MOST_DESCRIPTORS)
-            except BlockingIOError:
-                continue
-            except OSError:
-                return []
-            self._links += [socket.socket(fileno=descriptor) for descriptor in descriptors]
-            if not data:
-                return []
-            *lines, self._rest = (self._rest + data).split(b"\n")
-            if lines:
-                news = [json.loads(line) for line in lines]
-                return [(each, self._links.pop(0) if "worker" in each else None) for each in news]
+            with contextlib.suppress(BlockingIOError):
+                return news_from_supervisor(self._channel)
 
     def tell(self, what: str) -> None:
         """Ask it for something."""
@@ -67,31 +57,46 @@ class _Supervisor:
             self._channel.send(what.encode() + b"\n")
 
 
+class _Reload:
+    """One that was asked for."""
+
+    def __init__(self) -> None:
+        self.over = trio.Event()
+        self.problems: list[str] | None = None
+        """What is wrong with the settings; None if they were not read."""
+
+
 class Workers:
     """A `Source` of the admin listener: all workers, through their links."""
 
-    def __init__(self, supervisor: _Supervisor) -> None:
+    def __init__(self, supervisor: _Supervisor, ledger: int) -> None:
+        before = read_ledger(ledger)
         self.config = self.engine = ""
         self.state = "starting"
-        self.started_at = time.time()
+        self.started_at = before.get("started_at", time.time())
         self.exposition = exposition
         self.merged = merged
         self._supervisor = supervisor
         self._links: dict[int, Link] = {}
         """By process id."""
-        self._reports = Reports()
-        self._level: str | None = None
-        self._reloaded: trio.Event | None = None
-        self._problems: list[str] = []
+        self._reports = Reports(before.get("reports", ()))
+        self._level: str | None = before.get("level")
+        self._reload = _Reload()
+        self._ledger = ledger
 
-    async def run(self) -> None:
-        """Hear the supervisor until it is gone."""
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Hear the supervisor until it is gone. Started as soon as it has said how things are."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._look_now_and_then)
-            while news := await self._supervisor.news():
-                for each, link in news:
-                    self._hear(each, link, nursery)
+            told = False
+            while (news := await self._supervisor.news()) is not None:
+                self._hear(*news, nursery)
+                if not told:
+                    task_status.started()
+                    told = True
             nursery.cancel_scope.cancel()
+        if not told:
+            task_status.started()
 
     def _hear(self, news: dict[str, Any], link: socket.socket | None, nursery: trio.Nursery) -> None:
         if link is not None:
@@ -99,9 +104,11 @@ class Workers:
         self.state = news.get("state", self.state)
         self.config = news.get("config", self.config)
         self.engine = news.get("engine", self.engine)
-        if "reloaded" in news and self._reloaded is not None:
-            self._problems = news["reloaded"]
-            self._reloaded.set()
+        if "pids" in news:
+            self._reports.only(news["pids"])
+        if "reloaded" in news or self.state == "draining":
+            self._reload.problems = news.get("reloaded")
+            self._reload.over.set()
 
     async def _keep(self, pid: int, link: Link) -> None:
         self._links[pid] = link
@@ -116,11 +123,18 @@ class Workers:
         if link.last_words is not None:
             self._reports.heard(link.last_words)
         self._reports.lost(pid)
+        self._write_ledger()
 
     async def _look_now_and_then(self) -> None:
         while True:
             await trio.sleep(_LOOK_EVERY_S)
             await self.reports()
+            self._write_ledger()
+
+    def _write_ledger(self) -> None:
+        ledger = {"started_at": self.started_at, "level": self._level, "reports": self._reports.all()}
+        with contextlib.suppress(OSError):  # no memory: the next admin process has older numbers
+            write_ledger(self._ledger, ledger)
 
     async def _ask(self, link: Link, question: str, argument: Any = None) -> Any:
         """The answer, or None if the worker gives none."""
@@ -142,11 +156,19 @@ class Workers:
         return answers
 
     async def reports(self) -> list[dict[str, Any]]:
-        """The report of each worker, and of those that are gone what they had counted."""
+        """The report of each worker, and of those that are gone what they had counted.
+
+        Of one that does not answer it is the last one, for no counter may go down; its state is `SILENT`.
+        """
+        answered = {GONE}
         for report in await self._ask_all("report"):
             if report["pid"] in self._links:
                 self._reports.heard(report)
-        return [dict(report) for report in self._reports.all()]
+                answered.add(report["pid"])
+        return [
+            {**report, **({} if {report["pid"], report["state"]} & answered else {"state": SILENT})}
+            for report in self._reports.all()
+        ]
 
     async def calls(self, limit: int) -> list[dict[str, Any]]:
         """Open calls of all workers, the longest quiet ones of each."""
@@ -157,22 +179,29 @@ class Workers:
         return [each for several in await self._ask_all("connections") for each in several]
 
     async def reload(self) -> list[str]:
-        """Have the supervisor reload; answer what is wrong."""
-        self._reloaded = trio.Event()
-        self._supervisor.tell(RELOAD)
-        with trio.move_on_after(_RELOAD_WITHIN_S):
-            await self._reloaded.wait()
-            return self._problems
-        return [f"the new workers did not serve within {_RELOAD_WITHIN_S:g} s; the log says more"]
+        """Have the supervisor reload; answer what is wrong. Raises `Refused` if nothing comes of it."""
+        asked = self._reload = _Reload()
+        if self.state != "draining":
+            self._supervisor.tell(RELOAD)
+            with trio.move_on_after(_RELOAD_WITHIN_S):
+                await asked.over.wait()
+            if not asked.over.is_set():
+                raise Refused(
+                    504,
+                    f"not done after {_RELOAD_WITHIN_S:g} s; it goes on, and the log says what comes of it",
+                )
+        if asked.problems is None:
+            raise Refused(409, "the proxy is draining, and reads no settings any more")
+        return asked.problems
 
     def drain(self) -> None:
         """Have the supervisor stop the workers."""
-        if self.state != "draining":
-            self._supervisor.tell(STOP)
+        self._supervisor.tell(STOP)
 
     async def set_log_level(self, level: str) -> None:
         """Of the workers that are, and of those that come."""
         self._level = level
+        self._write_ledger()
         await self._ask_all("log", level)
 
 
@@ -180,29 +209,36 @@ def run_deputy(
     channel: socket.socket,
     listeners: Sequence[socket.socket],
     log: CallLog,
+    *,
+    names: Collection[str],
+    ledger: int,
 ) -> int:
-    """Answer HTTP until SIGTERM comes, or the supervisor is gone; answer the exit code."""
+    """Answer HTTP until SIGTERM comes, or the supervisor is gone; answer the exit code.
+
+    `names` are those under which it may be asked for; `ledger` is a file descriptor.
+    """
     log.collect()
 
     async def main() -> None:
         with trio.open_signal_receiver(signal.SIGTERM) as signals:
-            workers = Workers(_Supervisor(channel))
+            workers = Workers(_Supervisor(channel), ledger)
 
             async def until_told_to_stop() -> None:
                 await anext(signals)
                 nursery.cancel_scope.cancel()
 
-            async def until_supervisor_is_gone() -> None:
-                await workers.run()
+            async def until_supervisor_is_gone(task_status: trio.TaskStatus[None]) -> None:
+                await workers.run(task_status)
                 nursery.cancel_scope.cancel()
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(log.run)
                 nursery.start_soon(until_told_to_stop)
-                nursery.start_soon(until_supervisor_is_gone)
+                await nursery.start(until_supervisor_is_gone)
                 await serve_admin(
                     listeners,
                     workers,
+                    names=names,
                     on_change=lambda text: log.notice("admin", f"admin: {text}", message=text),
                     on_fault=lambda where, error: log.fault("admin_error", f"- admin: {where}:", error),
                 )

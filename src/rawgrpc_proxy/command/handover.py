@@ -38,6 +38,8 @@ class Handover:
 
     listeners: Mapping[str, Sequence[int]]
     children: Sequence[InheritedChild]
+    kept: Sequence[int] = ()
+    """What else is to stay open."""
     is_trial: bool = False
     """Nothing is handed over yet: the program shall only see whether it could run."""
 
@@ -46,6 +48,7 @@ class Handover:
         return [
             *(descriptor for several in self.listeners.values() for descriptor in several),
             *(child.descriptor for child in self.children),
+            *self.kept,
         ]
 
     def environment(self, *, trial: bool = False) -> dict[str, str]:

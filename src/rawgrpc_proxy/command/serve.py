@@ -21,7 +21,7 @@ from rawgrpc_proxy.command.assembly import objection_to_loops, process_of, worke
 from rawgrpc_proxy.command.channel import ALIVE, LINK
 from rawgrpc_proxy.command.check import text_of
 from rawgrpc_proxy.command.children import Child
-from rawgrpc_proxy.command.deputy_news import news_for_deputy
+from rawgrpc_proxy.command.deputy_news import nameless_file, news_for_deputy
 from rawgrpc_proxy.command.handover import Handover, taken_over
 from rawgrpc_proxy.command.listening import Listening, keys_of
 from rawgrpc_proxy.command.log import log_for
@@ -58,7 +58,7 @@ def serve(read: Callable[[], Settings]) -> int:
         if handover is not None and handover.is_trial:
             return 0
         calm_garbage_collector()
-        return Supervisor(source, [sys.executable, *sys.orig_argv]).run(first, handover)
+        return Supervisor(source, [sys.executable, *sys.orig_argv], [source.ledger]).run(first, handover)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
 
@@ -82,7 +82,8 @@ def _first(source: "_Source", handover: Handover | None) -> "_Generation | None"
 class _Generation:
     """The workers of one reading of the settings."""
 
-    def __init__(self, settings: Settings, listening: Listening, beat_s: float | None) -> None:
+    def __init__(self, settings: Settings, listening: Listening, beat_s: float | None, ledger: int) -> None:
+        self._ledger = ledger
         self.settings = settings
         self.count = workers_of(settings.serve)
         self.grace_s = settings.serve.grace_s
@@ -114,7 +115,14 @@ class _Generation:
 
         (key,) = self.all_keys[len(self.keys) :]
         self._listening.close_all_but([key])
-        return run_deputy(channel, self._listening.sockets(key), log_for(self.settings.serve))
+        assert self.settings.serve.admin is not None
+        return run_deputy(
+            channel,
+            self._listening.sockets(key),
+            log_for(self.settings.serve),
+            names=self.settings.serve.admin.names(),
+            ledger=self._ledger,
+        )
 
     def retire(self, successor: object | None) -> None:
         """Stop listening where the successor does not."""
@@ -144,19 +152,30 @@ class _Source:
         self._deputy: Child | None = None
         self._asked = b""
         """A part of what the admin process asks for."""
+        self._reload_asked = self._reload_is_asked = False
+        """The admin process has asked for a reload; the one under way was asked for by it."""
+        if handover is None or self._is_trial:
+            self._ledger = nameless_file()
+        else:
+            (kept,) = handover.kept
+            os.set_inheritable(kept, False)  # noqa: FBT003
+            self._ledger = os.fdopen(kept, "r+b")
+        self.ledger = self._ledger.fileno()
+        """Of the admin process, of this one and of those that come."""
         self._settings: Settings | None = None
         """The last that could be used."""
-        self._news: dict[str, Any] = {"state": "starting"}
+        self._news: dict[str, Any] = {"state": "starting" if handover is None else "serving"}
 
     def generation(self, present: object | None) -> _Generation:
         """One of the settings as they are now. Raises `ConfigError`, with nothing changed."""
+        self._reload_asked, self._reload_is_asked = False, self._reload_asked
         settings = self._read()
         log = log_for(settings.serve)
         if settings.serve.admin is not None:
             import rawgrpc_proxy.command.deputy  # noqa: F401, PLC0415  # raises for what is not installed
         process_of(settings, log)  # raises for what is wrong with it; each worker makes its own
         beat_s = None if self._watchdog_s is None else self._watchdog_s / _BEATS
-        generation = _Generation(settings, self._listening, beat_s)
+        generation = _Generation(settings, self._listening, beat_s, self.ledger)
         if self._is_trial:
             return generation
         if present is None:
@@ -213,7 +232,7 @@ class _Source:
             self._link(child)
         else:
             self._deputy, self._asked = child, b""
-            self._tell_deputy(self._news)
+            self._tell_deputy({**self._news, "pids": list(self._workers)})
             for worker in self._workers.values():
                 self._link(worker)
 
@@ -231,16 +250,18 @@ class _Source:
                 self._beats[child.pid] = time.monotonic()
             return None
         *lines, self._asked = (self._asked + data).split(b"\n")
-        return next((asked for asked in _ASKED if asked.encode() in lines), None)
+        asked = next((asked for asked in _ASKED if asked.encode() in lines), None)
+        self._reload_asked = self._reload_asked or asked == "reload"
+        return asked
 
     def _link(self, worker: Child) -> None:
         """Have a worker and the admin process talk to each other."""
         if self._deputy is None:
             return
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            if self._tell_deputy({"worker": worker.number, "pid": worker.pid}, theirs):
-                with contextlib.suppress(OSError):  # it is gone, or hangs: then it answers nobody
+        with contextlib.suppress(OSError):  # it is gone, or hangs: then it answers nobody
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                if self._tell_deputy({"worker": worker.number, "pid": worker.pid}, theirs):
                     socket.send_fds(worker.channel, [LINK], [ours.fileno()])
 
     def _tell_deputy(self, news: Mapping[str, Any], link: socket.socket | None = None) -> bool:
@@ -271,7 +292,8 @@ class _Source:
         """Whoever has asked the admin process for it hears what came of it, and it has the settings in force."""
         if not problems and self._settings is not None:
             self._news |= _facts(self._settings)
-        self._tell_deputy({**self._news, "reloaded": list(problems)})
+        self._tell_deputy({**self._news, **({"reloaded": list(problems)} if self._reload_is_asked else {})})
+        self._reload_is_asked = False
 
 
 def _facts(settings: Settings) -> dict[str, Any]:

@@ -6,6 +6,7 @@ bytes here; in the file they have no such ending, for there the value may have a
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ ClientCertificate = Literal["require", "request"]
 Forwarded = Literal["x-forwarded-for", "forwarded", "none"]
 _PLAIN_SCHEMES = ("http://", "grpc://", "h2c://", "dns:///")
 _TLS_SCHEMES = ("https://", "grpcs://")
+_HOST = re.compile(r"[A-Za-z0-9_.-]{1,253}")
 
 Problems = Iterator[tuple[str, str]]
 """The name of a field, and what is wrong with it."""
@@ -86,6 +88,12 @@ def _check_fields(fields: Mapping[str, str]) -> None:
 def _check_names(names: tuple[str, ...]) -> None:
     for name in names:
         Metadata().without(name)
+
+
+def _check_hosts(hosts: tuple[str, ...]) -> None:
+    for host in hosts:
+        if not _HOST.fullmatch(host):
+            raise ConfigError(f"has {host!r}, which is no name of a host; write it without scheme and port")
 
 
 def _check_identity_header(header: str | None) -> None:
@@ -339,6 +347,17 @@ class AdminSettings:
 
     address: str = attrs.field(validator=_held_to(check_listener))
     """As of a listener; not one that calls come to."""
+
+    hosts: tuple[str, ...] = attrs.field(factory=tuple, validator=_held_to(_check_hosts))
+    """Names under which it may be asked for beside the one in `address`, addresses, localhost and the machine's own:
+    those of a Kubernetes service, or what a reverse proxy in front sends as Host. Not one that a stranger can have lead
+    here."""
+
+    def names(self) -> list[str]:
+        """Under which it may be asked for; addresses need not be named."""
+        inherited = self.address.startswith(INHERITED)
+        host = "" if inherited else Address.parse(self.address, to_listen=True).host
+        return [name.lower() for name in (host, *self.hosts) if name]
 
 
 @attrs.frozen(kw_only=True)

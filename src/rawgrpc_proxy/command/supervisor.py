@@ -107,9 +107,13 @@ class Source(Protocol):
 class Supervisor:
     """Runs generations that come from a source until a signal stops it. For a process with one thread."""
 
-    def __init__(self, source: Source, command: Sequence[str] = ()) -> None:
-        """`command` starts the program again, for an upgrade: its file, and all arguments from `argv[0]` on."""
+    def __init__(self, source: Source, command: Sequence[str] = (), kept: Sequence[int] = ()) -> None:
+        """`command` starts the program again, for an upgrade: its file, and all arguments from `argv[0]` on.
+
+        `kept` are file descriptors that the next program is to have as well.
+        """
         self._source = source
+        self._kept = kept
         self._command = command
         self._children = Children()
         self._present: Generation | None = None
@@ -209,7 +213,8 @@ class Supervisor:
 
     def _ask(self, what: Asked) -> None:
         if what == "stop":
-            self._stop("told to stop")
+            if not self._stopping:  # another signal ends at once; who asks twice does not mean that
+                self._stop("told to stop")
         elif not self._stopping:
             self._asked.append(what)
             self._see_to_asked()
@@ -384,6 +389,7 @@ class Supervisor:
         assert self._present is not None
         return Handover(
             listeners=self._present.handed_over(),
+            kept=self._kept,
             children=[
                 InheritedChild(
                     pid=child.pid,

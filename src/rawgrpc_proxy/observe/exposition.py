@@ -145,14 +145,16 @@ class _Collected(Collector):
         states = [report["state"] for report in reports]
         for state in dict.fromkeys(("serving", "draining", *states)):
             self._add("workers", states.count(state), state)
-        for report in reports:
-            worker = str(report["worker"])
-            self._add("worker_cpu_seconds_total", report["cpu_s"], worker)
-            self._add("worker_resident_memory_bytes", report["rss_bytes"], worker)
-            self._add("worker_open_files", report["open_files"], worker)
-            self._add("worker_start_time_seconds", report["started_at"], worker)
-            self._add("worker_open_calls", report["calls"]["open"], worker)
-            self._add("worker_connections", report["downstream"]["open"], worker)
+        for number in dict.fromkeys(report["worker"] for report in reports):
+            # After a reload there are two of a number, until the older one has drained.
+            those = [report for report in reports if report["worker"] == number]
+            worker, newest = str(number), max(those, key=lambda report: report["started_at"])
+            self._add("worker_cpu_seconds_total", newest["cpu_s"], worker)
+            self._add("worker_resident_memory_bytes", sum(report["rss_bytes"] for report in those), worker)
+            self._add("worker_open_files", sum(report["open_files"] for report in those), worker)
+            self._add("worker_start_time_seconds", newest["started_at"], worker)
+            self._add("worker_open_calls", sum(report["calls"]["open"] for report in those), worker)
+            self._add("worker_connections", sum(report["downstream"]["open"] for report in those), worker)
         info = self._families[PROXY + "build_info"]
         assert isinstance(info, InfoMetricFamily)
         for version, python in dict.fromkeys((report["version"], report["python"]) for report in reports):

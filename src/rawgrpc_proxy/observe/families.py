@@ -203,8 +203,18 @@ FAMILIES = (
         (),
         "Certificates and keys that had changed and could not be used; the old ones stay in use.",
     ),
-    Family(PROXY + "workers", "gauge", ("state",), "Workers that are serving, or draining."),
-    Family(PROXY + "worker_cpu_seconds_total", "counter", _WORKER, "CPU time of a worker."),
+    Family(
+        PROXY + "workers",
+        "gauge",
+        ("state",),
+        "Workers that are serving, draining, or silent: of those that do not answer the last word counts.",
+    ),
+    Family(
+        PROXY + "worker_cpu_seconds_total",
+        "counter",
+        _WORKER,
+        "CPU time of a worker; of the newest one, while another drains.",
+    ),
     Family(PROXY + "worker_resident_memory_bytes", "gauge", _WORKER, "Memory of a worker."),
     Family(PROXY + "worker_open_files", "gauge", _WORKER, "Open file descriptors of a worker."),
     Family(

@@ -5,7 +5,7 @@ takes its place; a counter that did would look, to whoever takes differences, li
 """
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, TypedDict, cast
 
 from rawgrpc_proxy.observe.metrics import Metrics
@@ -82,10 +82,12 @@ class Reports:
     other serves.
     """
 
-    def __init__(self) -> None:
-        self._of_worker: dict[int, WorkerReport] = {}
+    def __init__(self, before: Iterable[WorkerReport] = ()) -> None:
+        """`before` is what `all()` has answered in another process, which these reports are to go on from."""
+        before = list(before)
+        self._of_worker = {report["pid"]: report for report in before if report["state"] != GONE}
         """By process id."""
-        self._gone: WorkerReport | None = None
+        self._gone = next((report for report in before if report["state"] == GONE), None)
 
     def heard(self, report: WorkerReport) -> None:
         """Take a worker's report. One that was started at another time means that its process is another one."""
@@ -106,6 +108,11 @@ class Reports:
             for name in (*_ADDED, "endpoints"):
                 counted[name] = both[name]  # type: ignore[literal-required]  # each is of both
         self._gone = counted
+
+    def only(self, pids: Collection[int]) -> None:
+        """All workers but these are gone."""
+        for pid in self._of_worker.keys() - set(pids):
+            self.lost(pid)
 
     def all(self) -> list[WorkerReport]:
         """The reports of all workers, by their numbers, and behind them that of those that are gone, if any are."""
