@@ -6,9 +6,17 @@ from typing import Any
 
 
 def issued_by(
-    authority: Any, subject: Sequence[tuple[str, str]], *, dns: Sequence[str] = (), uris: Sequence[str] = ()
+    authority: Any,
+    subject: Sequence[tuple[str, str]],
+    *,
+    dns: Sequence[str] = (),
+    uris: Sequence[str] = (),
+    names_der: bytes = b"",
 ) -> bytes:
-    """A pair in PEM: key, and certificate of the authority (trustme's) for this subject: `("2.5.4.3", "cart")`."""
+    """A pair in PEM: key, and certificate of the authority (trustme's) for this subject: `("2.5.4.3", "cart")`.
+
+    `names_der` is the extension with the alternative names, as it is, for those that no library writes.
+    """
     # Later than the module, so that tests which need trustme can leave themselves out first.
     from cryptography import x509  # noqa: PLC0415
     from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415
@@ -34,6 +42,9 @@ def issued_by(
     )
     if names:
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=not subject)
+    if names_der:
+        oid = x509.ObjectIdentifier("2.5.29.17")
+        builder = builder.add_extension(x509.UnrecognizedExtension(oid, names_der), critical=False)
     signed = builder.sign(issuers_key, hashes.SHA256())
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

@@ -7,14 +7,17 @@ import re
 import socket
 import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
 from rawgrpc_proxy.http2.frames import Data
+from rawgrpc_proxy.net.peer_identity import identity_of
 from rawgrpc_proxy.net.poller import Then
 from rawgrpc_proxy.net.tls import TlsTransport, tls_problem
+from tests.certificates import issued_by
 from tests.upstream.backend import run
 
 trustme = pytest.importorskip("trustme")
@@ -47,6 +50,26 @@ class Certificates:
         finally:
             await client.aclose()
             await server.aclose()
+
+
+def test_a_certificate_that_cannot_be_read_names_nobody_and_fails_no_handshake(
+    tmp_path: Path,
+) -> None:
+    async def test() -> None:
+        certificates = Certificates()
+        odd = tmp_path / "odd.pem"
+        # One URI, of bytes that are no UTF-8: Python decodes all names, or none.
+        odd.write_bytes(
+            issued_by(certificates.authority, [("2.5.4.3", "cart")], names_der=b"0\6\x86\4a:\xff\xfe")
+        )
+        certificates.client.load_cert_chain(odd)
+        certificates.server.verify_mode = ssl.CERT_REQUIRED
+        certificates.authority.configure_trust(certificates.server)
+        async with certificates.linked() as (_, server):
+            assert server.tls_peer == {}
+            assert identity_of(server.tls_peer) is None
+
+    run(test)
 
 
 async def read_all(transport: TlsTransport, got: bytearray, stop_at: int | None = None) -> None:

@@ -177,7 +177,11 @@ class TlsTransport(SocketTransport):
             else:
                 break
         await self._send_outgoing()
-        certificate = self._tls.getpeercert()
+        try:
+            certificate = self._tls.getpeercert()
+        except ValueError:
+            # A name in it is no UTF-8. It is valid all the same, and as one that was not verified names nobody.
+            certificate = {}
         self.tls_peer = PeerCertificate(certificate) if certificate else certificate
 
     def _take_in(self, data: bytes) -> None:
