@@ -1,0 +1,166 @@
+"""The programs in `examples/` do what they say, each in a process of its own."""
+
+import re
+import ssl
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from signal import SIGTERM
+
+import pytest
+import trio
+
+from rawgrpc_proxy.call import Call
+from rawgrpc_proxy.codes import Status
+from rawgrpc_proxy.command.certs import write_certificates
+from rawgrpc_proxy.grpc.messages import encode_message
+from rawgrpc_proxy.server.server import Server
+from tests.certificates import issued_by
+from tests.processes import Program, program
+from tests.proxy.raw_peers import Answer, RawPeer, message
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+GET = "/p.S/Get"
+
+
+@asynccontextmanager
+async def backend(name: str) -> AsyncIterator[str]:
+    """Answers every method with its name and the metadata that the proxy has to do with; gives its address."""
+
+    async def answer(call: Call) -> None:
+        seen = [
+            f"{key}={value!s}"
+            for key, value in call.context.metadata
+            if key in {"x-env", "x-client-identity", "grpc-timeout"}
+        ]
+        call.send_headers([(b"server", b"secret/1.0"), (b"x-kept", b"1")])
+        call.stream.send_data(encode_message(" ".join([name, *seen]).encode()))
+        call.end(Status.OK, metadata=[(b"x-internal-shard", b"7"), (b"x-cost", b"3")])
+
+    async with trio.open_nursery() as nursery:
+        yield await nursery.start(Server(unknown_service_handler=answer).serve, "127.0.0.1:0")
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def example(name: str, *arguments: str) -> AsyncIterator[tuple[Program, str]]:
+    """Run it, give it and its address, and have it end well."""
+    async with program(python=[str(EXAMPLES / f"{name}.py"), *arguments]) as running:
+        yield running, await running.address()
+        running.signal(SIGTERM)
+        assert await running.exit_code() == 0, running.stderr
+
+
+async def ask(
+    address: str, path: str = GET, *metadata: tuple[bytes, bytes], context: ssl.SSLContext | None = None
+) -> Answer:
+    """A unary call through a connection of its own."""
+    host, _, port = address.rpartition(":")
+    transport: trio.abc.Stream = await trio.open_tcp_stream(host, int(port))
+    if context is not None:
+        transport = trio.SSLStream(transport, context, server_hostname=host, https_compatible=True)
+    async with trio.open_nursery() as nursery:
+        peer = await nursery.start(RawPeer(transport, client_side=True).run)
+        stream = await peer.request(path, *metadata, body=message(b""))
+        answer: Answer = await stream.answer()
+        nursery.cancel_scope.cancel()
+    return answer
+
+
+def text_of(answer: Answer) -> str:
+    return answer.body[5:].decode()
+
+
+def test_calls_go_where_their_metadata_says() -> None:
+    async def main() -> None:
+        async with backend("a") as a, backend("b") as b:
+            arguments = ("127.0.0.1:0", f"prod={a}", f"staging={b}")
+            async with example("route_by_metadata", *arguments) as (_, proxy):
+                assert text_of(await ask(proxy)) == "a"
+                assert text_of(await ask(proxy, GET, (b"x-env", b"prod"))) == "a"
+                assert text_of(await ask(proxy, GET, (b"x-env", b"staging"))) == "b"
+                refused = await ask(proxy, GET, (b"x-env", b"moon"))
+                assert refused.status == Status.INVALID_ARGUMENT
+                assert refused.message == b"x-env is none of prod, staging"
+
+    trio.run(main)
+
+
+def test_upstreams_are_told_whose_certificate_a_caller_has_and_some_methods_are_for_some(
+    tmp_path: Path,
+) -> None:
+    trustme = pytest.importorskip("trustme")
+    authority = trustme.CA()
+    write_certificates(tmp_path)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+    (tmp_path / "server.key").write_bytes((tmp_path / "server.pem").read_bytes())
+
+    def caller(*uris: str) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+        context.set_alpn_protocols(["h2"])
+        (tmp_path / "caller.pem").write_bytes(issued_by(authority, [("2.5.4.3", "x")], uris=uris))
+        context.load_cert_chain(tmp_path / "caller.pem")
+        return context
+
+    admin, cart = "spiffe://shop.example/ns/ops/sa/admin", "spiffe://shop.example/ns/prod/sa/cart"
+    method = "/com.example.Admin/Drop"
+
+    async def main() -> None:
+        async with (
+            backend("a") as a,
+            example("mutual_tls", "127.0.0.1:0", a, str(tmp_path), admin) as (_, proxy),
+        ):
+            lie = (b"x-client-identity", f"URI={admin}".encode())
+            heard = await ask(proxy, GET, lie, context=caller(cart))
+            assert text_of(heard) == f"a x-client-identity=URI={cart}"
+            refused = await ask(proxy, method, lie, context=caller(cart))
+            assert refused.status == Status.PERMISSION_DENIED
+            assert (await ask(proxy, method, context=caller(admin))).status == Status.OK
+
+    trio.run(main)
+
+
+def test_prometheus_reads_the_metrics_of_a_program() -> None:
+    def scrape(url: str) -> str:
+        with urllib.request.urlopen(url) as answer:  # noqa: S310  # loopback
+            text: str = answer.read().decode()
+        return text
+
+    async def main() -> None:
+        async with backend("a") as a, example("metrics", "127.0.0.1:0", a, "0") as (running, proxy):
+            url = (await running.line(r"^metrics: (\S+)$", "stdout"))[1]
+            for _ in range(3):
+                assert (await ask(proxy)).status == Status.OK
+            text = await trio.to_thread.run_sync(scrape, url)
+            count = re.search(r'^grpc_server_handled_total\{.*grpc_code="OK".*\} (\S+)$', text, re.MULTILINE)
+            assert count is not None, text
+            assert float(count[1]) == 3
+
+    trio.run(main)
+
+
+def test_responses_leave_the_edge_without_what_is_internal() -> None:
+    async def main() -> None:
+        async with backend("a") as a, example("change_responses", "127.0.0.1:0", a, "edge-7") as (_, proxy):
+            answer = await ask(proxy)
+            assert answer.status == Status.OK
+            assert re.fullmatch(r"a grpc-timeout=\d+\w", text_of(answer))  # the deadline that it had not
+            assert answer.headers is not None
+            assert answer.trailers is not None
+            assert answer.headers.get_all(b"x-served-by") == [b"edge-7"]
+            assert answer.headers.get_all(b"x-kept") == [b"1"]
+            assert answer.headers.get(b"server") is None
+            assert answer.trailers.get(b"x-internal-shard") is None
+            assert answer.trailers.get(b"x-cost") == b"3"
+
+    trio.run(main)
+
+
+def test_every_example_is_run_above_and_linked_from_the_readme() -> None:
+    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    tests = Path(__file__).read_text(encoding="utf-8")
+    for file in EXAMPLES.glob("*.py"):
+        assert f'example("{file.stem}"' in tests
+        assert f"(examples/{file.name})" in readme
