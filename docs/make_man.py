@@ -40,6 +40,14 @@ SIGNALS = [
         "SIGINT, SIGTERM",
         "Stop accepting and let running calls finish, for the grace; a second one ends at once.",
     ),
+    (
+        "SIGHUP",
+        "Read the settings again: new workers take over when all of them serve, and the old ones drain.",
+    ),
+    (
+        "SIGUSR2",
+        "The same, by the program as it is installed now, in the same process; it is tried first.",
+    ),
 ]
 EXIT_CODES = [
     ("0", "After a stop by signal, or if all is well."),

@@ -33,7 +33,8 @@ like `"64KiB"`, `"1.5MiB"`. Where there may be none, `"none"` says so.
 ```toml
 {example}```
 
-This page is made from the source (`python docs/make_settings.py`).
+How the proxy is run, reloaded and upgraded is in [running.md](running.md). This page is made from the source
+(`python docs/make_settings.py`).
 """
 EXAMPLE = Path(__file__).with_name("proxy.toml")
 OPTIONS = {

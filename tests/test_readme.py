@@ -253,5 +253,12 @@ def test_every_name_of_the_table_exists() -> None:
 
 
 def test_files_the_readme_links_to_exist() -> None:
+    headings = {
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", TEXT, re.MULTILINE)
+    }
     for target in re.findall(r"\]\(([^):]+)\)", TEXT):
-        assert (README.parent / target).exists(), target
+        if target.startswith("#"):
+            assert target[1:] in headings, target
+        else:
+            assert (README.parent / target).exists(), target
