@@ -14,9 +14,9 @@ import trio
 import trio.testing
 
 from rawgrpc_proxy.http2.frames import Data
-from rawgrpc_proxy.net.peer_identity import identity_of
 from rawgrpc_proxy.net.poller import Then
 from rawgrpc_proxy.net.tls import TlsTransport, tls_problem
+from rawgrpc_proxy.peer_identity import identity_of
 from tests.certificates import issued_by
 from tests.upstream.backend import run
 

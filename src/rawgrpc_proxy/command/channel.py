@@ -17,6 +17,8 @@ ALIVE = b"."
 """A worker's event loop runs, for the watchdog of the service manager."""
 LINK = b"l"
 """To a worker: here is the end of a link."""
+ABORT = b"a"
+"""To a worker that drains: end at once. Not a signal, which whoever signals all processes together would send, too."""
 
 
 def tell_ready(channel: socket.socket) -> None:
@@ -31,8 +33,10 @@ async def beat(channel: socket.socket, interval_s: float) -> None:
         await trio.sleep(interval_s)
 
 
-async def hear_supervisor(channel: socket.socket, on_link: Callable[[socket.socket], None]) -> None:
-    """Take links that the supervisor sends, and return when it is gone."""
+async def hear_supervisor(
+    channel: socket.socket, on_link: Callable[[socket.socket], None], on_abort: Callable[[], None]
+) -> None:
+    """Take links that the supervisor sends, hear that all shall end at once, and return when it is gone."""
     channel.settimeout(0)
     while True:
         await trio.lowlevel.wait_readable(channel)
@@ -46,6 +50,8 @@ async def hear_supervisor(channel: socket.socket, on_link: Callable[[socket.sock
             on_link(socket.socket(fileno=descriptor))
         if not data:
             return
+        if data == ABORT:
+            on_abort()
 
 
 def _tell(channel: socket.socket, what: bytes) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 import attrs
 
+from rawgrpc_proxy.command.channel import ABORT
 from rawgrpc_proxy.command.handover import InheritedChild
 
 STOP = (signal.SIGINT, signal.SIGTERM)
@@ -201,6 +202,11 @@ class Children:
         child.told_to_stop = True
         with contextlib.suppress(ProcessLookupError):
             os.kill(child.pid, signal.SIGTERM)
+
+    def abort(self, child: Child) -> None:
+        """Tell one that drains to end at once. If it does not read, it is not told."""
+        with contextlib.suppress(OSError):
+            child.channel.send(ABORT)
 
     def kill(self, child: Child) -> None:
         """End it now, whatever it does."""

@@ -453,9 +453,12 @@ class Supervisor:
 
     def _terminate(self, child: Child) -> None:
         """Tell it to stop, by when it has to be over. The second time it ends at once."""
-        grace_s = 0.0 if child.number == _DEPUTY or child.told_to_stop else child.grace_s
-        child.ends_by = time.monotonic() + grace_s + _ENDS_WITHIN_S
-        self._children.terminate(child)
+        at_once = child.number == _DEPUTY or child.told_to_stop
+        child.ends_by = time.monotonic() + (0.0 if at_once else child.grace_s) + _ENDS_WITHIN_S
+        if child.told_to_stop:
+            self._children.abort(child)
+        else:
+            self._children.terminate(child)
 
     def _start_later(self, number: int, *, steady: bool) -> float:
         """Have the process started again, and answer in how many seconds: ever more if it does not hold."""

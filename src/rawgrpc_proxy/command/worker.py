@@ -1,7 +1,7 @@
 """A worker of `rawgrpc-proxy serve`, from the start to the end of its process.
 
     made of the settings ──► serving ──SIGTERM──► draining, for the grace ──► stopped
-                                                  └──a second one──► stopped at once
+                                                  └──the supervisor's word──► stopped at once
 
 Its supervisor has opened the listeners and forked it (`serve.py`, `supervisor.py`); what it is made of is in
 `assembly.py`. Only the log's thread writes to standard error.
@@ -92,7 +92,8 @@ async def _run(process: Process, inherited: Inherited) -> None:
                 await stack.enter_async_context(pool)
             nursery = await stack.enter_async_context(trio.open_nursery())
             nursery.start_soon(process.log.run)
-            nursery.start_soon(_hear_supervisor, process, inherited.channel, nursery)
+            abort = trio.Event()
+            nursery.start_soon(_hear_supervisor, process, inherited.channel, nursery, abort)
 
             async def serve(task_status: trio.TaskStatus[None]) -> None:
                 async with trio.open_nursery() as serving:
@@ -119,13 +120,16 @@ async def _run(process: Process, inherited: Inherited) -> None:
             tell_ready(inherited.channel)
             if inherited.beat_s is not None:
                 nursery.start_soon(beat, inherited.channel, inherited.beat_s)
-            await _stop_on_signal(process, signals)
+            await _stop_on_signal(process, signals, abort)
             nursery.cancel_scope.cancel()
         process.say("stopped", "stopped")
 
 
-async def _stop_on_signal(process: Process, signals: AsyncIterator[int]) -> None:
-    """Begin to stop at the first signal, and return at the second. The end of the server cancels it."""
+async def _stop_on_signal(process: Process, signals: AsyncIterator[int], abort: trio.Event) -> None:
+    """Begin to stop at the first signal, and return when it has to be at once. The end of the server cancels it.
+
+    More signals make no difference: a service manager may signal all processes, and so does the supervisor.
+    """
     await anext(signals)
     calls = process.server.open_calls
     grace_s = process.settings.serve.grace_s
@@ -136,16 +140,18 @@ async def _stop_on_signal(process: Process, signals: AsyncIterator[int]) -> None
         calls=calls,
         grace_s=grace_s,
     )
-    await anext(signals)
+    await abort.wait()
     calls = process.server.open_calls
     process.say("aborting", f"ending at once, {_calls(calls)} cut off", calls=calls)
 
 
-async def _hear_supervisor(process: Process, channel: socket.socket, nursery: trio.Nursery) -> None:
+async def _hear_supervisor(
+    process: Process, channel: socket.socket, nursery: trio.Nursery, abort: trio.Event
+) -> None:
     def talk(link: socket.socket) -> None:
         nursery.start_soon(answer, link, process.answers)
 
-    await hear_supervisor(channel, talk)
+    await hear_supervisor(channel, talk, abort.set)
     process.say("orphaned", "the parent of the workers is gone: draining")
     process.server.stop(grace_s=process.settings.serve.grace_s)
 
