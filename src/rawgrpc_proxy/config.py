@@ -129,3 +129,9 @@ class Http2Settings:
     def _known_engine(self, _attribute: object, value: str) -> None:
         if value not in ENGINES:
             raise ConfigError(f"engine is {value!r}; it must be one of {', '.join(ENGINES)}")
+
+
+UPSTREAM_ONLY = frozenset({"upstream_keepalive_s"})
+"""Settings that mean nothing to connections of callers."""
+DOWNSTREAM_ONLY = frozenset({"downstream_keepalive_s", "max_concurrent_streams", "max_open_header_bytes"})
+"""Settings that mean nothing to connections to upstreams."""

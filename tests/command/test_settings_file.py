@@ -4,11 +4,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from rawgrpc_proxy.command.cli import main
 from rawgrpc_proxy.command.settings import ClusterTls, MetadataChanges, PoolSettings, RouteSettings
 from rawgrpc_proxy.command.settings_file import Settings, SettingsError, load, settings_of
+from rawgrpc_proxy.config import Http2Settings
 
 GOOD = """
 max_connections = 5000
@@ -186,6 +188,26 @@ BROKEN = [
         """clusters.b.pool.size of 0 would never let a call through: give max_waiting "none", too""",
     ),
     (
+        f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\nhttp2 = {{ upstream_keepalive = 5 }}',
+        r"clusters\.b\.http2\.upstream_keepalive is 5\.0; it must be between 10 and inf",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\nhttp2 = {{ downstream_keepalive = 50 }}',
+        r"clusters\.b\.http2\.downstream_keepalive is for listeners alone; write it there, or into \[http2\]",
+    ),
+    (
+        f'[[listeners]]\naddress = ":0"\nhttp2 = {{ upstream_keepalive = 50 }}\n{ROUTED}',
+        r"listeners\[0\]\.http2\.upstream_keepalive is for clusters alone",
+    ),
+    (
+        f'[[listeners]]\naddress = ":0"\nhttp2 = 7\n[http2]\nengine = "h2"\n{ROUTED}',
+        r"listeners\[0\]\.http2 is a number; it must be a table",
+    ),
+    (
+        f"{LISTENING}{ROUTED}[http2]\nstream_windows = 7",
+        r"http2\.stream_windows is not known \(did you mean stream_window\?\); known here: [^\n]*$",
+    ),
+    (
         f'{LISTENING}{ROUTED}[clusters."b.c"]\nendpoints = ["h:1"]\npool = {{ ms = 1.5 }}',
         r'clusters\."b\.c"\.pool\.ms is 1\.5; it must be a whole number',
     ),
@@ -352,6 +374,36 @@ def test_an_option_wins_over_what_a_cluster_says() -> None:
     assert settings.serve.clusters["a"].pool == PoolSettings(size=9, ms=4)
     assert settings.name_of("clusters.a.pool.size") == "argument --size"
     assert settings.source_of("clusters.a.pool.ms") == "file"
+
+
+HTTP2_OF_TWO = {
+    "listeners": [{"address": ":0"}, {"address": ":1", "http2": {"downstream_keepalive": "30s"}}],
+    "clusters": {
+        "a": {"endpoints": ["h:1"], "http2": {"upstream_keepalive": "5m"}},
+        "b.c": {"endpoints": ["h:2"]},
+    },
+    "routes": [{"cluster": "a"}],
+    "http2": {"keepalive_timeout": 7, "upstream_keepalive": 40, "stream_window": "2MiB"},
+}
+
+
+def test_listeners_and_clusters_have_the_http2_of_the_top_level_where_they_say_nothing() -> None:
+    settings = settings_of([("file", HTTP2_OF_TWO)])
+    serve = settings.serve
+    common = Http2Settings(keepalive_timeout_s=7, upstream_keepalive_s=40, stream_window_bytes=2**21)
+    assert serve.http2 == serve.listeners[0].http2 == serve.clusters["b.c"].http2 == common
+    assert serve.listeners[1].http2 == attrs.evolve(common, downstream_keepalive_s=30)
+    assert serve.clusters["a"].http2 == attrs.evolve(common, upstream_keepalive_s=300)
+    assert settings.source_of("listeners[1].http2.stream_window") == "file"
+    assert settings.source_of("listeners[1].http2.max_frame") == "default"
+
+
+def test_an_option_wins_over_the_http2_of_clusters_and_listeners() -> None:
+    option = "--upstream-keepalive"
+    sources = {"http2": option, "http2.upstream_keepalive": option}
+    settings = settings_of([("file", HTTP2_OF_TWO), (sources, {"http2": {"upstream_keepalive": 60}})])
+    assert {each.http2.upstream_keepalive_s for each in settings.serve.clusters.values()} == {60}
+    assert settings.name_of("clusters.a.http2.upstream_keepalive") == f"argument {option}"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from trio.testing import trio_test
 from rawgrpc_proxy import (
     CallContext,
     ConfigError,
+    Http2Settings,
     PoolConn,
     Server,
     Status,
@@ -23,6 +24,7 @@ from rawgrpc_proxy import (
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.errors import ConnectionLimit
 from tests.http2 import peer as wire
+from tests.http2.peer import MAX_CONCURRENT_STREAMS
 from tests.proxy.house import a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import (
     INITIAL_WINDOW_SIZE,
@@ -395,6 +397,19 @@ async def test_a_listening_socket_can_be_handed_over(engine: Engine) -> None:
         await client.aclose()
         house.server.stop(grace_s=1)
         await until(lambda: listener.fileno() == -1)
+
+
+@trio_test
+async def test_what_comes_to_an_address_can_have_settings_of_its_own(engine: Engine) -> None:
+    async with a_proxy(engine, max_concurrent_streams=5) as house:
+        settings = Http2Settings(engine=engine, max_concurrent_streams=3)
+        serve = partial(house.server.serve, "127.0.0.1:0", settings=settings)
+        address = await house.nursery.start(serve)
+        for where, limit in ((address, 3), (house.address, 5)):
+            client = await connect(where, house.nursery)
+            await client.settings_came.wait()
+            assert client.peer_settings[MAX_CONCURRENT_STREAMS] == limit
+            await client.aclose()
 
 
 @trio_test

@@ -61,6 +61,8 @@ class Process:
     """Of each listener."""
     directors: Sequence[StreamDirector]
     """For the calls of each listener."""
+    listener_http2: Sequence[Http2Settings]
+    """How the connections of each listener behave."""
     loop_guard: LoopGuard
     log: CallLog
     answers: Answers
@@ -79,28 +81,28 @@ def workers_of(settings: ServeSettings) -> int:
 def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
     """What this worker runs with these settings. Raises `ConfigError`."""
     serve = settings.serve
-    http2 = serve.http2
-    if "http2.max_buffered" not in settings.sources:
-        http2 = attrs.evolve(http2, max_buffered_bytes=default_max_buffered_bytes(workers_of(serve)))
     listener_tls, cluster_tls = tls_contexts(serve, lambda text: log.notice("tls", text, message=text))
     loop_guard = LoopGuard(lambda problem: log.notice("loop", problem, message=problem))
     told_of_calls = None if serve.log.format == "none" else log
     metrics = None if serve.admin is None else Metrics(_exact_methods(serve), worker=worker)
-    kinds = {cluster.pool for cluster in serve.clusters.values()}
+    kind_of = {
+        name: (cluster.pool, _http2(settings, join("clusters", name), cluster.http2))
+        for name, cluster in serve.clusters.items()
+    }
+    kinds = set(kind_of.values())
     upstream = DescriptorPlan.of_this_process().upstream
     pools = {
         kind: _pool(
-            kind,
+            *kind,
             max_connections=max(1, upstream // len(kinds)),
             guard=loop_guard,
-            http2=http2,
             observer=log if metrics is None else Observers(log, metrics),
         )
         for kind in kinds
     }
     targets = {
         name: [
-            pools[cluster.pool].target(address, ssl_context=cluster_tls[name])
+            pools[kind_of[name]].target(address, ssl_context=cluster_tls[name])
             for address in cluster.addresses
         ]
         for name, cluster in serve.clusters.items()
@@ -110,7 +112,7 @@ def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
         director = limit_hops(director, serve.hop_limit)
     server = Server(
         unknown_service_handler=transparent_handler(director),
-        settings=http2,
+        settings=_http2(settings, "", serve.http2),
         observer=told_of_calls if metrics is None else Observers(told_of_calls, metrics),
         max_connections=serve.max_connections,
     )
@@ -129,6 +131,10 @@ def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
         pools=list(pools.values()),
         listener_tls=listener_tls,
         directors=[_listener_director(listener, director) for listener in serve.listeners],
+        listener_http2=[
+            _http2(settings, f"listeners[{place}]", listener.http2)
+            for place, listener in enumerate(serve.listeners)
+        ],
         loop_guard=loop_guard,
         log=log,
         answers={} if metrics is None else _answers(metrics, server, targets, log),
@@ -164,12 +170,19 @@ def _listener_director(listener: ListenerSettings, director: StreamDirector) -> 
     return director
 
 
+def _http2(settings: Settings, path: str, http2: Http2Settings) -> Http2Settings:
+    """Those of the table at this path. The workers share the memory that may be used, where nobody says how much."""
+    if join(join(path, "http2"), "max_buffered") in settings.sources:
+        return http2
+    return attrs.evolve(http2, max_buffered_bytes=default_max_buffered_bytes(workers_of(settings.serve)))
+
+
 def _pool(
     kind: PoolSettings,
+    http2: Http2Settings,
     *,
     max_connections: int,
     guard: LoopGuard,
-    http2: Http2Settings,
     observer: PoolObserver,
 ) -> Pool:
     return Pool(

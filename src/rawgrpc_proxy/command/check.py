@@ -34,6 +34,8 @@ def _table(settings: Settings, table: Any, path: str, header: str) -> Iterator[s
     below: list[tuple[str, Any]] = []
     for key, value in _entries(table):
         here = join(path, key)
+        if path and value == settings.serve.http2:
+            continue  # one like the top level's, without a word of its own, need not be read again
         if _is_table(value) or (isinstance(value, tuple) and value and _is_table(value[0])):
             below.append((here, value))
         else:

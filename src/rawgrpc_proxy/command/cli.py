@@ -235,6 +235,27 @@ def _add_serve(parser: argparse.ArgumentParser) -> list[argparse.Action]:
         metavar="N",
         help=f"entries of that metadata (default: {http2.max_header_fields})",
     )
+    add = group("peers that are silent (--config FILE can say other times for single listeners and clusters)")
+    add(
+        "--upstream-keepalive",
+        type=_setting("upstream_keepalive_s", _seconds),
+        metavar="SECONDS",
+        help="an upstream that has calls and has sent nothing for so long gets a PING; 'inf': none "
+        f"(default: {http2.upstream_keepalive_s:g})",
+    )
+    add(
+        "--downstream-keepalive",
+        type=_setting("downstream_keepalive_s", _seconds),
+        metavar="SECONDS",
+        help=f"the same for a client with calls; 'inf': none (default: {http2.downstream_keepalive_s:g})",
+    )
+    add(
+        "--keepalive-timeout",
+        type=_setting("keepalive_timeout_s", _seconds),
+        metavar="SECONDS",
+        help="how long a peer has to send anything after that PING, until its connection counts as lost "
+        f"(default: {http2.keepalive_timeout_s:g})",
+    )
     add = group("the process")
     add(
         "--workers",
@@ -367,11 +388,11 @@ def _count_or_none(text: str) -> int | None:
         raise argparse.ArgumentTypeError(f"{error}, nor 'none'") from None
 
 
-def _setting(name: str) -> Callable[[str], int]:
-    """A whole number that is one of the settings of HTTP/2, in the range that it has."""
+def _setting(name: str, read: Callable[[str], float] = _count) -> Callable[[str], float]:
+    """A number, a whole one unless `read` has others: one of the settings of HTTP/2, in the range that it has."""
 
-    def check(text: str) -> int:
-        number = _count(text)
+    def check(text: str) -> float:
+        number = read(text)
         try:
             Http2Settings(**{name: number})  # type: ignore[arg-type]  # mypy thinks of every setting
         except ConfigError as error:

@@ -165,6 +165,10 @@ class ListenerSettings:
     """With `forwarded`: networks (`10.0.0.0/8`, `2001:db8::/32`, or one address) whose word is kept; "unix" is whoever
     connects to a Unix socket."""
 
+    http2: Http2Settings = attrs.field(factory=Http2Settings)
+    """How connections that come here behave. What is not set here is as in the table `http2` of the file's top
+    level."""
+
     def problems(self) -> Problems:
         """What does not fit together."""
         peers = Networks.parse(self.proxy_protocol)
@@ -251,6 +255,10 @@ class ClusterSettings:
 
     pool: PoolSettings = attrs.field(factory=PoolSettings)
     """What is not set here is as in the table `pool` of the file's top level."""
+
+    http2: Http2Settings = attrs.field(factory=Http2Settings)
+    """How connections to the endpoints behave. What is not set here is as in the table `http2` of the file's top
+    level."""
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -377,7 +385,7 @@ class ServeSettings:
     """What clusters have that do not say otherwise."""
 
     http2: Http2Settings = attrs.field(factory=Http2Settings)
-    """How connections behave, downstream and upstream."""
+    """How connections behave, downstream and upstream, where listeners and clusters do not say otherwise."""
 
     admin: AdminSettings | None = attrs.field(default=None)
     """Without it nothing is counted, and there is nobody to ask."""

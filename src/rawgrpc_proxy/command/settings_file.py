@@ -14,13 +14,14 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import attrs
 
 from rawgrpc_proxy.command.settings import ServeSettings
+from rawgrpc_proxy.config import DOWNSTREAM_ONLY, UPSTREAM_ONLY
 from rawgrpc_proxy.errors import ConfigError
 
 Tree = dict[str, Any]
@@ -99,12 +100,13 @@ def settings_of(layers: Iterable[tuple[str | Mapping[str, str], Tree]]) -> Setti
             sources[_LOG_FORMAT] = sources.get("log.format", "")
         elif sources.get("log.format") != sources.get(_LOG_FORMAT):
             origins.pop("log.format", None)
-    reader = _Reader(sources, origins | _fill_pools(tree, sources))
+    reader = _Reader(sources, origins | _fill_from_above(tree, sources))
     if _LOG_FORMAT in tree:
         del tree[_LOG_FORMAT]
         reader.object_to(_LOG_FORMAT, "is the same as log.format; write the latter")
     serve = reader.table(ServeSettings, tree, "")
     _check_clusters(tree, reader)
+    _check_sides(tree, reader)
     if reader.problems:
         raise SettingsError(reader.problems)
     assert serve is not None
@@ -155,20 +157,36 @@ def _note(path: str, value: object, source: str, sources: dict[str, str]) -> Non
             _note(join(path, key), each, source, sources)
 
 
-def _fill_pools(tree: Tree, sources: dict[str, str]) -> dict[str, str]:
-    """Let every cluster have what the top level's `pool` says, where its own says nothing; answer what comes whence."""
-    common, clusters = tree.get("pool"), tree.get("clusters")
+def _fill_from_above(tree: Tree, sources: dict[str, str]) -> dict[str, str]:
+    """Let listeners and clusters have what the top level's tables of these names say, where their own say nothing.
+
+    An option wins over their own, too. Answers what comes whence.
+    """
     origins: dict[str, str] = {}
-    if not isinstance(common, dict) or not isinstance(clusters, dict):
-        return origins
-    for name, cluster in clusters.items():
-        if isinstance(cluster, dict) and isinstance(pool := cluster.setdefault("pool", {}), dict):
+    for name, sharers in (("pool", ["clusters"]), ("http2", ["listeners", "clusters"])):
+        common = tree.get(name)
+        if not isinstance(common, dict):
+            continue
+        for path, sharer in (found for key in sharers for found in _tables(tree, key)):
+            if not isinstance(own := sharer.setdefault(name, {}), dict):
+                continue
             for key, value in common.items():
-                if key not in pool or sources[join("pool", key)].startswith("--"):
-                    pool[key] = value
-                    origin, here = join("pool", key), join(f"{join('clusters', name)}.pool", key)
+                if key not in own or sources[join(name, key)].startswith("--"):
+                    own[key] = value
+                    origin, here = join(name, key), join(join(path, name), key)
                     origins[here], sources[here] = origin, sources[origin]
     return origins
+
+
+def _tables(tree: Tree, key: str) -> Iterator[tuple[str, Tree]]:
+    """The tables in a list of them, or of tables by name, each with its path; nothing else that may stand there."""
+    entries = tree.get(key)
+    if isinstance(entries, dict):
+        named = [(join(key, name), entry) for name, entry in entries.items()]
+    else:
+        several = entries if isinstance(entries, list) else []
+        named = [(f"{key}[{place}]", entry) for place, entry in enumerate(several)]
+    return ((path, entry) for path, entry in named if isinstance(entry, dict))
 
 
 def _check_clusters(tree: Tree, reader: "_Reader") -> None:
@@ -189,6 +207,21 @@ def _check_clusters(tree: Tree, reader: "_Reader") -> None:
                 path,
                 f"is {name!r}, which is no cluster{_meant(name, clusters)}; known: {known}",
             )
+
+
+def _check_sides(tree: Tree, reader: "_Reader") -> None:
+    """That listeners and clusters set nothing that is for connections of the other side alone."""
+    for key, others, names in (
+        ("listeners", "clusters", UPSTREAM_ONLY),
+        ("clusters", "listeners", DOWNSTREAM_ONLY),
+    ):
+        for path, table in _tables(tree, key):
+            own = join(path, "http2")
+            for name in table["http2"] if isinstance(table.get("http2"), dict) else ():
+                if name in map(key_of, names) and reader.is_set(join(own, name)):
+                    reader.object_to(
+                        join(own, name), f"is for {others} alone; write it there, or into [http2]"
+                    )
 
 
 def join(path: str, key: str) -> str:
@@ -237,6 +270,10 @@ class _Reader:
         self._sources = sources
         self._origins = origins
         """Of values that are set in one place for several."""
+
+    def is_set(self, path: str) -> bool:
+        """Whether the value stands at this place, and does not come from another one."""
+        return path not in self._origins
 
     def object_to(self, path: str, text: str) -> None:
         """Note a problem."""

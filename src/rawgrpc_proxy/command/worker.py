@@ -97,11 +97,12 @@ async def _run(process: Process, inherited: Inherited) -> None:
 
             async def serve(task_status: trio.TaskStatus[None]) -> None:
                 async with trio.open_nursery() as serving:
-                    for listener, sockets, tls, director in zip(
+                    for listener, sockets, tls, director, http2 in zip(
                         process.settings.serve.listeners,
                         inherited.listeners,
                         process.listener_tls,
                         process.directors,
+                        process.listener_http2,
                         strict=True,
                     ):
                         run = partial(
@@ -111,6 +112,7 @@ async def _run(process: Process, inherited: Inherited) -> None:
                             proxy_protocol=listener.proxy_protocol,
                             handlers=own_health(process.settings.serve.health, director),
                             unknown_service_handler=transparent_handler(director),
+                            settings=http2,
                         )
                         await serving.start(run)
                     task_status.started()

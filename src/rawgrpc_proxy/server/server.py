@@ -42,6 +42,16 @@ from rawgrpc_proxy.services.methods import MethodKind
 from rawgrpc_proxy.stopping import Stopping
 
 
+@attrs.frozen(kw_only=True)
+class _Arrivals:
+    """What is done with the connections that come to one `serve`."""
+
+    proxies: Networks
+    ssl_context: TlsContext | None
+    settings: Http2Settings
+    calls: Calls
+
+
 class Server:
     """A gRPC server whose unknown methods go to `unknown_service_handler` (usually `transparent_handler(director)`).
 
@@ -138,14 +148,15 @@ class Server:
         proxy_protocol: Collection[str] = (),
         handlers: Mapping[str, Handler] | None = None,
         unknown_service_handler: Handler | None = None,
+        settings: Http2Settings | None = None,
         task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve on `address` until `stop`: `HOST:PORT`, `:PORT`, `unix:PATH`, or sockets that listen.
 
         A name is every address that it has on this machine, see `open_listeners`; port 0 is a free one. Started
         with `nursery.start` it answers the address it really listens on. Raises `ConfigError` if it cannot listen
-        there. `ssl_context` may be a function that answers one for each handshake. Of the calls that come here,
-        `handlers` answer these methods as well, or instead of the server's, and `unknown_service_handler` takes the
+        there. `ssl_context` may be a function that answers one for each handshake. Of what comes here, `handlers`
+        answer these methods as well, or instead of the server's, and `unknown_service_handler` and `settings` take the
         place of the server's. Cancellation closes everything at once. May run several times, on several addresses.
 
         `proxy_protocol` names the load balancers in front, by networks (`"10.0.0.0/8"`, `"2001:db8::7"`), or `"unix"`
@@ -154,6 +165,7 @@ class Server:
         that sends such a header is hung up on.
         """
         proxies = Networks.parse(proxy_protocol)
+        settings = settings or self._settings
         answering = self._answering
         if handlers:
             answering = attrs.evolve(answering, handlers={**self._handlers, **handlers})
@@ -165,6 +177,7 @@ class Server:
         try:
             async with trio.open_nursery() as tasks_of_calls:
                 calls = Calls(tasks_of_calls, answering)
+                arrivals = _Arrivals(proxies=proxies, ssl_context=ssl_context, settings=settings, calls=calls)
                 self._calls.append(calls)
                 async with trio.open_nursery() as nursery:
 
@@ -180,7 +193,7 @@ class Server:
 
                     async def serve_connection(sock: socket.socket, peer: str) -> None:
                         try:
-                            await self._serve_connection(sock, peer, proxies, ssl_context, calls)
+                            await self._serve_connection(sock, peer, arrivals)
                         finally:
                             self._accepted -= 1
                             if share is not None:
@@ -214,27 +227,23 @@ class Server:
 
     # ------------------------------------------------------------ connections
 
-    async def _serve_connection(
-        self,
-        sock: socket.socket,
-        peer: str,
-        proxies: Networks,
-        ssl_context: TlsContext | None,
-        calls: Calls,
-    ) -> None:
+    async def _serve_connection(self, sock: socket.socket, peer: str, arrivals: "_Arrivals") -> None:
+        timeout_s = arrivals.settings.handshake_timeout_s
         try:
-            if proxies and peer in proxies:
-                source = await self._source(sock, peer)
+            if arrivals.proxies and peer in arrivals.proxies:
+                source = await self._source(sock, peer, timeout_s)
                 if source is None:
                     return
                 peer = source
-            transport = await self._transport(sock, peer, ssl_context)
+            transport = await self._transport(sock, peer, arrivals.ssl_context, timeout_s)
             if transport is not None:
-                await self._run_connection(transport, peer, calls)
+                await self._run_connection(transport, peer, arrivals.calls, arrivals.settings)
         except Exception as error:  # noqa: BLE001  # a fault of ours in one connection must not end the others
             self._connection_failed(peer, ProxyFault(error))
 
-    async def _run_connection(self, transport: Transport, peer: str, calls: Calls) -> None:
+    async def _run_connection(
+        self, transport: Transport, peer: str, calls: Calls, settings: Http2Settings
+    ) -> None:
         async with trio.open_nursery() as nursery:
 
             def on_refused(reset: StreamReset) -> None:
@@ -242,7 +251,7 @@ class Server:
 
             connection = Connection(
                 transport,
-                self._settings,
+                settings,
                 client_side=False,
                 on_request=calls.take,
                 on_read=calls.begin,
@@ -257,8 +266,8 @@ class Server:
             keepalive = Keepalive(
                 connection,
                 calls.call_at,
-                interval_s=self._settings.downstream_keepalive_s,
-                timeout_s=self._settings.keepalive_timeout_s,
+                interval_s=settings.downstream_keepalive_s,
+                timeout_s=settings.keepalive_timeout_s,
             )
             try:
                 await connection.run()
@@ -274,9 +283,8 @@ class Server:
             if error is not None and error.error_code != ErrorCode.NO_ERROR:
                 self._connection_failed(peer, error)
 
-    async def _source(self, sock: socket.socket, peer: str) -> str | None:
+    async def _source(self, sock: socket.socket, peer: str, timeout_s: float) -> str | None:
         """Whom a load balancer connects for; None if it does not say so, and the connection is closed."""
-        timeout_s = self._settings.handshake_timeout_s
         scope = trio.CancelScope(deadline=min(trio.current_time() + timeout_s, self._stop_by))
         self._handshaking.add(scope)
         source: str | None = None
@@ -297,15 +305,14 @@ class Server:
         return source
 
     async def _transport(
-        self, sock: socket.socket, peer: str, ssl_context: TlsContext | None
+        self, sock: socket.socket, peer: str, ssl_context: TlsContext | None, timeout_s: float
     ) -> Transport | None:
         """The connection's link, TLS done; None if the peer did not get that far."""
         if ssl_context is None:
             return SocketTransport(sock, peer)
         transport = TlsTransport(sock, peer, context_of(ssl_context), server_side=True)
         began = trio.current_time()
-        timeout_at = began + self._settings.handshake_timeout_s
-        scope = trio.CancelScope(deadline=min(timeout_at, self._stop_by))
+        scope = trio.CancelScope(deadline=min(began + timeout_s, self._stop_by))
         self._handshaking.add(scope)
         cause: object = "the handshake was not done in time"
         try:
