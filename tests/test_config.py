@@ -26,6 +26,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "upstream_keepalive_s": (10, math.inf),
     "downstream_keepalive_s": (10, math.inf),
     "keepalive_timeout_s": (0.001, 3600),
+    "min_ping_interval_s": (0, 86_400),
+    "max_ping_strikes": (1, 1000),
     "handshake_timeout_s": (0.001, 3600),
 }
 

@@ -121,6 +121,19 @@ class Http2Settings:
     keepalive_timeout_s: float = attrs.field(default=20.0, validator=_between(0.001, 3600))
     """How long the peer has to send anything after that PING, until the connection counts as lost. gRPC's own value."""
 
+    min_ping_interval_s: float = attrs.field(default=0.0, validator=_between(0, 86_400))
+    """Callers' PINGs that come sooner than this after the one before, with no DATA or HEADERS sent to the caller in
+    between, are strikes, as in gRPC (gRFC A8), where it is five minutes. 0: any number, within `abuse_budget`; a PING
+    costs little, and clients were set up for the servers behind the proxy, which may allow more than gRPC's default."""
+
+    permit_without_stream: bool = attrs.field(default=False)
+    """Whether callers without calls may send PING as often as `min_ping_interval` says. If not, two hours have to lie
+    between two of them, once there is an interval. gRPC's word and default."""
+
+    max_ping_strikes: int = attrs.field(default=2, validator=_between(1, 1000))
+    """Strikes that a caller may have: the next one ends its connection with GOAWAY(ENHANCE_YOUR_CALM),
+    "too_many_pings", at which gRPC's clients double their interval."""
+
     handshake_timeout_s: float = attrs.field(default=10.0, validator=_between(0.001, 3600))
     """From the accepted connection to the peer's preface and SETTINGS, from connect to TLS done, and from the first
     frame of a header block to its last, between which nothing else may come."""
@@ -133,5 +146,14 @@ class Http2Settings:
 
 UPSTREAM_ONLY = frozenset({"upstream_keepalive_s"})
 """Settings that mean nothing to connections of callers."""
-DOWNSTREAM_ONLY = frozenset({"downstream_keepalive_s", "max_concurrent_streams", "max_open_header_bytes"})
+DOWNSTREAM_ONLY = frozenset(
+    {
+        "downstream_keepalive_s",
+        "max_concurrent_streams",
+        "max_open_header_bytes",
+        "max_ping_strikes",
+        "min_ping_interval_s",
+        "permit_without_stream",
+    }
+)
 """Settings that mean nothing to connections to upstreams."""

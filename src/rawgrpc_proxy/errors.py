@@ -175,10 +175,12 @@ class StreamReset(RpcError):
 class ConnectionFailed(ProxyError):
     """A connection has ended, and every stream on it. `error_code` is what a GOAWAY says of it.
 
-    `why` is one of a few words for it, by which such ends can be counted.
+    `why` is one of a few words for it, by which such ends can be counted; `told` is what the peer reads in the GOAWAY,
+    where it looks for a certain word: else it is the message.
     """
 
     why: str = "error"
+    told: str = ""
 
     def __init__(self, message: str, *, error_code: int, side: Side = Side.LOCAL) -> None:
         super().__init__(message, side=side)
@@ -229,9 +231,10 @@ class PeerAbuse(ConnectionFailed):
 
     why = "abuse"
 
-    def __init__(self, message: str, *, limit: str = "", side: Side = Side.LOCAL) -> None:
+    def __init__(self, message: str, *, limit: str = "", told: str = "", side: Side = Side.LOCAL) -> None:
         super().__init__(message, error_code=ErrorCode.ENHANCE_YOUR_CALM, side=side)
         self.limit = limit
+        self.told = told
 
 
 class ConnectionGone(ConnectionFailed):

@@ -9,6 +9,7 @@ What a setting may be is written with the setting (`settings.py`, `config.py`); 
 opened here but the file.
 """
 
+import copy
 import difflib
 import re
 import tomllib
@@ -131,7 +132,7 @@ def _lay_over(
             if value:
                 continue
         else:
-            tree[key] = value
+            tree[key] = copy.deepcopy(value)  # tables in it are filled later; the layer stays as it is
         _note(here, value, source if isinstance(source, str) else source[here], sources)
 
 

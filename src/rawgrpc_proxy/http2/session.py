@@ -45,6 +45,7 @@ from rawgrpc_proxy.http2.guard import MAX_SETTINGS_ENTRIES, Guard
 from rawgrpc_proxy.http2.headers import HeaderList, Headers, check_fields
 from rawgrpc_proxy.http2.hpack import HeaderDecoder
 from rawgrpc_proxy.http2.output import Output, Receipt
+from rawgrpc_proxy.http2.ping_policy import PingPolicy
 from rawgrpc_proxy.http2.stream_state import CreditSource, PendingData, Receiving, Sending, StreamState
 
 # Looked up once: an enum's member costs as much as a call, each time, and these are asked for with every frame.
@@ -83,6 +84,7 @@ class Session(ABC):
         "_dropped",
         "_events",
         "_guard",
+        "_header_lists_sent",
         "_held_header_bytes",
         "_highest_peer_id",
         "_max_block_bytes",
@@ -93,6 +95,7 @@ class Session(ABC):
         "_next_id",
         "_peer_stream_window",
         "_peer_table_bytes",
+        "_ping_policy",
         "_ready",
         "_settings",
         "_shorten",
@@ -147,6 +150,7 @@ class Session(ABC):
         self._max_streams = settings.max_concurrent_streams
         self._splitter = FrameSplitter(settings.max_frame_bytes, expect_preface=not client_side)
         self._guard = Guard(settings.abuse_budget, settings.abuse_budget_per_s)
+        self._ping_policy = PingPolicy.of(settings) if not client_side else None
         self.now = 0.0
         # Beyond the limits of `_checks`, which end the stream alone.
         self._decoder = HeaderDecoder(
@@ -169,7 +173,7 @@ class Session(ABC):
         self._highest_peer_id = 0
         self._next_id = 1 if client_side else 2
         self.streams_opened = 0
-        self._data_frames_sent = 0
+        self._data_frames_sent = self._header_lists_sent = 0
         self._closed = ClosedStreams()
         self._held_header_bytes = 0
         """What the headers of the streams take that the peer has open."""
@@ -689,6 +693,9 @@ class Session(ABC):
         else:
             self._guard.charge(guard.PING, self)
             self._guard.answer_owed()
+            if self._ping_policy is not None:
+                sent = self._data_frames_sent + self._header_lists_sent
+                self._ping_policy.received(self.now, answered=sent, has_streams=bool(self.streams))
             self.output.write(frames.ping(payload, ack=True))
 
     def _receive_goaway(self, stream_id: int, payload: Data) -> None:
@@ -938,9 +945,8 @@ class Session(ABC):
             self.output.write(
                 frames.settings({})
             )  # RFC 9113 §3.4: a server's first frame is SETTINGS, even before a GOAWAY
-        self.output.write(
-            frames.goaway(self._last_taken_id(), error.error_code, error.message.encode()[:256])
-        )
+        debug = (error.told or error.message).encode()[:256]
+        self.output.write(frames.goaway(self._last_taken_id(), error.error_code, debug))
 
     def abandon(self) -> None:
         """Let everything go that waits, and end without a word."""
@@ -1070,6 +1076,7 @@ class Session(ABC):
         state.pending = None
 
     def _write_headers_or_end(self, state: StreamState, headers: Headers, end_stream: bool) -> None:
+        self._header_lists_sent += 1
         if headers:
             self._write_headers(state, headers, end_stream)
         elif end_stream:
