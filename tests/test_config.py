@@ -28,6 +28,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "keepalive_timeout_s": (0.001, 3600),
     "min_ping_interval_s": (0, 86_400),
     "max_ping_strikes": (1, 1000),
+    "max_connection_age_s": (0.1, math.inf),
+    "max_connection_age_grace_s": (0, math.inf),
+    "max_connection_idle_s": (0.1, math.inf),
     "handshake_timeout_s": (0.001, 3600),
 }
 

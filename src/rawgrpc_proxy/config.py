@@ -134,6 +134,17 @@ class Http2Settings:
     """Strikes that a caller may have: the next one ends its connection with GOAWAY(ENHANCE_YOUR_CALM),
     "too_many_pings", at which gRPC's clients double their interval."""
 
+    max_connection_age_s: float = attrs.field(default=math.inf, validator=_between(0.1, math.inf))
+    """A caller's connection that is so old, give or take a tenth by chance, takes no more calls (GOAWAY), lets those it
+    has finish, and is closed; its caller connects again. So that callers come to proxies that were added behind a load
+    balancer. gRPC's word and default: no limit."""
+
+    max_connection_age_grace_s: float = attrs.field(default=math.inf, validator=_between(0, math.inf))
+    """How long calls may go on after that; those that are left are UNAVAILABLE."""
+
+    max_connection_idle_s: float = attrs.field(default=math.inf, validator=_between(0.1, math.inf))
+    """A caller's connection that has had no call for so long is closed in the same way. Its PINGs do not count."""
+
     handshake_timeout_s: float = attrs.field(default=10.0, validator=_between(0.001, 3600))
     """From the accepted connection to the peer's preface and SETTINGS, from connect to TLS done, and from the first
     frame of a header block to its last, between which nothing else may come."""
@@ -150,6 +161,9 @@ DOWNSTREAM_ONLY = frozenset(
     {
         "downstream_keepalive_s",
         "max_concurrent_streams",
+        "max_connection_age_grace_s",
+        "max_connection_age_s",
+        "max_connection_idle_s",
         "max_open_header_bytes",
         "max_ping_strikes",
         "min_ping_interval_s",

@@ -16,7 +16,7 @@
         ├── PeerAbuse              the peer kept the rules and wore us out
         ├── ConnectionGone         the link went away
         ├── ProxyFault             a fault of the proxy's own
-        └── ProxyStopping          the proxy ends it, because it stops
+        └── ProxyStopping          the proxy ends it, because it stops or has no more use for it
 
 Errors do not become responses here, and no number of the wire is mapped to another: a status arrives
 ready-made. The invariant: an `RpcError` never carries `Status.OK`, so whoever catches one has a failed call
@@ -267,12 +267,11 @@ class ProxyFault(ConnectionFailed):
 
 
 class ProxyStopping(ConnectionFailed):
-    """The proxy ends the connection, because it stops."""
+    """The proxy ends the connection, because it stops; or this one alone, for which `why` has a word then."""
 
-    why = "proxy_stopping"
-
-    def __init__(self) -> None:
-        super().__init__("the proxy is shutting down", error_code=ErrorCode.NO_ERROR)
+    def __init__(self, message: str = "the proxy is shutting down", *, why: str = "proxy_stopping") -> None:
+        super().__init__(message, error_code=ErrorCode.NO_ERROR)
+        self.why = why
 
 
 class ConnectionLimit(OSError):

@@ -17,7 +17,7 @@ from trio.testing import MemorySendStream, MockClock, memory_stream_pair, trio_t
 from rawgrpc_proxy import Http2Settings
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine
-from rawgrpc_proxy.errors import ConnectionGone, PeerAbuse, RpcError
+from rawgrpc_proxy.errors import ConnectionGone, PeerAbuse, ProxyStopping, RpcError
 from rawgrpc_proxy.http2 import frames
 from rawgrpc_proxy.http2.events import StreamReset
 from rawgrpc_proxy.http2.frames import Data
@@ -301,6 +301,25 @@ async def test_a_peer_that_closes_when_it_sees_goaway_ends_the_drain(engine: Eng
         await link.peer.aclose()
         await link.ended.wait()
         await link.connection.drain(60)
+
+
+@trio_test
+async def test_a_peer_that_answers_no_ping_keeps_no_drain_for_ever(
+    engine: Engine, pseudo_time: MockClock
+) -> None:
+    async with a_link(engine) as link:
+        link.peer.answers_pings = False
+        call = await link.peer.open(request_fields(), end=True)
+        await trio.testing.wait_all_tasks_blocked()
+        begin = trio.current_time()
+        link.nursery.start_soon(link.connection.drain, math.inf, ProxyStopping("too old", why="age"))
+        await trio.sleep(10)
+        link.requests[0].send_headers(TRAILERS_ONLY, end_stream=True)
+        await call.answer()
+        await link.ended.wait()
+        assert trio.current_time() - begin == pytest.approx(40)
+        assert link.connection.error is not None
+        assert link.connection.error.why == "age"
 
 
 @trio_test

@@ -49,7 +49,7 @@ from rawgrpc_proxy.http2.h2_session import H2Session
 from rawgrpc_proxy.http2.headers import Headers
 from rawgrpc_proxy.http2.relay_session import RelaySession
 from rawgrpc_proxy.http2.session import Session
-from rawgrpc_proxy.net.drain import Drain
+from rawgrpc_proxy.net.drain import FIRST_PING_TIMEOUT_S, Drain
 from rawgrpc_proxy.net.failures import lost_error, never_sent_error, reason_of, reset_error
 from rawgrpc_proxy.net.memory_guard import current_memory_guard
 from rawgrpc_proxy.net.poller import Then
@@ -302,11 +302,17 @@ class Connection:
         self._scope.cancel()
         self._writer.end()
 
-    async def drain(self, grace_s: float) -> None:
+    async def drain(
+        self,
+        grace_s: float,
+        error: ProxyStopping | None = None,
+        answer_within_s: float = FIRST_PING_TIMEOUT_S,
+    ) -> None:
         """Take no more streams, let the open ones finish for up to `grace_s` seconds, then close.
 
-        For the server side. Cancellation closes at once. A second call while the first one runs returns at once, and
-        may only shorten its grace.
+        For the server side. `error` says why, if it is not that the proxy stops; a peer that says nothing within
+        `answer_within_s` has no part in it. Cancellation closes at once. A second call while the first one runs returns
+        at once, and may only shorten its grace.
         """
         if self.state is _CLOSED:
             return
@@ -314,11 +320,11 @@ class Connection:
             self._drain.shorten(grace_s)
             return
         self.state = _DRAINING
-        self._drain = Drain(self, grace_s)
+        self._drain = Drain(self, grace_s, answer_within_s=answer_within_s)
         try:
             await self._drain.run()
         finally:
-            self.close(ProxyStopping())
+            self.close(error or ProxyStopping())
 
     @property
     def has_output(self) -> bool:

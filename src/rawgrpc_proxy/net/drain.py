@@ -18,7 +18,9 @@ from rawgrpc_proxy.http2.session import Session
 
 _FIRST_PING = b"draining"
 _LAST_PING = b"finished"
-_FIRST_PING_TIMEOUT_S = 5.0
+FIRST_PING_TIMEOUT_S = 5.0
+_LAST_PING_TIMEOUT_S = 30.0
+"""Where the grace is longer: a peer that answers no PING would keep its connection for ever."""
 
 
 class Draining(Protocol):
@@ -42,9 +44,13 @@ class Draining(Protocol):
 class Drain:
     """One drain of one connection, which tells it what happens meanwhile."""
 
-    __slots__ = ("_answered", "_connection", "_news", "_over", "scope")
+    __slots__ = ("_answer_within_s", "_answered", "_connection", "_news", "_over", "scope")
 
-    def __init__(self, connection: Draining, grace_s: float) -> None:
+    def __init__(
+        self, connection: Draining, grace_s: float, *, answer_within_s: float = FIRST_PING_TIMEOUT_S
+    ) -> None:
+        self._answer_within_s = answer_within_s
+        """How long the peer has to show that it knows of the first GOAWAY."""
         self.scope = trio.CancelScope(deadline=trio.current_time() + grace_s)
         """What `run` takes place in. Its deadline may be made earlier."""
         self._connection = connection
@@ -81,11 +87,12 @@ class Drain:
             await self._until(lambda: not connection.streams)
             await self._until(lambda: not connection.has_output)
             if had_streams:
-                await self._ping(_LAST_PING)
+                with trio.move_on_after(_LAST_PING_TIMEOUT_S):
+                    await self._ping(_LAST_PING)
 
     async def _announce_the_end(self) -> None:
         connection, session = self._connection, self._connection.session
-        with trio.move_on_after(_FIRST_PING_TIMEOUT_S):
+        with trio.move_on_after(self._answer_within_s):
             # The first frame of a server is SETTINGS, and they are sent when the peer's have come.
             await connection.ready.wait()
             session.go_away(final=False)

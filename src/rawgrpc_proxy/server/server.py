@@ -17,7 +17,14 @@ from rawgrpc_proxy.call import Call, Handler
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.descriptors import DescriptorPlan, remedy
-from rawgrpc_proxy.errors import ConfigError, ConnectionFailed, ConnectionLimit, NotHttp2, ProxyFault
+from rawgrpc_proxy.errors import (
+    ConfigError,
+    ConnectionFailed,
+    ConnectionLimit,
+    NotHttp2,
+    ProxyFault,
+    ProxyStopping,
+)
 from rawgrpc_proxy.grpc.codec import Codec, codec_with_parent, identity_codec
 from rawgrpc_proxy.grpc.codec import codec as protobuf_codec
 from rawgrpc_proxy.grpc.path import path_problem
@@ -27,6 +34,7 @@ from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.net.connection_facts import connection_fact
 from rawgrpc_proxy.net.keepalive import Keepalive
+from rawgrpc_proxy.net.lifetime import Lifetime
 from rawgrpc_proxy.net.listen import accept_on_each, address_of, bound_address, open_listeners
 from rawgrpc_proxy.net.networks import Networks
 from rawgrpc_proxy.net.proxy_peers import read_source
@@ -249,6 +257,13 @@ class Server:
             def on_refused(reset: StreamReset) -> None:
                 tell(self._observer, "stream_refused", peer, reset)
 
+            def retire(error: ProxyStopping) -> None:
+                nursery.start_soon(connection.drain, settings.max_connection_age_grace_s, error)
+
+            def on_change() -> None:
+                if lifetime is not None:
+                    lifetime.changed()
+
             connection = Connection(
                 transport,
                 settings,
@@ -257,6 +272,7 @@ class Server:
                 on_read=calls.begin,
                 on_refused=on_refused,
                 on_limit=partial(tell, self._observer, "limit_reached", peer),
+                on_change=on_change if settings.max_connection_idle_s < math.inf else None,
             )
             self._connections[connection] = nursery
             tell(self._observer, "connection_opened", peer, tls_version(transport))
@@ -269,10 +285,13 @@ class Server:
                 interval_s=settings.downstream_keepalive_s,
                 timeout_s=settings.keepalive_timeout_s,
             )
+            lifetime = Lifetime.of(connection, calls.call_at, retire, settings)
             try:
                 await connection.run()
             finally:
                 keepalive.stop()
+                if lifetime is not None:
+                    lifetime.stop()
                 del self._connections[connection]
                 calls.forget(connection)
                 error = connection.error
