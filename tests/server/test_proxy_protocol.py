@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from trio.testing import trio_test
+from trio.testing import MockClock, trio_test
 
 from rawgrpc_proxy import CallContext, CallLog, ConfigError, Http2Settings, PoolConn, Server, Status
 from rawgrpc_proxy.errors import NotHttp2
@@ -296,8 +296,14 @@ async def test_a_header_that_trickles_is_given_up_in_time_and_holds_up_nobody(he
         assert await caller_of(house, client) == "192.0.2.7:56324"
 
 
+@pytest.fixture
+def still_clock() -> MockClock:
+    """Time that stands still unless the test has it jump."""
+    return MockClock()
+
+
 @trio_test
-async def test_connections_without_their_header_count_for_the_limit() -> None:
+async def test_connections_without_their_header_count_for_the_limit(still_clock: MockClock) -> None:
     async with a_proxy("relay", max_connections=1) as house:
         address = await serving(house, HERE)
         async with await dial(address) as first:
@@ -307,6 +313,22 @@ async def test_connections_without_their_header_count_for_the_limit() -> None:
             assert len(house.observer.accepts_failed) == 1
             await first.send_all(b"PROXY ")
         await complaint(house)
+
+
+@trio_test
+async def test_who_does_not_say_whom_it_connects_for_makes_room_for_another_one(
+    still_clock: MockClock,
+) -> None:
+    async with a_proxy("relay", max_connections=1) as house:
+        address = await serving(house, HERE)
+        async with await dial(address) as silent:
+            await until(lambda: house.server._accepted == 1)
+            still_clock.jump(1.1)
+            client = await client_of(house, address, LINE)
+            assert await caller_of(house, client) == "192.0.2.7:56324"
+            assert await rest_of(silent) == b""
+            await client.aclose()
+        assert "no PROXY header before its place was needed (max_connections)" in str(await complaint(house))
 
 
 @trio_test

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from trio.testing import trio_test
+from trio.testing import MockClock, trio_test
 
 from rawgrpc_proxy import (
     CallContext,
@@ -340,8 +340,14 @@ async def test_one_server_serves_on_several_addresses_and_stops_on_all(
 # --- limits and addresses ------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def still_clock() -> MockClock:
+    """Time that stands still unless the test has it jump."""
+    return MockClock()
+
+
 @trio_test
-async def test_connections_beyond_the_limit_are_closed(engine: Engine) -> None:
+async def test_connections_beyond_the_limit_are_closed(engine: Engine, still_clock: MockClock) -> None:
     async with a_proxy(engine, max_connections=2) as house:
         clients = [await house.client(), await house.client()]
         host, _, port = house.address.rpartition(":")
@@ -359,7 +365,7 @@ async def test_connections_beyond_the_limit_are_closed(engine: Engine) -> None:
 
 @trio_test
 async def test_the_limit_counts_connections_in_their_tls_handshake(
-    engine: Engine, certificate: tuple[Path, Path]
+    engine: Engine, certificate: tuple[Path, Path], still_clock: MockClock
 ) -> None:
     async with a_proxy(engine, max_connections=1) as house:
         address = await house.nursery.start(_serve_tls(house.server, certificate))
@@ -373,6 +379,22 @@ async def test_the_limit_counts_connections_in_their_tls_handshake(
         await until(lambda: house.server._accepted == 0)
         (error,) = house.observer.connections_failed
         assert "no TLS" in str(error)
+
+
+@trio_test
+async def test_a_tls_handshake_that_takes_long_makes_room(
+    engine: Engine, certificate: tuple[Path, Path], still_clock: MockClock
+) -> None:
+    async with a_proxy(engine, max_connections=1) as house:
+        address = await house.nursery.start(_serve_tls(house.server, certificate))
+        host, _, port = address.rpartition(":")
+        async with await trio.open_tcp_stream(host, int(port)) as silent:
+            await until(lambda: bool(house.server._handshaking))
+            still_clock.jump(1.1)
+            await house.client()
+            assert await _reads_to_the_end(silent) == b""
+        await until(lambda: house.server._accepted == 1)
+        assert not house.observer.accepts_failed
 
 
 async def _reads_to_the_end(stream: trio.SocketStream) -> bytes:

@@ -213,8 +213,8 @@ def _add_serve(parser: argparse.ArgumentParser) -> list[argparse.Action]:
         "--max-connections",
         type=_positive,
         metavar="N",
-        help="clients' connections that a process has open; further ones are closed at once (default: two thirds of "
-        "the files that it may have open)",
+        help="clients' connections that a process has open; one without a call makes room for the next one, which "
+        "is closed at once if there is none (default: two thirds of the files that it may have open)",
     )
     add(
         "--max-concurrent-streams",

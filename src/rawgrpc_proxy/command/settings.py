@@ -400,8 +400,9 @@ class ServeSettings:
     """Which calls are logged on standard error, and how."""
 
     max_connections: int | None = attrs.field(default=None, validator=_at_least(1))
-    """Connections of callers that a process has open; further ones are closed at once. By default two thirds of the
-    files that the process may have open."""
+    """Connections of callers that a process has open. When there are so many, the youngest that has no call makes room
+    for the next one (GOAWAY; up to 20 go in a second); if all have calls, the next one is closed at once. By default
+    two thirds of the files that the process may have open."""
 
     hop_limit: int | None = attrs.field(default=None, validator=_at_least(1))
     """Refuse calls that have passed so many proxies like this one, counted in the metadata `via`. By default they are

@@ -45,9 +45,13 @@ from rawgrpc_proxy.observe.observer import ServerObserver
 from rawgrpc_proxy.observe.report import OpenCallsReport, OpenConnection
 from rawgrpc_proxy.observe.tell import tell
 from rawgrpc_proxy.server.dispatch import Answering, Calls
+from rawgrpc_proxy.server.making_room import MakingRoom
 from rawgrpc_proxy.server.open_calls import OpenCallsWatch
 from rawgrpc_proxy.services.methods import MethodKind
 from rawgrpc_proxy.stopping import Stopping
+
+_LEAVES_WITHIN_S = 1.0
+"""A caller who makes room for another one has so long to show that he knows, else he goes without."""
 
 
 @attrs.frozen(kw_only=True)
@@ -65,7 +69,8 @@ class Server:
 
     `codec` turns payloads into messages for the methods that are served here; by default protobuf's, if it is
     installed, else raw bytes. `max_connections` bounds the downstream connections; by default they get what
-    `DescriptorPlan` leaves them of the process's limit on file descriptors.
+    `DescriptorPlan` leaves them of the process's limit on file descriptors. When there are so many, the youngest that
+    has no call makes room for the next one, see `making_room.py`; if there is none, the next one is closed.
     """
 
     def __init__(
@@ -98,7 +103,9 @@ class Server:
         self._connections: dict[Connection, trio.Nursery] = {}
         """Each with the nursery for what else it needs."""
         self._accepted = 0
-        self._handshaking: set[trio.CancelScope] = set()
+        self._handshaking: dict[trio.CancelScope, float] = {}
+        """What bounds each handshake that is under way, and when it began."""
+        self._making_room = MakingRoom()
 
     def add_handler(self, path: str, handler: Handler) -> None:
         """Let `handler` answer the method `path` (`/package.Service/Method`), which is compared as a whole.
@@ -190,7 +197,7 @@ class Server:
                 async with trio.open_nursery() as nursery:
 
                     def on_accept(sock: socket.socket, peer: str) -> None:
-                        if self._accepted >= self._max_connections:
+                        if self._accepted >= self._max_connections and not self._make_room():
                             sock.close()
                             self._turned_away()
                         else:
@@ -293,6 +300,7 @@ class Server:
                 if lifetime is not None:
                     lifetime.stop()
                 del self._connections[connection]
+                self._making_room.gone(connection)
                 calls.forget(connection)
                 error = connection.error
                 age_s = trio.current_time() - connection.opened_at
@@ -304,21 +312,24 @@ class Server:
 
     async def _source(self, sock: socket.socket, peer: str, timeout_s: float) -> str | None:
         """Whom a load balancer connects for; None if it does not say so, and the connection is closed."""
-        scope = trio.CancelScope(deadline=min(trio.current_time() + timeout_s, self._stop_by))
-        self._handshaking.add(scope)
+        began = trio.current_time()
+        scope = trio.CancelScope(deadline=min(began + timeout_s, self._stop_by))
+        self._handshaking[scope] = began
         source: str | None = None
         try:
             with scope:
                 source = await read_source(sock, peer)
             if scope.cancelled_caught and not self._stopping.is_set():
+                limit = f"within {timeout_s:g} s (handshake_timeout_s)"
+                if trio.current_time() < began + timeout_s:
+                    limit = "before its place was needed (max_connections)"
                 raise NotHttp2(
-                    f"no PROXY header within {timeout_s:g} s (handshake_timeout_s), from a peer that proxy_protocol "
-                    "says sends one first"
+                    f"no PROXY header {limit}, from a peer that proxy_protocol says sends one first"
                 )
         except NotHttp2 as error:
             self._connection_failed(peer, error)
         finally:
-            self._handshaking.discard(scope)
+            self._handshake_over(scope)
             if source is None:
                 sock.close()
         return source
@@ -332,7 +343,7 @@ class Server:
         transport = TlsTransport(sock, peer, context_of(ssl_context), server_side=True)
         began = trio.current_time()
         scope = trio.CancelScope(deadline=min(began + timeout_s, self._stop_by))
-        self._handshaking.add(scope)
+        self._handshaking[scope] = began
         cause: object = "the handshake was not done in time"
         try:
             with scope:
@@ -352,12 +363,34 @@ class Server:
             await transport.aclose()
             raise
         finally:
-            self._handshaking.discard(scope)
+            self._handshake_over(scope)
         await transport.aclose()
         failure = ConnectionFailed(f"no TLS: {cause}", error_code=ErrorCode.INADEQUATE_SECURITY)
         tell(self._observer, "tls_handshake_failed", peer, trio.current_time() - began, failure)
         self._connection_failed(peer, failure)
         return None
+
+    def _handshake_over(self, scope: trio.CancelScope) -> None:
+        self._handshaking.pop(scope, None)
+        self._making_room.gone(scope)
+
+    def _make_room(self) -> bool:
+        """Whether one more connection has its place, though all are taken: another one may go for it."""
+        making_room = self._making_room
+        while self._accepted - making_room.leaving >= self._max_connections:
+            leaver = making_room.choose(self._connections, self._handshaking, trio.current_time())
+            if leaver is None:
+                return False
+            if isinstance(leaver, trio.CancelScope):
+                leaver.cancel()
+                continue
+            text = (
+                f"all {self._max_connections} places are taken: one without a call makes room for another one"
+            )
+            tell(self._observer, "limit_reached", leaver.peer, "max_connections", text)
+            error = ProxyStopping("the connection has made room for another one", why="max_connections")
+            self._connections[leaver].start_soon(leaver.drain, math.inf, error, _LEAVES_WITHIN_S)
+        return True
 
     def _connection_failed(self, peer: str, error: ConnectionFailed) -> None:
         tell(self._observer, "connection_failed", peer, error)
