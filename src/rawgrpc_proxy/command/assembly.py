@@ -22,6 +22,7 @@ from rawgrpc_proxy.command.settings import (
     PoolSettings,
     RouteSettings,
     ServeSettings,
+    TracingSettings,
 )
 from rawgrpc_proxy.command.settings_file import Settings, join
 from rawgrpc_proxy.config import Http2Settings
@@ -38,10 +39,12 @@ from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.metrics import Metrics, Sources
 from rawgrpc_proxy.observe.observer import PoolObserver
 from rawgrpc_proxy.observe.tell import Observers
+from rawgrpc_proxy.observe.tracing import Tracing
 from rawgrpc_proxy.proxy.director import StreamDirector
 from rawgrpc_proxy.proxy.forwarded import tell_forwarded
 from rawgrpc_proxy.proxy.hops import limit_hops
 from rawgrpc_proxy.proxy.identity import tell_identity
+from rawgrpc_proxy.proxy.otlp_exporter import OtlpExporter
 from rawgrpc_proxy.proxy.routing import Route, director_of, routes_of_reflection
 from rawgrpc_proxy.proxy.transparent import transparent_handler
 from rawgrpc_proxy.server.server import Server
@@ -67,6 +70,8 @@ class Process:
     log: CallLog
     answers: Answers
     """What the admin process may ask; nothing if there is none."""
+    exporter: OtlpExporter | None
+    """Of spans, if there are any."""
 
     def say(self, event: str, text: str, **facts: object) -> None:
         """Tell the operator, in the format of the log."""
@@ -110,11 +115,13 @@ def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
     director = director_of(_routes(serve, targets))
     if serve.hop_limit is not None:
         director = limit_hops(director, serve.hop_limit)
+    tracing = _tracing(serve.tracing)
     server = Server(
         unknown_service_handler=transparent_handler(director),
         settings=_http2(settings, "", serve.http2),
         observer=told_of_calls if metrics is None else Observers(told_of_calls, metrics),
         max_connections=serve.max_connections,
+        tracing=tracing,
     )
     contexts = [each for each in (*listener_tls, *cluster_tls.values()) if isinstance(each, ContextOfFiles)]
     if metrics is not None:
@@ -138,6 +145,29 @@ def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
         loop_guard=loop_guard,
         log=log,
         answers={} if metrics is None else _answers(metrics, server, targets, log),
+        exporter=_exporter(serve.tracing, tracing, loop_guard, log),
+    )
+
+
+def _tracing(settings: TracingSettings | None) -> Tracing | None:
+    if settings is None:
+        return None
+    return Tracing(sample=settings.sample, max_queued_spans=settings.max_queued_spans)
+
+
+def _exporter(
+    settings: TracingSettings | None, tracing: Tracing | None, guard: LoopGuard, log: CallLog
+) -> OtlpExporter | None:
+    if settings is None or tracing is None:
+        return None
+    return OtlpExporter(
+        tracing,
+        settings.address,
+        ssl_context=collector_tls(settings, lambda text: log.notice("tls", text, message=text)),
+        service_name=settings.service_name,
+        resource=settings.resource,
+        loop_guard=guard,
+        tell=lambda text: log.notice("tracing", text, message=text),
     )
 
 
@@ -246,6 +276,13 @@ def tls_contexts(
     return listeners, clusters
 
 
+def collector_tls(tracing: TracingSettings | None, tell: Callable[[str], None]) -> TlsContext | None:
+    """The TLS towards the collector of spans. As `tls_contexts`."""
+    if tracing is None or not tracing.speaks_tls:
+        return None
+    return _cluster_tls(tracing.tls or ClusterTls(), tell)
+
+
 def _listener_tls(tls: ListenerTls | None, tell: Callable[[str], None]) -> TlsContext | None:
     if tls is None:
         return None
@@ -272,3 +309,7 @@ def objection_to_loops(settings: Settings, listeners: Sequence[Sequence[socket.s
             if problem is not None:
                 path = f"{join('clusters', name)}.endpoints[{place}]"
                 raise ConfigError(f"{settings.name_of(path)}: {problem}")
+    if settings.serve.tracing is not None:
+        problem = guard.objection(Address.parse(settings.serve.tracing.address))
+        if problem is not None:
+            raise ConfigError(f"{settings.name_of('tracing.otlp')}: {problem}")

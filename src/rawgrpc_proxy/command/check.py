@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from rawgrpc_proxy.command.assembly import tls_contexts
+from rawgrpc_proxy.command.assembly import collector_tls, tls_contexts
 from rawgrpc_proxy.command.settings_file import Settings, join, key_of
 
 _COMMENT_AT = 60
@@ -18,6 +18,7 @@ _COMMENT_AT = 60
 def check(settings: Settings) -> int:
     """Print them as TOML. Raises `ConfigError` for certificates that cannot be used."""
     tls_contexts(settings.serve, print)
+    collector_tls(settings.serve.tracing, print)
     print(text_of(settings))
     return 0
 

@@ -369,6 +369,49 @@ class AdminSettings:
 
 
 @attrs.frozen(kw_only=True)
+class TracingSettings:
+    """Spans of calls, for a collector of OpenTelemetry; see `tracing.md`. Calls never wait for it."""
+
+    otlp: str = attrs.field(validator=_held_to(lambda text: Address.parse(plain_address(text)[0])))
+    """The collector, which takes OTLP over gRPC: `HOST:PORT` or `unix:PATH`; with http:// or https:// in front, if you
+    like, as OpenTelemetry writes it. The port is mostly 4317."""
+
+    tls: ClusterTls | None = attrs.field(default=None)
+    """Without it, and without https:// in front of the address, the proxy speaks plaintext."""
+
+    sample: float | Literal["parent"] = attrs.field(default="parent")
+    """Which calls: those that their callers have sampled ("parent"), as `traceparent` says; with a number, also this
+    share of the calls that have none, 0.01 is every hundredth."""
+
+    service_name: str = attrs.field(default="rawgrpc-proxy")
+    """`service.name`: who this is, to those who look at traces."""
+
+    resource: Mapping[str, str] = attrs.field(factory=dict)
+    """More attributes of this kind, like "deployment.environment.name"."""
+
+    max_queued_spans: int = attrs.field(default=2048, validator=_at_least(2))
+    """How many spans of a worker may wait for the collector; a call has two. What comes then is dropped, and
+    counted."""
+
+    @property
+    def address(self) -> str:
+        """The collector without its scheme."""
+        return plain_address(self.otlp)[0]
+
+    @property
+    def speaks_tls(self) -> bool:
+        """Whether the connection to it is TLS."""
+        return self.tls is not None or plain_address(self.otlp)[1]
+
+    @sample.validator
+    def _a_share(self, attribute: "attrs.Attribute[Any]", value: float | str) -> None:
+        if value != "parent" and (isinstance(value, str) or not 0 <= value <= 1):
+            raise ConfigError(
+                f'{attribute.name} is {value!r}; it must be "parent", or a number between 0 and 1'
+            )
+
+
+@attrs.frozen(kw_only=True)
 class ServeSettings:
     """All that `serve` is told."""
 
@@ -416,6 +459,9 @@ class ServeSettings:
     reflection: str | None = attrs.field(default=None)
     """The name of a cluster that gets all calls of server reflection (`grpc.reflection.v1` and `v1alpha`), before the
     routes: tools like grpcurl then list what that cluster has. By default they go by the routes."""
+
+    tracing: TracingSettings | None = attrs.field(default=None)
+    """Without it no spans are made; what callers say of traces goes on as it came in any case."""
 
     @property
     def log_format(self) -> LogFormat:

@@ -88,6 +88,9 @@ async def _run(process: Process, inherited: Inherited) -> None:
         if inherited.share is not None:
             set_accept_share(inherited.share)
         async with contextlib.AsyncExitStack() as stack:
+            if process.exporter is not None:
+                # First in, last out: the last calls have spans, too.
+                await stack.enter_async_context(process.exporter)
             for pool in process.pools:
                 await stack.enter_async_context(pool)
             nursery = await stack.enter_async_context(trio.open_nursery())
@@ -123,6 +126,8 @@ async def _run(process: Process, inherited: Inherited) -> None:
             if inherited.beat_s is not None:
                 nursery.start_soon(beat, inherited.channel, inherited.beat_s)
             await _stop_on_signal(process, signals, abort)
+            if process.exporter is not None:
+                process.exporter.give_up()
             nursery.cancel_scope.cancel()
         process.say("stopped", "stopped")
 

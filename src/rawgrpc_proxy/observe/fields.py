@@ -57,6 +57,8 @@ def _header(record: CallRecord, name: bytes) -> str | None:
 
 
 def _trace_id(record: CallRecord) -> str | None:
+    if record.trace is not None:
+        return record.trace.trace_id.hex()
     if record.extras is not None:
         for key, value in record.extras.headers:
             if key == b"traceparent":
@@ -195,7 +197,7 @@ FIELDS = {
         wants=_EXTRAS,
     ),
     "trace_id": Field(
-        meaning="The trace id in the request's `traceparent` (W3C Trace Context).",
+        meaning="The trace id in the request's `traceparent` (W3C Trace Context), or of the trace that begins here.",
         value=_trace_id,
         envoy="%TRACE_ID%",
         wants=_EXTRAS,

@@ -8,6 +8,7 @@ import attrs
 
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.http2.headers import Headers
+from rawgrpc_proxy.observe.trace_context import Trace
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -60,3 +61,5 @@ class CallRecord:
     duration_s: float = 0.0
     extras: CallExtras | None = None
     """For an observer that asks for more, see `ServerObserver.wants`."""
+    trace: Trace | None = None
+    """Of a call that is traced, see `Tracing`."""

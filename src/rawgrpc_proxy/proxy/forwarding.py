@@ -231,6 +231,8 @@ class Forwarding:
             self._needs_task = False
             if call.record.extras is not None:
                 call.record.extras.attempts += 1
+            if call.record.trace is not None:
+                call.record.trace.sent()
             splice.join(conn.open_stream(headers, call.stream.ended_by_headers))
         finally:
             turn.collecting = in_turn

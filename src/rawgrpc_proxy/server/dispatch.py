@@ -28,6 +28,7 @@ from rawgrpc_proxy.observe.flags import flag_of
 from rawgrpc_proxy.observe.observer import ServerObserver, wanted_by
 from rawgrpc_proxy.observe.record import CallExtras, CallRecord
 from rawgrpc_proxy.observe.tell import hearing, tell
+from rawgrpc_proxy.observe.tracing import Tracing
 from rawgrpc_proxy.proxy.forwarding import Forwarding
 from rawgrpc_proxy.proxy.transparent import TransparentHandler
 from rawgrpc_proxy.server.request import Asked
@@ -58,6 +59,7 @@ class Answering:
     """For all other methods."""
     observer: ServerObserver | None
     stopping: Stopping
+    tracing: Tracing | None = None
 
 
 class Calls:
@@ -80,6 +82,7 @@ class Calls:
         "_stopping",
         "in_steps",
         "_timers",
+        "_tracing",
     )
 
     def __init__(self, nursery: trio.Nursery, answering: Answering) -> None:
@@ -95,6 +98,7 @@ class Calls:
         self._hear_ended = hearing(answering.observer, "call_ended")
         self._counts_messages = self._hear_ended is not None and "messages" in wants
         self._stopping = answering.stopping
+        self._tracing = answering.tracing
         self._runners = CallRunners(nursery, current_turn())
         self._timers = Timers(nursery)
         self._context = contextvars.copy_context()
@@ -193,6 +197,8 @@ class Calls:
         )
         if self._makes_extras:
             self._add_extras(call)
+        if self._tracing is not None:
+            self._trace(call, asked, self._tracing)
         if self._hear_begun is not None:
             self._hear_begun(call.record)
         return call
@@ -208,6 +214,14 @@ class Calls:
         )
         if self._notes_routes:
             call.context = ObservedContext.of(context, extras)
+
+    def _trace(self, call: Call, asked: Asked, tracing: Tracing) -> None:
+        """Begin the spans of a call that is sampled, and let its upstream know."""
+        trace = tracing.begin(asked.traceparent, call.stream.headers, asked.method)
+        if trace is not None:
+            call.record.trace = trace
+            metadata = call.context.metadata.with_fields(*tracing.told_upstream(trace))
+            call.context = call.context.with_metadata(metadata)
 
     def _answer(self, call: Call, asked: "Asked") -> "Forwarding | Step":
         """Let the call's handler have it: the call on its way, or what has to be awaited in a task."""
@@ -367,6 +381,8 @@ class Calls:
 
     def _over(self, call: Call) -> None:
         call.record.duration_s = time.perf_counter() - call.started
+        if call.record.trace is not None and self._tracing is not None:
+            self._tracing.ended(call.record.trace, call.record)
         if self._hear_ended is not None:
             self._hear_ended(call.record)
 

@@ -11,6 +11,7 @@ from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.grpc.path import path_problem
 from rawgrpc_proxy.grpc.timeout import parse_timeout
 from rawgrpc_proxy.http2.headers import Headers
+from rawgrpc_proxy.observe.trace_context import TRACEPARENT
 
 _CONTENT_TYPE = re.compile(rb"application/grpc(?:\Z|[+;])")
 
@@ -18,7 +19,7 @@ _CONTENT_TYPE = re.compile(rb"application/grpc(?:\Z|[+;])")
 class Asked:
     """What request headers ask for: worked out once for each header list, which clients repeat."""
 
-    __slots__ = ("malformed", "metadata", "method", "refusal", "timeout_s")
+    __slots__ = ("malformed", "metadata", "method", "refusal", "timeout_s", "traceparent")
 
     def __init__(self, headers: Headers) -> None:
         fields = dict(headers)
@@ -29,6 +30,8 @@ class Asked:
         """The HTTP status and the reason for what is no gRPC call."""
         self.malformed = path_problem(path) is not None
         """Whether the path names no method. The text that says why is long, and seldom asked for again."""
+        self.traceparent = fields.get(TRACEPARENT)
+        """One of them, if there are several."""
         self.timeout_s: float | None = None
         """None without grpc-timeout, and with one that is none."""
         timeout = fields.get(b"grpc-timeout")

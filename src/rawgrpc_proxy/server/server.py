@@ -44,6 +44,7 @@ from rawgrpc_proxy.net.transport import SocketTransport, Transport
 from rawgrpc_proxy.observe.observer import ServerObserver
 from rawgrpc_proxy.observe.report import OpenCallsReport, OpenConnection
 from rawgrpc_proxy.observe.tell import tell
+from rawgrpc_proxy.observe.tracing import Tracing
 from rawgrpc_proxy.server.dispatch import Answering, Calls
 from rawgrpc_proxy.server.making_room import MakingRoom
 from rawgrpc_proxy.server.open_calls import OpenCallsWatch
@@ -70,7 +71,8 @@ class Server:
     `codec` turns payloads into messages for the methods that are served here; by default protobuf's, if it is
     installed, else raw bytes. `max_connections` bounds the downstream connections; by default they get what
     `DescriptorPlan` leaves them of the process's limit on file descriptors. When there are so many, the youngest that
-    has no call makes room for the next one, see `making_room.py`; if there is none, the next one is closed.
+    has no call makes room for the next one, see `making_room.py`; if there is none, the next one is closed. `tracing`
+    says which calls are traced.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Server:
         settings: Http2Settings | None = None,
         observer: ServerObserver | None = None,
         max_connections: int | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._handlers: dict[str, Handler] = {}
         self._codec = codec or _default_codec()
@@ -94,6 +97,7 @@ class Server:
             unknown_service_handler=unknown_service_handler,
             observer=observer,
             stopping=self._stopping,
+            tracing=tracing,
         )
         self._max_connections = max_connections or DescriptorPlan.of_this_process().downstream
         self._why_no_more = "set by max_connections" if max_connections else remedy()
