@@ -22,11 +22,13 @@ from rawgrpc_proxy.observe.metrics import Metrics
 from rawgrpc_proxy.observe.observer import PoolObserver, ServerObserver
 from rawgrpc_proxy.observe.record import CallRecord
 from rawgrpc_proxy.observe.tell import Observers
+from rawgrpc_proxy.observe.tracing import Tracing
 from rawgrpc_proxy.peer_identity import PeerIdentity
 from rawgrpc_proxy.proxy.director import Direction, StreamDirector
 from rawgrpc_proxy.proxy.forwarded import tell_forwarded
 from rawgrpc_proxy.proxy.hops import limit_hops
 from rawgrpc_proxy.proxy.identity import tell_identity
+from rawgrpc_proxy.proxy.otlp_exporter import OtlpExporter
 from rawgrpc_proxy.proxy.routes import RouteTable
 from rawgrpc_proxy.proxy.transparent import register_service, transparent_handler
 from rawgrpc_proxy.server.server import Server
@@ -51,6 +53,7 @@ __all__ = [
     "Metadata",
     "Metrics",
     "Observers",
+    "OtlpExporter",
     "PeerIdentity",
     "Pool",
     "PoolConn",
@@ -66,6 +69,7 @@ __all__ = [
     "Status",
     "StreamDirector",
     "Target",
+    "Tracing",
     "codec",
     "codec_with_parent",
     "identity_codec",

@@ -262,13 +262,19 @@ def test_connections_to_upstreams_are_counted_with_dials_waits_and_refusals() ->
 def test_a_report_tells_of_its_process_and_can_be_written_as_json() -> None:
     metrics = Metrics(
         worker=3,
-        sources=Sources(dropped_lines=lambda: 4, tls_reload_failures=lambda: 5, state=lambda: "draining"),
+        sources=Sources(
+            dropped_lines=lambda: 4,
+            spans=lambda: (6, 7),
+            tls_reload_failures=lambda: 5,
+            state=lambda: "draining",
+        ),
     )
     metrics.call_ended(a_record())
     held = random.Random(1).randbytes(32 * 2**20)
     report = metrics.report()
     assert (report["worker"], report["state"]) == (3, "draining")
     assert (report["log"], report["tls_reload_failures"]) == ({"dropped_lines": 4}, 5)
+    assert report["spans"] == {"exported": 6, "dropped": 7}
     assert len(held) < report["rss_bytes"] < 2**34
     assert report["cpu_s"] > 0
     before = report["open_files"]

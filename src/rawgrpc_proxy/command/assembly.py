@@ -129,6 +129,7 @@ def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
             open_calls=server.open_call_facts,
             endpoints=partial(endpoint_facts, targets),
             dropped_lines=lambda: log.dropped_lines,
+            spans=lambda: (0, 0) if tracing is None else (tracing.exported, tracing.dropped),
             tls_reload_failures=lambda: sum(context.failures for context in contexts),
             state=lambda: "draining" if server.stopping else "serving",
         )

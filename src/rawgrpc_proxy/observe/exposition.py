@@ -99,6 +99,8 @@ class _Collected(Collector):
         for limit, told in sums["limits"].items():
             self._add("limits_reached_total", told["count"], limit)
         self._add("log_lines_dropped_total", sums["log"]["dropped_lines"])
+        self._add("trace_spans_exported_total", sums["spans"]["exported"])
+        self._add("trace_spans_dropped_total", sums["spans"]["dropped"])
         self._add("tls_reload_failures_total", sums["tls_reload_failures"])
         self._workers([report for report in reports if report["state"] != GONE])
 

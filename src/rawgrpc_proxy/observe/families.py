@@ -198,6 +198,18 @@ FAMILIES = (
     ),
     Family(PROXY + "log_lines_dropped_total", "counter", (), "Lines of the log that nobody took in time."),
     Family(
+        PROXY + "trace_spans_exported_total",
+        "counter",
+        (),
+        "Spans of traced calls that the collector has taken.",
+    ),
+    Family(
+        PROXY + "trace_spans_dropped_total",
+        "counter",
+        (),
+        "Spans of traced calls that it has not: too many waited for it, or it would not have them.",
+    ),
+    Family(
         PROXY + "tls_reload_failures_total",
         "counter",
         (),

@@ -17,6 +17,7 @@ from rawgrpc_proxy.observe.report import (
     LogReport,
     MethodReport,
     OpenCall,
+    SpansReport,
     UpstreamReport,
     WorkerReport,
 )
@@ -58,6 +59,7 @@ class Merged(TypedDict):
     endpoints: list[EndpointReport]
     limits: dict[str, LimitReport]
     log: LogReport
+    spans: SpansReport
     tls_reload_failures: int
     stuck: list[StuckCall]
 
@@ -70,6 +72,7 @@ _ADDED = (
     "upstream",
     "limits",
     "log",
+    "spans",
     "tls_reload_failures",
 )
 

@@ -57,6 +57,8 @@ class Sources:
     """`partial(endpoint_facts, clusters)`, see `upstream/endpoints.py`."""
     dropped_lines: Callable[[], int] = int
     """Of the log: `lambda: log.dropped_lines`."""
+    spans: Callable[[], tuple[int, int]] = lambda: (0, 0)
+    """Of tracing, how many spans were exported and how many dropped."""
     tls_reload_failures: Callable[[], int] = int
     """The sum of `ContextOfFiles.failures`."""
     state: Callable[[], str] = lambda: "serving"
@@ -245,6 +247,7 @@ class Metrics(ServerObserver, PoolObserver):
     def report(self) -> WorkerReport:
         """What there is to say, now. It looks at each open call, some microseconds for each: ask now and then."""
         sources = self.sources
+        exported, dropped = sources.spans()
         opened: OpenCallsReport = {"open": 0, "methods": {}, "upstream_methods": {}, "calls": []}
         if sources.open_calls is not None:
             opened = sources.open_calls(_STUCK)
@@ -300,6 +303,7 @@ class Metrics(ServerObserver, PoolObserver):
             "endpoints": endpoints,
             "limits": {name: limit.copy() for name, limit in self._limits.items()},
             "log": {"dropped_lines": sources.dropped_lines()},
+            "spans": {"exported": exported, "dropped": dropped},
             "tls_reload_failures": sources.tls_reload_failures(),
             "stuck": opened["calls"],
         }

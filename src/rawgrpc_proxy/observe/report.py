@@ -89,6 +89,13 @@ class LogReport(TypedDict):
     dropped_lines: int
 
 
+class SpansReport(TypedDict):
+    """Spans of traced calls: those that a collector has taken, and those that none has."""
+
+    exported: int
+    dropped: int
+
+
 class OpenCall(TypedDict):
     """A call that is open. `quiet_s`: for so long, at least, nothing has moved; `waits_for` is for people."""
 
@@ -148,5 +155,6 @@ class WorkerReport(TypedDict):
     endpoints: list[EndpointReport]
     limits: dict[str, LimitReport]
     log: LogReport
+    spans: SpansReport
     tls_reload_failures: int
     stuck: list[OpenCall]

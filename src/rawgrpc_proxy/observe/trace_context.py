@@ -25,8 +25,9 @@ _FORM = re.compile(
     rb"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-|\Z)"
 )
 _SAMPLED_DIGITS = frozenset(b"%x" % digit for digit in range(1, 16, 2))
+_LONGEST_AUTHORITY = 256
 _LONGEST_STATE = 512
-"""Characters of `tracestate` that are told to a collector: what §3.3.1.5 says everybody should pass on."""
+"""Bytes of `tracestate` that are told to a collector: what §3.3.1.5 says everybody should pass on."""
 
 
 @attrs.frozen
@@ -101,13 +102,30 @@ def parse_traceparent(value: bytes) -> TraceParent | None:
     )
 
 
-def parent_in(headers: Headers) -> TraceParent | None:
-    """The parent in a list of headers; None if there is none, or more than one, which says nothing (§3.2)."""
-    values = [value for name, value in headers if name == TRACEPARENT]
-    return parse_traceparent(values[0]) if len(values) == 1 else None
+@attrs.frozen
+class Told:
+    """What the headers of a request tell of its trace."""
 
-
-def state_in(headers: Headers) -> str:
+    parent: TraceParent | None
+    """None also if there is more than one `traceparent`, which says nothing (§3.2)."""
+    state: str
     """`tracestate`, several joined; empty if there is none, or more than a collector should be told."""
-    state = ",".join(value.decode("latin-1") for name, value in headers if name == TRACESTATE)
-    return state if len(state) <= _LONGEST_STATE else ""
+    authority: str
+
+
+def told_in(headers: Headers) -> Told:
+    """What is in this list. Total."""
+    parents, states, authority = [], [], b""
+    for name, value in headers:
+        if name == TRACEPARENT:
+            parents.append(value)
+        elif name == TRACESTATE:
+            states.append(value)
+        elif name == b":authority":
+            authority = value[:_LONGEST_AUTHORITY]
+    state = b",".join(states)
+    return Told(
+        parse_traceparent(parents[0]) if len(parents) == 1 else None,
+        state.decode("latin-1") if len(state) <= _LONGEST_STATE else "",
+        authority.decode("latin-1"),
+    )

@@ -24,10 +24,10 @@ from rawgrpc_proxy.observe.trace_context import (
     SAMPLED,
     TRACEPARENT,
     TRACESTATE,
+    Told,
     Trace,
     may_be_sampled,
-    parent_in,
-    state_in,
+    told_in,
 )
 
 BATCH = 512
@@ -36,7 +36,6 @@ _GOES_ON = frozenset((TRACEPARENT,))
 _BEGINS_HERE = frozenset((TRACEPARENT, TRACESTATE))
 _NEVER_BEGINS = "/opentelemetry.proto.collector."
 """Exports that pass through here would make spans that are exported, and so on for ever."""
-_LONGEST_AUTHORITY = 256
 
 
 class Tracing:
@@ -76,15 +75,17 @@ class Tracing:
 
     def begin(self, traceparent: bytes | None, headers: Headers, method: str) -> Trace | None:
         """What to trace of a call that has come with these headers; `traceparent` is one of them. None: nothing."""
-        if traceparent is not None and may_be_sampled(traceparent):
-            parent = parent_in(headers)
-            if parent is not None and parent.sampled:
-                return self._trace(headers, parent.trace_id, parent.parent_id, parent.flags)
-        elif self._ratio == 0 or (traceparent is not None and parent_in(headers) is not None):
+        if self._ratio == 0 and (traceparent is None or not may_be_sampled(traceparent)):
             return None
+        told = told_in(headers)
+        parent = told.parent
+        if parent is not None:
+            if not parent.sampled:
+                return None
+            return self._trace(told, parent.trace_id, parent.parent_id, parent.flags)
         if self._rng.random() >= self._ratio or method.startswith(_NEVER_BEGINS):
             return None
-        return self._trace(headers, self._id(16), b"", SAMPLED | RANDOM)
+        return self._trace(told, self._id(16), b"", SAMPLED | RANDOM)
 
     def told_upstream(self, trace: Trace) -> tuple[frozenset[bytes], tuple[RawHeader]]:
         """The fields to remove of the metadata, and the one to add."""
@@ -111,16 +112,15 @@ class Tracing:
         queue = self._queue
         return [queue.popleft() for _ in range(min(BATCH, len(queue)))]
 
-    def _trace(self, headers: Headers, trace_id: bytes, parent_id: bytes, flags: int) -> Trace:
-        authority = next((value for name, value in headers if name == b":authority"), b"")
+    def _trace(self, told: Told, trace_id: bytes, parent_id: bytes, flags: int) -> Trace:
         return Trace(
             trace_id,
             parent_id,
             self._id(8),
             self._id(8),
             flags,
-            state_in(headers) if parent_id else "",
-            authority[:_LONGEST_AUTHORITY].decode("latin-1"),
+            told.state if parent_id else "",
+            told.authority,
             time.time_ns(),
         )
 
