@@ -78,6 +78,7 @@ interop: $(DEV) ## run against real gRPC peers (INTEROP_ARGS=...)
 	$(BIN)/python -m interop.matrix $(INTEROP_ARGS)
 	$(if $(strip $(INTEROP_ARGS)),,$(BIN)/python -m interop.matrix --tls)
 	$(if $(strip $(INTEROP_ARGS)),,$(BIN)/python -m interop.tls)
+	$(if $(strip $(INTEROP_ARGS)),,$(BIN)/python -m interop.metrics)
 
 page: $(DEV) ## look at the page of the admin listener with Chromium (PAGE_ARGS=...)
 	sh interop/page/setup.sh

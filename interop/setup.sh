@@ -69,6 +69,15 @@ build() {
     fi
 }
 
+# Unpacked, not installed: the package would start one that listens everywhere.
+if ! have prometheus && [ ! -x "$built/prometheus/usr/bin/prometheus" ] && have apt-get; then
+    rm -rf "$built/prometheus.new" && mkdir "$built/prometheus.new"
+    # shellcheck disable=SC2015  # whatever fails, it is left out
+    (cd "$built/prometheus.new" && { apt-get download -qq prometheus || { $as_root apt-get update -qq && apt-get download -qq prometheus; }; } &&
+        dpkg-deb -x ./*.deb . && rm ./*.deb) >/dev/null 2>&1 && rm -rf "$built/prometheus" &&
+        mv "$built/prometheus.new" "$built/prometheus" || echo "prometheus could not be fetched" >&2
+fi
+
 if have go; then
     # With the Go that is here: by itself it would fetch a newer one where the module asks for it.
     build grpc_go "$built/grpc_go" env GOTOOLCHAIN=local go build -buildvcs=false -o "$built/grpc_go" .

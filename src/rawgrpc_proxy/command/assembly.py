@@ -6,11 +6,12 @@ settings is found here, or when they are read, so that whoever has got a `Proces
 
 import itertools
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import attrs
+import trio
 
 from rawgrpc_proxy.command.cores import cores
 from rawgrpc_proxy.command.link import Answers
@@ -36,8 +37,9 @@ from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.tls import TlsContext
 from rawgrpc_proxy.net.tls_files import ContextOfFiles, listener_context, upstream_context
 from rawgrpc_proxy.observe.call_log import CallLog
-from rawgrpc_proxy.observe.metrics import Metrics, Sources
+from rawgrpc_proxy.observe.metrics import STUCK, Metrics, Sources
 from rawgrpc_proxy.observe.observer import PoolObserver
+from rawgrpc_proxy.observe.report import OpenCallsReport, WorkerReport
 from rawgrpc_proxy.observe.tell import Observers
 from rawgrpc_proxy.observe.tracing import Tracing
 from rawgrpc_proxy.proxy.director import StreamDirector
@@ -178,14 +180,34 @@ def _answers(metrics: Metrics, server: Server, targets: Clusters, log: CallLog) 
     def numbered(facts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         return [{"worker": metrics.worker, **fact} for fact in facts]
 
+    async def report(_: object) -> WorkerReport:
+        return metrics.report(await _in_steps(server.open_call_steps(STUCK)))
+
+    async def calls(limit: int) -> list[dict[str, Any]]:
+        return numbered((await _in_steps(server.open_call_steps(limit)))["calls"])
+
+    async def connections(_: object) -> list[dict[str, Any]]:
+        downstream = server.open_connection_facts()
+        await trio.lowlevel.checkpoint()
+        return numbered([*downstream, *upstream_connection_facts(targets)])
+
     return {
-        "report": lambda _: metrics.report(),
-        "calls": lambda limit: numbered(server.open_call_facts(int(limit))["calls"]),
-        "connections": lambda _: numbered(
-            [*server.open_connection_facts(), *upstream_connection_facts(targets)]
-        ),
+        "report": report,
+        "calls": calls,
+        "connections": connections,
         "log": lambda level: setattr(log, "level", level),
     }
+
+
+async def _in_steps(steps: Generator[None, None, OpenCallsReport]) -> OpenCallsReport:
+    """What a generator returns; calls go on between its steps."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            facts: OpenCallsReport = end.value
+            return facts
+        await trio.lowlevel.checkpoint()
 
 
 def _exact_methods(serve: ServeSettings) -> list[str]:

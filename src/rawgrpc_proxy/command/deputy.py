@@ -116,20 +116,22 @@ class Workers:
             if self._level is not None:
                 nursery.start_soon(self._ask, link, "log", self._level)
             await link.run()
+            del self._links[pid]
+            if link.last_words is not None:
+                self._reports.heard(link.last_words)
+            self._reports.lost(pid)
+            self._write_ledger()
             nursery.cancel_scope.cancel()
-        if self._links.get(pid) is not link:
-            return  # after an upgrade there is another one, until the new admin process takes over
-        del self._links[pid]
-        if link.last_words is not None:
-            self._reports.heard(link.last_words)
-        self._reports.lost(pid)
-        self._write_ledger()
 
     async def _look_now_and_then(self) -> None:
         while True:
             await trio.sleep(_LOOK_EVERY_S)
-            await self.reports()
-            self._write_ledger()
+            await self.write_down()
+
+    async def write_down(self) -> None:
+        """Have all that workers have counted in the ledger."""
+        await self.reports()
+        self._write_ledger()
 
     def _write_ledger(self) -> None:
         ledger = {"started_at": self.started_at, "level": self._level, "reports": self._reports.all()}
@@ -225,6 +227,7 @@ def run_deputy(
 
             async def until_told_to_stop() -> None:
                 await anext(signals)
+                await workers.write_down()
                 nursery.cancel_scope.cancel()
 
             async def until_supervisor_is_gone(task_status: trio.TaskStatus[None]) -> None:

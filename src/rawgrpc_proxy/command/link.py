@@ -12,7 +12,7 @@ has answered, and what was left of a line goes out before the next one.
 import contextlib
 import json
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import trio
@@ -24,7 +24,7 @@ _UNREADABLE = (ValueError, TypeError, KeyError)
 """What comes of a line that is none of ours."""
 
 Answers = Mapping[str, Callable[[Any], Any]]
-"""By question: what answers it, given the argument. Must not wait."""
+"""By question: what answers it, given the argument, or an awaitable of the answer. What takes long lets others run."""
 
 
 class LinkLost(Exception):
@@ -42,7 +42,7 @@ async def answer(sock: socket.socket, answers: Answers) -> None:
         try:
             while data := await stream.receive_some(_AT_ONCE):
                 for line in lines.of(data):
-                    unsent += _answer_to(line, answers)
+                    unsent += await _answer_to(line, answers)
                     await _send(stream, unsent)
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, *_UNREADABLE):
             return
@@ -52,7 +52,7 @@ async def answer(sock: socket.socket, answers: Answers) -> None:
                     trio.CancelScope(shield=True, deadline=trio.current_time() + _LAST_WORDS_S),
                     contextlib.suppress(OSError),
                 ):
-                    unsent += _line({"id": 0, "answer": answers["report"](None)})
+                    unsent += _line({"id": 0, "answer": await _result(answers["report"], None)})
                     await _send(stream, unsent)
             raise
 
@@ -63,13 +63,18 @@ async def _send(stream: trio.SocketStream, unsent: bytearray) -> None:
         del unsent[: await stream.socket.send(bytes(unsent[:_AT_ONCE]))]
 
 
-def _answer_to(line: bytes, answers: Answers) -> bytes:
+async def _answer_to(line: bytes, answers: Answers) -> bytes:
     question = json.loads(line)
     number, asked = question["id"], question["ask"]
     try:
-        return _line({"id": number, "answer": answers[asked](question.get("argument"))})
+        return _line({"id": number, "answer": await _result(answers[asked], question.get("argument"))})
     except Exception as error:  # noqa: BLE001  # whoever asked hears it; calls go on
         return _line({"id": number, "error": f"{type(error).__name__}: {error}"})
+
+
+async def _result(answer_of: Callable[[Any], Any], argument: Any) -> Any:
+    result = answer_of(argument)
+    return await result if isinstance(result, Awaitable) else result
 
 
 class Link:

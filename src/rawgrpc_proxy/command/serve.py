@@ -226,12 +226,15 @@ class _Source:
 
     def child_started(self, child: Child) -> None:
         """Count a worker's silence from now on, and link it with the admin process."""
+        is_new = child.of is not None  # else the program before an upgrade has started and linked it
         if child.number:
             self._beats[child.pid] = time.monotonic()
             self._workers[child.pid] = child
-            self._link(child)
-        else:
-            self._deputy, self._asked = child, b""
+            if is_new:
+                self._link(child)
+            return
+        self._deputy, self._asked = child, b""
+        if is_new:
             self._tell_deputy({**self._news, "pids": list(self._workers)})
             for worker in self._workers.values():
                 self._link(worker)

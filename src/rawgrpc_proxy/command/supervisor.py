@@ -46,6 +46,7 @@ _ENDS_WITHIN_S = 10.0
 _READY_WITHIN_S = 60.0
 """For a generation that is to replace another. PyPy takes seconds on a busy machine."""
 _DEPUTY = 0
+_DEPUTY_ENDS_WITHIN_S = 3.0
 
 Asked = Literal["reload", "upgrade", "stop"]
 State = Literal["ready", "reloading", "stopping"]
@@ -202,7 +203,10 @@ class Supervisor:
         for number, due in list(self._restarts.items()):
             if due <= now and not self._stopping and self._present is not None:
                 del self._restarts[number]
-                self._start(number, self._present)
+                if number == _DEPUTY:
+                    self._start_deputy(self._present)
+                else:
+                    self._start(number, self._present)
         if self._reload_at is not None and self._reload_at <= now:
             self._reload_at = None
             self._ask("reload")
@@ -262,6 +266,12 @@ class Supervisor:
             if child.number == _DEPUTY and not child.told_to_stop:
                 self._terminate(child)
 
+    def _replace_deputy(self) -> None:
+        """Start the present generation's when the one before has written down what it knows, or has had the time."""
+        self._stop_deputy()
+        before = any(child.number == _DEPUTY for child in self._children)
+        self._restarts[_DEPUTY] = time.monotonic() + (_DEPUTY_ENDS_WITHIN_S if before else 0)
+
     # ------------------------------------------------------------ generations
 
     def _reload(self) -> None:
@@ -310,8 +320,7 @@ class Supervisor:
             if child.of is not following and not child.told_to_stop:
                 self._terminate(child)
         if before is None or before.deputy != following.deputy:
-            self._stop_deputy()
-            self._start_deputy(following)
+            self._replace_deputy()
         self._source.reloaded([])
         draining = sum(child.told_to_stop for child in self._workers())
         self._source.say(
@@ -411,6 +420,9 @@ class Supervisor:
                 self._start(number, generation)
 
     def _start_deputy(self, generation: Generation) -> None:
+        for child in self._children:
+            if child.number == _DEPUTY:  # it hangs
+                os.kill(child.pid, signal.SIGKILL)
         if generation.deputy is not None:
             self._start(_DEPUTY, generation)
 
@@ -442,6 +454,8 @@ class Supervisor:
         elif child.told_to_stop:
             if not well:
                 self._source.say(f"{who}, told to stop, {how(code)}")
+            if child.number == _DEPUTY and _DEPUTY in self._restarts:
+                self._restarts[_DEPUTY] = time.monotonic()
         elif child.number != _DEPUTY and child.of is self._next and self._next is not None:
             self._give_up_next(f"{who} {how(code)} before all of them served")
         elif child.number != _DEPUTY and (child.of is None or child.of is not self._present):

@@ -42,9 +42,11 @@ MOST_METHODS = 300
 _LONGEST_METHOD = 200
 _MOST_ADDRESSES = 1000
 _LONGEST_TEXT = 300
-_STUCK = 100
+STUCK = 100
+"""Open calls that a report has."""
 _STATUSES = len(Status)
 _DISTRIBUTION = "rawgrpc-proxy"
+_STEPS_PER_SECOND = 1 << 20
 
 
 @attrs.frozen(kw_only=True)
@@ -244,13 +246,17 @@ class Metrics(ServerObserver, PoolObserver):
 
     # ----------------------------------------------------------------- report
 
-    def report(self) -> WorkerReport:
-        """What there is to say, now. It looks at each open call, some microseconds for each: ask now and then."""
+    def report(self, opened: OpenCallsReport | None = None) -> WorkerReport:
+        """What there is to say, now. It looks at each open call, some microseconds for each: ask now and then.
+
+        `opened` is for who has looked at them already, in steps: `Server.open_call_steps(STUCK)`.
+        """
         sources = self.sources
         exported, dropped = sources.spans()
-        opened: OpenCallsReport = {"open": 0, "methods": {}, "upstream_methods": {}, "calls": []}
-        if sources.open_calls is not None:
-            opened = sources.open_calls(_STUCK)
+        if opened is None:
+            opened = {"open": 0, "methods": {}, "upstream_methods": {}, "calls": []}
+            if sources.open_calls is not None:
+                opened = sources.open_calls(STUCK)
         endpoints = [] if sources.endpoints is None else sources.endpoints()
         for endpoint in endpoints:
             endpoint["statuses"] = _by_name(self._of_address.get(endpoint["address"], ()))
@@ -286,7 +292,7 @@ class Metrics(ServerObserver, PoolObserver):
                 "turned_away": self._turned_away,
                 "tls_handshakes": self._tls_handshakes,
                 "tls_failed": self._tls_failed,
-                "tls_seconds": self._tls_seconds,
+                "tls_seconds": _exact(self._tls_seconds),
             },
             "upstream": {
                 "open": self._upstream_opened - sum(self._upstream_closed.values()),
@@ -295,7 +301,7 @@ class Metrics(ServerObserver, PoolObserver):
                 "dials": self._dials,
                 "dials_failed": self._dials_failed,
                 "dials_succeeded": self._dials_succeeded,
-                "dial_seconds": self._dial_seconds,
+                "dial_seconds": _exact(self._dial_seconds),
                 "picks": self._never_less("picks", "", picks),
                 "waits": self._waits,
                 "refused": self._refused,
@@ -320,7 +326,7 @@ class Metrics(ServerObserver, PoolObserver):
                 for status, number in _by_name(counts.statuses).items():
                     _count(sum_["statuses"], status, number)
                 sum_["buckets"] = [a + b for a, b in zip(sum_["buckets"], counts.buckets, strict=True)]
-                sum_["seconds"] += counts.seconds
+                sum_["seconds"] += _exact(counts.seconds)
                 sum_["request_messages"] += counts.request_messages
                 sum_["response_messages"] += counts.response_messages
         for method in opened:
@@ -359,6 +365,14 @@ def _nothing() -> MethodReport:
 
 def _by_name(statuses: Iterable[int]) -> dict[str, int]:
     return {Status(number).name: count for number, count in enumerate(statuses) if count}
+
+
+def _exact(seconds: float) -> float:
+    """So much less, by up to a microsecond, that sums of such numbers are exact.
+
+    By rounding, a sum could be less in another order, when a worker has gone: a counter that goes down.
+    """
+    return int(seconds * _STEPS_PER_SECOND) / _STEPS_PER_SECOND
 
 
 def _count(counts: dict[str, int], name: str, number: int = 1) -> None:

@@ -10,7 +10,7 @@ open when somebody last asked.
 
 import heapq
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 
 import attrs
 import trio
@@ -33,6 +33,8 @@ _Key = tuple[int, float, int]
 _Moved = tuple[object, ...]
 """What changes whenever something moves on a call."""
 _LONGEST_METHOD = 300
+_STEP = 200
+"""Calls that are looked at in one step: two milliseconds, or so."""
 
 
 @attrs.frozen
@@ -62,27 +64,39 @@ class OpenCallsWatch:
 
     def facts(
         self, connections: Iterable[Connection], in_steps: Mapping[Stream, Call], limit: int
-    ) -> OpenCallsReport:
-        """As `Server.open_call_facts`. `in_steps` are the calls that wait in tasks."""
+    ) -> Generator[None, None, OpenCallsReport]:
+        """As `Server.open_call_steps`. `in_steps` are the calls that wait in tasks."""
         now = trio.current_time()
-        seen, self._seen = self._seen, {}
+        seen: dict[_Key, tuple[_Moved, float]] = {}
         every: list[_Open] = []
         methods: dict[str, int] = {}
         upstream_methods: dict[str, int] = {}
-        for connection in connections:
-            for stream in connection.streams.values():
+        looked_at = 0
+        for connection in list(connections):
+            for stream in list(connection.streams.values()):
+                looked_at += 1
+                if looked_at % _STEP == 0:
+                    yield
+                if connection.streams.get(stream.id) is not stream:
+                    continue  # it has ended meanwhile
                 opened = self._open(stream, connection, in_steps.get(stream), seen, now)
                 if opened is not None:
                     every.append(opened)
                     methods[opened.method] = methods.get(opened.method, 0) + 1
                     if opened.upstream is not None:
                         upstream_methods[opened.method] = upstream_methods.get(opened.method, 0) + 1
-        longest = heapq.nlargest(max(limit, 0), every, key=lambda each: each.quiet_s)
+        self._seen = seen
+        yield
+        calls: list[OpenCall] = []
+        for each in heapq.nlargest(max(limit, 0), every, key=lambda each: each.quiet_s):
+            if len(calls) % _STEP == _STEP - 1:
+                yield
+            calls.append(self._fact(each, now))
         return {
             "open": len(every),
             "methods": methods,
             "upstream_methods": upstream_methods,
-            "calls": [self._fact(each, now) for each in longest],
+            "calls": calls,
         }
 
     def _open(
@@ -90,10 +104,13 @@ class OpenCallsWatch:
         stream: Stream,
         connection: Connection,
         call: Call | None,
-        seen: Mapping[_Key, tuple[_Moved, float]],
+        seen: dict[_Key, tuple[_Moved, float]],
         now: float,
     ) -> _Open | None:
-        """What there is to know of a stream; None if its call is over, and only its last frames are left."""
+        """What there is to know of a stream; None if its call is over, and only its last frames are left.
+
+        How far it is is noted in `seen`.
+        """
         splice = splice_of(stream)
         state = connection.session.streams.get(stream.id)
         if splice is not None:
@@ -106,9 +123,9 @@ class OpenCallsWatch:
             return None
         key = (id(connection), connection.opened_at, stream.id)
         moved = _moved(stream, splice)
-        before = seen.get(key)
+        before = self._seen.get(key)
         since = now if before is None or before[0] != moved else before[1]
-        self._seen[key] = moved, since
+        seen[key] = moved, since
         heard_at = connection.heard_at
         if splice is not None and splice.upstream is not None:
             heard_at = max(heard_at, splice.upstream.connection.heard_at)

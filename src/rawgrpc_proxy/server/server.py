@@ -7,7 +7,7 @@ The invariant: a connection's trouble never leaves its task.
 import itertools
 import math
 import socket
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from functools import partial
 
 import attrs
@@ -146,6 +146,19 @@ class Server:
 
         For each of those, among other things, in words what it waits for. `quiet_s` is the least that it can be; asked
         each second it is right to a second. Waits for nothing, and looks at every open call, some microseconds each.
+        """
+        steps = self.open_call_steps(limit)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                facts: OpenCallsReport = end.value
+                return facts
+
+    def open_call_steps(self, limit: int = 100) -> Generator[None, None, OpenCallsReport]:
+        """The same in steps of a few milliseconds, between which calls can go on; returned by the generator.
+
+        A call that ends meanwhile may be there or not.
         """
         in_steps: dict[Stream, Call] = {}
         for calls in self._calls:
