@@ -263,26 +263,6 @@ def test_a_stop_while_old_workers_drain_gives_them_their_grace(folder: Path) -> 
     trio.run(main)
 
 
-def test_a_service_manager_may_signal_all_processes_and_calls_have_their_grace(folder: Path) -> None:
-    async def main() -> None:
-        file = folder / "proxy.toml"
-        async with backends("127.0.0.1:0") as (a,), Pool() as client:
-            write(file, a, f"unix:{folder}/p")
-            async with served(file) as proxy:
-                async with talk(client, await proxy.address()) as talking:
-                    for _ in range(2):
-                        for pid in children(proxy):
-                            os.kill(pid, signal.SIGTERM)
-                        await proxy.line("draining, 1 call")
-                    proxy.signal(signal.SIGTERM)
-                    await proxy.line("SIGTERM: stopping")
-                    assert await talking.say(b"still there?") == b"still there?"
-                    assert await talking.end() is Status.OK
-                assert await proxy.exit_code() == 0
-
-    trio.run(main)
-
-
 # ----------------------------------------------------------- sockets from elsewhere
 
 

@@ -20,7 +20,7 @@ from rawgrpc_proxy.command.demo import Trial, make_call
 from rawgrpc_proxy.command.supervisor import Asked, Generation, State, Supervisor
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.upstream.pool import Pool
-from tests.command.test_cli import unread
+from tests.command.test_cli import backends, talk, unread
 from tests.processes import Program, program
 
 WORKERS = ("serve", "--listen", "127.0.0.1:0", "--upstream", "127.0.0.1:1", "--workers", "2", "--grace", "1")
@@ -109,6 +109,25 @@ def test_an_interrupt_of_the_whole_terminal_drains_every_worker_once() -> None:
             running.signal(signal.SIGINT)
             assert await running.exit_code() == 0
             assert not any("again" in line for line in running.stderr)
+
+    trio.run(main)
+
+
+def test_a_sigterm_to_each_process_of_the_service_cuts_no_call_off() -> None:
+    async def main() -> None:
+        async with backends("127.0.0.1:0") as [upstream], Pool() as client:
+            serve = ("serve", "--listen", "127.0.0.1:0", "--upstream", upstream, "--workers", "1")
+            async with program(*serve) as running, talk(client, await running.address()) as talking:
+                # As systemd does, unless it is told otherwise, and whoever signals a process group.
+                for pid in (running.pid, *children(running)):
+                    os.kill(pid, signal.SIGTERM)
+                await running.line("draining, 1 call still running")
+                for pid in children(running):
+                    os.kill(pid, signal.SIGTERM)
+                assert await talking.say(b"still") == b"still"
+                running.signal(signal.SIGTERM)
+                await running.line("ending at once, 1 call cut off")
+                assert await running.exit_code() == 0
 
     trio.run(main)
 
