@@ -329,6 +329,27 @@ def test_the_processors_are_counted_on_systems_without_affinity(monkeypatch: pyt
     assert cores() == 7
 
 
+def test_a_new_program_that_hangs_when_it_is_tried_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    class UntilTold(Stderr):
+        def say(self, text: str) -> None:
+            super().say(text)
+            if text.startswith("upgrade:"):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def serve() -> int:
+        os.kill(os.getppid(), signal.SIGUSR2)
+        signal.pause()
+        return 0
+
+    monkeypatch.setattr(supervisor, "_READY_WITHIN_S", 0.5)
+    hangs = ["/bin/sleep", "sleep", "1000"]
+    written = in_a_process(lambda: Supervisor(UntilTold(), hangs).run(One(serve)))
+    assert (
+        "upgrade: the new program had not started within 0.5 s when it was tried; nothing has changed"
+        in written
+    )
+
+
 def test_a_worker_that_fails_while_stopping_makes_the_exit_code_1() -> None:
     pid = os.fork()
     if not pid:

@@ -44,7 +44,7 @@ _STEADY_AFTER_S = 1.0
 _ENDS_WITHIN_S = 10.0
 """A process that was told to stop, when its grace is over: for the last bytes and lines. One that hangs is killed."""
 _READY_WITHIN_S = 60.0
-"""For a generation that is to replace another. PyPy takes seconds on a busy machine."""
+"""For a generation that is to replace another, and for a new program. PyPy takes seconds on a busy machine."""
 _DEPUTY = 0
 _DEPUTY_ENDS_WITHIN_S = 3.0
 
@@ -127,6 +127,7 @@ class Supervisor:
         self._reload_at: float | None = None
         self._trial: int | None = None
         """The process that tries the new program."""
+        self._trial_by = 0.0
         self._asked: deque[Asked] = deque()
         """Reloads and upgrades that wait until the one under way is over."""
         self._was_ready = False
@@ -194,6 +195,8 @@ class Supervisor:
         if self._reload_at is not None and not self._stopping:
             left.append(self._reload_at - now)
         left += [child.ends_by - now for child in self._children if child.ends_by < math.inf]
+        if self._trial is not None and self._trial_by < math.inf:
+            left.append(self._trial_by - now)
         if (pause_s := self._source.tick()) is not None:
             left.append(pause_s)
         return max(0.0, min(left)) if left else None
@@ -352,6 +355,7 @@ class Supervisor:
         self._source.state("reloading")
         try:
             self._trial = self._children.fork(lambda: self._exec(self._handover(), trial=True))
+            self._trial_by = time.monotonic() + _READY_WITHIN_S
         except OSError as error:
             self._upgrade_failed(f"the new program cannot be tried: {error.strerror}")
 
@@ -362,9 +366,14 @@ class Supervisor:
         if is_over:
             self._trial = None
             if code != 0:
-                self._upgrade_failed(f"the new program {how(code)} when it was tried")
+                hung = self._trial_by == math.inf
+                what = f"had not started within {_READY_WITHIN_S:g} s" if hung else how(code)
+                self._upgrade_failed(f"the new program {what} when it was tried")
             elif not self._stopping:
                 self._upgrade()
+        elif time.monotonic() >= self._trial_by and not self._stopping:
+            os.kill(self._trial, signal.SIGKILL)  # reloads wait for it
+            self._trial_by = math.inf
 
     def _upgrade(self) -> None:
         """Become the new program. Returns only if that cannot be."""
