@@ -68,6 +68,7 @@ async function looks(page, name) {
     for (const width of WIDTHS) {
       await page.setViewportSize({ width, height: 900 });
       await page.evaluate(() => show());
+      await page.evaluate(() => window.scrollTo(0, 0)); // the head of the page sticks
       await frames(page);
       const beyond = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
       if (scheme === 'light') tell(`${name}, ${width} px wide, does not scroll sideways`, beyond > 0 ? `${beyond} px too wide` : '');

@@ -282,3 +282,14 @@ def test_every_alert_says_what_is_wrong() -> None:
         assert re.search(r"^        expr: ", rule, re.MULTILINE), rule
         assert re.search(r"^          summary: ", rule, re.MULTILINE), rule
         assert re.search(r"labels: \{severity: (page|warn|info)\}", rule), rule
+
+
+def test_two_processes_of_one_number_are_one_line() -> None:
+    old, new = a_busy_worker().report(), a_busy_worker().report()
+    new["pid"], new["started_at"], new["cpu_s"] = old["pid"] + 1, old["started_at"] + 5, old["cpu_s"] + 7
+    reports = [old, new]
+    lines = [line.rpartition(" ")[0] for line in exposition(reports).decode().splitlines() if line[0] != "#"]
+    assert len(lines) == len(set(lines))
+    assert value(reports, "rawgrpc_proxy_worker_resident_memory_bytes", worker="1") == 2 * old["rss_bytes"]
+    assert value(reports, "rawgrpc_proxy_worker_start_time_seconds", worker="1") == new["started_at"]
+    assert value(reports, "rawgrpc_proxy_worker_cpu_seconds_total", worker="1") == new["cpu_s"]

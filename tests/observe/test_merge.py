@@ -143,3 +143,20 @@ def test_another_process_may_have_the_number_of_one_that_is_gone() -> None:
     sums = merged(reports.all())
     assert sums["methods"]["/a.B/C"]["statuses"] == {"OK": 7}
     assert len(sums["workers"]) == 1
+
+
+def test_another_process_can_go_on_from_what_one_has_counted() -> None:
+    before = Reports()
+    before.heard(a_report(1, calls=3))
+    before.lost(a_report(1, calls=3)["pid"])
+    for pid, calls in ((20, 5), (21, 7)):
+        before.heard({**a_report(1, calls=calls), "pid": pid})
+    after = Reports(before.all())
+    assert after.all() == before.all()
+    after.only([21])  # the other one has died while nobody looked
+    sums = merged(after.all())
+    assert sums["methods"]["/a.B/C"]["statuses"] == {"OK": 15}
+    assert [worker["pid"] for worker in sums["workers"]] == [21]
+    started_at = after.all()[0]["started_at"]
+    after.heard({**a_report(1, calls=8), "pid": 21, "started_at": started_at})
+    assert merged(after.all())["methods"]["/a.B/C"]["statuses"] == {"OK": 16}

@@ -281,3 +281,14 @@ def test_a_report_tells_of_its_process_and_can_be_written_as_json() -> None:
     with open(__file__):  # noqa: PTH123
         assert metrics.report()["open_files"] == before + 1
     assert json.loads(json.dumps(report)) == report
+
+
+@given(st.lists(st.floats(0, 1e5), min_size=3, max_size=8))
+def test_sums_of_seconds_are_the_same_in_any_order(durations: list[float]) -> None:
+    seconds = []
+    for duration_s in durations:
+        metrics = Metrics(["/a.B/C"])
+        metrics.call_ended(a_record(duration_s=duration_s))
+        seconds.append(metrics.report()["methods"]["/a.B/C"]["seconds"])
+    assert sum(seconds) == sum(reversed(seconds))
+    assert all(abs(a - b) < 1e-5 for a, b in zip(durations, seconds, strict=True))

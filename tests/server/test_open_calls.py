@@ -1,13 +1,14 @@
 """What a server tells of its open calls: how far they are, how long they have been quiet, and what they wait for."""
 
 import sys
+from collections.abc import Generator
 
 import trio
 from trio.testing import trio_test
 
 from rawgrpc_proxy import CallContext, Health, Server, StreamDirector, Target
 from rawgrpc_proxy.config import Engine
-from rawgrpc_proxy.observe.report import OpenCall
+from rawgrpc_proxy.observe.report import OpenCall, OpenCallsReport
 from rawgrpc_proxy.upstream.endpoints import endpoint_facts, upstream_connection_facts
 from tests.proxy.house import House, a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import INITIAL_WINDOW_SIZE, RESPONSE, message, request_fields
@@ -15,6 +16,15 @@ from tests.proxy.raw_peers import INITIAL_WINDOW_SIZE, RESPONSE, message, reques
 pytestmark = on_every_engine
 WINDOW = 1000
 """What the peers of these tests let others send them."""
+
+
+def finished(steps: Generator[None, None, OpenCallsReport]) -> OpenCallsReport:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            facts: OpenCallsReport = end.value
+            return facts
 
 
 def the_call(house: House) -> OpenCall:
@@ -206,3 +216,21 @@ async def test_an_endpoint_that_cannot_be_reached_is_in_backoff_and_says_why(eng
         [endpoint] = endpoint_facts({"orders": [target]})
         assert endpoint["state"] in {"backoff", "connecting"}
         assert "refused" in (endpoint["last_error"] or "")
+
+
+@trio_test
+async def test_many_calls_are_looked_at_in_steps_between_which_some_may_end(engine: Engine) -> None:
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        calls = [await client.open(request_fields()) for _ in range(90)]
+        calls += [await other.open(request_fields()) for other in [await house.client()] for _ in range(90)]
+        calls += [await other.open(request_fields()) for other in [await house.client()] for _ in range(90)]
+        await until(lambda: house.server.open_call_facts()["open"] == len(calls), "all are open")
+        steps = house.server.open_call_steps()
+        next(steps)  # some have not been looked at
+        for call in calls:
+            await call.reset()
+        await until(lambda: house.server.open_call_facts()["open"] == 0, "all are over")
+        facts = finished(steps)
+        assert 0 < facts["open"] < len(calls)
+        assert len(facts["calls"]) == 100

@@ -534,7 +534,7 @@ const methodTable = new Table(byId('methods'), {
     value('Since start', '7rem', (row) => row.total, integer),
   ],
   compare: (a, b) => b.failing - a.failing || b.started - a.started || b.total - a.total || (a.key < b.key ? -1 : 1),
-  none: 'No call has come yet.',
+  none: 'No call has ended yet.',
 });
 
 const TROUBLE = { backoff: 0, connecting: 1, idle: 3, ready: 4 };
@@ -555,7 +555,10 @@ const endpointTable = new Table(byId('endpoints'), {
   labelledby: 'endpoints-heading',
   columns: [
     text('Endpoint', '26%', (row) => row.key,
-      (cell, row) => setPieces(cell, [[said(row.cluster), 'service'], [' ', ''], [said(row.address), 'method']])),
+      (cell, row) => setPieces(cell, [
+        ...(row.cluster === row.address ? [] : [[said(row.cluster), 'service'], [' ', '']]), // --upstream names its cluster so
+        [said(row.address), 'method'],
+      ])),
     text('State', '9rem', troubleOf, stateCell((row) => (row.state === 'idle' ? 'still' : row.level ?? 'fine'))),
     value('Connections', '7rem', (row) => row.connections, integer),
     value('Open calls', '6.5rem', (row) => row.calls, integer),
@@ -825,6 +828,8 @@ function attention(view) {
   const { dropped, reloads, turnedAway, replaced } = view;
   if (turnedAway) note('warn', '#connections', `${plural(turnedAway, 'connection was', 'connections were')} turned away ${span}.`);
   if (reloads) note('bad', '#settings', `TLS files could not be read again (${plural(reloads, 'time', 'times')} ${span}): the old ones stay in force.`);
+  const silent = list(state.workers).filter((worker) => worker.state === 'silent').map((worker) => said(worker.worker));
+  if (silent.length) note('bad', '#workers', `${silent.length === 1 ? 'Worker' : 'Workers'} ${silent.join(', ')} gave no answer within a second: what is shown of it is its last word.`);
   if (dropped) note('warn', '#limits', `${plural(dropped, 'log line was', 'log lines were')} dropped ${span}: standard error is not read fast enough.`);
   if (replaced.length) note('warn', '#workers', `${replaced.length === 1 ? 'Worker' : 'Workers'} ${replaced.map(said).join(', ')} ended and began anew less than ${age(REPLACED_S)} ago.`);
   return found.sort((a, b) => WORST_FIRST[a.level] - WORST_FIRST[b.level]);
