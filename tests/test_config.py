@@ -7,6 +7,7 @@ import attrs
 import pytest
 
 from rawgrpc_proxy import ConfigError, Http2Settings
+from rawgrpc_proxy.config import DOWNSTREAM_ONLY, UPSTREAM_ONLY
 
 RANGES: dict[str, tuple[float, float]] = {
     "stream_window_bytes": (65_535, 2**31 - 1),
@@ -68,3 +69,9 @@ def test_settings_are_named_and_do_not_change() -> None:
     settings = Http2Settings()
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         settings.engine = "h2"  # type: ignore[misc]
+
+
+def test_settings_of_one_side_are_settings() -> None:
+    names = {field.name for field in attrs.fields(Http2Settings)}
+    assert names > DOWNSTREAM_ONLY | UPSTREAM_ONLY
+    assert not DOWNSTREAM_ONLY & UPSTREAM_ONLY

@@ -795,6 +795,18 @@ SERVE = ["serve", "--listen", "127.0.0.1:0", "--upstream", "127.0.0.1:1"]
             [*SERVE, "--max-header-fields", "7"],
             "argument --max-header-fields: max_header_fields is 7; it must be between 8 and 10000",
         ),
+        (
+            [*SERVE, "--upstream-keepalive", "5"],
+            "argument --upstream-keepalive: upstream_keepalive_s is 5.0; it must be between 10 and inf",
+        ),
+        (
+            [*SERVE, "--downstream-keepalive", "soon"],
+            "argument --downstream-keepalive: 'soon' is no number of seconds",
+        ),
+        (
+            [*SERVE, "--keepalive-timeout", "inf"],
+            "argument --keepalive-timeout: keepalive_timeout_s is inf; it must be between 0.001 and 3600",
+        ),
         ([*SERVE, "--engine", "steam"], "argument --engine: invalid choice: 'steam'"),
         ([*SERVE, "--log-format", "xml"], "argument --log-format: invalid choice: 'xml'"),
         ([*SERVE, "--up", "127.0.0.1:1"], "unrecognized arguments: --up"),
@@ -891,6 +903,9 @@ def test_the_help_of_serve_tells_the_default_of_each_option(capsys: pytest.Captu
         ("--max-concurrent-streams N", f"(default: {Http2Settings().max_concurrent_streams})"),
         ("--max-header-list-bytes N", f"(default: {Http2Settings().max_header_list_bytes})"),
         ("--max-header-fields N", f"(default: {Http2Settings().max_header_fields})"),
+        ("--upstream-keepalive SECONDS", f"(default: {Http2Settings().upstream_keepalive_s:g})"),
+        ("--downstream-keepalive SECONDS", f"(default: {Http2Settings().downstream_keepalive_s:g})"),
+        ("--keepalive-timeout SECONDS", f"(default: {Http2Settings().keepalive_timeout_s:g})"),
         ("--grace SECONDS", "in seconds (default: 30)"),
         ("--log-format {text,json,none}", "(default: text)"),
         ("--engine {", "(default: relay)"),
