@@ -53,12 +53,13 @@ def serve(read: Callable[[], Settings]) -> int:
     try:
         handover = taken_over()
         raise_soft_limit()
-        source = _Source(read, handover)
-        first = _first(source, handover)
-        if handover is not None and handover.is_trial:
-            return 0
-        calm_garbage_collector()
-        return Supervisor(source, [sys.executable, *sys.orig_argv], [source.ledger]).run(first, handover)
+        with contextlib.closing(_Source(read, handover)) as source:
+            first = _first(source, handover)
+            if handover is not None and handover.is_trial:
+                return 0
+            calm_garbage_collector()
+            command = [sys.executable, *sys.orig_argv]
+            return Supervisor(source, command, [source.ledger]).run(first, handover)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
 
@@ -203,6 +204,10 @@ class _Source:
             where = self._listening.where(key)
             stdout.add(f"listening on {where}\n" if key in generation.keys else f"admin: {_url(where)}\n")
         stdout.flush()
+
+    def close(self) -> None:
+        """All is over."""
+        self._ledger.close()
 
     def say(self, text: str) -> None:
         """Write it to the log; without settings its format is not known."""

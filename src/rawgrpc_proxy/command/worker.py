@@ -21,6 +21,7 @@ import trio
 
 from rawgrpc_proxy.command.assembly import Process
 from rawgrpc_proxy.command.channel import beat, hear_supervisor, tell_ready
+from rawgrpc_proxy.command.children import signals_wait
 from rawgrpc_proxy.command.link import answer
 from rawgrpc_proxy.command.log import heard_by
 from rawgrpc_proxy.errors import ConfigError
@@ -82,7 +83,11 @@ def run_process(log: CallLog, make: Callable[[], Process], inherited: Inherited)
 
 async def _run(process: Process, inherited: Inherited) -> None:
     # Signals first: one that comes while we start must not be lost, nor end us with a traceback.
-    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+    with contextlib.ExitStack() as heard:
+        with signals_wait():
+            # trio raises again at the end what nobody has taken, as a second one; that must not end us before our log.
+            signal.signal(signal.SIGTERM, lambda *_: None)
+            signals = heard.enter_context(trio.open_signal_receiver(signal.SIGTERM))
         for sock in itertools.chain.from_iterable(inherited.listeners):
             process.loop_guard.listens_on(bound_address(sock))
         if inherited.share is not None:
