@@ -12,6 +12,7 @@ PAGE_ARGS ?=
 BOUNDS_ARGS ?=
 SOAK_ARGS ?=
 FAULTS_ARGS ?=
+LIFECYCLE_ARGS ?=
 BENCH_ARGS ?=
 PROFILE_ARGS ?=
 
@@ -33,7 +34,7 @@ export CHECK_PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check format interop page bounds soak faults attacks fuzz dist bench profile clean
+.PHONY: help venv demo test check format interop page bounds soak faults lifecycle attacks fuzz dist bench profile clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -94,6 +95,10 @@ soak: $(DEV) ## 30 minutes of honest clients at full load: none may lose its con
 faults: $(DEV) ## links that go silent, backends that come back: how long until calls go through again (FAULTS_ARGS=...)
 	sh interop/setup.sh $(BIN)/python
 	$(BIN)/python -m interop.promises.faults $(FAULTS_ARGS)
+
+lifecycle: $(DEV) ## reloads, upgrades and killed workers under load: who loses a call (LIFECYCLE_ARGS=...)
+	sh interop/setup.sh $(BIN)/python
+	$(BIN)/python -m interop.promises.lifecycle $(LIFECYCLE_ARGS)
 
 attacks: $(DEV) ## attack the proxy from both sides, and see who is hurt (ATTACKS_ARGS=...)
 	$(BIN)/python -m interop.attacks $(ATTACKS_ARGS)

@@ -1,6 +1,6 @@
 """Calls go on while the proxy is reloaded, upgraded, and loses workers: on real processes, under steady load.
 
-    .venv/bin/python -m interop.promises.lifecycle [--reloads 20] [--upgrades 20] [--kills 20] [--tls 5] [--json FILE]
+    .venv/bin/python -m interop.promises.lifecycle [--reloads 20] [--upgrades 20] [--kills 20] [--tls 3] [--json FILE]
 
 Twenty callers of grpcio make one unary call after the other, twenty more hold streams that last some seconds, each on
 a connection of its own that lasts as long as it may; what grpcio repeats by itself is told in callers.py. Between them
@@ -136,7 +136,7 @@ def main() -> int:
     parser.add_argument("--reloads", type=int, default=20, metavar="N", help="SIGHUP so many times (20)")
     parser.add_argument("--upgrades", type=int, default=20, metavar="N", help="SIGUSR2 so many times (20)")
     parser.add_argument("--kills", type=int, default=20, metavar="N", help="kill so many workers (20)")
-    parser.add_argument("--tls", type=int, default=5, metavar="N", help="so many of both with TLS (5)")
+    parser.add_argument("--tls", type=int, default=3, metavar="N", help="so many of both with TLS (3)")
     parser.add_argument("--callers", type=int, default=20, metavar="N", help="of unary calls (20)")
     parser.add_argument("--streams", type=int, default=20, metavar="N", help="callers of streams (20)")
     parser.add_argument("--processes", type=int, default=4, metavar="N", help="that they are spread over (4)")
