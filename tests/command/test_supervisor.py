@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 import trio
 
 from rawgrpc_proxy.command import supervisor
+from rawgrpc_proxy.command.channel import DRAINING, READY
 from rawgrpc_proxy.command.children import Child
 from rawgrpc_proxy.command.cores import cores
 from rawgrpc_proxy.command.demo import Trial, make_call
@@ -397,3 +399,35 @@ def test_a_stop_that_comes_as_the_new_program_takes_over_is_not_lost() -> None:
 
     written = in_a_process(lambda: Supervisor(Stderr(), ["/bin/true", "true"]).run(Upgrading(stop)))
     assert "SIGTERM: stopping" in written
+
+
+def test_a_reload_is_told_of_when_the_workers_before_take_no_more_connections() -> None:
+    class Before(One):
+        def work(self, number: int, channel: socket.socket) -> int:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            channel.send(READY)
+            os.kill(os.getppid(), signal.SIGHUP)
+            signal.sigwait({signal.SIGTERM})
+            time.sleep(0.3)  # as on a busy machine
+            sys.stderr.write("let go\n")
+            sys.stderr.flush()
+            channel.send(DRAINING)
+            return len(channel.recv(1))
+
+    class After(One):
+        def work(self, number: int, channel: socket.socket) -> int:
+            channel.send(READY)
+            return len(channel.recv(1))
+
+    class Reloading(Stderr):
+        def generation(self, present: Generation | None) -> Generation:
+            return After(stop)
+
+        def say(self, text: str) -> None:
+            super().say(text)
+            if "new worker serving" in text:
+                for _ in range(2):
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+    written = in_a_process(lambda: Supervisor(Reloading()).run(Before(stop)))
+    assert re.search(r"let go\n1 new worker serving, .*; 1 worker draining\n", written)

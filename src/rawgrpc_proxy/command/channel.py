@@ -13,6 +13,8 @@ import trio
 
 READY = b"r"
 """A worker serves."""
+DRAINING = b"d"
+"""A worker takes no more connections."""
 ALIVE = b"."
 """A worker's event loop runs, for the watchdog of the service manager."""
 LINK = b"l"
@@ -24,6 +26,11 @@ ABORT = b"a"
 def tell_ready(channel: socket.socket) -> None:
     """A worker serves from now on."""
     _tell(channel, READY)
+
+
+def tell_draining(channel: socket.socket) -> None:
+    """From now on a worker takes no more connections."""
+    _tell(channel, DRAINING)
 
 
 async def beat(channel: socket.socket, interval_s: float) -> None:

@@ -44,6 +44,8 @@ class Child:
     started: float = attrs.field(factory=time.monotonic)
     ready: bool = False
     told_to_stop: bool = False
+    drains: bool = False
+    """It has said that it takes no more connections."""
     grace_s: float = math.inf
     """How long it may go on when it was told to stop."""
     ends_by: float = math.inf

@@ -33,7 +33,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
-from rawgrpc_proxy.command.channel import READY
+from rawgrpc_proxy.command.channel import DRAINING, READY
 from rawgrpc_proxy.command.children import STOP, Child, Children, exit_code, how, signals_wait
 from rawgrpc_proxy.command.handover import Handover, InheritedChild
 from rawgrpc_proxy.errors import ConfigError
@@ -41,6 +41,8 @@ from rawgrpc_proxy.errors import ConfigError
 _RESTART_FIRST_S = 0.1
 _RESTART_MAX_S = 5.0
 _STEADY_AFTER_S = 1.0
+_LETS_GO_WITHIN_S = 1.0
+"""Until then workers that were told to stop take no more connections: whoever is told of a reload may rely on it."""
 _ENDS_WITHIN_S = 10.0
 """A process that was told to stop, when its grace is over: for the last bytes and lines. One that hangs is killed."""
 _READY_WITHIN_S = 60.0
@@ -121,6 +123,9 @@ class Supervisor:
         self._next: Generation | None = None
         """Takes over when all of its workers serve."""
         self._next_by = 0.0
+        self._taken_over: str | None = None
+        """What to tell of a generation that has taken over, when those before it take no more connections."""
+        self._told_by = 0.0
         self._restarts: dict[int, float] = {}
         """The worker's number → when to start it again."""
         self._pauses: dict[int, float] = {}
@@ -167,6 +172,7 @@ class Supervisor:
         signals, said = self._children.wait(self._pause_s())
         for child, data in said:
             child.ready = child.ready or READY in data
+            child.drains = child.drains or DRAINING in data
             if (asked := self._source.heard(child, data)) is not None:
                 self._ask(asked)
         for number in signals:
@@ -185,6 +191,7 @@ class Supervisor:
         elif not self._was_ready and self._present is not None and self._serves(self._present):
             self._was_ready = True
             self._source.state("ready")
+        self._see_to_taken_over()
 
     def _pause_s(self) -> float | None:
         """How long nothing is due."""
@@ -192,6 +199,8 @@ class Supervisor:
         left = [due - now for due in self._restarts.values()] if not self._stopping else []
         if self._next is not None:
             left.append(self._next_by - now)
+        if self._taken_over is not None:
+            left.append(self._told_by - now)
         if self._reload_at is not None and not self._stopping:
             left.append(self._reload_at - now)
         left += [child.ends_by - now for child in self._children if child.ends_by < math.inf]
@@ -228,7 +237,7 @@ class Supervisor:
 
     def _see_to_asked(self) -> None:
         """Begin what was asked for first, if nothing is under way."""
-        while self._asked and self._next is None and self._trial is None and not self._stopping:
+        while self._asked and not (self._is_changing or self._stopping):
             what = self._asked.popleft()
             # One is as good as many that were asked for before it begins.
             while self._asked and self._asked[0] == what:
@@ -238,9 +247,14 @@ class Supervisor:
             else:
                 self._try_upgrade()
 
+    @property
+    def _is_changing(self) -> bool:
+        return self._next is not None or self._trial is not None or self._taken_over is not None
+
     def _stop(self, why: str) -> None:
         """The first time all drain; the second time they end at once."""
         again, self._stopping = self._stopping, True
+        self._taken_over = None
         self._asked.clear()
         if self._trial is not None:
             os.kill(self._trial, signal.SIGKILL)
@@ -324,14 +338,24 @@ class Supervisor:
                 self._terminate(child)
         if before is None or before.deputy != following.deputy:
             self._replace_deputy()
-        self._source.reloaded([])
         draining = sum(child.told_to_stop for child in self._workers())
-        self._source.say(
+        self._taken_over = (
             f"{_count(following.count, 'new worker')} serving, with the settings as they are now; "
             f"{_count(draining, 'worker')} draining"
         )
-        self._source.state("ready")
-        self._see_to_asked()
+        self._told_by = time.monotonic() + _LETS_GO_WITHIN_S
+
+    def _see_to_taken_over(self) -> None:
+        """Tell that a generation has taken over, once new connections are only for it."""
+        if self._taken_over is None:
+            return
+        let_go = all(child.drains for child in self._workers() if child.told_to_stop)
+        if let_go or time.monotonic() >= self._told_by:
+            text, self._taken_over = self._taken_over, None
+            self._source.reloaded([])
+            self._source.say(text)
+            self._source.state("ready")
+            self._see_to_asked()
 
     def _give_up_next(self, why: str) -> None:
         given_up, self._next = self._next, None

@@ -20,7 +20,7 @@ import attrs
 import trio
 
 from rawgrpc_proxy.command.assembly import Process
-from rawgrpc_proxy.command.channel import beat, hear_supervisor, tell_ready
+from rawgrpc_proxy.command.channel import beat, hear_supervisor, tell_draining, tell_ready
 from rawgrpc_proxy.command.children import signals_wait
 from rawgrpc_proxy.command.link import answer
 from rawgrpc_proxy.command.log import heard_by
@@ -130,14 +130,16 @@ async def _run(process: Process, inherited: Inherited) -> None:
             tell_ready(inherited.channel)
             if inherited.beat_s is not None:
                 nursery.start_soon(beat, inherited.channel, inherited.beat_s)
-            await _stop_on_signal(process, signals, abort)
+            await _stop_on_signal(process, signals, inherited.channel, abort)
             if process.exporter is not None:
                 process.exporter.give_up()
             nursery.cancel_scope.cancel()
         process.say("stopped", "stopped")
 
 
-async def _stop_on_signal(process: Process, signals: AsyncIterator[int], abort: trio.Event) -> None:
+async def _stop_on_signal(
+    process: Process, signals: AsyncIterator[int], channel: socket.socket, abort: trio.Event
+) -> None:
     """Begin to stop at the first signal, and return when it has to be at once. The end of the server cancels it.
 
     More signals make no difference: a service manager may signal all processes, and so does the supervisor.
@@ -152,6 +154,8 @@ async def _stop_on_signal(process: Process, signals: AsyncIterator[int], abort: 
         calls=calls,
         grace_s=grace_s,
     )
+    await trio.lowlevel.checkpoint()  # a connection that had come already is taken meanwhile
+    tell_draining(channel)
     await abort.wait()
     calls = process.server.open_calls
     process.say("aborting", f"ending at once, {_calls(calls)} cut off", calls=calls)
