@@ -32,9 +32,16 @@ def test_spans_leave_in_batches_and_the_rest_at_the_end() -> None:
     async def main() -> None:
         tracing = Tracing()
         async with a_collector() as collector:
-            async with OtlpExporter(tracing, collector.address, service_name="edge", resource={"x.y": "z"}):
+            exporter = OtlpExporter(
+                tracing,
+                collector.address,
+                service_name="edge",
+                resource={"x.y": "z"},
+                times=ExportTimes(every_s=600.0),
+            )
+            async with exporter:
                 make_calls(tracing, BATCH)
-                await collector.spans_of(BATCH)  # without waiting for five seconds
+                await collector.spans_of(BATCH)  # without waiting for more
                 make_calls(tracing, 3)
             assert len(collector.spans) == BATCH + 3
             assert (tracing.exported, tracing.dropped, tracing.waiting) == (BATCH + 3, 0, 0)
