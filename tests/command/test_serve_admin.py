@@ -158,8 +158,9 @@ class Running:
 
     async def deputy_pid(self) -> int:
         """Of the admin process."""
-        (pid,) = self.pids - (await self.worker_pids()).keys()
-        return pid
+        while len(pids := self.pids - (await self.worker_pids()).keys()) != 1:
+            pass  # a worker comes or goes
+        return pids.pop()
 
     async def call(self, times: int = 1) -> None:
         """Make calls, each on a connection of its own, so that all workers have some."""

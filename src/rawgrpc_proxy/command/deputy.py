@@ -85,18 +85,18 @@ class Workers:
         self._ledger = ledger
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Hear the supervisor until it is gone. Started as soon as it has said how things are."""
+        """Hear the supervisor until it is gone. Started as soon as it has linked all workers, or is gone."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._look_now_and_then)
-            told = False
+            linked = False
             while (news := await self._supervisor.news()) is not None:
                 self._hear(*news, nursery)
-                if not told:
+                if "linked" in news[0]:
+                    linked = True
                     task_status.started()
-                    told = True
+            if not linked:
+                task_status.started()
             nursery.cancel_scope.cancel()
-        if not told:
-            task_status.started()
 
     def _hear(self, news: dict[str, Any], link: socket.socket | None, nursery: trio.Nursery) -> None:
         if link is not None:
@@ -126,12 +126,7 @@ class Workers:
     async def _look_now_and_then(self) -> None:
         while True:
             await trio.sleep(_LOOK_EVERY_S)
-            await self.write_down()
-
-    async def write_down(self) -> None:
-        """Have all that workers have counted in the ledger."""
-        await self.reports()
-        self._write_ledger()
+            await self.reports()
 
     def _write_ledger(self) -> None:
         ledger = {"started_at": self.started_at, "level": self._level, "reports": self._reports.all()}
@@ -167,6 +162,7 @@ class Workers:
             if report["pid"] in self._links:
                 self._reports.heard(report)
                 answered.add(report["pid"])
+        self._write_ledger()  # whoever comes after us must not tell less
         return [
             {**report, **({} if {report["pid"], report["state"]} & answered else {"state": SILENT})}
             for report in self._reports.all()
@@ -227,7 +223,7 @@ def run_deputy(
 
             async def until_told_to_stop() -> None:
                 await anext(signals)
-                await workers.write_down()
+                await workers.reports()
                 nursery.cancel_scope.cancel()
 
             async def until_supervisor_is_gone(task_status: trio.TaskStatus[None]) -> None:
@@ -237,7 +233,9 @@ def run_deputy(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(log.run)
                 nursery.start_soon(until_told_to_stop)
-                await nursery.start(until_supervisor_is_gone)
+                await nursery.start(
+                    until_supervisor_is_gone
+                )  # before, counters could be told that are too low
                 await serve_admin(
                     listeners,
                     workers,

@@ -243,6 +243,7 @@ class _Source:
             self._tell_deputy({**self._news, "pids": list(self._workers)})
             for worker in self._workers.values():
                 self._link(worker)
+            self._tell_deputy({"linked": True})
 
     def child_ended(self, child: Child) -> None:
         """Nobody waits for it any more."""
