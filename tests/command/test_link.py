@@ -368,6 +368,20 @@ def test_the_last_words_are_kept_and_whoever_waits_hears_that_the_worker_is_gone
     run(main)
 
 
+def test_whoever_asks_a_worker_that_has_just_ended_does_not_lose_its_last_words() -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        link, raw = Link(ours), Raw(theirs)
+        async with raw.stream:
+            await raw.say({"id": 0, "answer": {"calls": 3}})
+        with pytest.raises(LinkLost):
+            await link.ask("report", timeout_s=PATIENCE_S)
+        await link.run()
+        assert link.last_words == {"calls": 3}
+
+    run(main)
+
+
 def test_a_worker_that_is_cancelled_leaves_its_report_with_the_link() -> None:
     async def main() -> None:
         async with both({"report": lambda _: {"text": LONG}}) as (link, scope, ended):

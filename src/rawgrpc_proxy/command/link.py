@@ -148,13 +148,13 @@ class Link:
         """Without waiting: of a few short questions at a time the socket takes each at once, whole."""
         line = _line(message)
         try:
-            whole = self._sock.send(line) == len(line)
+            sent = self._sock.send(line)
         except OSError:
-            whole = False
-        if not whole:
-            # A part of the line may be out: what came behind it would not be understood.
-            self._stream.socket.close()
-            raise LinkLost("the worker is gone, or takes no questions")
+            # Its last words may wait to be read: `run` will see the end.
+            raise LinkLost("the worker is gone, or takes no questions") from None
+        if sent != len(line):
+            self._stream.socket.close()  # what came behind a part of a line would not be understood
+            raise LinkLost("the worker takes no questions")
 
 
 def _line(message: dict[str, Any]) -> bytes:
