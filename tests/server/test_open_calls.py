@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Generator
+from functools import partial
 
 import trio
 from trio.testing import trio_test
@@ -9,6 +10,7 @@ from trio.testing import trio_test
 from rawgrpc_proxy import CallContext, Health, Server, StreamDirector, Target
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.observe.report import OpenCall, OpenCallsReport
+from rawgrpc_proxy.services.own_health import own_health
 from rawgrpc_proxy.upstream.endpoints import endpoint_facts, upstream_connection_facts
 from tests.proxy.house import House, a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import INITIAL_WINDOW_SIZE, RESPONSE, message, request_fields
@@ -146,6 +148,21 @@ async def test_a_method_that_is_served_here_is_what_its_call_waits_for(engine: E
         await watch.expect_headers()
         told = await waits_for(house, "the handler that serves it")
         assert told["method"] == "/grpc.health.v1.Health/Watch"
+        await watch.reset()
+
+
+@trio_test
+async def test_a_call_that_a_listener_of_its_own_answers_waits_for_no_director(engine: Engine) -> None:
+    def nowhere(_context: CallContext, _method: str) -> tuple[CallContext, Target]:
+        raise AssertionError("the proxy answers this itself")
+
+    async with a_proxy(engine) as house:
+        serve = partial(house.server.serve, "127.0.0.1:0", handlers=own_health([""], nowhere))
+        house.address = await house.nursery.start(serve)
+        client = await house.client()
+        watch = await client.request("/grpc.health.v1.Health/Watch", body=b"")
+        await watch.expect_headers()
+        await waits_for(house, "the handler that serves it")
         await watch.reset()
 
 

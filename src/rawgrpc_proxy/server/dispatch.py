@@ -66,7 +66,6 @@ class Calls:
     """Answers the calls of any number of connections, in tasks of `nursery` where they need one."""
 
     __slots__ = (
-        "_answering",
         "_context",
         "_counts_messages",
         "_deadlines",
@@ -80,13 +79,14 @@ class Calls:
         "_observer",
         "_runners",
         "_stopping",
-        "in_steps",
         "_timers",
         "_tracing",
+        "answering",
+        "in_steps",
     )
 
     def __init__(self, nursery: trio.Nursery, answering: Answering) -> None:
-        self._answering = answering
+        self.answering = answering
         self._observer = answering.observer
         wants = wanted_by(self._observer)
         self._makes_extras = "extras" in wants
@@ -229,7 +229,7 @@ class Calls:
             raise NoRoute(malformed(asked.method))
         if call.stream.inbox.error is not None:
             raise call.stream.inbox.error
-        answering = self._answering
+        answering = self.answering
         handler = answering.handlers.get(asked.method, answering.unknown_service_handler)
         if handler is None:
             raise NoRoute(f"unknown method {shortened(asked.method)}")

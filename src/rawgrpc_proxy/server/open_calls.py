@@ -10,12 +10,12 @@ open when somebody last asked.
 
 import heapq
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable
 
 import attrs
 import trio
 
-from rawgrpc_proxy.call import Call
+from rawgrpc_proxy.call import Call, Handler
 from rawgrpc_proxy.http2.headers import HeaderList
 from rawgrpc_proxy.http2.stream_state import Receiving, Sending
 from rawgrpc_proxy.net.connection import Connection
@@ -25,11 +25,12 @@ from rawgrpc_proxy.observe.words import beginning
 from rawgrpc_proxy.proxy.forwarding import Forwarding
 from rawgrpc_proxy.proxy.splice import Splice, splice_of
 from rawgrpc_proxy.proxy.transparent import TransparentHandler
-from rawgrpc_proxy.server.dispatch import Answering
+from rawgrpc_proxy.server.dispatch import Answering, Calls
 from rawgrpc_proxy.server.request import Asked
 
 _Key = tuple[int, float, int]
 """A connection, when it was opened (its number may be another's later), and a stream's id."""
+_NO_STEP = None, None
 _Moved = tuple[object, ...]
 """What changes whenever something moves on a call."""
 _LONGEST_METHOD = 300
@@ -46,6 +47,8 @@ class _Open:
     splice: Splice | None
     call: Call | None
     """None while it waits for its turn to begin."""
+    handler: Handler | None
+    """Whose task it is in, if it is in one."""
     method: str
     quiet_s: float
 
@@ -57,15 +60,19 @@ class _Open:
 class OpenCallsWatch:
     """Answers `Server.open_call_facts`, and remembers what it saw the last time."""
 
-    def __init__(self, answering: Answering) -> None:
-        self._answering = answering
+    def __init__(self) -> None:
         self._seen: dict[_Key, tuple[_Moved, float]] = {}
         """Each call that was open when somebody last asked: how far it was, and since when."""
 
     def facts(
-        self, connections: Iterable[Connection], in_steps: Mapping[Stream, Call], limit: int
+        self, connections: Iterable[Connection], every_calls: Iterable[Calls], limit: int
     ) -> Generator[None, None, OpenCallsReport]:
-        """As `Server.open_call_steps`. `in_steps` are the calls that wait in tasks."""
+        """As `Server.open_call_steps`. `every_calls` are those of each listener."""
+        in_steps = {
+            stream: (call, _handler_of(call, calls.answering))
+            for calls in every_calls
+            for stream, call in calls.in_steps.items()
+        }
         now = trio.current_time()
         seen: dict[_Key, tuple[_Moved, float]] = {}
         every: list[_Open] = []
@@ -79,7 +86,7 @@ class OpenCallsWatch:
                     yield
                 if connection.streams.get(stream.id) is not stream:
                     continue  # it has ended meanwhile
-                opened = self._open(stream, connection, in_steps.get(stream), seen, now)
+                opened = self._open(stream, connection, in_steps.get(stream, _NO_STEP), seen, now)
                 if opened is not None:
                     every.append(opened)
                     methods[opened.method] = methods.get(opened.method, 0) + 1
@@ -103,7 +110,7 @@ class OpenCallsWatch:
         self,
         stream: Stream,
         connection: Connection,
-        call: Call | None,
+        step: tuple[Call | None, Handler | None],
         seen: dict[_Key, tuple[_Moved, float]],
         now: float,
     ) -> _Open | None:
@@ -111,6 +118,7 @@ class OpenCallsWatch:
 
         How far it is is noted in `seen`.
         """
+        call, handler = step
         splice = splice_of(stream)
         state = connection.session.streams.get(stream.id)
         if splice is not None:
@@ -134,7 +142,7 @@ class OpenCallsWatch:
             quiet_s = min(quiet_s, time.perf_counter() - call.started)
         headers = stream.headers
         asked = headers.once(Asked) if isinstance(headers, HeaderList) else Asked(headers)
-        return _Open(stream, connection, splice, call, asked.method, max(quiet_s, 0.0))
+        return _Open(stream, connection, splice, call, handler, asked.method, max(quiet_s, 0.0))
 
     def _fact(self, opened: _Open, now: float) -> OpenCall:
         splice, call, stream = opened.splice, opened.call, opened.stream
@@ -170,14 +178,16 @@ class OpenCallsWatch:
             return "its turn: more calls came at once than are begun at once"
         if call.record.upstream is not None:
             return f"a connection to {call.record.upstream}: in line for one, or for a dial"
-        answering = self._answering
-        handler = answering.handlers.get(call.record.method, answering.unknown_service_handler)
-        if isinstance(handler, TransparentHandler):
+        if type(opened.handler) is TransparentHandler:  # one of another kind may answer some calls itself
             return "the director, which has not answered where it goes"
         state = opened.connection.session.streams.get(stream.id)
         if state is not None and state.receiving is not Receiving.ENDED:
             return "the handler that serves it, or the caller, which has not ended its request"
         return "the handler that serves it"
+
+
+def _handler_of(call: Call, answering: Answering) -> Handler | None:
+    return answering.handlers.get(call.record.method, answering.unknown_service_handler)
 
 
 def _moved(stream: Stream, splice: Splice | None) -> _Moved:

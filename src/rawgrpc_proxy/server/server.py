@@ -13,7 +13,7 @@ from functools import partial
 import attrs
 import trio
 
-from rawgrpc_proxy.call import Call, Handler
+from rawgrpc_proxy.call import Handler
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.descriptors import DescriptorPlan, remedy
@@ -38,7 +38,6 @@ from rawgrpc_proxy.net.lifetime import Lifetime
 from rawgrpc_proxy.net.listen import accept_on_each, address_of, bound_address, open_listeners
 from rawgrpc_proxy.net.networks import Networks
 from rawgrpc_proxy.net.proxy_peers import read_source
-from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.tls import TlsContext, TlsTransport, context_of, tls_problem, tls_version
 from rawgrpc_proxy.net.transport import SocketTransport, Transport
 from rawgrpc_proxy.observe.observer import ServerObserver
@@ -101,7 +100,7 @@ class Server:
         )
         self._max_connections = max_connections or DescriptorPlan.of_this_process().downstream
         self._why_no_more = "set by max_connections" if max_connections else remedy()
-        self._open_calls = OpenCallsWatch(self._answering)
+        self._open_calls = OpenCallsWatch()
         self._calls: list[Calls] = []
         """One for each `serve` that runs."""
         self._connections: dict[Connection, trio.Nursery] = {}
@@ -160,10 +159,7 @@ class Server:
 
         A call that ends meanwhile may be there or not.
         """
-        in_steps: dict[Stream, Call] = {}
-        for calls in self._calls:
-            in_steps |= calls.in_steps
-        return self._open_calls.facts(self._connections, in_steps, limit)
+        return self._open_calls.facts(self._connections, self._calls, limit)
 
     def open_connection_facts(self, limit: int = 1000) -> list[OpenConnection]:
         """Of at most `limit` downstream connections, the oldest first, how they are. Some microseconds each."""
