@@ -121,9 +121,20 @@ def test_several_observers_hear_each_what_it_wants_and_one_that_fails_keeps_noth
     assert hearing(several, "call_begun") is None
 
 
-def test_an_event_that_one_of_several_observers_hears_goes_straight_to_it() -> None:
+def test_each_of_several_observers_is_told_once_and_named_in_the_report_of_what_it_raises(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reported: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: reported.append(unraisable.object))
     one = Half()
-    assert Observers(None, one, Observer()).call_ended == one.call_ended
+    for several in (Observers(None, one, Observer()), Observers(Observers(one), Full())):
+        hear = hearing(several, "call_ended")
+        assert hear is not None
+        hear(RECORD)
+    assert one.ended == [RECORD, RECORD]
+    assert reported == [Full]
+    tell(Observers(Full()), "call_ended", RECORD)
+    assert reported == [Full, Full]
 
 
 def test_every_event_has_a_name_and_says_what_it_tells() -> None:

@@ -33,25 +33,49 @@ def hearing(observer: object | None, event: str) -> Callable[..., None] | None:
 
     A method that is only inherited from `ServerObserver` or `PoolObserver` does nothing, and is not called.
     """
+    if type(observer) is Observers:  # what it has for an event never raises
+        told: Callable[..., None] | None = vars(observer).get(event)
+        return told
+    method = _method(observer, event)
+    return None if method is None else _telling([(observer, method)])
+
+
+def _method(observer: object | None, event: str) -> Callable[..., None] | None:
     try:
-        hear = getattr(observer, event, None)
-        if hear is None or _is_left_out(hear, event):
-            return None
+        method: Callable[..., None] | None = getattr(observer, event, None)
+        return None if method is None or _is_left_out(method, event) else method
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001  # as in `tell`
         _report(error, observer)
         return None
 
-    def told(*facts: object) -> None:
-        try:
-            hear(*facts)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # noqa: BLE001  # as in `tell`
-            _report(error, observer)
 
-    return told
+def _telling(methods: list[tuple[object, Callable[..., None]]]) -> Callable[..., None]:
+    """What calls these methods of observers, one after the other, as `tell` does it."""
+    if len(methods) == 1:
+        [(observer, method)] = methods
+
+        def told(*facts: object) -> None:
+            try:
+                method(*facts)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001  # as in `tell`
+                _report(error, observer)
+
+        return told
+
+    def all_told(*facts: object) -> None:
+        for observer, method in methods:
+            try:
+                method(*facts)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001  # as in `tell`
+                _report(error, observer)
+
+    return all_told
 
 
 def _is_left_out(hear: object, event: str) -> bool:
@@ -71,11 +95,10 @@ class Observers(ServerObserver, PoolObserver):
     def __init__(self, *observers: object | None) -> None:
         self.wants = frozenset().union(*map(wanted_by, observers))
         for event in EVENTS:
-            listening = [each for each in observers if hearing(each, event) is not None]
-            if len(listening) == 1:
-                setattr(self, event, getattr(listening[0], event))
-            elif listening:
-                setattr(self, event, _each_of([hearing(each, event) for each in listening]))
+            methods = [(each, _method(each, event)) for each in observers]
+            listening = [(each, method) for each, method in methods if method is not None]
+            if listening:
+                setattr(self, event, _telling(listening))
 
 
 EVENTS: tuple[str, ...] = tuple(
@@ -87,16 +110,6 @@ EVENTS: tuple[str, ...] = tuple(
     )
 )
 """All that can be told, by the names of the methods."""
-
-
-def _each_of(hear: list[Callable[..., None] | None]) -> Callable[..., None]:
-    all_of = [each for each in hear if each is not None]
-
-    def told(*facts: object) -> None:
-        for each in all_of:
-            each(*facts)
-
-    return told
 
 
 def _report(error: BaseException, observer: object) -> None:
