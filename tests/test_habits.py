@@ -74,3 +74,22 @@ def test_the_changelog_is_kept_in_its_form() -> None:
     assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", heading) for heading in headings[1:])
     kinds = re.findall(r"^### (.*)$", text("CHANGELOG.md"), re.MULTILINE)
     assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def test_the_architecture_names_every_module_on_its_floor_and_none_that_is_gone() -> None:
+    page = text("ARCHITECTURE.md")
+    house = page[page.index("## The house") : page.index("## The story of a call")]
+    named = {
+        folder: set(re.findall(r"`(?:[\w/]+/)?(\w+\.py)`", cell))
+        for folder, cell in re.findall(r"^\| \d+ \| `(\w+)/` \| (.*) \|$", house, re.MULTILINE)
+    }
+    http2 = page[page.index("## HTTP/2: one contract") : page.index("## Where the design differs")]
+    named["http2"] = set(re.findall(r"^\| (`.*?) \|", http2, re.MULTILINE))
+    named["http2"] = set(re.findall(r"`(\w+\.py)`", " ".join(named["http2"])))
+    source = ROOT / "src" / "rawgrpc_proxy"
+    folders = {path.name for path in source.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert set(named) == folders
+    for folder, names in named.items():
+        assert names == {path.name for path in (source / folder).rglob("*.py")} - {"__init__.py"}, folder
+    for path in source.glob("*.py"):
+        assert path.name in {"__init__.py", "__main__.py"} or f"`{path.name}`" in house, path.name
