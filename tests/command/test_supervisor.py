@@ -141,7 +141,7 @@ def test_workers_whose_parent_is_killed_stop_by_themselves() -> None:
             running.signal(signal.SIGKILL)
             # Their end closes the pipes that they share with their parent.
             assert await running.exit_code() == -signal.SIGKILL
-            await running.line("the parent of the workers is gone")
+            await running.line("the supervisor is gone")
 
     trio.run(main)
 

@@ -168,7 +168,7 @@ async def _hear_supervisor(
         nursery.start_soon(answer, link, process.answers)
 
     await hear_supervisor(channel, talk, abort.set)
-    process.say("orphaned", "the parent of the workers is gone: draining")
+    process.say("orphaned", "the supervisor is gone: draining")
     process.server.stop(grace_s=process.settings.serve.grace_s)
 
 
