@@ -7,7 +7,7 @@ bytes here; in the file they have no such ending, for there the value may have a
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import attrs
@@ -22,6 +22,7 @@ from rawgrpc_proxy.net.networks import UNIX, Networks
 from rawgrpc_proxy.observe.fields import check_fields
 from rawgrpc_proxy.proxy.identity import check_identity_header
 from rawgrpc_proxy.proxy.patterns import check_pattern
+from rawgrpc_proxy.validators import at_least, between, held_to
 
 LogFormat = Literal["text", "json", "none"]
 ClientCertificate = Literal["require", "request"]
@@ -32,34 +33,6 @@ _HOST = re.compile(r"[A-Za-z0-9_.-]{1,253}")
 
 Problems = Iterator[tuple[str, str]]
 """The name of a field, and what is wrong with it."""
-
-
-def _at_least(low: float) -> Any:
-    def check(_instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-        if value is not None and not low <= value:  # NaN is not either
-            raise ConfigError(f"{attribute.name} is {value!r}; it must be {low:g} or more")
-
-    return check
-
-
-def _between(low: float, high: float) -> Any:
-    def check(_instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-        if not low <= value <= high:
-            raise ConfigError(f"{attribute.name} is {value!r}; it must be between {low:g} and {high:g}")
-
-    return check
-
-
-def _held_to(check: Callable[[Any], object]) -> Any:
-    """A validator: what `check` objects to (`ConfigError`, `TypeError`, `ValueError`), with the setting's name."""
-
-    def validate(_instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-        try:
-            check(value)
-        except (TypeError, ValueError) as error:  # ConfigError is one
-            raise ConfigError(f"{attribute.name}: {error}") from None
-
-    return validate
 
 
 def _not_empty(_instance: object, attribute: "attrs.Attribute[Any]", value: tuple[str, ...]) -> None:
@@ -139,20 +112,20 @@ class ListenerTls:
 class ListenerSettings:
     """Where calls are accepted."""
 
-    address: str = attrs.field(validator=_held_to(check_listener))
+    address: str = attrs.field(validator=held_to(check_listener))
     """`HOST:PORT` (port 0: a free one), `:PORT` for every address of this machine, `unix:PATH` or `unix:@NAME`; or
     `fd:3`, a socket that listens already and comes from whoever starts the proxy (`fd:NAME`: as systemd names it)."""
 
     tls: ListenerTls | None = attrs.field(default=None)
     """Without it callers speak plaintext (h2c with prior knowledge)."""
 
-    proxy_protocol: tuple[str, ...] = attrs.field(factory=tuple, validator=_held_to(Networks.parse))
+    proxy_protocol: tuple[str, ...] = attrs.field(factory=tuple, validator=held_to(Networks.parse))
     """Load balancers in front: networks (`10.0.0.0/8`, `2001:db8::/32`, a single address), or `unix` for all who
     connect to a Unix socket. Each connection of theirs must begin with a PROXY header (HAProxy's protocol, version 1 or
     2, before TLS), and whom it names is the caller, in the log and for the director. Nobody else is believed: others
     are served as they come, and one that sends such a header is hung up on."""
 
-    identity_header: str | None = attrs.field(default=None, validator=_held_to(_check_identity_header))
+    identity_header: str | None = attrs.field(default=None, validator=held_to(_check_identity_header))
     """A key, like "x-client-identity", under which clusters are told whose certificate the caller has shown:
     `URI=spiffe://…` (a SPIFFE ID, or else the first other URI), or `DNS=…`, or `Subject=…` (RFC 4514), what there is
     first, percent-encoded. What a caller sends under this key is removed, whether it has a certificate or not."""
@@ -161,7 +134,7 @@ class ListenerSettings:
     """The metadata in which clusters are told the caller's address; "none" leaves both alone. It is appended to what
     `trusted_proxies` have sent; what others have sent in either is removed."""
 
-    trusted_proxies: tuple[str, ...] = attrs.field(factory=tuple, validator=_held_to(Networks.parse))
+    trusted_proxies: tuple[str, ...] = attrs.field(factory=tuple, validator=held_to(Networks.parse))
     """With `forwarded`: networks (`10.0.0.0/8`, `2001:db8::/32`, or one address) whose word is kept; "unix" is whoever
     connects to a Unix socket."""
 
@@ -212,28 +185,28 @@ class ClusterTls:
 class PoolSettings:
     """Connections to each endpoint: those of the library's `Pool`, with defaults for a proxy on its own."""
 
-    size: int = attrs.field(default=100, validator=_at_least(0))
+    size: int = attrs.field(default=100, validator=at_least(0))
     """Connections kept."""
 
-    ttl_s: float = attrs.field(default=60.0, validator=_at_least(0))
+    ttl_s: float = attrs.field(default=60.0, validator=at_least(0))
     """How long a connection takes new calls."""
 
-    idle: int = attrs.field(default=50, validator=_at_least(0))
+    idle: int = attrs.field(default=50, validator=at_least(0))
     """Connections without calls kept."""
 
-    ms: int = attrs.field(default=100, validator=_at_least(1))
+    ms: int = attrs.field(default=100, validator=at_least(1))
     """Calls at a time on one connection: what RFC 9113 §6.5.2 says a peer should allow at least. The library's pool has
     the original's 20, with which a burst of 3,000 calls needs 150 connections."""
 
-    max_waiting: int | None = attrs.field(default=1000, validator=_at_least(0))
+    max_waiting: int | None = attrs.field(default=1000, validator=at_least(0))
     """Calls that wait in line beyond `size` times `ms`; the next one is refused. A burst fits, and costs a few MiB.
     "none": no limit, each call beyond gets a connection of its own, as in the original; a backend that hangs then
     takes a connection for each call, until no file is left."""
 
-    dial_timeout_s: float = attrs.field(default=3.0, validator=_at_least(0.001))
+    dial_timeout_s: float = attrs.field(default=3.0, validator=at_least(0.001))
     """From the look-up of the name to the endpoint's first SETTINGS."""
 
-    connect_wait_s: float = attrs.field(default=1.0, validator=_at_least(0))
+    connect_wait_s: float = attrs.field(default=1.0, validator=at_least(0))
     """How long a call waits for an endpoint that cannot be reached, until it is UNAVAILABLE."""
 
     def problems(self) -> Problems:
@@ -246,7 +219,7 @@ class PoolSettings:
 class ClusterSettings:
     """Backends that are as good as each other. Calls go to its endpoints in turn."""
 
-    endpoints: tuple[str, ...] = attrs.field(validator=[_not_empty, _held_to(_check_endpoints)])
+    endpoints: tuple[str, ...] = attrs.field(validator=[_not_empty, held_to(_check_endpoints)])
     """`HOST:PORT` or `unix:PATH` each. http://, grpc:// and dns:/// in front mean plaintext, https:// and grpcs://
     TLS."""
 
@@ -280,10 +253,10 @@ class ClusterSettings:
 class MetadataChanges:
     """What is changed in the metadata of a call: first removed, then set."""
 
-    set: Mapping[str, str] = attrs.field(factory=dict, validator=_held_to(_check_fields))
+    set: Mapping[str, str] = attrs.field(factory=dict, validator=held_to(_check_fields))
     """Keys and their one value each."""
 
-    remove: tuple[str, ...] = attrs.field(factory=tuple, validator=_held_to(_check_names))
+    remove: tuple[str, ...] = attrs.field(factory=tuple, validator=held_to(_check_names))
     """Keys that go no further."""
 
 
@@ -291,29 +264,29 @@ class MetadataChanges:
 class RouteSettings:
     """Which calls go to which cluster. The first route that matches decides; what none matches is UNIMPLEMENTED."""
 
-    match: str = attrs.field(default="/*", validator=_held_to(check_pattern))
+    match: str = attrs.field(default="/*", validator=held_to(check_pattern))
     """A service (`/pkg.Service/*`), a method (`/pkg.Service/Method`), a prefix (`/api/*`), or every method (`/*`)."""
 
     authority: str | None = attrs.field(default=None)
     """The `:authority` that the call must have; letters may be small or large, a port counts."""
 
-    metadata: Mapping[str, str] = attrs.field(factory=dict, validator=_held_to(_check_fields))
+    metadata: Mapping[str, str] = attrs.field(factory=dict, validator=held_to(_check_fields))
     """Metadata that the call must have: of each key, one value that is just this."""
 
     cluster: str = attrs.field()
     """The name of the cluster."""
 
-    max_timeout_s: float | None = attrs.field(default=None, validator=_at_least(0.001))
+    max_timeout_s: float | None = attrs.field(default=None, validator=at_least(0.001))
     """The longest deadline: calls with a later one, or none, get this."""
 
-    default_timeout_s: float | None = attrs.field(default=None, validator=_at_least(0.001))
+    default_timeout_s: float | None = attrs.field(default=None, validator=at_least(0.001))
     """The deadline of calls that have none."""
 
     request_metadata: MetadataChanges = attrs.field(factory=MetadataChanges)
     """Changes to what the cluster gets. A caller cannot undo them in the trailers of its request."""
 
     response_metadata: MetadataChanges = attrs.field(
-        factory=MetadataChanges, validator=_held_to(_check_response_changes)
+        factory=MetadataChanges, validator=held_to(_check_response_changes)
     )
     """Changes to what the caller gets of the cluster's responses: `remove` from headers and trailers, `set` in the
     headers, or in the one list of a response without any (Trailers-Only). Errors of the proxy's own stay as they are,
@@ -331,20 +304,20 @@ class LogSettings:
     """Text for people, JSON for machines, or "none": no calls, only what the operator has to know. `log_format` at the
     top level is the same."""
 
-    fields: tuple[str, ...] = attrs.field(factory=tuple, validator=_held_to(check_fields))
+    fields: tuple[str, ...] = attrs.field(factory=tuple, validator=held_to(check_fields))
     """What a call's line has, in this order; see `call-log.md` for all there are. By default what most want to know."""
 
     only_errors: bool = attrs.field(default=False)
     """Leave out calls that end with OK, unless they are slow."""
 
-    sample: float = attrs.field(default=1.0, validator=_between(0, 1))
+    sample: float = attrs.field(default=1.0, validator=between(0, 1))
     """Of the calls that end with OK the share that is written, chosen by chance: 0.01 is every hundredth. All others,
     and slow ones, are written."""
 
-    slow_s: float | None = attrs.field(default=None, validator=_at_least(0))
+    slow_s: float | None = attrs.field(default=None, validator=at_least(0))
     """A call that took so long is written in any case."""
 
-    start_after_s: float | None = attrs.field(default=None, validator=_at_least(0))
+    start_after_s: float | None = attrs.field(default=None, validator=at_least(0))
     """A call that is still open after this time gets a line then, within a second, and another one at its end: so that
     a stream that hangs is seen before."""
 
@@ -353,10 +326,10 @@ class LogSettings:
 class AdminSettings:
     """HTTP for operators: metrics, probes, a page, reload and drain. It has no password: keep it to this machine."""
 
-    address: str = attrs.field(validator=_held_to(check_listener))
+    address: str = attrs.field(validator=held_to(check_listener))
     """As of a listener; not one that calls come to."""
 
-    hosts: tuple[str, ...] = attrs.field(factory=tuple, validator=_held_to(_check_hosts))
+    hosts: tuple[str, ...] = attrs.field(factory=tuple, validator=held_to(_check_hosts))
     """Names under which it may be asked for beside the one in `address`, addresses, localhost and the machine's own:
     those of a Kubernetes service, or what a reverse proxy in front sends as Host. Not one that a stranger can have lead
     here."""
@@ -372,7 +345,7 @@ class AdminSettings:
 class TracingSettings:
     """Spans of calls, for a collector of OpenTelemetry; see `tracing.md`. Calls never wait for it."""
 
-    otlp: str = attrs.field(validator=_held_to(lambda text: Address.parse(plain_address(text)[0])))
+    otlp: str = attrs.field(validator=held_to(lambda text: Address.parse(plain_address(text)[0])))
     """The collector, which takes OTLP over gRPC: `HOST:PORT` or `unix:PATH`; with http:// or https:// in front, if you
     like, as OpenTelemetry writes it. The port is mostly 4317."""
 
@@ -389,7 +362,7 @@ class TracingSettings:
     resource: Mapping[str, str] = attrs.field(factory=dict)
     """More attributes of this kind, like "deployment.environment.name"."""
 
-    max_queued_spans: int = attrs.field(default=2048, validator=_at_least(2))
+    max_queued_spans: int = attrs.field(default=2048, validator=at_least(2))
     """How many spans of a worker may wait for the collector; a call has two. What comes then is dropped, and
     counted."""
 
@@ -436,18 +409,18 @@ class ServeSettings:
     workers: int | Literal["auto"] = attrs.field(default=1)
     """Processes that share the listening sockets; "auto" is one for each core. Each has connections of its own."""
 
-    grace_s: float = attrs.field(default=30.0, validator=_at_least(0))
+    grace_s: float = attrs.field(default=30.0, validator=at_least(0))
     """How long running calls may go on after SIGINT or SIGTERM."""
 
     log: LogSettings = attrs.field(factory=LogSettings)
     """Which calls are logged on standard error, and how."""
 
-    max_connections: int | None = attrs.field(default=None, validator=_at_least(1))
+    max_connections: int | None = attrs.field(default=None, validator=at_least(1))
     """Connections of callers that a process has open. When there are so many, the youngest that has no call makes room
     for the next one (GOAWAY; up to 20 go in a second); if all have calls, the next one is closed at once. By default
     two thirds of the files that the process may have open."""
 
-    hop_limit: int | None = attrs.field(default=None, validator=_at_least(1))
+    hop_limit: int | None = attrs.field(default=None, validator=at_least(1))
     """Refuse calls that have passed so many proxies like this one, counted in the metadata `via`. By default they are
     not counted, and `via` is left alone."""
 
