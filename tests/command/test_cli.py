@@ -37,6 +37,7 @@ from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.services.methods import ServedCall, stream_stream
 from rawgrpc_proxy.upstream.pool import Pool
+from rawgrpc_proxy.version import version
 from tests.http2 import peer as wire
 from tests.processes import TIMEOUT_S, Program, program
 
@@ -927,9 +928,13 @@ def test_version_prints_in_one_line_what_a_report_of_a_fault_needs(
 def test_version_says_so_where_the_package_is_not_installed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_DISTRIBUTION", "no-such-distribution")
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out.startswith("rawgrpc-proxy (not installed) (engine ")
+    monkeypatch.setattr("rawgrpc_proxy.version._DISTRIBUTION", "no-such-distribution")
+    version.cache_clear()
+    try:
+        assert main(["--version"]) == 0
+    finally:
+        version.cache_clear()
+    assert capsys.readouterr().out.startswith("rawgrpc-proxy not-installed (engine ")
 
 
 def test_ctrl_c_before_signals_are_received_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ import platform
 import signal
 import sys
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,8 +30,8 @@ from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.observe.words import printable
 from rawgrpc_proxy.proxy.routes import RouteTable
+from rawgrpc_proxy.version import python, version
 
-_DISTRIBUTION = "rawgrpc-proxy"
 _USAGE_ERROR = 2
 _INTERRUPTED = 128 + signal.SIGINT
 _TLS_OPTIONS = (
@@ -60,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options = parser.parse_args(argv)
         if options.version:
-            print(f"rawgrpc-proxy {_version()} ({_runs_on()})")
+            print(f"rawgrpc-proxy {version()} ({_runs_on()})")
             return 0
         if options.command is None:
             print(parser.format_help().rstrip(), file=sys.stderr)
@@ -420,19 +419,9 @@ def _seconds(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds; write 0 or more, for example 2.5")
 
 
-def _version() -> str:
-    try:
-        return metadata.version(_DISTRIBUTION)
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
-
-
 def _runs_on() -> str:
     """What a report of a fault has to name beside the version."""
-    return (
-        f"engine {Http2Settings().engine}; {platform.python_implementation()} {platform.python_version()}, "
-        f"{platform.system()} {platform.machine()}"
-    )
+    return f"engine {Http2Settings().engine}; {python()}, {platform.system()} {platform.machine()}"
 
 
 def _demo(options: argparse.Namespace) -> int:

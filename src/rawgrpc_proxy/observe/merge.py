@@ -9,18 +9,7 @@ from collections.abc import Collection, Iterable
 from typing import Any, TypedDict, cast
 
 from rawgrpc_proxy.observe.metrics import Metrics
-from rawgrpc_proxy.observe.report import (
-    CallsReport,
-    DownstreamReport,
-    EndpointReport,
-    LimitReport,
-    LogReport,
-    MethodReport,
-    OpenCall,
-    SpansReport,
-    UpstreamReport,
-    WorkerReport,
-)
+from rawgrpc_proxy.observe.report import EndpointReport, OpenCall, SummedReport, WorkerReport
 
 GONE = "gone"
 """The state of a report that is only what processes have counted that are no more."""
@@ -46,35 +35,16 @@ class WorkerLine(TypedDict):
     calls: int
 
 
-class Merged(TypedDict):
+class Merged(SummedReport):
     """All workers together. Endpoints are by cluster and address; `stuck` are at most a hundred of all."""
 
     workers: list[WorkerLine]
-    calls: CallsReport
-    methods: dict[str, MethodReport]
-    upstream_methods: dict[str, MethodReport]
     bounds_s: list[float]
-    downstream: DownstreamReport
-    upstream: UpstreamReport
     endpoints: list[EndpointReport]
-    limits: dict[str, LimitReport]
-    log: LogReport
-    spans: SpansReport
-    tls_reload_failures: int
     stuck: list[StuckCall]
 
 
-_ADDED = (
-    "calls",
-    "methods",
-    "upstream_methods",
-    "downstream",
-    "upstream",
-    "limits",
-    "log",
-    "spans",
-    "tls_reload_failures",
-)
+_ADDED = tuple(SummedReport.__annotations__)
 
 
 class Reports:

@@ -8,13 +8,11 @@ The invariants: no number of labels follows from what callers send; a counter of
 """
 
 import os
-import platform
 import resource
 import sys
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 
 import attrs
@@ -32,6 +30,7 @@ from rawgrpc_proxy.observe.report import (
     WorkerReport,
 )
 from rawgrpc_proxy.observe.words import beginning
+from rawgrpc_proxy.version import python, version
 
 BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Of the histograms of durations, in seconds: from what a proxy adds to what a caller puts up with."""
@@ -45,7 +44,6 @@ _LONGEST_TEXT = 300
 STUCK = 100
 """Open calls that a report has."""
 _STATUSES = len(Status)
-_DISTRIBUTION = "rawgrpc-proxy"
 _STEPS_PER_SECOND = 1 << 20
 
 
@@ -273,7 +271,7 @@ class Metrics(ServerObserver, PoolObserver):
             "rss_bytes": _resident_bytes(),
             "open_files": _open_files(),
             "version": version(),
-            "python": f"{platform.python_implementation()} {platform.python_version()}",
+            "python": python(),
             "calls": {
                 "started": self._never_less("calls", "", ended + opened["open"]),
                 "open": opened["open"],
@@ -342,14 +340,6 @@ class Metrics(ServerObserver, PoolObserver):
         number = max(number, self._reported.get((what, label), 0))
         self._reported[what, label] = number
         return number
-
-
-def version() -> str:
-    """The proxy's."""
-    try:
-        return metadata.version(_DISTRIBUTION)
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _nothing() -> MethodReport:

@@ -134,7 +134,21 @@ class OpenConnection(TypedDict):
     draining: bool
 
 
-class WorkerReport(TypedDict):
+class SummedReport(TypedDict):
+    """Of a report what several of them are added up in, part by part."""
+
+    calls: CallsReport
+    methods: dict[str, MethodReport]
+    upstream_methods: dict[str, MethodReport]
+    downstream: DownstreamReport
+    upstream: UpstreamReport
+    limits: dict[str, LimitReport]
+    log: LogReport
+    spans: SpansReport
+    tls_reload_failures: int
+
+
+class WorkerReport(SummedReport):
     """All that one process reports. `stuck`: of its open calls at most a hundred, the longest quiet ones first."""
 
     worker: int
@@ -146,15 +160,6 @@ class WorkerReport(TypedDict):
     open_files: int
     version: str
     python: str
-    calls: CallsReport
-    methods: dict[str, MethodReport]
-    upstream_methods: dict[str, MethodReport]
     bounds_s: list[float]
-    downstream: DownstreamReport
-    upstream: UpstreamReport
     endpoints: list[EndpointReport]
-    limits: dict[str, LimitReport]
-    log: LogReport
-    spans: SpansReport
-    tls_reload_failures: int
     stuck: list[OpenCall]

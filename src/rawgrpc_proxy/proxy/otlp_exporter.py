@@ -30,11 +30,11 @@ from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.tls import TlsContext
 from rawgrpc_proxy.observe.describe import describe
-from rawgrpc_proxy.observe.metrics import version
 from rawgrpc_proxy.observe.otlp import METHOD, partial_success_in, request_head, request_of
 from rawgrpc_proxy.observe.tracing import BATCH, Tracing
 from rawgrpc_proxy.upstream.lease import PoolConn
 from rawgrpc_proxy.upstream.pool import Pool
+from rawgrpc_proxy.version import version
 
 _MOST_ATTEMPTS = 5
 _FIRST_PAUSE_S = 1.0

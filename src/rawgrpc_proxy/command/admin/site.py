@@ -7,10 +7,8 @@ would have had one.
 
 import functools
 import hashlib
-import importlib.metadata
 import importlib.resources
 import json
-import platform
 import socket
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -33,6 +31,7 @@ from rawgrpc_proxy.command.admin.negotiate import (
     wants_openmetrics,
 )
 from rawgrpc_proxy.command.admin.source import Report, Source
+from rawgrpc_proxy.version import python, version
 
 LOG_LEVELS = ("all", "errors", "none")
 _DEFAULT_CALLS, _MOST_CALLS = 100, 1000
@@ -234,8 +233,8 @@ class Site:
         state = {
             **merged,
             "now": now,
-            "version": _version(),
-            "python": f"{platform.python_implementation()} {platform.python_version()}",
+            "version": version(),
+            "python": python(),
             "engine": source.engine,
             "uptime_s": round(max(0.0, now - source.started_at), 3),
             "state": source.state,
@@ -331,11 +330,3 @@ def _json(value: object) -> Response:
 
 def _json_bytes(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
-
-
-@functools.cache
-def _version() -> str:
-    try:
-        return importlib.metadata.version("rawgrpc-proxy")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
