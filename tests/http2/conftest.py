@@ -1,15 +1,10 @@
 """Every test of the contract runs on every engine."""
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from rawgrpc_proxy.config import ENGINES, Engine
 from tests.http2 import peer as raw_peer
 from tests.http2.peer import Peer
-
-# A busy machine is no reason to fail.
-settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session", params=ENGINES)
