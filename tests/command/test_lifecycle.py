@@ -16,7 +16,7 @@ from rawgrpc_proxy.command.demo import Trial, make_call
 from rawgrpc_proxy.errors import RpcError, UpstreamUnavailable
 from rawgrpc_proxy.upstream.pool import Pool
 from tests.command.test_cli import answer_to, backends, folder, talk
-from tests.command.test_supervisor import children
+from tests.command.test_supervisor import children, until_children
 from tests.processes import Program, program
 
 __all__ = ["folder"]
@@ -183,9 +183,7 @@ def test_the_number_of_workers_changes_with_the_settings(folder: Path) -> None:
                 await again(proxy, signal.SIGHUP)
                 await proxy.line("3 new workers serving")
                 await proxy.line("stopped")
-                with trio.fail_after(30):
-                    while len(children(proxy)) != 3:  # noqa: ASYNC110  # /proc tells nobody when it changes
-                        await trio.sleep(0.02)
+                await until_children(proxy, 3)
                 await stop(proxy)
 
     trio.run(main)
@@ -200,9 +198,7 @@ def test_a_worker_that_dies_after_an_upgrade_is_replaced(folder: Path) -> None:
                 address = await proxy.address()
                 for times in (1, 2):
                     await again(proxy, signal.SIGUSR2, times)
-                with trio.fail_after(30):
-                    while len(children(proxy)) != 1:  # noqa: ASYNC110
-                        await trio.sleep(0.02)
+                await until_children(proxy, 1)
                 (victim,) = children(proxy)
                 os.kill(victim, signal.SIGKILL)
                 await proxy.line(rf"worker 1 \(pid {victim}\) was killed by SIGKILL; it is replaced")

@@ -23,7 +23,7 @@ from rawgrpc_proxy.command.supervisor import Asked, Generation, State, Superviso
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.upstream.pool import Pool
 from tests.command.test_cli import backends, talk, unread
-from tests.processes import Program, program
+from tests.processes import TIMEOUT_S, Program, program
 
 WORKERS = ("serve", "--listen", "127.0.0.1:0", "--upstream", "127.0.0.1:1", "--workers", "2", "--grace", "1")
 
@@ -32,6 +32,14 @@ def children(running: Program | trio.Process) -> set[int]:
     """Process ids of the workers."""
     pid = running.pid
     return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()))
+
+
+async def until_children(running: Program | trio.Process, number: int, *, without: int = 0) -> None:
+    """Wait until there are so many workers, and this one is none of them."""
+    with trio.fail_after(TIMEOUT_S):
+        # /proc tells nobody when it changes.
+        while len(now := children(running)) != number or without in now:  # noqa: ASYNC110
+            await trio.sleep(0.02)
 
 
 async def status_of_a_call(address: str) -> str:
@@ -76,10 +84,7 @@ def test_a_worker_that_dies_is_replaced_and_calls_go_on() -> None:
             os.kill(victim, signal.SIGKILL)
             assert await status_of_a_call(address) == "UNAVAILABLE"
             await running.line(rf"worker \d \(pid {victim}\) was killed by SIGKILL; it is replaced")
-            with trio.fail_after(30):
-                while len(children(running)) < 2:  # noqa: ASYNC110  # /proc tells nobody when it changes
-                    await trio.sleep(0.02)
-            assert victim not in children(running)
+            await until_children(running, 2, without=victim)
             running.signal(signal.SIGTERM)
             assert await running.exit_code() == 0
 
@@ -89,13 +94,10 @@ def test_a_worker_that_dies_is_replaced_and_calls_go_on() -> None:
 def test_a_worker_that_dies_is_replaced_though_nobody_reads_of_it() -> None:
     async def main() -> None:
         async with unread(*WORKERS[1:]) as running:
-            with trio.fail_after(30):
-                while len(children(running)) < 2:  # noqa: ASYNC110  # /proc tells nobody when it changes
-                    await trio.sleep(0.02)
-                victim = min(children(running))
-                os.kill(victim, signal.SIGKILL)
-                while victim in children(running) or len(children(running)) < 2:  # noqa: ASYNC110
-                    await trio.sleep(0.02)
+            await until_children(running, 2)
+            victim = min(children(running))
+            os.kill(victim, signal.SIGKILL)
+            await until_children(running, 2, without=victim)
             running.send_signal(signal.SIGTERM)
             assert await running.wait() == 0
 
