@@ -47,7 +47,7 @@ OPTIONS = {
 
 def page() -> str:
     """The whole page."""
-    return INTRODUCTION.format(example=EXAMPLE.read_text()) + "".join(_sections())
+    return INTRODUCTION.format(example=EXAMPLE.read_text(encoding="utf-8")) + "".join(_sections())
 
 
 def _sections() -> Iterator[str]:
@@ -154,4 +154,4 @@ def _default(field: "attrs.Attribute[Any]") -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    PAGE.write_text(page(), encoding="utf-8")

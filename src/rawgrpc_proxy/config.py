@@ -1,7 +1,7 @@
 """Settings: frozen, keyword-only, checked once when they are made, then passed whole.
 
-Each default says why it is what it is. Nothing here reads files or argv: `command/cli.py` does, and hands the values
-over; and `memory_limit.py`, which asks the system once how much memory there is.
+Each default says why it is what it is. Nothing here reads files or argv (`command/settings_file.py` does); how much
+memory there is, `memory_limit.py` asks the system once.
 """
 
 import math

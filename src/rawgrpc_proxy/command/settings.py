@@ -1,7 +1,7 @@
 """What `rawgrpc-proxy serve` runs: one model for the settings file, the environment and the command line.
 
 Frozen, checked field by field when it is made; what fields must be to each other is in `problems`. Where it comes from
-is `settings_file.py`'s matter, what is made of it `serve.py`'s. Names ending in `_s` and `_bytes` are in seconds and
+is `settings_file.py`'s matter, what is made of it `assembly.py`'s. Names ending in `_s` and `_bytes` are in seconds and
 bytes here; in the file they have no such ending, for there the value may have a unit.
 """
 
