@@ -11,7 +11,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 def test_the_page_is_made_from_the_source() -> None:
     made: dict[str, Any] = runpy.run_path(str(DOCS / "make_settings.py"))
-    assert (DOCS / "settings.md").read_text(encoding="utf-8") == made["page"](), "run python docs/make_settings.py"
+    assert (DOCS / "settings.md").read_text(encoding="utf-8") == made["page"](), (
+        "run python docs/make_settings.py"
+    )
 
 
 def test_every_setting_says_what_it_is() -> None:
