@@ -205,3 +205,34 @@ def _columns(view: memoryview, start: int, end: int, step: int, length: bytes) -
     for at, expected in enumerate(length, 1):
         column = bytes(view[start + at : end : step])
         yield column.count(expected) != len(column)
+
+
+Messages = int | MessageCounter
+"""How many messages have passed: a number while each frame was one message, and from then on a counter."""
+
+
+def is_one_message(data: bytes | bytearray | memoryview) -> bool:
+    """Whether a frame is just one message, if it begins with one. Most are."""
+    return len(data) >= _PREFIX_BYTES and _length_of(data)[0] + _PREFIX_BYTES == len(data)
+
+
+def counted(messages: Messages, data: bytes | bytearray | memoryview) -> Messages:
+    """What it comes to with this frame."""
+    if isinstance(messages, int):
+        if not data:
+            return messages
+        counter = MessageCounter()
+        counter.count = messages
+        messages = counter
+    messages.feed(data)
+    return messages
+
+
+def count_of(messages: Messages) -> int:
+    """The number."""
+    return messages if isinstance(messages, int) else messages.count
+
+
+def is_exact(messages: Messages) -> bool:
+    """Whether it is the number, and not just the least that there were."""
+    return isinstance(messages, int) or messages.exact

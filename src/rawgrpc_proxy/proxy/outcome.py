@@ -8,6 +8,7 @@ import trio
 from rawgrpc_proxy.call import Call
 from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.errors import DeadlineExceeded, RpcError, StreamReset
+from rawgrpc_proxy.grpc.messages import count_of, is_exact
 from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status, status_from_http
 from rawgrpc_proxy.http2.headers import HeaderList
 from rawgrpc_proxy.proxy.splice import Splice
@@ -35,8 +36,8 @@ def note_outcome(call: Call, splice: Splice) -> None:
     record.request_bytes, record.response_bytes = splice.request_bytes, splice.response_bytes
     requests, responses = splice.request_messages, splice.response_messages
     if requests is not None and responses is not None:
-        record.request_messages, record.response_messages = requests.count, responses.count
-        record.messages_are_exact = requests.exact and responses.exact
+        record.request_messages, record.response_messages = count_of(requests), count_of(responses)
+        record.messages_are_exact = is_exact(requests) and is_exact(responses)
     if not splice.response_ended or splice.http_status is None:
         return
     last = splice.response_trailers

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.errors import RpcError
-from rawgrpc_proxy.grpc.messages import MessageCounter
+from rawgrpc_proxy.grpc.messages import Messages, counted, is_one_message
 from rawgrpc_proxy.grpc.response_changes import ResponseChanges
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.headers import FixedHeaders, HeaderList, Headers, for_next_hop, size_of
@@ -79,8 +79,8 @@ class Splice:
         self.upstream: Stream | None = None
         self.request_bytes = 0
         self.response_bytes = 0
-        self.request_messages = MessageCounter() if counts_messages else None
-        self.response_messages = MessageCounter() if counts_messages else None
+        self.request_messages: Messages | None = 0 if counts_messages else None
+        self.response_messages: Messages | None = 0 if counts_messages else None
         self.request_trailers: Headers | None = None
         self.decided: frozenset[bytes] = _NOTHING
         """Fields that the request's trailers must not have: the director has decided on them."""
@@ -209,8 +209,11 @@ class _RequestPipe:
     def data(self, data: Data, credit: int, end_stream: bool) -> None:
         splice = self._splice
         splice.request_bytes += len(data)
-        if (counter := splice.request_messages) is not None:
-            counter.feed(data)
+        if (messages := splice.request_messages) is not None:
+            if type(messages) is int and is_one_message(data):
+                splice.request_messages = messages + 1
+            else:
+                splice.request_messages = counted(messages, data)
         if end_stream:
             splice.request_ended = True
         upstream = splice.upstream
@@ -291,8 +294,11 @@ class _ResponsePipe:
     def data(self, data: Data, credit: int, end_stream: bool) -> None:
         splice = self._splice
         splice.response_bytes += len(data)
-        if (counter := splice.response_messages) is not None:
-            counter.feed(data)
+        if (messages := splice.response_messages) is not None:
+            if type(messages) is int and is_one_message(data):
+                splice.response_messages = messages + 1
+            else:
+                splice.response_messages = counted(messages, data)
         splice.downstream.send_data(data, end_stream, self._upstream, credit)
         if end_stream:
             splice.response_complete()

@@ -16,6 +16,7 @@ import attrs
 import trio
 
 from rawgrpc_proxy.call import Call, Handler
+from rawgrpc_proxy.grpc.messages import count_of
 from rawgrpc_proxy.http2.headers import HeaderList
 from rawgrpc_proxy.http2.stream_state import Receiving, Sending
 from rawgrpc_proxy.net.connection import Connection
@@ -159,9 +160,9 @@ class OpenCallsWatch:
             "upstream": opened.upstream,
             "age_s": round(age_s, 3),
             "quiet_s": round(min(opened.quiet_s, age_s), 3),
-            "request_messages": 0 if requests is None else requests.count,
+            "request_messages": 0 if requests is None else count_of(requests),
             "request_bytes": 0 if splice is None else splice.request_bytes,
-            "response_messages": 0 if responses is None else responses.count,
+            "response_messages": 0 if responses is None else count_of(responses),
             "response_bytes": 0 if splice is None else splice.response_bytes,
             "waits_for": self._waits_for(opened),
         }
