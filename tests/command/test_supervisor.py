@@ -104,6 +104,22 @@ def test_a_worker_that_dies_is_replaced_though_nobody_reads_of_it() -> None:
     trio.run(main)
 
 
+def test_workers_are_replaced_by_reloads_though_nobody_reads_of_it() -> None:
+    async def main() -> None:
+        async with unread(*WORKERS[1:]) as running:
+            await until_children(running, 2)
+            for _ in range(2):
+                before = children(running)
+                running.send_signal(signal.SIGHUP)
+                with trio.fail_after(TIMEOUT_S):
+                    while children(running) & before or len(children(running)) < 2:  # noqa: ASYNC110  # as above
+                        await trio.sleep(0.02)
+            running.send_signal(signal.SIGTERM)
+            assert await running.wait() == 0
+
+    trio.run(main)
+
+
 def test_an_interrupt_of_the_whole_terminal_drains_every_worker_once() -> None:
     async def main() -> None:
         async with program(*WORKERS) as running:

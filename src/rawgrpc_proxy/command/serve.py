@@ -188,8 +188,7 @@ class _Source:
         except BaseException:
             self._listening.close(opened)
             raise
-        if self._settings is None:
-            log.collect()
+        log.collect()  # the supervisor must not wait for who reads it
         self._log, self._settings = log, settings
         if present is None:
             self._news |= _facts(settings)
