@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from rawgrpc_proxy.command.link import Link, LinkLost, answer
+from rawgrpc_proxy.command.link import Link, NoAnswer, answer
 
 PATIENCE_S = 30.0
 LONG = "x" * 1_000_000
@@ -248,7 +248,7 @@ def test_answers_find_whoever_asked_whatever_their_order_and_however_they_are_cu
 def test_an_error_of_the_worker_is_heard_in_its_words() -> None:
     async def main() -> None:
         async with both({"half": lambda number: number / 0}) as (link, _, _):
-            with pytest.raises(LinkLost, match="ZeroDivisionError: division by zero"):
+            with pytest.raises(NoAnswer, match="ZeroDivisionError: division by zero"):
                 await link.ask("half", 1, timeout_s=PATIENCE_S)
 
     run(main)
@@ -257,7 +257,7 @@ def test_an_error_of_the_worker_is_heard_in_its_words() -> None:
 def test_whoever_asks_one_that_is_silent_waits_for_the_time_that_he_gave() -> None:
     async def main() -> None:
         async with a_link() as (link, _, _):
-            with pytest.raises(LinkLost, match=r"no answer within 0\.05 s"):
+            with pytest.raises(NoAnswer, match=r"no answer within 0\.05 s"):
                 await link.ask("report", timeout_s=0.05)
 
     run(main)
@@ -267,7 +267,7 @@ def test_one_that_is_silent_is_asked_no_more_until_it_has_answered() -> None:
     async def main() -> None:
         async with a_link() as (link, raw, _):
             for _ in range(3):
-                with pytest.raises(LinkLost):
+                with pytest.raises(NoAnswer):
                     await link.ask("report", timeout_s=0.05)
             first = await raw.line()
             heard: list[Any] = []
@@ -316,7 +316,7 @@ def test_whoever_comes_to_ask_too_late_has_not_ended_the_link() -> None:
     async def main() -> None:
         async with both({"report": lambda _: "here"}) as (link, _, ended):
             # As when the asking process was stopped for a while: its time is over before it has asked.
-            with pytest.raises(LinkLost):
+            with pytest.raises(NoAnswer):
                 await link.ask("report", timeout_s=0)
             assert await link.ask("report", timeout_s=PATIENCE_S) == "here"
             assert not ended.is_set()
@@ -331,7 +331,7 @@ def test_a_worker_that_goes_on_after_long_silence_answers_again() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(link.run)
             for _ in range(2000):  # more than the socket would take
-                with pytest.raises(LinkLost):
+                with pytest.raises(NoAnswer):
                     await link.ask("report", timeout_s=0.0005)
             asked = 0
 
@@ -353,7 +353,7 @@ def test_the_last_words_are_kept_and_whoever_waits_hears_that_the_worker_is_gone
             async with trio.open_nursery() as nursery:
 
                 async def ask() -> None:
-                    with pytest.raises(LinkLost):
+                    with pytest.raises(NoAnswer):
                         await link.ask("report", timeout_s=PATIENCE_S * 10)
 
                 nursery.start_soon(ask)
@@ -362,7 +362,7 @@ def test_the_last_words_are_kept_and_whoever_waits_hears_that_the_worker_is_gone
                 await raw.stream.aclose()
             await ended.wait()
             assert link.last_words == {"calls": 3}
-            with pytest.raises(LinkLost):
+            with pytest.raises(NoAnswer):
                 await link.ask("report", timeout_s=PATIENCE_S)
 
     run(main)
@@ -374,7 +374,7 @@ def test_whoever_asks_a_worker_that_has_just_ended_does_not_lose_its_last_words(
         link, raw = Link(ours), Raw(theirs)
         async with raw.stream:
             await raw.say({"id": 0, "answer": {"calls": 3}})
-        with pytest.raises(LinkLost):
+        with pytest.raises(NoAnswer):
             await link.ask("report", timeout_s=PATIENCE_S)
         await link.run()
         assert link.last_words == {"calls": 3}
@@ -401,7 +401,7 @@ def test_a_worker_that_says_what_cannot_be_understood_loses_its_link_and_nobody_
             await raw.stream.send_all(garbage)
             await ended.wait()
             assert link.last_words is None
-            with pytest.raises(LinkLost):
+            with pytest.raises(NoAnswer):
                 await link.ask("report", timeout_s=PATIENCE_S)
 
     run(main)
@@ -415,7 +415,7 @@ def test_an_answer_without_one_is_no_answer() -> None:
                 await raw.say({"id": (await raw.line())["id"]})
 
             nursery.start_soon(say)
-            with pytest.raises(LinkLost):
+            with pytest.raises(NoAnswer):
                 await link.ask("report", timeout_s=PATIENCE_S)
 
     run(main)
@@ -424,7 +424,7 @@ def test_an_answer_without_one_is_no_answer() -> None:
 def test_a_question_that_the_socket_does_not_take_ends_the_link() -> None:
     async def main() -> None:
         async with a_link() as (link, _, ended):
-            with pytest.raises(LinkLost, match="takes no questions"):
+            with pytest.raises(NoAnswer, match="takes no questions"):
                 await link.ask("log", LONG, timeout_s=PATIENCE_S)
             await ended.wait()
 

@@ -48,7 +48,6 @@ from rawgrpc_proxy.proxy.hops import limit_hops
 from rawgrpc_proxy.proxy.identity import tell_identity
 from rawgrpc_proxy.proxy.otlp_exporter import OtlpExporter
 from rawgrpc_proxy.proxy.routing import Route, director_of, routes_of_reflection
-from rawgrpc_proxy.proxy.transparent import transparent_handler
 from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.upstream.endpoints import Clusters, endpoint_facts, upstream_connection_facts
 from rawgrpc_proxy.upstream.pool import Pool
@@ -119,7 +118,6 @@ def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
         director = limit_hops(director, serve.hop_limit)
     tracing = _tracing(serve.tracing)
     server = Server(
-        unknown_service_handler=transparent_handler(director),
         settings=_http2(settings, "", serve.http2),
         observer=told_of_calls if metrics is None else Observers(told_of_calls, metrics),
         max_connections=serve.max_connections,

@@ -22,7 +22,7 @@ import trio
 from rawgrpc_proxy.command.admin.messages import Refused
 from rawgrpc_proxy.command.admin.site import serve_admin
 from rawgrpc_proxy.command.deputy_news import news_from_supervisor, read_ledger, write_ledger
-from rawgrpc_proxy.command.link import Link, LinkLost
+from rawgrpc_proxy.command.link import Link, NoAnswer
 from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.exposition import exposition
 from rawgrpc_proxy.observe.merge import GONE, Reports, merged
@@ -135,7 +135,7 @@ class Workers:
 
     async def _ask(self, link: Link, question: str, argument: Any = None) -> Any:
         """The answer, or None if the worker gives none."""
-        with contextlib.suppress(LinkLost):
+        with contextlib.suppress(NoAnswer):
             return await link.ask(question, argument, timeout_s=_ANSWER_WITHIN_S)
         return None
 

@@ -27,7 +27,7 @@ Answers = Mapping[str, Callable[[Any], Any]]
 """By question: what answers it, given the argument, or an awaitable of the answer. What takes long lets others run."""
 
 
-class LinkLost(Exception):
+class NoAnswer(Exception):
     """The other side is gone, or does not answer in time."""
 
 
@@ -121,7 +121,7 @@ class Link:
     async def ask(self, question: str, argument: Any = None, *, timeout_s: float) -> Any:
         """Ask, and wait for the answer. A worker that owes earlier answers is asked when it has given them.
 
-        Raises `LinkLost`.
+        Raises `NoAnswer`.
         """
         self._last_id += 1
         number, event = self._last_id, trio.Event()
@@ -139,9 +139,9 @@ class Link:
                 if said is None:
                     self._owed.add(number)
         if said is None:
-            raise LinkLost(f"no answer within {timeout_s:g} s")
+            raise NoAnswer(f"no answer within {timeout_s:g} s")
         if "answer" not in said:
-            raise LinkLost(str(said.get("error")))
+            raise NoAnswer(str(said.get("error")))
         return said["answer"]
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -151,10 +151,10 @@ class Link:
             sent = self._sock.send(line)
         except OSError:
             # Its last words may wait to be read: `run` will see the end.
-            raise LinkLost("the worker is gone, or takes no questions") from None
+            raise NoAnswer("the worker is gone, or takes no questions") from None
         if sent != len(line):
             self._stream.socket.close()  # what came behind a part of a line would not be understood
-            raise LinkLost("the worker takes no questions")
+            raise NoAnswer("the worker takes no questions")
 
 
 def _line(message: dict[str, Any]) -> bytes:
