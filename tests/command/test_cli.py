@@ -884,6 +884,23 @@ def test_no_arguments_at_all_show_the_short_help(capsys: pytest.CaptureFixture[s
     assert captured.err.count("\n") < 20
 
 
+def test_whoever_reads_the_output_may_have_enough(tmp_path: Path) -> None:
+    file = tmp_path / "proxy.toml"
+    file.write_text(
+        '[[listeners]]\naddress = ":1"\n[clusters.c]\nendpoints = ["h:1"]\n[[routes]]\ncluster = "c"\n'
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as unread:
+        done = subprocess.run(
+            [sys.executable, "-m", "rawgrpc_proxy", "check", str(file)],
+            stdout=unread,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
 @pytest.mark.parametrize("command", [[], ["serve"], ["demo"]])
 def test_help_is_no_error(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--help"]) == 0

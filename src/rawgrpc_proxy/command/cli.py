@@ -34,6 +34,7 @@ from rawgrpc_proxy.version import python, version
 
 _USAGE_ERROR = 2
 _INTERRUPTED = 128 + signal.SIGINT
+_UNREAD = 128 + signal.SIGPIPE
 _TLS_OPTIONS = (
     ("--tls-cert", "FILE", "the certificate that callers get, and behind it those that lead to its root"),
     ("--tls-key", "FILE", "its private key"),
@@ -65,7 +66,10 @@ def main(argv: list[str] | None = None) -> int:
             print(parser.format_help().rstrip(), file=sys.stderr)
             return _USAGE_ERROR
         command: Callable[[argparse.Namespace], int] = options.command
-        return command(options)
+        code = command(options)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except ConfigError as error:
         for problem in error.problems if isinstance(error, SettingsError) else [str(error)]:
             print(f"rawgrpc-proxy: {printable(problem)}", file=sys.stderr)
@@ -75,6 +79,11 @@ def main(argv: list[str] | None = None) -> int:
         return int(done.code or 0)
     except KeyboardInterrupt:
         return _INTERRUPTED
+    except BrokenPipeError:
+        # Whoever reads us, as `head` does, has enough. Python would try again in the end, and complain.
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        return _UNREAD
 
 
 # --------------------------------------------------------------------- arguments
