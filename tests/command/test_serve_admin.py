@@ -276,6 +276,21 @@ async def test_it_is_ready_until_it_drains_and_tells_so_while_it_does(folder: Pa
         await house.program.line("drain, asked for by 127.0.0.1:")
 
 
+@of_one_and_two
+async def test_it_tells_of_draining_though_a_service_manager_signals_all_processes(
+    folder: Path, workers: int
+) -> None:
+    async with running(folder, workers=workers) as house, Pool() as client:
+        async with talk(client, house.address) as talking:
+            for pid in (*children(house.program), house.program.pid):
+                os.kill(pid, signal.SIGTERM)
+            await house.admin.until("/readyz", lambda reply: reply.status == 503)
+            await trio.sleep(1)  # longer than an admin process waits to hear whether the service stops
+            assert (await house.admin.ask("/readyz")).text == "draining\n"
+            assert await talking.end() is Status.OK
+        assert await house.program.exit_code() == 0
+
+
 # -------------------------------------------------------------------------- the sums
 
 

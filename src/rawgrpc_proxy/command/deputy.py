@@ -31,6 +31,8 @@ RELOAD, STOP = "reload", "stop"
 _ANSWER_WITHIN_S = 1.0
 _LOOK_EVERY_S = 5.0
 """What a worker has counted since is lost if it is killed."""
+_HEARS_OF_IT_WITHIN_S = 0.5
+"""The admin process, from the supervisor, that the service stops."""
 _RELOAD_WITHIN_S = 25.0
 """Less than `Limits.answer_timeout_s` of the admin listener."""
 SILENT = "silent"
@@ -82,6 +84,8 @@ class Workers:
         self._reports = Reports(before.get("reports", ()))
         self._level: str | None = before.get("level")
         self._reload = _Reload()
+        self._changed = trio.Event()
+        """The state, or who is linked."""
         self._ledger = ledger
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -102,6 +106,7 @@ class Workers:
         if link is not None:
             nursery.start_soon(self._keep, news["pid"], Link(link))
         self.state = news.get("state", self.state)
+        self._has_changed()
         self.config = news.get("config", self.config)
         self.engine = news.get("engine", self.engine)
         if "pids" in news:
@@ -109,6 +114,10 @@ class Workers:
         if "reloaded" in news or self.state == "draining":
             self._reload.problems = news.get("reloaded")
             self._reload.over.set()
+
+    def _has_changed(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
 
     async def _keep(self, pid: int, link: Link) -> None:
         self._links[pid] = link
@@ -121,6 +130,7 @@ class Workers:
                 self._reports.heard(link.last_words)
             self._reports.lost(pid)
             self._write_ledger()
+            self._has_changed()
             nursery.cancel_scope.cancel()
 
     async def _look_now_and_then(self) -> None:
@@ -192,6 +202,14 @@ class Workers:
             raise Refused(409, "the proxy is draining, and reads no settings any more")
         return asked.problems
 
+    async def until_drained(self) -> None:
+        """If the workers drain, wait until the last is gone: a service manager may signal all processes at once."""
+        with trio.move_on_after(_HEARS_OF_IT_WITHIN_S):
+            while self.state != "draining":
+                await self._changed.wait()
+        while self.state == "draining" and self._links:
+            await self._changed.wait()
+
     def drain(self) -> None:
         """Have the supervisor stop the workers."""
         self._supervisor.tell(STOP)
@@ -211,7 +229,7 @@ def run_deputy(
     names: Collection[str],
     ledger: int,
 ) -> int:
-    """Answer HTTP until SIGTERM comes, or the supervisor is gone; answer the exit code.
+    """Answer HTTP until SIGTERM comes and no worker drains, or the supervisor is gone; answer the exit code.
 
     `names` are those under which it may be asked for; `ledger` is a file descriptor.
     """
@@ -223,6 +241,7 @@ def run_deputy(
 
             async def until_told_to_stop() -> None:
                 await anext(signals)
+                await workers.until_drained()
                 await workers.reports()
                 nursery.cancel_scope.cancel()
 
