@@ -1,7 +1,6 @@
 """`serve` with TLS and mutual TLS on both sides, from a file and from options, in processes of its own."""
 
 import ssl
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,7 +13,7 @@ from rawgrpc_proxy import Call, ConfigError, Pool, Server, Status
 from rawgrpc_proxy.command.cli import main
 from rawgrpc_proxy.errors import RpcError, UpstreamUnavailable
 from rawgrpc_proxy.net.tls_files import listener_context, upstream_context
-from tests.certificates import issued_by
+from tests.certificates import OF_A_WORKLOAD, issued_by
 from tests.command.test_cli import answer_to, backend
 from tests.processes import Program, program
 from tests.proxy.raw_peers import start_client
@@ -38,9 +37,7 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 str(folder / f"{name}-{who}.pem")
             )
         if name == "ours":
-            # As SPIFFE has them, without a subject; PyPy reads nothing of such a one.
-            subject = [] if sys.implementation.name == "cpython" else [("2.5.4.3", "cart")]
-            workload = issued_by(authority, subject, uris=["spiffe://shop.example/cart"])
+            workload = issued_by(authority, OF_A_WORKLOAD, uris=["spiffe://shop.example/cart"])
             (folder / "ours-workload.pem").write_bytes(workload)
     return folder
 

@@ -26,7 +26,7 @@ from rawgrpc_proxy import (
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.net.tls_files import listener_context, upstream_context
 from rawgrpc_proxy.proxy.director import Direction
-from tests.certificates import issued_by
+from tests.certificates import OF_A_WORKLOAD, issued_by
 from tests.proxy.house import House, a_proxy, on_every_engine
 from tests.proxy.raw_peers import Headers, RawPeer, connect, message, request_fields, start_client
 
@@ -128,7 +128,7 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(folder / "ca"))
     authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(folder / "proxy"))
-    (folder / "cart").write_bytes(issued_by(authority, [], dns=["cart.internal"], uris=[CART]))
+    (folder / "cart").write_bytes(issued_by(authority, OF_A_WORKLOAD, dns=["cart.internal"], uris=[CART]))
     (folder / "named").write_bytes(
         issued_by(authority, [("2.5.4.6", "DE"), ("2.5.4.10", "Käse, Inc"), ("2.5.4.3", "a+b")])
     )
@@ -194,6 +194,8 @@ async def test_over_tls_each_caller_is_told_by_its_own_certificate_and_by_nothin
         await served.request_body()
         await served.respond()
         await call.answer()
-    assert seen[0] == PeerIdentity(subject="", dns_names=("cart.internal",), uris=(CART,), spiffe_id=CART)
+    assert seen[0] == PeerIdentity(
+        subject="CN=cart" if OF_A_WORKLOAD else "", dns_names=("cart.internal",), uris=(CART,), spiffe_id=CART
+    )
     assert seen[4] is seen[0]  # once for a connection
     assert seen[2:4] == [None, None]
