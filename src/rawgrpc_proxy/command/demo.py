@@ -26,7 +26,6 @@ from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.codec import identity_codec
 from rawgrpc_proxy.grpc.messages import MessageReader, encode_message
-from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status
 from rawgrpc_proxy.net.local_sender import LocalSender
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.tls_files import listener_context, upstream_context
@@ -39,6 +38,7 @@ from rawgrpc_proxy.services.health import SERVICE as HEALTH_SERVICE
 from rawgrpc_proxy.services.health import Health, ServingStatus, request_for
 from rawgrpc_proxy.services.methods import ServedCall, stream_stream, stream_unary, unary_stream, unary_unary
 from rawgrpc_proxy.upstream.lease import PoolConn
+from rawgrpc_proxy.upstream.own_calls import check_end, own_request
 from rawgrpc_proxy.upstream.pool import Pool
 from rawgrpc_proxy.upstream.target import Target
 
@@ -143,19 +143,7 @@ class _Replies:
 
 async def make_call(conn: PoolConn, trial: Trial) -> list[bytes]:
     """Make the call over this connection and answer what came back. Raises `RpcError` for any status but OK."""
-    # A Unix socket has no name that would be an authority: gRPC's clients say localhost.
-    authority = "localhost" if conn.address.startswith("unix:") else conn.address
-    stream = conn.open_stream(
-        [
-            (b":method", b"POST"),
-            (b":scheme", b"http"),
-            (b":path", trial.path.encode()),
-            (b":authority", authority.encode()),
-            (b"te", b"trailers"),
-            (b"content-type", b"application/grpc"),
-            (b"user-agent", b"rawgrpc-proxy-demo"),
-        ]
-    )
+    stream = conn.open_stream(own_request(conn.address, trial.path, user_agent=b"rawgrpc-proxy-demo"))
     replies, sender = _Replies(stream), LocalSender(stream)
     try:
         for number, request in enumerate(trial.requests, 1):
@@ -167,13 +155,7 @@ async def make_call(conn: PoolConn, trial: Trial) -> list[bytes]:
     except trio.Cancelled:
         stream.reset(ErrorCode.CANCEL)
         raise
-    trailers = dict(stream.inbox.trailers_received or ())
-    status = parse_status(trailers.get(b"grpc-status"))
-    if status is not Status.OK:
-        message = decode_grpc_message(trailers.get(b"grpc-message", b""))
-        raise RpcError(
-            status or Status.UNKNOWN, message or "the response has no grpc-status", origin="upstream"
-        )
+    check_end(stream)
     return replies.received
 
 

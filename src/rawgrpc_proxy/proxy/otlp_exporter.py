@@ -24,7 +24,6 @@ from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ConfigError, DeadlineExceeded, ProxyError, RpcError
 from rawgrpc_proxy.grpc.messages import MessageReader, encode_message
-from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status
 from rawgrpc_proxy.net.local_sender import LocalSender
 from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.stream import Stream
@@ -33,6 +32,7 @@ from rawgrpc_proxy.observe.describe import describe
 from rawgrpc_proxy.observe.otlp import METHOD, partial_success_in, request_head, request_of
 from rawgrpc_proxy.observe.tracing import BATCH, Tracing
 from rawgrpc_proxy.upstream.lease import PoolConn
+from rawgrpc_proxy.upstream.own_calls import check_end, own_request
 from rawgrpc_proxy.upstream.pool import Pool
 from rawgrpc_proxy.version import version
 
@@ -250,34 +250,16 @@ class OtlpExporter:
         raise DeadlineExceeded(f"no answer within {self._times.timeout_s:g} s")
 
     async def _call_on(self, conn: PoolConn, body: bytes) -> bytes:
-        stream = conn.open_stream(
-            [
-                (b":method", b"POST"),
-                (b":scheme", b"http" if self._ssl_context is None else b"https"),
-                (b":path", METHOD.encode()),
-                # A Unix socket has no name that would be an authority: gRPC's clients say localhost.
-                (
-                    b":authority",
-                    b"localhost" if self._address.startswith("unix:") else self._address.encode(),
-                ),
-                (b"te", b"trailers"),
-                (b"content-type", b"application/grpc"),
-                (b"user-agent", b"rawgrpc-proxy/" + version().encode()),
-            ]
-        )
+        scheme = b"http" if self._ssl_context is None else b"https"
+        agent = b"rawgrpc-proxy/" + version().encode()
+        stream = conn.open_stream(own_request(self._address, METHOD, user_agent=agent, scheme=scheme))
         try:
             await LocalSender(stream).send(encode_message(body), end_stream=True)
             response = await _response_on(stream)
         except BaseException:
             stream.reset(ErrorCode.CANCEL)
             raise
-        trailers = dict(stream.inbox.trailers_received or ())
-        status = parse_status(trailers.get(b"grpc-status"))
-        if status is not Status.OK:
-            message = decode_grpc_message(trailers.get(b"grpc-message", b""))
-            raise RpcError(
-                status or Status.UNKNOWN, message or "the response has no grpc-status", origin="upstream"
-            )
+        check_end(stream)
         return response
 
 
