@@ -4,10 +4,11 @@ What it does not do: answer calls (`dispatch.py`), forward them (a handler), or 
 The invariant: a connection's trouble never leaves its task.
 """
 
+import contextlib
 import itertools
 import math
 import socket
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from functools import partial
 
 import attrs
@@ -326,11 +327,9 @@ class Server:
     async def _source(self, sock: socket.socket, peer: str, timeout_s: float) -> str | None:
         """Whom a load balancer connects for; None if it does not say so, and the connection is closed."""
         began = trio.current_time()
-        scope = trio.CancelScope(deadline=min(began + timeout_s, self._stop_by))
-        self._handshaking[scope] = began
         source: str | None = None
         try:
-            with scope:
+            with self._handshake(timeout_s) as scope:
                 source = await read_source(sock, peer)
             if scope.cancelled_caught and not self._stopping.is_set():
                 limit = f"within {timeout_s:g} s (handshake_timeout_s)"
@@ -342,7 +341,6 @@ class Server:
         except NotHttp2 as error:
             self._connection_failed(peer, error)
         finally:
-            self._handshake_over(scope)
             if source is None:
                 sock.close()
         return source
@@ -355,11 +353,9 @@ class Server:
             return SocketTransport(sock, peer)
         transport = TlsTransport(sock, peer, context_of(ssl_context), server_side=True)
         began = trio.current_time()
-        scope = trio.CancelScope(deadline=min(began + timeout_s, self._stop_by))
-        self._handshaking[scope] = began
         cause: object = "the handshake was not done in time"
         try:
-            with scope:
+            with self._handshake(timeout_s) as scope:
                 await transport.handshake()
             if not scope.cancelled_caught:
                 if transport.alpn_protocol == "h2":
@@ -375,17 +371,23 @@ class Server:
         except BaseException:
             await transport.aclose()
             raise
-        finally:
-            self._handshake_over(scope)
         await transport.aclose()
         failure = ConnectionFailed(f"no TLS: {cause}", error_code=ErrorCode.INADEQUATE_SECURITY)
         tell(self._observer, "tls_handshake_failed", peer, trio.current_time() - began, failure)
         self._connection_failed(peer, failure)
         return None
 
-    def _handshake_over(self, scope: trio.CancelScope) -> None:
-        self._handshaking.pop(scope, None)
-        self._making_room.gone(scope)
+    @contextlib.contextmanager
+    def _handshake(self, timeout_s: float) -> Iterator[trio.CancelScope]:
+        """For what a peer has to do first: within this time, not beyond a stop, and only while its place is free."""
+        began = trio.current_time()
+        with trio.CancelScope(deadline=min(began + timeout_s, self._stop_by)) as scope:
+            self._handshaking[scope] = began
+            try:
+                yield scope
+            finally:
+                self._handshaking.pop(scope, None)
+                self._making_room.gone(scope)
 
     def _make_room(self) -> bool:
         """Whether one more connection has its place, though all are taken: another one may go for it."""
