@@ -20,7 +20,7 @@ from rawgrpc_proxy.command import notify
 from rawgrpc_proxy.command.assembly import objection_to_loops, process_of, workers_of
 from rawgrpc_proxy.command.channel import ALIVE, LINK
 from rawgrpc_proxy.command.check import text_of
-from rawgrpc_proxy.command.children import Child
+from rawgrpc_proxy.command.children import Child, signals_wait
 from rawgrpc_proxy.command.deputy_news import nameless_file, news_for_deputy
 from rawgrpc_proxy.command.handover import Handover, taken_over
 from rawgrpc_proxy.command.listening import Listening, keys_of
@@ -37,7 +37,6 @@ from rawgrpc_proxy.observe.line_writer import LineWriter, unbuffered
 
 _WAITS_S = 0.1
 """For its log, before the supervisor looks after its workers again."""
-_BLOCKED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2}
 _ASKED: tuple[Asked, ...] = ("stop", "reload")
 _BEATS = 4
 """A worker says that it is alive so many times in the interval of the watchdog."""
@@ -48,9 +47,7 @@ def serve(read: Callable[[], Settings]) -> int:
 
     Raises `ConfigError` for what cannot be used at the start.
     """
-    # One that comes before all is ready must not be lost.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
-    try:
+    with signals_wait():  # until the supervisor hears them
         handover = taken_over()
         raise_soft_limit()
         with contextlib.closing(_Source(read, handover)) as source:
@@ -60,8 +57,6 @@ def serve(read: Callable[[], Settings]) -> int:
             calm_garbage_collector()
             command = [sys.executable, *sys.orig_argv]
             return Supervisor(source, command, [source.ledger]).run(first, handover)
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
 
 
 def _first(source: "_Source", handover: Handover | None) -> "_Generation | None":
