@@ -15,7 +15,7 @@ from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.errors import RpcError
 
 _PREFIX = struct.Struct(">BI")
-_PREFIX_BYTES = 5
+PREFIX_BYTES = 5
 _length_of = struct.Struct(">xI").unpack_from
 
 _ALIKE = 8
@@ -70,7 +70,7 @@ class MessageReader:
         `max_message_bytes`, INTERNAL if the flag is neither 0 nor 1.
         """
         held = self._held
-        payload = self._start + _PREFIX_BYTES
+        payload = self._start + PREFIX_BYTES
         if payload > len(held):
             return None
         flag, length = _PREFIX.unpack_from(held, self._start)
@@ -130,8 +130,8 @@ class MessageCounter:
         elif (
             not left
             and not self._prefix_seen
-            and size >= _PREFIX_BYTES
-            and _length_of(data)[0] + _PREFIX_BYTES == size
+            and size >= PREFIX_BYTES
+            and _length_of(data)[0] + PREFIX_BYTES == size
         ):
             self.count += 1
         else:
@@ -142,12 +142,12 @@ class MessageCounter:
         position = self._payload_left
         count = self.count + (position > 0)
         seen, length = self._prefix_seen, self._length
-        last_whole_prefix = size - _PREFIX_BYTES
+        last_whole_prefix = size - PREFIX_BYTES
         steps = self._steps + size // _BYTES_A_STEP
         last = alike = 0
         while position < size:
             if not seen and position <= last_whole_prefix:
-                step = _PREFIX_BYTES + _length_of(data, position)[0]
+                step = PREFIX_BYTES + _length_of(data, position)[0]
                 position += step
                 count += position <= size
                 steps -= 1
@@ -168,7 +168,7 @@ class MessageCounter:
                 length = length << 8 | data[position]
             seen += 1
             position += 1
-            if seen == _PREFIX_BYTES:
+            if seen == PREFIX_BYTES:
                 position += length
                 count += position <= size
                 seen = length = 0
@@ -185,12 +185,12 @@ def _run_of(data: bytes | bytearray | memoryview, start: int, size: int, step: i
     proportional to the bytes, a fraction of a nanosecond for each.
     """
     view = memoryview(data)
-    length = (step - _PREFIX_BYTES).to_bytes(4)
+    length = (step - PREFIX_BYTES).to_bytes(4)
     found, stretch = 0, _ALIKE
     while stretch and start + step <= size:
         stretch = min(stretch, (size - start) // step)
         end = start + stretch * step
-        zeros = step == _PREFIX_BYTES and bytes(view[start:end]) == _ZEROS[: end - start]
+        zeros = step == PREFIX_BYTES and bytes(view[start:end]) == _ZEROS[: end - start]
         if zeros or not any(_columns(view, start, end, step, length)):
             found += stretch
             start = end
@@ -213,7 +213,7 @@ Messages = int | MessageCounter
 
 def is_one_message(data: bytes | bytearray | memoryview) -> bool:
     """Whether a frame is just one message, if it begins with one. Most are."""
-    return len(data) >= _PREFIX_BYTES and _length_of(data)[0] + _PREFIX_BYTES == len(data)
+    return len(data) >= PREFIX_BYTES and _length_of(data)[0] + PREFIX_BYTES == len(data)
 
 
 def counted(messages: Messages, data: bytes | bytearray | memoryview) -> Messages:

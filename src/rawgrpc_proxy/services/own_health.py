@@ -15,13 +15,13 @@ import trio
 from rawgrpc_proxy.call import Call, Handler
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.codec import identity_codec
+from rawgrpc_proxy.grpc.messages import PREFIX_BYTES, is_one_message
 from rawgrpc_proxy.proxy.director import StreamDirector
 from rawgrpc_proxy.proxy.forwarding import Forwarding, Owner
 from rawgrpc_proxy.proxy.transparent import TransparentHandler
 from rawgrpc_proxy.services.health import MAX_REQUEST_BYTES, Health, ServingStatus, read_service
 from rawgrpc_proxy.services.methods import inflated
 
-_PREFIX_BYTES = 5
 _STALLED_S = 30.0
 """How long we wait for the request; then the upstream may wait for the rest of it, which costs no task here."""
 
@@ -56,7 +56,7 @@ class _OwnHealth(TransparentHandler):
         self, call: Call, owner: Owner
     ) -> Forwarding | Callable[[], Awaitable[Forwarding | None]]:
         inbox = call.stream.inbox
-        prefix = inbox.peek(_PREFIX_BYTES)
+        prefix = inbox.peek(PREFIX_BYTES)
         message = None if prefix is None else inbox.peek(_size_of(prefix))
         if message is None or self._is_own(message, call):
             return partial(self._answer_or_forward, call, owner)
@@ -66,7 +66,7 @@ class _OwnHealth(TransparentHandler):
         inbox = call.stream.inbox
         message = b""
         with trio.move_on_after(_STALLED_S):
-            message = await inbox.await_first(_size_of(await inbox.await_first(_PREFIX_BYTES)))
+            message = await inbox.await_first(_size_of(await inbox.await_first(PREFIX_BYTES)))
         if not self._is_own(message, call):
             return await self.forward(call, owner)
         await self._answer(call)
@@ -74,9 +74,9 @@ class _OwnHealth(TransparentHandler):
 
     def _is_own(self, message: bytes, call: Call) -> bool:
         """Whether this is a whole request for one of the names."""
-        if len(message) < _PREFIX_BYTES or len(message) != _PREFIX_BYTES + _length_in(message):
+        if not is_one_message(message):
             return False
-        payload = message[_PREFIX_BYTES:]
+        payload = message[PREFIX_BYTES:]
         try:
             if message[0]:
                 encoding = dict(call.stream.headers).get(b"grpc-encoding", b"identity")
@@ -86,11 +86,7 @@ class _OwnHealth(TransparentHandler):
             return False
 
 
-def _length_in(prefix: bytes) -> int:
-    return int.from_bytes(prefix[1:_PREFIX_BYTES])
-
-
 def _size_of(prefix: bytes) -> int:
     """How much to look at of the message that begins so: of one that is too long to be a request, no more than this."""
-    length = _length_in(prefix)
-    return _PREFIX_BYTES + (length if length <= MAX_REQUEST_BYTES else 0)
+    length = int.from_bytes(prefix[1:PREFIX_BYTES])
+    return PREFIX_BYTES + (length if length <= MAX_REQUEST_BYTES else 0)
