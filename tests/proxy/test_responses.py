@@ -1,5 +1,7 @@
 """What the caller gets of a response, whole or broken."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import attrs
@@ -14,7 +16,6 @@ from rawgrpc_proxy import (
     ResponseChanges,
     RpcError,
     Status,
-    StreamDirector,
     Target,
 )
 from rawgrpc_proxy.config import Engine
@@ -635,21 +636,21 @@ async def test_blanks_around_a_message_arrive(engine: Engine, trailers_only: boo
 EDGE = ResponseChanges(remove=["x-internal"], set_values={"x-edge": "1", "x-who": "proxy"})
 
 
-def changing(house: list[House], changes: Any = EDGE) -> StreamDirector:
-    """A director that changes what callers get."""
+@asynccontextmanager
+async def a_proxy_that_changes(engine: Engine, changes: Any = EDGE) -> AsyncIterator[House]:
+    """With a director that changes what callers get."""
 
     def director(context: CallContext, _method: str) -> tuple[CallContext, Target]:
         changed = attrs.evolve(context, response_changes=changes)
-        return changed, house[0].pool.target(house[0].backend.address)
+        return changed, house.pool.target(house.backend.address)
 
-    return director
+    async with a_proxy(engine, director=director) as house:
+        yield house
 
 
 @trio_test
 async def test_response_headers_and_trailers_come_as_the_director_has_changed_them(engine: Engine) -> None:
-    houses: list[House] = []
-    async with a_proxy(engine, director=changing(houses)) as house:
-        houses.append(house)
+    async with a_proxy_that_changes(engine) as house:
         client = await house.client()
         for _ in range(3):  # what repeats is not worked out again
             call = await client.request()
@@ -675,9 +676,7 @@ async def test_response_headers_and_trailers_come_as_the_director_has_changed_th
 
 @trio_test
 async def test_a_response_that_is_one_list_is_changed_as_headers_are(engine: Engine) -> None:
-    houses: list[House] = []
-    async with a_proxy(engine, director=changing(houses)) as house:
-        houses.append(house)
+    async with a_proxy_that_changes(engine) as house:
         client = await house.client()
         call = await client.request()
         served = await house.backend.request()
@@ -694,9 +693,7 @@ async def test_a_response_that_is_one_list_is_changed_as_headers_are(engine: Eng
 
 @trio_test
 async def test_an_error_of_the_proxy_is_not_changed(engine: Engine) -> None:
-    houses: list[House] = []
-    async with a_proxy(engine, director=changing(houses)) as house:
-        houses.append(house)
+    async with a_proxy_that_changes(engine) as house:
         client = await house.client()
         call = await client.request()
         served = await house.backend.request()
@@ -709,10 +706,8 @@ async def test_an_error_of_the_proxy_is_not_changed(engine: Engine) -> None:
 
 @trio_test
 async def test_what_is_set_counts_for_what_the_caller_takes(engine: Engine) -> None:
-    houses: list[House] = []
     changes = ResponseChanges(set_values={"x-long": "x" * 500})
-    async with a_proxy(engine, director=changing(houses, changes)) as house:
-        houses.append(house)
+    async with a_proxy_that_changes(engine, changes) as house:
         client = await house.client(settings={MAX_HEADER_LIST_SIZE: 400})
         call = await client.request()
         served = await house.backend.request()
@@ -733,9 +728,7 @@ async def test_what_is_set_counts_for_what_the_caller_takes(engine: Engine) -> N
 
 @trio_test
 async def test_what_is_removed_counts_no_more(engine: Engine) -> None:
-    houses: list[House] = []
-    async with a_proxy(engine, director=changing(houses)) as house:
-        houses.append(house)
+    async with a_proxy_that_changes(engine) as house:
         client = await house.client(settings={MAX_HEADER_LIST_SIZE: 400})
         call = await client.request()
         served = await house.backend.request()
@@ -749,9 +742,7 @@ async def test_what_is_removed_counts_no_more(engine: Engine) -> None:
 
 @trio_test
 async def test_a_call_that_is_sent_once_more_is_changed_as_well(engine: Engine) -> None:
-    houses: list[House] = []
-    async with a_proxy(engine, director=changing(houses)) as house:
-        houses.append(house)
+    async with a_proxy_that_changes(engine) as house:
         client = await house.client()
         call = await client.request()
         served = await house.backend.request()
@@ -767,9 +758,7 @@ async def test_a_call_that_is_sent_once_more_is_changed_as_well(engine: Engine) 
 
 @trio_test
 async def test_changes_that_are_none_cost_their_call_alone(engine: Engine) -> None:
-    houses: list[House] = []
-    async with a_proxy(engine, director=changing(houses, {"x-edge": "1"})) as house:
-        houses.append(house)
+    async with a_proxy_that_changes(engine, {"x-edge": "1"}) as house:
         client = await house.client()
         assert (await (await client.request()).answer()).status == Status.INTERNAL
         [error] = house.observer.failed
