@@ -91,28 +91,9 @@ def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
     loop_guard = LoopGuard(lambda problem: log.notice("loop", problem, message=problem))
     told_of_calls = None if serve.log.format == "none" else log
     metrics = None if serve.admin is None else Metrics(_exact_methods(serve), worker=worker)
-    kind_of = {
-        name: (cluster.pool, _http2(settings, join("clusters", name), cluster.http2))
-        for name, cluster in serve.clusters.items()
-    }
-    kinds = set(kind_of.values())
-    upstream = DescriptorPlan.of_this_process().upstream
-    pools = {
-        kind: _pool(
-            *kind,
-            max_connections=max(1, upstream // len(kinds)),
-            guard=loop_guard,
-            observer=log if metrics is None else Observers(log, metrics),
-        )
-        for kind in kinds
-    }
-    targets = {
-        name: [
-            pools[kind_of[name]].target(address, ssl_context=cluster_tls[name])
-            for address in cluster.addresses
-        ]
-        for name, cluster in serve.clusters.items()
-    }
+    pools, targets = _upstreams(
+        settings, cluster_tls, guard=loop_guard, observer=log if metrics is None else Observers(log, metrics)
+    )
     director = director_of(_routes(serve, targets))
     if serve.hop_limit is not None:
         director = limit_hops(director, serve.hop_limit)
@@ -136,7 +117,7 @@ def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
     return Process(
         settings=settings,
         server=server,
-        pools=list(pools.values()),
+        pools=pools,
         listener_tls=listener_tls,
         directors=[_listener_director(listener, director) for listener in serve.listeners],
         listener_http2=[
@@ -148,6 +129,40 @@ def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
         answers={} if metrics is None else _answers(metrics, server, targets, log),
         exporter=_exporter(serve.tracing, tracing, loop_guard, log),
     )
+
+
+def _upstreams(
+    settings: Settings,
+    cluster_tls: Mapping[str, TlsContext | None],
+    *,
+    guard: LoopGuard,
+    observer: PoolObserver,
+) -> tuple[list[Pool], dict[str, list[Target]]]:
+    """Pools, one for each kind of settings that clusters have, and each cluster's targets in them."""
+    clusters = settings.serve.clusters
+    kind_of = {
+        name: (cluster.pool, _http2(settings, join("clusters", name), cluster.http2))
+        for name, cluster in clusters.items()
+    }
+    kinds = set(kind_of.values())
+    upstream = DescriptorPlan.of_this_process().upstream
+    pools = {
+        kind: _pool(
+            *kind,
+            max_connections=max(1, upstream // len(kinds)),
+            guard=guard,
+            observer=observer,
+        )
+        for kind in kinds
+    }
+    targets = {
+        name: [
+            pools[kind_of[name]].target(address, ssl_context=cluster_tls[name])
+            for address in cluster.addresses
+        ]
+        for name, cluster in clusters.items()
+    }
+    return list(pools.values()), targets
 
 
 def _tracing(settings: TracingSettings | None) -> Tracing | None:
