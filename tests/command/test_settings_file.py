@@ -8,7 +8,8 @@ import attrs
 import pytest
 
 from rawgrpc_proxy.command.cli import main
-from rawgrpc_proxy.command.settings import ClusterTls, MetadataChanges, PoolSettings, RouteSettings
+from rawgrpc_proxy.command.cluster_settings import ClusterTls, PoolSettings
+from rawgrpc_proxy.command.route_settings import MetadataChanges, RouteSettings
 from rawgrpc_proxy.command.settings_file import Settings, SettingsError, load, settings_of
 from rawgrpc_proxy.config import Http2Settings
 

@@ -13,15 +13,13 @@ from typing import Any
 import attrs
 import trio
 
+from rawgrpc_proxy.command.cluster_settings import ClusterTls, PoolSettings
 from rawgrpc_proxy.command.cores import cores
 from rawgrpc_proxy.command.link import Answers
+from rawgrpc_proxy.command.route_settings import MetadataChanges, RouteSettings
 from rawgrpc_proxy.command.settings import (
-    ClusterTls,
     ListenerSettings,
     ListenerTls,
-    MetadataChanges,
-    PoolSettings,
-    RouteSettings,
     ServeSettings,
     TracingSettings,
 )

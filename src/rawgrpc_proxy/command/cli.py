@@ -19,11 +19,12 @@ import attrs
 
 from rawgrpc_proxy.command.certs import certs
 from rawgrpc_proxy.command.check import check
+from rawgrpc_proxy.command.cluster_settings import PoolSettings
 from rawgrpc_proxy.command.completion import SHELLS, completion
 from rawgrpc_proxy.command.demo import run_demo
 from rawgrpc_proxy.command.options import layer_of_environment, layer_of_options
 from rawgrpc_proxy.command.serve import serve
-from rawgrpc_proxy.command.settings import LogSettings, PoolSettings, ServeSettings, check_listener
+from rawgrpc_proxy.command.settings import LogSettings, ServeSettings, check_listener
 from rawgrpc_proxy.command.settings_file import Settings, SettingsError, load, settings_of
 from rawgrpc_proxy.config import ENGINES, Http2Settings
 from rawgrpc_proxy.errors import ConfigError

@@ -1,43 +1,34 @@
 """What `rawgrpc-proxy serve` runs: one model for the settings file, the environment and the command line.
 
+Clusters and routes are in `cluster_settings.py` and `route_settings.py`.
+
 Frozen, checked field by field when it is made; what fields must be to each other is in `problems`. Where it comes from
 is `settings_file.py`'s matter, what is made of it `assembly.py`'s. Names ending in `_s` and `_bytes` are in seconds and
 bytes here; in the file they have no such ending, for there the value may have a unit.
 """
 
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import attrs
 
+from rawgrpc_proxy.command.cluster_settings import ClusterSettings, ClusterTls, PoolSettings, plain_address
 from rawgrpc_proxy.command.listening import INHERITED, check_inherited
+from rawgrpc_proxy.command.problems import Problems
+from rawgrpc_proxy.command.route_settings import RouteSettings
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ConfigError
-from rawgrpc_proxy.grpc.metadata import Metadata
-from rawgrpc_proxy.grpc.response_changes import ResponseChanges
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.networks import UNIX, Networks
 from rawgrpc_proxy.observe.fields import check_fields
 from rawgrpc_proxy.proxy.identity import check_identity_header
-from rawgrpc_proxy.proxy.patterns import check_pattern
 from rawgrpc_proxy.validators import at_least, between, held_to
 
 LogFormat = Literal["text", "json", "none"]
 ClientCertificate = Literal["require", "request"]
 Forwarded = Literal["x-forwarded-for", "forwarded", "none"]
-_PLAIN_SCHEMES = ("http://", "grpc://", "h2c://", "dns:///")
-_TLS_SCHEMES = ("https://", "grpcs://")
 _HOST = re.compile(r"[A-Za-z0-9_.-]{1,253}")
-
-Problems = Iterator[tuple[str, str]]
-"""The name of a field, and what is wrong with it."""
-
-
-def _not_empty(_instance: object, attribute: "attrs.Attribute[Any]", value: tuple[str, ...]) -> None:
-    if not value:
-        raise ConfigError(f"{attribute.name} is empty; write at least one HOST:PORT or unix:PATH")
 
 
 def check_listener(address: str) -> None:
@@ -46,21 +37,6 @@ def check_listener(address: str) -> None:
         check_inherited(address)
     else:
         Address.parse(address, to_listen=True)
-
-
-def _check_endpoints(endpoints: tuple[str, ...]) -> None:
-    for text in endpoints:
-        Address.parse(plain_address(text)[0])
-
-
-def _check_fields(fields: Mapping[str, str]) -> None:
-    for key, text in fields.items():
-        Metadata().with_value(key, text)
-
-
-def _check_names(names: tuple[str, ...]) -> None:
-    for name in names:
-        Metadata().without(name)
 
 
 def _check_hosts(hosts: tuple[str, ...]) -> None:
@@ -72,19 +48,6 @@ def _check_hosts(hosts: tuple[str, ...]) -> None:
 def _check_identity_header(header: str | None) -> None:
     if header is not None:
         check_identity_header(header)
-
-
-def _check_response_changes(changes: "MetadataChanges") -> None:
-    ResponseChanges(remove=changes.remove, set_values=changes.set)
-
-
-def plain_address(text: str) -> tuple[str, bool]:
-    """An address as people write it, without its scheme, and whether the scheme means TLS."""
-    for schemes, tls in ((_PLAIN_SCHEMES, False), (_TLS_SCHEMES, True)):
-        for scheme in schemes:
-            if text.startswith(scheme):
-                return text.removeprefix(scheme).removesuffix("/"), tls
-    return text, False
 
 
 @attrs.frozen(kw_only=True)
@@ -156,141 +119,6 @@ class ListenerSettings:
                 yield "proxy_protocol", f"names nobody who can come to {self.address}: {who}"
         if self.trusted_proxies and self.forwarded == "none":
             yield "trusted_proxies", 'go with forwarded = "x-forwarded-for" or "forwarded"'
-
-
-@attrs.frozen(kw_only=True)
-class ClusterTls:
-    """TLS towards a cluster: `tls = {}` checks its certificates against the system's authorities."""
-
-    ca: str | None = attrs.field(default=None)
-    """A PEM file with the authorities to trust, instead of the system's."""
-
-    server_name: str | None = attrs.field(default=None)
-    """What the certificate must be for, and what is asked for by SNI; by default the endpoint's host."""
-
-    certificate: str | None = attrs.field(default=None)
-    """A PEM file with the proxy's own certificate, for a cluster that asks for one."""
-
-    key: str | None = attrs.field(default=None)
-    """Its private key."""
-
-    def problems(self) -> Problems:
-        """What does not fit together."""
-        if (self.certificate is None) != (self.key is None):
-            lacking = "certificate" if self.certificate is None else "key"
-            yield lacking, "is missing; certificate and key belong together"
-
-
-@attrs.frozen(kw_only=True)
-class PoolSettings:
-    """Connections to each endpoint: those of the library's `Pool`, with defaults for a proxy on its own."""
-
-    size: int = attrs.field(default=100, validator=at_least(0))
-    """Connections kept."""
-
-    ttl_s: float = attrs.field(default=60.0, validator=at_least(0))
-    """How long a connection takes new calls."""
-
-    idle: int = attrs.field(default=50, validator=at_least(0))
-    """Connections without calls kept."""
-
-    ms: int = attrs.field(default=100, validator=at_least(1))
-    """Calls at a time on one connection: what RFC 9113 §6.5.2 says a peer should allow at least. The library's pool has
-    the original's 20, with which a burst of 3,000 calls needs 150 connections."""
-
-    max_waiting: int | None = attrs.field(default=1000, validator=at_least(0))
-    """Calls that wait in line beyond `size` times `ms`; the next one is refused. A burst fits, and costs a few MiB.
-    "none": no limit, each call beyond gets a connection of its own, as in the original; a backend that hangs then
-    takes a connection for each call, until no file is left."""
-
-    dial_timeout_s: float = attrs.field(default=3.0, validator=at_least(0.001))
-    """From the look-up of the name to the endpoint's first SETTINGS."""
-
-    connect_wait_s: float = attrs.field(default=1.0, validator=at_least(0))
-    """How long a call waits for an endpoint that cannot be reached, until it is UNAVAILABLE."""
-
-    def problems(self) -> Problems:
-        """What does not fit together."""
-        if self.size == 0 and self.max_waiting is not None:
-            yield "size", 'of 0 would never let a call through: give max_waiting "none", too'
-
-
-@attrs.frozen(kw_only=True)
-class ClusterSettings:
-    """Backends that are as good as each other. Calls go to its endpoints in turn."""
-
-    endpoints: tuple[str, ...] = attrs.field(validator=[_not_empty, held_to(_check_endpoints)])
-    """`HOST:PORT` or `unix:PATH` each. http://, grpc:// and dns:/// in front mean plaintext, https:// and grpcs://
-    TLS."""
-
-    tls: ClusterTls | None = attrs.field(default=None)
-    """Without it, and without https:// in front of the endpoints, the proxy speaks plaintext."""
-
-    pool: PoolSettings = attrs.field(factory=PoolSettings)
-    """What is not set here is as in the table `pool` of the file's top level."""
-
-    http2: Http2Settings = attrs.field(factory=Http2Settings)
-    """How connections to the endpoints behave. What is not set here is as in the table `http2` of the file's top
-    level."""
-
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        """The endpoints without their schemes."""
-        return tuple(plain_address(text)[0] for text in self.endpoints)
-
-    @property
-    def speaks_tls(self) -> bool:
-        """Whether its connections are TLS."""
-        return self.tls is not None or any(plain_address(text)[1] for text in self.endpoints)
-
-    def problems(self) -> Problems:
-        """What does not fit together."""
-        if len({plain_address(text)[1] for text in self.endpoints}) > 1:
-            yield "endpoints", "mix TLS and plaintext; a cluster has one of them: make two"
-
-
-@attrs.frozen(kw_only=True)
-class MetadataChanges:
-    """What is changed in the metadata of a call: first removed, then set."""
-
-    set: Mapping[str, str] = attrs.field(factory=dict, validator=held_to(_check_fields))
-    """Keys and their one value each."""
-
-    remove: tuple[str, ...] = attrs.field(factory=tuple, validator=held_to(_check_names))
-    """Keys that go no further."""
-
-
-@attrs.frozen(kw_only=True)
-class RouteSettings:
-    """Which calls go to which cluster. The first route that matches decides; what none matches is UNIMPLEMENTED."""
-
-    match: str = attrs.field(default="/*", validator=held_to(check_pattern))
-    """A service (`/pkg.Service/*`), a method (`/pkg.Service/Method`), a prefix (`/api/*`), or every method (`/*`)."""
-
-    authority: str | None = attrs.field(default=None)
-    """The `:authority` that the call must have; letters may be small or large, a port counts."""
-
-    metadata: Mapping[str, str] = attrs.field(factory=dict, validator=held_to(_check_fields))
-    """Metadata that the call must have: of each key, one value that is just this."""
-
-    cluster: str = attrs.field()
-    """The name of the cluster."""
-
-    max_timeout_s: float | None = attrs.field(default=None, validator=at_least(0.001))
-    """The longest deadline: calls with a later one, or none, get this."""
-
-    default_timeout_s: float | None = attrs.field(default=None, validator=at_least(0.001))
-    """The deadline of calls that have none."""
-
-    request_metadata: MetadataChanges = attrs.field(factory=MetadataChanges)
-    """Changes to what the cluster gets. A caller cannot undo them in the trailers of its request."""
-
-    response_metadata: MetadataChanges = attrs.field(
-        factory=MetadataChanges, validator=held_to(_check_response_changes)
-    )
-    """Changes to what the caller gets of the cluster's responses: `remove` from headers and trailers, `set` in the
-    headers, or in the one list of a response without any (Trailers-Only). Errors of the proxy's own stay as they are,
-    and so does what a response says itself: `:status`, `content-type`, `grpc-status`, `grpc-message` and their like."""
 
 
 @attrs.frozen(kw_only=True)
@@ -458,6 +286,3 @@ class ServeSettings:
                 "routes",
                 "is empty: calls would go nowhere; give --upstream HOST:PORT or --route, or write [[routes]]",
             )
-        for place, route in enumerate(self.routes):
-            if (route.max_timeout_s or math.inf) < (route.default_timeout_s or 0):
-                yield f"routes[{place}].default_timeout", "is longer than max_timeout"

@@ -1,0 +1,124 @@
+"""What can be set of a cluster: its endpoints, the TLS towards them, and the connections to each."""
+
+from typing import Any
+
+import attrs
+
+from rawgrpc_proxy.command.problems import Problems
+from rawgrpc_proxy.config import Http2Settings
+from rawgrpc_proxy.errors import ConfigError
+from rawgrpc_proxy.net.address import Address
+from rawgrpc_proxy.validators import at_least, held_to
+
+_PLAIN_SCHEMES = ("http://", "grpc://", "h2c://", "dns:///")
+_TLS_SCHEMES = ("https://", "grpcs://")
+
+
+def _not_empty(_instance: object, attribute: "attrs.Attribute[Any]", value: tuple[str, ...]) -> None:
+    if not value:
+        raise ConfigError(f"{attribute.name} is empty; write at least one HOST:PORT or unix:PATH")
+
+
+def _check_endpoints(endpoints: tuple[str, ...]) -> None:
+    for text in endpoints:
+        Address.parse(plain_address(text)[0])
+
+
+def plain_address(text: str) -> tuple[str, bool]:
+    """An address as people write it, without its scheme, and whether the scheme means TLS."""
+    for schemes, tls in ((_PLAIN_SCHEMES, False), (_TLS_SCHEMES, True)):
+        for scheme in schemes:
+            if text.startswith(scheme):
+                return text.removeprefix(scheme).removesuffix("/"), tls
+    return text, False
+
+
+@attrs.frozen(kw_only=True)
+class ClusterTls:
+    """TLS towards a cluster: `tls = {}` checks its certificates against the system's authorities."""
+
+    ca: str | None = attrs.field(default=None)
+    """A PEM file with the authorities to trust, instead of the system's."""
+
+    server_name: str | None = attrs.field(default=None)
+    """What the certificate must be for, and what is asked for by SNI; by default the endpoint's host."""
+
+    certificate: str | None = attrs.field(default=None)
+    """A PEM file with the proxy's own certificate, for a cluster that asks for one."""
+
+    key: str | None = attrs.field(default=None)
+    """Its private key."""
+
+    def problems(self) -> Problems:
+        """What does not fit together."""
+        if (self.certificate is None) != (self.key is None):
+            lacking = "certificate" if self.certificate is None else "key"
+            yield lacking, "is missing; certificate and key belong together"
+
+
+@attrs.frozen(kw_only=True)
+class PoolSettings:
+    """Connections to each endpoint: those of the library's `Pool`, with defaults for a proxy on its own."""
+
+    size: int = attrs.field(default=100, validator=at_least(0))
+    """Connections kept."""
+
+    ttl_s: float = attrs.field(default=60.0, validator=at_least(0))
+    """How long a connection takes new calls."""
+
+    idle: int = attrs.field(default=50, validator=at_least(0))
+    """Connections without calls kept."""
+
+    ms: int = attrs.field(default=100, validator=at_least(1))
+    """Calls at a time on one connection: what RFC 9113 §6.5.2 says a peer should allow at least. The library's pool has
+    the original's 20, with which a burst of 3,000 calls needs 150 connections."""
+
+    max_waiting: int | None = attrs.field(default=1000, validator=at_least(0))
+    """Calls that wait in line beyond `size` times `ms`; the next one is refused. A burst fits, and costs a few MiB.
+    "none": no limit, each call beyond gets a connection of its own, as in the original; a backend that hangs then
+    takes a connection for each call, until no file is left."""
+
+    dial_timeout_s: float = attrs.field(default=3.0, validator=at_least(0.001))
+    """From the look-up of the name to the endpoint's first SETTINGS."""
+
+    connect_wait_s: float = attrs.field(default=1.0, validator=at_least(0))
+    """How long a call waits for an endpoint that cannot be reached, until it is UNAVAILABLE."""
+
+    def problems(self) -> Problems:
+        """What does not fit together."""
+        if self.size == 0 and self.max_waiting is not None:
+            yield "size", 'of 0 would never let a call through: give max_waiting "none", too'
+
+
+@attrs.frozen(kw_only=True)
+class ClusterSettings:
+    """Backends that are as good as each other. Calls go to its endpoints in turn."""
+
+    endpoints: tuple[str, ...] = attrs.field(validator=[_not_empty, held_to(_check_endpoints)])
+    """`HOST:PORT` or `unix:PATH` each. http://, grpc:// and dns:/// in front mean plaintext, https:// and grpcs://
+    TLS."""
+
+    tls: ClusterTls | None = attrs.field(default=None)
+    """Without it, and without https:// in front of the endpoints, the proxy speaks plaintext."""
+
+    pool: PoolSettings = attrs.field(factory=PoolSettings)
+    """What is not set here is as in the table `pool` of the file's top level."""
+
+    http2: Http2Settings = attrs.field(factory=Http2Settings)
+    """How connections to the endpoints behave. What is not set here is as in the table `http2` of the file's top
+    level."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The endpoints without their schemes."""
+        return tuple(plain_address(text)[0] for text in self.endpoints)
+
+    @property
+    def speaks_tls(self) -> bool:
+        """Whether its connections are TLS."""
+        return self.tls is not None or any(plain_address(text)[1] for text in self.endpoints)
+
+    def problems(self) -> Problems:
+        """What does not fit together."""
+        if len({plain_address(text)[1] for text in self.endpoints}) > 1:
+            yield "endpoints", "mix TLS and plaintext; a cluster has one of them: make two"

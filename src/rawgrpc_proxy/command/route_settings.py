@@ -1,0 +1,75 @@
+"""What can be set of a route: which calls it takes, where they go, and what is changed on the way."""
+
+import math
+from collections.abc import Mapping
+
+import attrs
+
+from rawgrpc_proxy.command.problems import Problems
+from rawgrpc_proxy.grpc.metadata import Metadata
+from rawgrpc_proxy.grpc.response_changes import ResponseChanges
+from rawgrpc_proxy.proxy.patterns import check_pattern
+from rawgrpc_proxy.validators import at_least, held_to
+
+
+def _check_fields(fields: Mapping[str, str]) -> None:
+    for key, text in fields.items():
+        Metadata().with_value(key, text)
+
+
+def _check_names(names: tuple[str, ...]) -> None:
+    for name in names:
+        Metadata().without(name)
+
+
+def _check_response_changes(changes: "MetadataChanges") -> None:
+    ResponseChanges(remove=changes.remove, set_values=changes.set)
+
+
+@attrs.frozen(kw_only=True)
+class MetadataChanges:
+    """What is changed in the metadata of a call: first removed, then set."""
+
+    set: Mapping[str, str] = attrs.field(factory=dict, validator=held_to(_check_fields))
+    """Keys and their one value each."""
+
+    remove: tuple[str, ...] = attrs.field(factory=tuple, validator=held_to(_check_names))
+    """Keys that go no further."""
+
+
+@attrs.frozen(kw_only=True)
+class RouteSettings:
+    """Which calls go to which cluster. The first route that matches decides; what none matches is UNIMPLEMENTED."""
+
+    match: str = attrs.field(default="/*", validator=held_to(check_pattern))
+    """A service (`/pkg.Service/*`), a method (`/pkg.Service/Method`), a prefix (`/api/*`), or every method (`/*`)."""
+
+    authority: str | None = attrs.field(default=None)
+    """The `:authority` that the call must have; letters may be small or large, a port counts."""
+
+    metadata: Mapping[str, str] = attrs.field(factory=dict, validator=held_to(_check_fields))
+    """Metadata that the call must have: of each key, one value that is just this."""
+
+    cluster: str = attrs.field()
+    """The name of the cluster."""
+
+    max_timeout_s: float | None = attrs.field(default=None, validator=at_least(0.001))
+    """The longest deadline: calls with a later one, or none, get this."""
+
+    default_timeout_s: float | None = attrs.field(default=None, validator=at_least(0.001))
+    """The deadline of calls that have none."""
+
+    request_metadata: MetadataChanges = attrs.field(factory=MetadataChanges)
+    """Changes to what the cluster gets. A caller cannot undo them in the trailers of its request."""
+
+    response_metadata: MetadataChanges = attrs.field(
+        factory=MetadataChanges, validator=held_to(_check_response_changes)
+    )
+    """Changes to what the caller gets of the cluster's responses: `remove` from headers and trailers, `set` in the
+    headers, or in the one list of a response without any (Trailers-Only). Errors of the proxy's own stay as they are,
+    and so does what a response says itself: `:status`, `content-type`, `grpc-status`, `grpc-message` and their like."""
+
+    def problems(self) -> Problems:
+        """What does not fit together."""
+        if (self.max_timeout_s or math.inf) < (self.default_timeout_s or 0):
+            yield "default_timeout", "is longer than max_timeout"
