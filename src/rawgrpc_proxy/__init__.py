@@ -10,6 +10,8 @@ upstream connections. Messages are opaque bytes; nothing is decoded, re-encoded 
 """
 
 from rawgrpc_proxy.call import Call, CallContext, Handler
+from rawgrpc_proxy.call_policy import CallPolicy
+from rawgrpc_proxy.cluster.cluster import Cluster
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ConfigError, ProxyError, RpcError
@@ -42,7 +44,9 @@ __all__ = [
     "Call",
     "CallContext",
     "CallLog",
+    "CallPolicy",
     "CallRecord",
+    "Cluster",
     "Codec",
     "ConfigError",
     "Direction",

@@ -12,6 +12,7 @@ from typing import Any, Self
 import attrs
 import trio
 
+from rawgrpc_proxy.call_policy import CallPolicy
 from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.custom_metadata import response_headers_of
 from rawgrpc_proxy.errors import RpcError, Side
@@ -44,7 +45,7 @@ class CallContext:
     director has set a deadline, a grpc-timeout in the metadata goes to the upstream as it is, and is the upstream's
     affair alone.
 
-    `response_changes` is what a director has changed in what the caller gets.
+    `response_changes` is what a director has changed in what the caller gets, `policy` what more it wants done.
     """
 
     method: str
@@ -53,6 +54,7 @@ class CallContext:
     deadline: float | None = None
     tls_peer: Mapping[str, Any] | None = None
     response_changes: ResponseChanges | None = None
+    policy: CallPolicy | None = None
 
     @property
     def peer_identity(self) -> PeerIdentity | None:
@@ -68,6 +70,12 @@ class CallContext:
     def with_response_changes(self, changes: ResponseChanges | None) -> "CallContext":
         """The same call with these changes to its response; `TypeError` for anything else."""
         return attrs.evolve(self, response_changes=checked_changes(changes))
+
+    def with_policy(self, policy: CallPolicy | None) -> "CallContext":
+        """The same call, treated so; `TypeError` for anything that is no policy."""
+        if policy is not None and not isinstance(policy, CallPolicy):
+            raise TypeError(f"the policy of a call is a CallPolicy, not {type(policy).__name__}")
+        return attrs.evolve(self, policy=policy)
 
     def with_deadline(self, deadline: float | None) -> "CallContext":
         """The same call with this deadline (on trio's clock), be it sooner or later than the caller's; None: without.

@@ -173,9 +173,10 @@ async def assert_nothing_left(server: Server, pool: Pool) -> None:
     """No call is open on the server, and every stream of the pool has been given back, exactly once."""
     await until(lambda: server.open_calls == 0, "calls are open")
     await until(lambda: streams_of(pool) == 0, f"leases are held: {pool.stats()}")
-    for target in pool.stats().values():
-        assert target.waiting == 0, pool.stats()
-        assert target.busy == 0, pool.stats()
+    for stats in pool.stats().values():
+        assert stats.waiting == 0, pool.stats()
+        assert stats.busy == 0, pool.stats()
+    assert all(target.calls == 0 for target in pool._targets.values()), "places are counted that nobody has"
 
 
 def streams_of(pool: Pool) -> int:

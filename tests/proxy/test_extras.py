@@ -164,9 +164,9 @@ async def test_the_route_and_its_cluster_are_noted_whatever_the_context_went_thr
         target = house.pool.target(house.backend.address)
         routes = director_of(
             [
-                Route("/a.B/C", [target], metadata={"x-env": "staging"}, names=("first", "staging")),
+                Route("/a.B/C", target, metadata={"x-env": "staging"}, names=("first", "staging")),
                 Route(
-                    "/a.B/*", [target], set_values={"x-edge": "1"}, max_timeout_s=60, names=("/a.B/*", "all")
+                    "/a.B/*", target, set_values={"x-edge": "1"}, max_timeout_s=60, names=("/a.B/*", "all")
                 ),
             ]
         )

@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 import trio
 
+from rawgrpc_proxy.cluster.cluster import Cluster
 from rawgrpc_proxy.command.cluster_settings import ClusterTls, PoolSettings
 from rawgrpc_proxy.command.cores import cores
 from rawgrpc_proxy.command.link import Answers
@@ -47,7 +48,7 @@ from rawgrpc_proxy.proxy.identity import tell_identity
 from rawgrpc_proxy.proxy.otlp_exporter import OtlpExporter
 from rawgrpc_proxy.proxy.routing import Route, director_of, routes_of_reflection
 from rawgrpc_proxy.server.server import Server
-from rawgrpc_proxy.upstream.endpoints import Clusters, endpoint_facts, upstream_connection_facts
+from rawgrpc_proxy.upstream.endpoints import endpoint_facts, upstream_connection_facts
 from rawgrpc_proxy.upstream.pool import Pool
 from rawgrpc_proxy.upstream.target import Target
 
@@ -59,6 +60,8 @@ class Process:
     settings: Settings
     server: Server
     pools: Sequence[Pool]
+    clusters: Sequence[Cluster]
+    """Their connections are those of the pools."""
     listener_tls: Sequence[TlsContext | None]
     """Of each listener."""
     directors: Sequence[StreamDirector]
@@ -89,10 +92,10 @@ def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
     loop_guard = LoopGuard(lambda problem: log.notice("loop", problem, message=problem))
     told_of_calls = None if serve.log.format == "none" else log
     metrics = None if serve.admin is None else Metrics(_exact_methods(serve), worker=worker)
-    pools, targets = _upstreams(
+    pools, clusters = _upstreams(
         settings, cluster_tls, guard=loop_guard, observer=log if metrics is None else Observers(log, metrics)
     )
-    director = director_of(_routes(serve, targets))
+    director = director_of(_routes(serve, clusters))
     if serve.hop_limit is not None:
         director = limit_hops(director, serve.hop_limit)
     tracing = _tracing(serve.tracing)
@@ -106,7 +109,7 @@ def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
     if metrics is not None:
         metrics.sources = Sources(
             open_calls=server.open_call_facts,
-            endpoints=partial(endpoint_facts, targets),
+            endpoints=lambda: endpoint_facts(_targets(clusters)),
             dropped_lines=lambda: log.dropped_lines,
             spans=lambda: (0, 0) if tracing is None else (tracing.exported, tracing.dropped),
             tls_reload_failures=lambda: sum(context.failures for context in contexts),
@@ -116,6 +119,7 @@ def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
         settings=settings,
         server=server,
         pools=pools,
+        clusters=list(clusters.values()),
         listener_tls=listener_tls,
         directors=[_listener_director(listener, director) for listener in serve.listeners],
         listener_http2=[
@@ -124,7 +128,7 @@ def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
         ],
         loop_guard=loop_guard,
         log=log,
-        answers={} if metrics is None else _answers(metrics, server, targets, log),
+        answers={} if metrics is None else _answers(metrics, server, clusters, log),
         exporter=_exporter(serve.tracing, tracing, loop_guard, log),
     )
 
@@ -135,8 +139,8 @@ def _upstreams(
     *,
     guard: LoopGuard,
     observer: PoolObserver,
-) -> tuple[list[Pool], dict[str, list[Target]]]:
-    """Pools, one for each kind of settings that clusters have, and each cluster's targets in them."""
+) -> tuple[list[Pool], dict[str, Cluster]]:
+    """Pools, one for each kind of settings that clusters have, and the clusters."""
     clusters = settings.serve.clusters
     kind_of = {
         name: (cluster.pool, _http2(settings, join("clusters", name), cluster.http2))
@@ -153,14 +157,19 @@ def _upstreams(
         )
         for kind in kinds
     }
-    targets = {
-        name: [
-            pools[kind_of[name]].target(address, ssl_context=cluster_tls[name])
-            for address in cluster.addresses
-        ]
+    made = {
+        name: Cluster(cluster.addresses, pool=pools[kind_of[name]], name=name, ssl_context=cluster_tls[name])
         for name, cluster in clusters.items()
     }
-    return list(pools.values()), targets
+    return list(pools.values()), made
+
+
+def _targets(clusters: Mapping[str, Cluster]) -> dict[str, list[Target]]:
+    """Those that each cluster has at present."""
+    return {
+        name: [endpoint.target for endpoint in (*cluster.endpoints, *cluster.draining)]
+        for name, cluster in clusters.items()
+    }
 
 
 def _tracing(settings: TracingSettings | None) -> Tracing | None:
@@ -185,7 +194,7 @@ def _exporter(
     )
 
 
-def _answers(metrics: Metrics, server: Server, targets: Clusters, log: CallLog) -> Answers:
+def _answers(metrics: Metrics, server: Server, clusters: Mapping[str, Cluster], log: CallLog) -> Answers:
     """What the admin process may ask."""
 
     def numbered(facts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -200,7 +209,7 @@ def _answers(metrics: Metrics, server: Server, targets: Clusters, log: CallLog) 
     async def connections(_: object) -> list[dict[str, Any]]:
         downstream = server.open_connection_facts()
         await trio.lowlevel.checkpoint()
-        return numbered([*downstream, *upstream_connection_facts(targets)])
+        return numbered([*downstream, *upstream_connection_facts(_targets(clusters))])
 
     return {
         "report": report,
@@ -264,12 +273,12 @@ def _pool(
     )
 
 
-def _routes(serve: ServeSettings, targets: Mapping[str, Sequence[Target]]) -> list[Route]:
-    reflection = [] if serve.reflection is None else routes_of_reflection(targets[serve.reflection])
+def _routes(serve: ServeSettings, clusters: Mapping[str, Cluster]) -> list[Route]:
+    reflection = [] if serve.reflection is None else routes_of_reflection(clusters[serve.reflection])
     return reflection + [
         Route(
             route.match,
-            targets[route.cluster],
+            clusters[route.cluster],
             authority=route.authority,
             metadata=route.metadata,
             max_timeout_s=route.max_timeout_s,

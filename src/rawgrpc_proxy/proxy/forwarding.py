@@ -9,12 +9,15 @@ The invariants: the place on a connection is given back exactly once; the owner 
 step that ran in a task has raised.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
 from rawgrpc_proxy.call import Call, CallContext, checked_changes, checked_deadline
+from rawgrpc_proxy.cluster.cluster import Cluster
+from rawgrpc_proxy.cluster.endpoint import Endpoint, Place
 from rawgrpc_proxy.codes import Status
-from rawgrpc_proxy.errors import DeadlineExceeded, RpcError
+from rawgrpc_proxy.errors import DeadlineExceeded, RpcError, Side
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.headers import HeaderList
 from rawgrpc_proxy.http2.session import UNLIMITED
@@ -42,8 +45,10 @@ class Forwarding:
     """One call between its downstream stream and the upstream's."""
 
     __slots__ = (
+        "_cluster",
         "_conn",
         "_context",
+        "_endpoint",
         "_is_second",
         "_needs_task",
         "_owner",
@@ -54,17 +59,31 @@ class Forwarding:
     )
 
     def __init__(
-        self, call: Call, context: CallContext, where: PooledConnection | Target, owner: Owner
+        self,
+        call: Call,
+        context: CallContext,
+        where: PooledConnection | Target | Cluster | Place,
+        owner: Owner,
     ) -> None:
         """`context` is what the upstream is told. A place on a connection is ours from here on."""
         self.call = call
         self.over = False
         self._context = context
+        self._target: Target | None = None
+        self._cluster: Cluster | None = None
+        self._endpoint: Endpoint | None = None
+        """Of a cluster, the one that was chosen."""
+        self._conn: PooledConnection | None = None
         if isinstance(where, Target):
-            self._target: Target | None = where
-            self._conn: PooledConnection | None = None
+            self._target = where
+            call.record.upstream = where.address
+        elif isinstance(where, Cluster):
+            self._cluster = where
+        elif isinstance(where, Place):
+            self._conn = self._goes_to(where)
         else:
-            self._target, self._conn = None, where
+            self._conn = where
+            call.record.upstream = where.address
         self._owner = owner
         self._is_second = False
         self._needs_task = False
@@ -75,7 +94,6 @@ class Forwarding:
             counts_messages=call.counts_messages,
             on_response=None if hear is None else partial(hear, call.record),
         )
-        call.record.upstream = where.address
         if (extras := call.record.extras) is not None:
             extras.refresh = partial(note_outcome, call, self._splice)
 
@@ -85,8 +103,7 @@ class Forwarding:
         When this raises the lease is back, and the owner is told nothing. What is written the caller has to flush.
         """
         if self._conn is None:
-            assert self._target is not None
-            self._conn = self._target.take_now()
+            self._conn = self._take_now()
         if self._conn is None or not self._conn.has_room:
             return False
         try:
@@ -149,7 +166,16 @@ class Forwarding:
     def _end(self, error: RpcError | None) -> None:
         if not self.over:
             self.stop()
+            if self._endpoint is not None and self._endpoint.hear_ended is not None:
+                self._tell_endpoint(self._endpoint.hear_ended, error)
             self._owner.forwarding_over(self, error)
+
+    def _tell_endpoint(self, hear: Callable[[Status], None], error: RpcError | None) -> None:
+        """How this attempt ended; a caller who gives up says nothing of the endpoint."""
+        if error is None:
+            hear(self.call.record.status)
+        elif error.side is not Side.DOWNSTREAM:
+            hear(error.status)
 
     def _advance(self) -> None:
         """One of the streams has closed, or failed."""
@@ -161,6 +187,8 @@ class Forwarding:
         elif splice.upstream_error is not None:
             if self._may_open_again(splice.upstream_error):
                 self._is_second = self._needs_task = True
+                if self._endpoint is not None and self._endpoint.hear_ended is not None:
+                    self._tell_endpoint(self._endpoint.hear_ended, splice.upstream_error)
                 self._owner.forwarding_refused(self)
             else:
                 self._end(settled(splice.upstream_error, self.call.deadline))
@@ -175,14 +203,36 @@ class Forwarding:
 
     # ------------------------------------------------------------------- place
 
+    def _take_now(self) -> PooledConnection | None:
+        target = self._target
+        if target is None:
+            assert self._cluster is not None
+            endpoint = self._endpoint = self._cluster.pick(self._context)
+            if endpoint is None:
+                return None
+            target = endpoint.target
+            self.call.record.upstream = target.address
+        return target.take_now()
+
+    def _goes_to(self, place: Place) -> PooledConnection:
+        self._endpoint = place.endpoint
+        self.call.record.upstream = place.endpoint.address
+        return place.conn
+
     def _give_back(self) -> None:
         conn, self._conn = self._conn, None
         assert conn is not None
         conn.give_back()
 
     async def _trade_place(self) -> None:
-        """Take a place on another connection to the same address. If there is none, this one is kept."""
+        """Take a place at another endpoint, or on another connection to this one. If there is none, it is kept."""
         assert self._conn is not None
+        if self._endpoint is not None:
+            place = await self._endpoint.cluster.take_another(self._context, self._endpoint)
+            if place is not None:
+                self._conn.give_back()
+                self._conn = self._goes_to(place)
+                return
         fresh = await self._conn.again()
         self._conn.give_back()
         self._conn = fresh
@@ -194,8 +244,11 @@ class Forwarding:
 
     async def _find_room(self) -> None:
         if self._conn is None:
-            assert self._target is not None
-            self._conn = await self._target.take()
+            if self._target is not None:
+                self._conn = await self._target.take()
+            else:
+                assert self._cluster is not None
+                self._conn = self._goes_to(await self._cluster.take(self._context, first=self._endpoint))
         for _ in range(_FRESH_CONNECTIONS):
             if self._conn.has_room:
                 break

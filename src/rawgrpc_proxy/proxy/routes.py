@@ -53,6 +53,6 @@ class RouteTable:
     def director(self, pool: Pool) -> StreamDirector:
         """A director whose targets are of `pool`, and that refuses with UNIMPLEMENTED what has no route."""
         return director_of(
-            Route(pattern, [pool.target(address)], names=(pattern, address))
+            Route(pattern, pool.target(address), names=(pattern, address))
             for pattern, address in self._entries
         )

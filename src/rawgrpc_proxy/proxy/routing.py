@@ -4,11 +4,11 @@
 with conditions look at the call, and only those with changes make a new context, so a plain route costs a look-up.
 """
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 from rawgrpc_proxy.call import CallContext, ObservedContext
+from rawgrpc_proxy.cluster.cluster import Cluster
 from rawgrpc_proxy.errors import NoRoute
 from rawgrpc_proxy.grpc.path import shortened
 from rawgrpc_proxy.grpc.response_changes import ResponseChanges
@@ -24,7 +24,7 @@ _REMEMBERED_CHARACTERS = 256
 class Route:
     """Where calls go whose method matches a pattern, if they meet its conditions.
 
-    `targets` get them in turn. `authority` and `metadata` are conditions: the `:authority`, small or large letters
+    `where` gets them. `authority` and `metadata` are conditions: the `:authority`, small or large letters
     alike, and for each key the one value that the call must have. `max_timeout_s` bounds every deadline,
     `default_timeout_s` is that of calls without one. `remove` and `set_values` change the metadata for the upstream, in
     this order, and `response_changes` what the caller gets. `names` are the route's own and its cluster's, for the call
@@ -42,14 +42,14 @@ class Route:
         "_remove",
         "_response_changes",
         "_set_values",
-        "_turns",
+        "_where",
         "pattern",
     )
 
     def __init__(  # noqa: PLR0913  # all by keyword, and each optional
         self,
         pattern: str,
-        targets: Sequence[Target],
+        where: Target | Cluster,
         *,
         authority: str | None = None,
         metadata: Mapping[str, str] | None = None,
@@ -62,7 +62,7 @@ class Route:
     ) -> None:
         self.pattern = pattern
         self._names = names
-        self._turns = itertools.cycle(targets)
+        self._where = where
         self._authority = None if authority is None else authority.lower()
         self._metadata = dict(metadata or {})
         self._is_conditional = authority is not None or bool(metadata)
@@ -81,7 +81,7 @@ class Route:
             return None
         if self._names is not None and isinstance(context, ObservedContext):
             context.extras.route, context.extras.cluster = self._names
-        return (self._changed(context) if self._changes else context), next(self._turns)
+        return (self._changed(context) if self._changes else context), self._where
 
     def _takes(self, context: CallContext) -> bool:
         metadata = context.metadata
@@ -109,9 +109,9 @@ class Route:
         return context
 
 
-def routes_of_reflection(targets: Sequence[Target]) -> list[Route]:
+def routes_of_reflection(where: Target | Cluster) -> list[Route]:
     """Routes for the calls of server reflection, of both of its versions."""
-    return [Route(f"/grpc.reflection.{version}.ServerReflection/*", targets) for version in ("v1", "v1alpha")]
+    return [Route(f"/grpc.reflection.{version}.ServerReflection/*", where) for version in ("v1", "v1alpha")]
 
 
 def director_of(routes: Iterable[Route]) -> StreamDirector:

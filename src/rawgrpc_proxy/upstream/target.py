@@ -16,11 +16,20 @@ nothing behind.
 
 import math
 from collections import deque
+from collections.abc import Callable
 
 import trio
 
 from rawgrpc_proxy.codes import Status
-from rawgrpc_proxy.errors import ConfigError, PoolExhausted, ProxyError, RpcError, Side, UpstreamUnavailable
+from rawgrpc_proxy.errors import (
+    ConfigError,
+    ConnectionGone,
+    PoolExhausted,
+    ProxyError,
+    RpcError,
+    Side,
+    UpstreamUnavailable,
+)
 from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.connection import Connection
@@ -52,8 +61,10 @@ class Target:
         "_line",
         "_trouble",
         "address",
+        "calls",
         "keepalive_s",
         "key",
+        "on_trouble",
         "parsed",
         "peer_limit",
         "record",
@@ -66,6 +77,10 @@ class Target:
         self.state = state
         self.address, self.ssl_context = key
         self.parsed = Address.parse(self.address)
+        self.calls = 0
+        """Places that are held or waited for."""
+        self.on_trouble: list[Callable[[], None]] = []
+        """Hear when dials begin to fail, and when that is over."""
         self.record: PoolRecord[PooledConnection] = PoolRecord(state.limits)
         self.peer_limit: int = UNLIMITED
         """How many streams the upstream has allowed last, on whichever connection."""
@@ -88,23 +103,33 @@ class Target:
         if self._line or self.state.nursery is None:
             return None
         conn = self.record.pick_at_once(self.state.now())
-        if self.state.hear_placed is not None and conn is not None:
-            self.state.hear_placed(self.address)
+        if conn is not None:
+            self.calls += 1
+            if self.state.hear_placed is not None:
+                self.state.hear_placed(self.address)
         return conn
 
-    async def take(self, other_than: PooledConnection | None = None) -> PooledConnection:
+    async def take(
+        self, other_than: PooledConnection | None = None, *, is_patient: bool = True
+    ) -> PooledConnection:
         """A place on a connection, dialled if need be; on `other_than` only if nothing else can be had.
 
-        Waits and raises as `Pool.get_conn`.
+        Waits and raises as `Pool.get_conn`. Who is not patient has somewhere else to go, and is told of a dial that has
+        failed at once.
         """
         if other_than is None and (conn := self.take_now()) is not None:
             return conn
-        conn = await self._take(other_than)
+        self.calls += 1
+        try:
+            conn = await self._take(other_than, is_patient)
+        except BaseException:
+            self.calls -= 1
+            raise
         if self.state.hear_placed is not None:
             self.state.hear_placed(self.address)
         return conn
 
-    async def _take(self, other_than: PooledConnection | None) -> PooledConnection:
+    async def _take(self, other_than: PooledConnection | None, is_patient: bool) -> PooledConnection:
         state = self.state
         if state.nursery is None:
             raise ConfigError("the pool is not open: use it inside `async with Pool(...) as pool:`")
@@ -117,7 +142,7 @@ class Target:
                 conn = self._dial() or self._pick()
         if conn is not None and conn.phase is _READY:
             return conn
-        caller = Waiting(now)
+        caller = Waiting(now if is_patient else now - state.connect_wait_s)
         if conn is not None:
             caller.place(conn)
         else:
@@ -152,6 +177,7 @@ class Target:
 
     def give_back(self, conn: PooledConnection, *, failed: bool = False) -> None:
         """Take one place back."""
+        self.calls -= 1
         if self._line and conn.streams and not (failed or conn.pooled) and self._is_fit(conn):
             # It would be closed, while somebody stands in line.
             self._line.popleft().place(conn)
@@ -182,6 +208,7 @@ class Target:
         if conn is not None:
             if caller in conn.waiting:
                 conn.waiting.remove(caller)
+            self.calls += 1  # `take` counts it as gone, too
             self.give_back(conn)
         elif caller in self._line:
             self._line.remove(caller)
@@ -361,7 +388,10 @@ class Target:
 
     def _back_off(self, conn: PooledConnection, trouble: RpcError) -> None:
         """A dial has failed: see that the next one comes, in time."""
+        began = self._trouble is None
         self._trouble = trouble
+        if began:
+            self._tell_trouble()
         nursery, backoff = self.state.nursery, self._backoff
         ours = trouble.side is Side.LOCAL
         if nursery is not None and backoff.failed(conn.created_at, trio.current_time(), ours=ours):
@@ -383,8 +413,15 @@ class Target:
 
     def forget_trouble(self) -> None:
         """A dial has succeeded, or is about to be tried with as much hope as the first one."""
+        was_in_trouble = self._trouble is not None
         self._trouble = None
         self._backoff.works()
+        if was_in_trouble:
+            self._tell_trouble()
+
+    def _tell_trouble(self) -> None:
+        for hear in self.on_trouble:
+            hear()
 
     # -------------------------------------------------------------- connections
 
@@ -414,6 +451,12 @@ class Target:
     def expires_at(self, conn: PooledConnection) -> float:
         """The last moment at which it takes new streams."""
         return self.record.expires_at(conn)
+
+    def let_go(self) -> None:
+        """Nobody will ask for it soon: its connections end, each with its last call."""
+        for conn in (*self.record.with_room, *self.record.busy):
+            if conn.phase is _READY:
+                conn.drain(ConnectionGone("its address is not among those of the cluster any more"))
 
     def give_up_unused(self) -> bool:
         """End a connection that nobody uses, so that others may have one. False: there is none."""

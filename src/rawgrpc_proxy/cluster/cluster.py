@@ -1,0 +1,228 @@
+"""`Cluster`: endpoints that are as good as each other, and which of them a call gets.
+
+    source ──finds──► endpoints ──fit ones──► rotation ──balancer──► one for each call
+
+An endpoint is fit unless it drains, is ejected, or failed its health checks. If too few are fit, it is the checks that
+are doubted, and all are in rotation (panic). Of those in rotation whoever cannot be connected to gets calls only if
+there is nobody else. What it does not do: dial (`upstream/target.py`), look addresses up (`discovery/`).
+
+The invariant: the rotation follows from the endpoints' states; whatever changes one of them calls `refresh`.
+"""
+
+import random
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Self
+
+import trio
+
+from rawgrpc_proxy.call import CallContext
+from rawgrpc_proxy.cluster.balance import Balancer, RoundRobin
+from rawgrpc_proxy.cluster.endpoint import Endpoint, Place
+from rawgrpc_proxy.cluster.lease import ClusterConn
+from rawgrpc_proxy.discovery.found import Found
+from rawgrpc_proxy.discovery.source import Source, StaticSource
+from rawgrpc_proxy.errors import ConfigError, PoolExhausted, RpcError, Side, UpstreamUnavailable
+from rawgrpc_proxy.net.tls import TlsContext
+from rawgrpc_proxy.upstream.pool import Pool
+
+_FIRST_LOOK_UP_S = 5.0
+"""How long calls wait for the first addresses. What DNS has for a query is 5 s, too."""
+
+
+class Cluster:
+    """Endpoints that are as good as each other: what a director answers, for the proxy to choose one of them.
+
+    `endpoints` are addresses (`HOST:PORT` or `unix:PATH`), or a source of them. The connections are those of `pool`,
+    which has to be open as long as the cluster is; its limits are for each endpoint. `name` is for people. `key_of`
+    answers what a balancer goes by that sends like calls to the same endpoint. When fewer
+    than `panic_threshold` of the endpoints (0 to 1) are fit for calls, all get some; 0 turns that off.
+
+    Use it as `async with Cluster(...) as cluster:`; leaving ends what it does in the background, and no call.
+    """
+
+    def __init__(  # all that one may want of a cluster, each with a default
+        self,
+        endpoints: Iterable[str | Found] | Source,
+        *,
+        pool: Pool,
+        name: str = "",
+        ssl_context: TlsContext | None = None,
+        balancer: Balancer[Endpoint] | None = None,
+        key_of: Callable[[CallContext], bytes | None] | None = None,
+        panic_threshold: float = 0.5,
+        rng: random.Random | None = None,
+    ) -> None:
+        """Raise `ConfigError` for what cannot work."""
+        if isinstance(endpoints, str):
+            raise ConfigError(f"the endpoints of a cluster are a list: write [{endpoints!r}]")
+        if not 0 <= panic_threshold <= 1:
+            raise ConfigError(f"panic_threshold is {panic_threshold!r}; it must be between 0 and 1")
+        self.name = name
+        self.endpoints: list[Endpoint] = []
+        """Those its source names now."""
+        self._draining: list[Endpoint] = []
+        self._rotation: list[Endpoint] = []
+        """Those that the balancer has."""
+        self.panics = False
+        """Whether so few are fit that all are in rotation."""
+        self.source: Source = StaticSource(endpoints) if isinstance(endpoints, Iterable) else endpoints
+        self._pool = pool
+        self._ssl_context = ssl_context
+        self._balancer = balancer or RoundRobin(rng or random.Random())  # noqa: S311  # no secret
+        self._key_of = key_of
+        self._panic_threshold = panic_threshold
+        self._nursery: trio.Nursery | None = None
+        self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
+        self._looked_up = trio.Event()
+        """Set when the source has told of endpoints."""
+
+    async def __aenter__(self) -> Self:
+        if self._nursery is not None:
+            raise ConfigError(f"{self!r} is open already")
+        self._nursery_manager = trio.open_nursery()
+        self._nursery = await self._nursery_manager.__aenter__()
+        if isinstance(self.source, StaticSource):
+            self.found(self.source.found)
+        else:
+            self._nursery.start_soon(self.source.watch, self.found)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._nursery is not None
+        assert self._nursery_manager is not None
+        self._nursery.cancel_scope.cancel()
+        self._nursery = None
+        for endpoint in self.endpoints:
+            endpoint.target.on_trouble.remove(self._trouble_changed)
+        self.endpoints = []
+        self.refresh()
+        # Without the block's own error, which goes on as it is, and not in a group for the sake of our tasks.
+        await self._nursery_manager.__aexit__(None, None, None)
+
+    # ------------------------------------------------------------- a place for a call
+
+    def pick(self, context: CallContext, avoid: Collection[Endpoint] = ()) -> Endpoint | None:
+        """The endpoint for this call. None: there is none but those to avoid; `await take(...)` says why."""
+        key = None if self._key_of is None else self._key_of(context)
+        return self._balancer.pick(key, avoid)
+
+    async def take(
+        self, context: CallContext, avoid: Collection[Endpoint] = (), *, first: Endpoint | None = None
+    ) -> Place:
+        """A place on a connection to one of the endpoints, but those to avoid. Another one is tried if one fails.
+
+        `first` has been picked for the call already. Waits for the first addresses, and as `Pool.get_conn`, whose
+        errors it raises: those of the last endpoint tried.
+        """
+        if not self._looked_up.is_set() or self._nursery is None:
+            await self._first_look_up()
+        tried = list(avoid)
+        problem: RpcError | None = None
+        while (endpoint := first or self.pick(context, tried)) is not None:
+            first = None
+            tried.append(endpoint)
+            try:
+                return Place(endpoint, await endpoint.target.take(is_patient=not self._has_others(tried)))
+            except (UpstreamUnavailable, PoolExhausted) as error:
+                if error.side is Side.LOCAL and isinstance(error, UpstreamUnavailable):
+                    raise  # what is lacking here would be lacking there
+                problem = error
+        raise problem or UpstreamUnavailable(f"{self!r} has no endpoint{self._why()}")
+
+    async def take_another(self, context: CallContext, endpoint: Endpoint) -> Place | None:
+        """As `take`, for a call that was not processed there. None: no other endpoint can be had."""
+        if not self._has_others((endpoint,)):
+            return None
+        try:
+            return await self.take(context, (endpoint,))
+        except (UpstreamUnavailable, PoolExhausted):
+            return None
+
+    def _has_others(self, tried: Collection[Endpoint]) -> bool:
+        return any(each not in tried for each in self._rotation)
+
+    async def get_conn(self, context: CallContext) -> ClusterConn:
+        """A lease on a connection to one of the endpoints; as `Pool.get_conn`.
+
+        A director does better to answer the cluster itself: nothing is held then before the call's stream is opened.
+        """
+        return ClusterConn(self._pool, await self.take(context))
+
+    async def _first_look_up(self) -> None:
+        if self._nursery is None:
+            raise ConfigError(f"{self!r} is not open: use it inside `async with Cluster(...) as cluster:`")
+        with trio.move_on_after(_FIRST_LOOK_UP_S):
+            await self._looked_up.wait()
+
+    def _why(self) -> str:
+        return "" if self.source.problem is None else f": {self.source.problem}"
+
+    # ---------------------------------------------------------------------- endpoints
+
+    def found(self, found: Sequence[Found]) -> None:
+        """These are the endpoints from now on: what is new joins, and what is gone drains."""
+        kept = {endpoint.found: endpoint for endpoint in self.endpoints}
+        self.endpoints = [kept.pop(each) if each in kept else self._join(each) for each in found]
+        for endpoint in kept.values():
+            self._leave(endpoint)
+        self._looked_up.set()
+        self.refresh()
+
+    @property
+    def draining(self) -> list[Endpoint]:
+        """Those that its source has named once, as long as they have calls."""
+        self._draining = [endpoint for endpoint in self._draining if endpoint.calls]
+        return self._draining
+
+    def refresh(self) -> None:
+        """Whom calls go to, after whatever has changed."""
+        fit = [each for each in self.endpoints if each.healthy and not each.ejected]
+        self.panics = len(fit) < self._panic_threshold * len(self.endpoints)
+        rotation = self.endpoints if self.panics else fit
+        reachable = [each for each in rotation if each.target.trouble is None] or rotation
+        first = min((each.found.priority for each in reachable), default=0)
+        self._rotation = [each for each in reachable if each.found.priority == first]
+        self._balancer.update(self._rotation)
+
+    def _join(self, found: Found) -> Endpoint:
+        target = self._pool.target(found.address, ssl_context=self._ssl_context)
+        target.on_trouble.append(self._trouble_changed)
+        return Endpoint(self, target, found)
+
+    def _leave(self, endpoint: Endpoint) -> None:
+        endpoint.draining = True
+        endpoint.target.on_trouble.remove(self._trouble_changed)
+        self._draining.append(endpoint)
+        if all(each.target is not endpoint.target for each in self.endpoints):
+            endpoint.target.let_go()
+
+    def _trouble_changed(self) -> None:
+        self.source.look_up_soon()
+        self.refresh()
+
+    def explain(self) -> list[str]:
+        """Say of each endpoint whether it gets calls, and if not, why."""
+        lines = [f"{endpoint.address}: {_standing(endpoint)}" for endpoint in self.endpoints]
+        lines += [f"{endpoint.address}: leaves, with {endpoint.calls} calls" for endpoint in self.draining]
+        if self.panics:
+            lines.append("too few are fit for calls: all get some")
+        if self.source.problem is not None:
+            lines.append(f"the last look-up failed: {self.source.problem}")
+        return lines
+
+    def __repr__(self) -> str:
+        return f"<Cluster {self.name or ', '.join(each.address for each in self.endpoints)}>"
+
+
+def _standing(endpoint: Endpoint) -> str:
+    if endpoint.ejected:
+        return "ejected"
+    if not endpoint.healthy:
+        return "failed its health checks"
+    if endpoint.target.trouble is not None:
+        return f"cannot be connected to: {endpoint.target.trouble}"
+    return "in rotation"

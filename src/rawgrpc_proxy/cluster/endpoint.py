@@ -1,0 +1,70 @@
+"""`Endpoint`: one address in a cluster, and whether it is fit for calls. `Place`: one call's on a connection there."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import attrs
+
+from rawgrpc_proxy.call import CallContext
+from rawgrpc_proxy.codes import Status
+from rawgrpc_proxy.discovery.found import Found
+from rawgrpc_proxy.upstream.pooled import PooledConnection
+from rawgrpc_proxy.upstream.target import Target
+
+
+class Home(Protocol):
+    """The cluster of an endpoint, as a call knows it that has a place there."""
+
+    async def take_another(self, context: CallContext, endpoint: "Endpoint") -> "Place | None":
+        """A place at another endpoint. None: that cannot be had."""
+
+
+class Endpoint:
+    """A target as its cluster sees it. The cluster decides; others only look."""
+
+    __slots__ = (
+        "cluster",
+        "draining",
+        "effective_weight",
+        "ejected",
+        "found",
+        "healthy",
+        "hear_ended",
+        "target",
+    )
+
+    def __init__(self, cluster: Home, target: Target, found: Found) -> None:
+        self.cluster = cluster
+        self.target = target
+        self.found = found
+        self.effective_weight: float = found.weight
+        """Its weight, less while it starts slowly."""
+        self.healthy = True
+        """What health checks say of it, if there are any."""
+        self.ejected = False
+        """Whether its calls went so much worse than those of others that it has a rest."""
+        self.draining = False
+        """Whether its source names it no more: its calls go on to their ends, and it gets no new ones."""
+        self.hear_ended: Callable[[Status], None] | None = None
+        """Hears how each attempt at a call ended that the caller has not given up, if anybody wants to know."""
+
+    @property
+    def address(self) -> str:
+        """Where it is."""
+        return self.target.address
+
+    @property
+    def calls(self) -> int:
+        """Calls that it has now, those that wait for a place included."""
+        return self.target.calls
+
+    def __repr__(self) -> str:
+        return f"<Endpoint {self.address}>"
+
+
+@attrs.frozen
+class Place:
+    """A place for one stream on a connection to an endpoint; whoever has it gives it back (`conn.give_back`)."""
+
+    endpoint: Endpoint
+    conn: PooledConnection

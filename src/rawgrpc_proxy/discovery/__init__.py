@@ -1,0 +1,1 @@
+"""Where the addresses of a cluster come from."""

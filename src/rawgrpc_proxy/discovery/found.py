@@ -1,0 +1,18 @@
+"""`Found`: an address that a source has found."""
+
+import attrs
+
+
+@attrs.frozen
+class Found:
+    """One endpoint of a cluster, as its source tells it.
+
+    Of several priorities the lowest number is used that has an endpoint that works (RFC 2782); of calls to those of one
+    priority each gets a share by its weight. `server_name` is what the certificate must be for where the address is but
+    a number.
+    """
+
+    address: str
+    weight: int = 1
+    priority: int = 0
+    server_name: str | None = None
