@@ -6,7 +6,6 @@ request messages are understood; answers are not compressed. An `RpcError` from 
 """
 
 import inspect
-import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -17,14 +16,13 @@ from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.custom_metadata import Value, response_headers_of
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.codec import Codec
+from rawgrpc_proxy.grpc.compression import ACCEPT_ENCODING, inflated
 from rawgrpc_proxy.grpc.messages import DEFAULT_MAX_MESSAGE_BYTES, MessageReader, encode_message
 from rawgrpc_proxy.net.local_sender import LocalSender
 from rawgrpc_proxy.observe.describe import shown
 
 Request = TypeVar("Request")
 
-_GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
-_ACCEPT_ENCODING = (b"grpc-accept-encoding", b"identity,deflate,gzip")
 _STALLED_S = 30.0
 """How long a message of the request may make no progress, once it has begun or is the only one that is waited for."""
 _MESSAGES_A_TURN = 256
@@ -45,7 +43,7 @@ class ServedCall:
 
     def send_initial_metadata(self, pairs: list[tuple[str, Value]]) -> None:
         """Send the response headers now, with this metadata. Without it they go out with the first message."""
-        self._call.send_headers([_ACCEPT_ENCODING, *response_headers_of(pairs)])
+        self._call.send_headers([ACCEPT_ENCODING, *response_headers_of(pairs)])
 
 
 class _Messages(AsyncIterator[Request]):
@@ -85,7 +83,7 @@ class _Messages(AsyncIterator[Request]):
         inbox.let_go(gone)
         self._kept_bytes -= gone
         if compressed:
-            payload = inflated(payload, self._encoding, self._max_message_bytes)
+            payload = inflated(payload, self._encoding, self._max_message_bytes, origin="served")
         self._taken += 1
         self._taken_bytes += len(payload)
         self._call.record.request_messages += 1
@@ -118,35 +116,6 @@ class _Messages(AsyncIterator[Request]):
         raise RpcError(Status.INTERNAL, "a unary request with more than one message", origin="served")
 
 
-def inflated(payload: bytes, encoding: bytes, max_message_bytes: int) -> bytes:
-    """A compressed message as it was before. Raises `RpcError` for what is not understood, broken, or too long."""
-    if encoding == b"identity":
-        raise RpcError(Status.INTERNAL, "a message is compressed, and nothing says how", origin="served")
-    if encoding not in {b"gzip", b"deflate"}:
-        raise RpcError(
-            Status.UNIMPLEMENTED,
-            f"messages compressed with {encoding.decode('latin-1')!r} are not understood here",
-            origin="served",
-        )
-    inflater = zlib.decompressobj(_GZIP_OR_ZLIB)
-    try:
-        # One byte more than allowed tells a message that is too long from one that just fits.
-        message = inflater.decompress(payload, max_message_bytes + 1)
-    except zlib.error as error:
-        raise RpcError(
-            Status.INTERNAL, f"a compressed message is broken: {error}", origin="served"
-        ) from error
-    if len(message) > max_message_bytes:
-        raise RpcError(
-            Status.RESOURCE_EXHAUSTED,
-            f"a message is longer than {max_message_bytes} bytes when decompressed",
-            origin="served",
-        )
-    if not inflater.eof:
-        raise RpcError(Status.INTERNAL, "a compressed message is cut short", origin="served")
-    return message
-
-
 class _Answers:
     """Sends the response messages of one call."""
 
@@ -160,7 +129,7 @@ class _Answers:
         if not isinstance(payload, bytes):
             raise TypeError(f"the codec {shown(self._codec.name)} has marshalled bytes, not {shown(payload)}")
         data = encode_message(payload)
-        self._call.send_headers([_ACCEPT_ENCODING])
+        self._call.send_headers([ACCEPT_ENCODING])
         self._call.record.response_bytes += len(data)
         self._call.record.response_messages += 1
         await self._sender.send(data)
@@ -283,7 +252,7 @@ def _method(
                 )
             except RpcError as error:
                 raise _of_this_method(error, served) from error
-            call.send_headers([_ACCEPT_ENCODING])
+            call.send_headers([ACCEPT_ENCODING])
             call.end(Status.OK, metadata=response_headers_of(served.trailing_metadata))
             call.record.status = Status.OK
 
