@@ -1,5 +1,6 @@
 """Dialling: every way to get a link, and every way not to get one, with its cause and nothing left open."""
 
+import contextlib
 import socket
 import ssl
 import sys
@@ -18,6 +19,7 @@ from rawgrpc_proxy.errors import Side, UpstreamUnavailable
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.dial import dial
 from rawgrpc_proxy.net.tls import TlsTransport
+from rawgrpc_proxy.net.tls_files import upstream_context
 from rawgrpc_proxy.net.transport import SocketTransport, Transport
 from tests.net.links import one_read
 from tests.upstream.backend import deaf_port, run
@@ -144,6 +146,49 @@ def test_if_one_address_of_a_name_does_not_answer_another_one_is_taken() -> None
         async with listener(echo) as port:
             await check_echo(await dialled(f"backend:{port}"))
 
+    run(test)
+
+
+class BothFamilies(Names):
+    """Knows the same port of all machines: some by IPv6, one by IPv4, which it names last."""
+
+    async def getaddrinfo(self, host: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
+        return [
+            (
+                socket.AF_INET6 if ":" in answer else socket.AF_INET,
+                socket.SOCK_STREAM,
+                0,
+                "",
+                (answer, int(port), 0, 0) if ":" in answer else (answer, int(port)),
+            )
+            for answer in self._answers
+        ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others answer where a queue is full")
+def test_addresses_that_swallow_what_is_sent_hold_a_dial_up_for_a_quarter_second() -> None:
+    """RFC 8305: the next address is tried while the first has not answered, and the other family comes second."""
+
+    async def test() -> None:
+        with socket.socket(socket.AF_INET6) as silent, contextlib.ExitStack() as filling:
+            silent.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            silent.bind(("::1", 0))
+            silent.listen(0)
+            port = silent.getsockname()[1]
+            for _ in range(4):  # the queue is full: from now on Linux drops each SYN
+                filler = filling.enter_context(socket.socket(socket.AF_INET6))
+                filler.setblocking(False)
+                filler.connect_ex(("::1", port))
+            trio.socket.set_custom_hostname_resolver(BothFamilies(*["::1"] * 12, "127.0.0.1"))
+            with socket.create_server(("127.0.0.1", port)):
+                began = trio.current_time()
+                transport = await dialled(f"backend:{port}")
+                await transport.aclose()
+                # In turn the last of 13 would be tried after 3 s.
+                assert trio.current_time() - began < 2
+
+    if not has_ipv6():
+        pytest.skip("this machine has no IPv6")
     run(test)
 
 
@@ -460,6 +505,48 @@ def test_tls_on_a_unix_socket_has_no_name_to_check_and_must_say_so(tmp_path: Pat
             certificates.client.check_hostname = False
             await check_echo(await dialled(f"unix:{path}", certificates.client))
             nursery.cancel_scope.cancel()
+
+    run(test)
+
+
+def test_the_certificate_of_an_address_that_dns_has_found_is_checked_against_the_name() -> None:
+    """And the name is what is asked for by SNI. What settings say counts before it; without either the host does."""
+
+    async def test() -> None:
+        trustme = pytest.importorskip("trustme")
+        authority, asked = trustme.CA(), []
+        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("orders.internal").configure_cert(server)
+        server.set_alpn_protocols(["h2"])
+        server.sni_callback = lambda _sock, name, _context: asked.append(name)
+
+        async def serve(stream: trio.SocketStream) -> None:
+            tls = trio.SSLStream(stream, server, server_side=True, https_compatible=True)
+            try:
+                await echo(tls)
+            except trio.BrokenResourceError:
+                await tls.aclose()
+
+        def context(server_name: str | None) -> ssl.SSLContext:
+            client = upstream_context(server_name=server_name)
+            authority.configure_trust(client)
+            return client
+
+        async def dialled_for(name: str | None, tls: ssl.SSLContext) -> None:
+            await check_echo(
+                await dial(address, ssl_context=tls, server_name=name, timeout_s=PATIENCE_S, greet=at_once)
+            )
+
+        async with listener(serve) as port:
+            address = Address.parse(f"127.0.0.1:{port}")
+            await dialled_for("orders.internal", context(None))
+            await dialled_for("wrong.internal", context("orders.internal"))
+            assert asked == ["orders.internal"] * 2
+            for name in ("wrong.internal", None):
+                with pytest.raises(UpstreamUnavailable, match="certificate is for another name"):
+                    await dialled_for(name, context(None))
+            with pytest.raises(UpstreamUnavailable, match="certificate is for another name"):
+                await dialled_for("orders.internal", context("wrong.internal"))
 
     run(test)
 

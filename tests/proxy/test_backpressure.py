@@ -319,7 +319,7 @@ async def test_calls_that_were_given_up_count_until_an_upstream_that_does_not_re
         served = await house.backend.request()
         await served.respond()
         served.peer.stop_reading()
-        (conn,) = house.pool._targets[house.backend.address, None].record.with_room
+        (conn,) = house.pool._targets[house.backend.address, None, None].record.with_room
         upstream = conn.connection
         assert upstream is not None
         given_up = 0

@@ -32,6 +32,7 @@ from rawgrpc_proxy.errors import (
 )
 from rawgrpc_proxy.http2.headers import HeaderList
 from rawgrpc_proxy.net.inbox import Inbox
+from rawgrpc_proxy.net.tls_files import upstream_context
 from rawgrpc_proxy.upstream.lease import PoolConn
 from rawgrpc_proxy.upstream.pool import Pool, PoolStats
 from tests.upstream.backend import REQUEST, Clock, Upstream, deaf_port, run, run_with_clock
@@ -1230,6 +1231,45 @@ def test_connections_are_told_apart_by_their_tls_configuration() -> None:
                 assert pool.explain(address) == [f"there is no connection to {address}"]
                 with pytest.raises(UpstreamUnavailable):
                     await lease(pool, address)  # it speaks TLS only
+            nursery.cancel_scope.cancel()
+
+    run(test)
+
+
+def test_connections_are_told_apart_by_the_name_that_was_checked_where_there_is_tls() -> None:
+    async def test() -> None:
+        context = ssl.create_default_context()
+        pool = Pool()
+        orders, again, bills = (
+            pool.target("127.0.0.1:1", ssl_context=context, server_name=name)
+            for name in ("orders.internal", "orders.internal", "bills.internal")
+        )
+        assert orders is again
+        assert orders is not bills
+        assert pool.target("127.0.0.1:1", server_name="orders.internal") is pool.target("127.0.0.1:1")
+
+    run(test)
+
+
+def test_the_name_of_a_target_is_that_which_its_upstream_has_to_have() -> None:
+    trustme = pytest.importorskip("trustme")
+
+    async def test() -> None:
+        authority = trustme.CA()
+        server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        server.set_alpn_protocols(["h2"])
+        authority.issue_cert("orders.internal").configure_cert(server)
+        context = upstream_context()
+        authority.configure_trust(context)
+        async with trio.open_nursery() as nursery:
+            upstream = Upstream(tls=server)
+            await nursery.start(upstream.serve)
+            async with Pool(connect_wait=0) as pool:
+                address = upstream.address
+                conn = await lease(pool, address, ssl_context=context, server_name="orders.internal")
+                conn.close()
+                with pytest.raises(UpstreamUnavailable, match="for another name"):
+                    await lease(pool, address, ssl_context=context, server_name="bills.internal")
             nursery.cancel_scope.cancel()
 
     run(test)

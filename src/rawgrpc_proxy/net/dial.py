@@ -28,6 +28,7 @@ async def dial(
     ssl_context: TlsContext | None,
     timeout_s: float,
     greet: Callable[[Transport], Awaitable[T]],
+    server_name: str | None = None,
     loop_guard: LoopGuard | None = None,
     on_handshake: OnHandshake | None = None,
 ) -> T:
@@ -36,7 +37,9 @@ async def dial(
     `greet` gets the link, which is its own from then on, and waits until the peer has shown that it is of use. Where a
     name has several addresses, the first that takes a connection is tried; if it then fails, or is not done after a
     third of the time, the others have a try as well, and the first of all that is done wins. `greet` may be cancelled
-    then, or its answer be dropped. `on_handshake` hears of each handshake of TLS that is over.
+    then, or its answer be dropped. With TLS the peer's certificate has to be for the context's own `server_name`, else
+    for that given here, else for the address's host, which is asked for by SNI. `on_handshake` hears of each handshake
+    of TLS that is over.
 
     Raises `UpstreamUnavailable` with the cause in its message, that of the first address if all fail; its side is
     `LOCAL` if the cause is a lack of something here. What else `greet` raises is raised. Cancellation leaves nothing
@@ -50,7 +53,9 @@ async def dial(
     async def attempt(host: str, failed: trio.Event) -> None:
         nonlocal linked
         try:
-            transport = await _connect(address, ssl_context, host, tried, loop_guard, on_handshake)
+            transport = await _connect(
+                address, ssl_context, server_name, host, tried, loop_guard, on_handshake
+            )
             linked = True
             answer = await greet(transport)
         except Exception as error:  # noqa: BLE001  # raised below, if no address is better
@@ -96,6 +101,7 @@ async def _others(address: Address, tried: set[str]) -> list[str]:
 async def _connect(
     address: Address,
     ssl_context: TlsContext | None,
+    server_name: str | None,
     host: str,
     tried: set[str],
     loop_guard: LoopGuard | None,
@@ -103,9 +109,10 @@ async def _connect(
 ) -> Transport:
     """A link to `host`, which is the address's, or one of the addresses of that; where it leads is added to `tried`."""
     context = None if ssl_context is None else context_of(ssl_context)
+    expected = None if context is None else _server_name(context, server_name, address)
     current_poller()  # its first use in a run opens a file: if there is no more, that is no upstream's doing
     if address.path is not None:
-        if context is not None and context.check_hostname and _server_name(context, address) is None:
+        if context is not None and context.check_hostname and expected is None:
             # ssl itself would then check none (an SSLObject, unlike an SSLSocket, goes without).
             raise ValueError(
                 "a Unix socket has no name to check; set check_hostname = False on its TLS context, or say whom it "
@@ -126,7 +133,7 @@ async def _connect(
         return SocketTransport(_detached(stream.socket), str(address))
     sock = _detached(stream.socket)
     try:
-        tls = TlsTransport(sock, str(address), context, server_hostname=_server_name(context, address))
+        tls = TlsTransport(sock, str(address), context, server_hostname=expected)
     except BaseException:
         sock.close()
         raise
@@ -159,9 +166,10 @@ async def _shake_hands(tls: TlsTransport) -> None:
         raise ssl.SSLError(in_words(error)) from error
 
 
-def _server_name(context: ssl.SSLContext, address: Address) -> str | None:
-    """Whom the peer's certificate has to be for."""
-    return (isinstance(context, UpstreamContext) and context.server_name) or address.host or None
+def _server_name(context: ssl.SSLContext, of_address: str | None, address: Address) -> str | None:
+    """Whom the peer's certificate has to be for: what settings say counts before what is known of the address."""
+    of_context = context.server_name if isinstance(context, UpstreamContext) else None
+    return of_context or of_address or address.host or None
 
 
 def _detached(sock: trio.socket.SocketType) -> socket.socket:

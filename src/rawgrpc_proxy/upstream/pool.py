@@ -152,31 +152,42 @@ class Pool:
 
     # ------------------------------------------------------------------ leases
 
-    async def get_conn(self, address: str, *, ssl_context: TlsContext | None = None) -> PoolConn:
+    async def get_conn(
+        self, address: str, *, ssl_context: TlsContext | None = None, server_name: str | None = None
+    ) -> PoolConn:
         """A connection to `address` (`HOST:PORT` or `unix:PATH`) with a place for one stream. Close it when done.
 
         Answers without waiting if there is one; otherwise waits for a dial, or in line. Cancellation gives the place
         back. Raises `UpstreamUnavailable` if the upstream cannot be reached, `PoolExhausted` if the line is full,
         `ConfigError` if `address` is none or the pool is not open. `ssl_context` should offer `h2` by ALPN.
+        `server_name` as for `target`.
         """
-        return PoolConn(self, await self.target(address, ssl_context=ssl_context).take())
+        target = self.target(address, ssl_context=ssl_context, server_name=server_name)
+        return PoolConn(self, await target.take())
 
-    def get_conn_nowait(self, address: str, *, ssl_context: TlsContext | None = None) -> PoolConn | None:
+    def get_conn_nowait(
+        self, address: str, *, ssl_context: TlsContext | None = None, server_name: str | None = None
+    ) -> PoolConn | None:
         """What `get_conn` mostly comes to: the newest connection with room. None: `await get_conn(...)`.
 
         For code that is no coroutine. A director does better to answer a `target`.
         """
-        target = self._state.in_use.get((address, ssl_context))
+        target = self._state.in_use.get(_key(address, ssl_context, server_name))
         conn = None if target is None else target.take_now()
         return None if conn is None else PoolConn(self, conn)
 
-    def target(self, address: str, *, ssl_context: TlsContext | None = None) -> Target:
+    def target(
+        self, address: str, *, ssl_context: TlsContext | None = None, server_name: str | None = None
+    ) -> Target:
         """What a director answers for the proxy to take a place on a connection to `address` itself.
+
+        With TLS the certificate has to be for the context's own `server_name` (`upstream_context`), else for the
+        `server_name` given here, which an address that was found by DNS has from the name, else for the host.
 
         Costs a look into a dictionary; may be kept, and made before the pool is open. Raises `ConfigError` if
         `address` is none.
         """
-        key = (address, ssl_context)
+        key = _key(address, ssl_context, server_name)
         target = self._state.in_use.get(key) or self._targets.get(key)
         if target is None:
             target = self._targets[key] = Target(key, self._state)
@@ -198,15 +209,17 @@ class Pool:
             )
         shared.owner.give_back(shared, failed=err is not None)
 
-    def explain(self, address: str, *, ssl_context: TlsContext | None = None) -> list[str]:
+    def explain(
+        self, address: str, *, ssl_context: TlsContext | None = None, server_name: str | None = None
+    ) -> list[str]:
         """Say of each connection to `address`, newest first, why the next call would or would not get it."""
-        target = self._state.in_use.get((address, ssl_context))
+        target = self._state.in_use.get(_key(address, ssl_context, server_name))
         return (target and target.explain()) or [f"there is no connection to {address}"]
 
     def stats(self) -> dict[str, PoolStats]:
         """Counts for each address, whatever the TLS configuration."""
         sums: dict[str, PoolStats] = {}
-        for (address, _), target in self._state.in_use.items():
+        for (address, _, _), target in self._state.in_use.items():
             record, so_far = target.record, sums.get(address, PoolStats(0, 0, 0, 0))
             sums[address] = PoolStats(
                 with_room=so_far.with_room + len(record.with_room),
@@ -215,3 +228,8 @@ class Pool:
                 waiting=so_far.waiting + target.waiting,
             )
         return sums
+
+
+def _key(address: str, ssl_context: TlsContext | None, server_name: str | None) -> Key:
+    # Without TLS there is no name to check, and connections need not be told apart by it.
+    return address, ssl_context, None if ssl_context is None else server_name

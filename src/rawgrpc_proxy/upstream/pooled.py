@@ -37,6 +37,7 @@ class Owner(Protocol):
     address: str
     parsed: Address
     ssl_context: TlsContext | None
+    server_name: str | None
     peer_limit: int
     keepalive_s: float
     state: PoolState[Any]
@@ -259,6 +260,7 @@ class PooledConnection:
             chosen = await dial(
                 owner.parsed,
                 ssl_context=owner.ssl_context,
+                server_name=owner.server_name,
                 timeout_s=state.dial_timeout_s,
                 greet=greet,
                 loop_guard=state.loop_guard,

@@ -15,8 +15,8 @@ from rawgrpc_proxy.net.tls import TlsContext
 from rawgrpc_proxy.observe.observer import PoolObserver
 from rawgrpc_proxy.upstream.choice import PoolLimits
 
-Key = tuple[str, TlsContext | None]
-"""An address, as it was given, with a TLS configuration."""
+Key = tuple[str, TlsContext | None, str | None]
+"""An address, as it was given, with a TLS configuration and the name to check, if that is not the address's."""
 
 
 class InUse(Protocol):

@@ -68,6 +68,7 @@ class Target:
         "parsed",
         "peer_limit",
         "record",
+        "server_name",
         "ssl_context",
         "state",
     )
@@ -75,7 +76,7 @@ class Target:
     def __init__(self, key: Key, state: "PoolState[Target]") -> None:
         self.key = key
         self.state = state
-        self.address, self.ssl_context = key
+        self.address, self.ssl_context, self.server_name = key
         self.parsed = Address.parse(self.address)
         self.calls = 0
         """Places that are held or waited for."""
