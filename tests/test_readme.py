@@ -20,12 +20,12 @@ from rawgrpc_proxy.command import cli
 from rawgrpc_proxy.command.arguments import commands_of
 from rawgrpc_proxy.command.demo import Trial, make_call
 from rawgrpc_proxy.command.settings_file import settings_of
+from rawgrpc_proxy.grpc.health import SERVICE as HEALTH_SERVICE
 from rawgrpc_proxy.grpc.messages import encode_message
 from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status
 from rawgrpc_proxy.http2.headers import Headers
 from rawgrpc_proxy.proxy.routes import RouteTable
 from rawgrpc_proxy.server.server import Server
-from rawgrpc_proxy.services.health import SERVICE as HEALTH_SERVICE
 from rawgrpc_proxy.upstream.pool import Pool
 
 README = Path(__file__).parent.parent / "README.md"

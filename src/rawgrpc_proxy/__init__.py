@@ -16,6 +16,7 @@ from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ConfigError, ProxyError, RpcError
 from rawgrpc_proxy.grpc.codec import Codec, codec, codec_with_parent, identity_codec
+from rawgrpc_proxy.grpc.health import ServingStatus
 from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.grpc.response_changes import ResponseChanges
 from rawgrpc_proxy.net.loop_guard import LoopGuard
@@ -34,7 +35,7 @@ from rawgrpc_proxy.proxy.otlp_exporter import OtlpExporter
 from rawgrpc_proxy.proxy.routes import RouteTable
 from rawgrpc_proxy.proxy.transparent import register_service, transparent_handler
 from rawgrpc_proxy.server.server import Server
-from rawgrpc_proxy.services.health import Health, ServingStatus
+from rawgrpc_proxy.services.health import Health
 from rawgrpc_proxy.services.methods import ServedCall, stream_stream, stream_unary, unary_stream, unary_unary
 from rawgrpc_proxy.upstream.lease import PoolConn
 from rawgrpc_proxy.upstream.pool import Pool

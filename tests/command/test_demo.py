@@ -11,7 +11,7 @@ from rawgrpc_proxy.command import demo
 from rawgrpc_proxy.command.demo import ECHO_SERVICE, TRIALS, Trial, make_call, run_demo
 from rawgrpc_proxy.config import ENGINES, Http2Settings
 from rawgrpc_proxy.errors import ConfigError, RpcError
-from rawgrpc_proxy.services.health import SERVICE as HEALTH_SERVICE
+from rawgrpc_proxy.grpc.health import SERVICE as HEALTH_SERVICE
 from rawgrpc_proxy.upstream.pool import Pool
 from tests.processes import program
 

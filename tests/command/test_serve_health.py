@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from rawgrpc_proxy import Health, Pool, ServingStatus
-from rawgrpc_proxy.services.health import SERVICE, request_for
+from rawgrpc_proxy.grpc.health import SERVICE, request_for
 from tests.command.test_cli import answer_to, backend, backends
 from tests.processes import Program, program
 

@@ -1,11 +1,10 @@
 """grpc.health.v1.Health, served by the proxy itself."""
 
-import pytest
 from trio.testing import trio_test
 
-from rawgrpc_proxy import Health, RpcError, Server, ServingStatus, Status, StreamDirector
+from rawgrpc_proxy import Health, Server, ServingStatus, Status, StreamDirector
 from rawgrpc_proxy.config import Engine
-from rawgrpc_proxy.services.health import SERVICE, read_service, request_for
+from rawgrpc_proxy.grpc.health import SERVICE, request_for
 from tests.proxy.house import a_proxy, on_every_engine
 from tests.proxy.raw_peers import message
 
@@ -112,30 +111,3 @@ async def test_who_asks_during_the_stop_is_told(engine: Engine) -> None:
         await call.answer()
         await client.pong(await client.expect_ping())
         await client.aclose()
-
-
-@pytest.mark.parametrize("service", ["", "a.B", "ä", "x" * 127])
-def test_a_request_is_read_as_it_was_written(service: str) -> None:
-    assert read_service(request_for(service)) == service
-
-
-def test_the_last_of_two_names_counts() -> None:
-    assert read_service(request_for("a") + request_for("b")) == "b"
-
-
-NO_REQUESTS = [
-    b"\x0a",
-    b"\x0a\x05a",
-    b"\x08\x01",
-    b"\x0a\x80",
-    b"\x0a\x02\xff\xfe",
-    b"\x0a" + b"\xff" * 11,
-    b"\x0a" + b"\xff" * 4_000_000,  # a number without end, to be refused at once
-]
-
-
-@pytest.mark.parametrize("payload", NO_REQUESTS, ids=range(len(NO_REQUESTS)))
-def test_what_is_no_request_is_an_error(payload: bytes) -> None:
-    with pytest.raises(RpcError, match="is no grpc") as caught:
-        read_service(payload)
-    assert caught.value.status == Status.INTERNAL

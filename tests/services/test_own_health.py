@@ -8,8 +8,8 @@ from trio.testing import trio_test
 
 from rawgrpc_proxy import Server, Status, StreamDirector
 from rawgrpc_proxy.config import Engine
+from rawgrpc_proxy.grpc.health import SERVICE, request_for
 from rawgrpc_proxy.services import own_health
-from rawgrpc_proxy.services.health import SERVICE, request_for
 from tests.proxy.house import a_proxy, on_every_engine
 from tests.proxy.raw_peers import message, request_fields
 

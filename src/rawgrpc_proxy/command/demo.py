@@ -25,6 +25,8 @@ from rawgrpc_proxy.command.certs import write_certificates
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.codec import identity_codec
+from rawgrpc_proxy.grpc.health import SERVICE as HEALTH_SERVICE
+from rawgrpc_proxy.grpc.health import ServingStatus, request_for
 from rawgrpc_proxy.grpc.messages import MessageReader, encode_message
 from rawgrpc_proxy.net.local_sender import LocalSender
 from rawgrpc_proxy.net.stream import Stream
@@ -34,8 +36,7 @@ from rawgrpc_proxy.observe.record import CallRecord
 from rawgrpc_proxy.observe.words import word
 from rawgrpc_proxy.proxy.transparent import transparent_handler
 from rawgrpc_proxy.server.server import Server
-from rawgrpc_proxy.services.health import SERVICE as HEALTH_SERVICE
-from rawgrpc_proxy.services.health import Health, ServingStatus, request_for
+from rawgrpc_proxy.services.health import Health
 from rawgrpc_proxy.services.methods import ServedCall, stream_stream, stream_unary, unary_stream, unary_unary
 from rawgrpc_proxy.upstream.lease import PoolConn
 from rawgrpc_proxy.upstream.own_calls import check_end, own_request

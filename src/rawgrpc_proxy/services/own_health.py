@@ -16,11 +16,12 @@ from rawgrpc_proxy.call import Call, Handler
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.codec import identity_codec
 from rawgrpc_proxy.grpc.compression import inflated
+from rawgrpc_proxy.grpc.health import ServingStatus, read_service
 from rawgrpc_proxy.grpc.messages import PREFIX_BYTES, is_one_message
 from rawgrpc_proxy.proxy.director import StreamDirector
 from rawgrpc_proxy.proxy.forwarding import Forwarding, Owner
 from rawgrpc_proxy.proxy.transparent import TransparentHandler
-from rawgrpc_proxy.services.health import MAX_REQUEST_BYTES, Health, ServingStatus, read_service
+from rawgrpc_proxy.services.health import MAX_REQUEST_BYTES, Health
 
 _STALLED_S = 30.0
 """How long we wait for the request; then the upstream may wait for the rest of it, which costs no task here."""
