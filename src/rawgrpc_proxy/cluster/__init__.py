@@ -1,1 +1,1 @@
-"""Several endpoints that are as good as each other: which of them a call gets, and which are fit for calls."""
+"""Several endpoints as one: who is in rotation, and who gets a call."""

@@ -1,54 +1,387 @@
-"""Which of several endpoints a call gets. Pure: no clock, no I/O, chance is an argument."""
+"""Which endpoint of a cluster gets the next call.
 
+Pure: no trio, no clock; chance is an argument. A balancer is told the endpoints that may be used, with their weights,
+whenever these change (`update`), and answers one of them for each call (`pick`). How many calls an endpoint has it
+looks up there. Weights are read in `update` only.
+
+    round_robin    in turn; with weights each is due after 1 / weight, and the one that is due first gets the call
+    least_request  some by chance (two), and of these the one with the fewest calls for its weight
+    ring_hash      the same key, the same endpoint: consistent hashing with bounded loads
+    pick_first     the first, until it is gone
+
+Many workers, each with a balancer of its own, share the endpoints: none begins with the first of the list because it
+is the first, and an update is no new beginning.
+"""
+
+import bisect
+import hashlib
+import heapq
+import itertools
+import math
+import random
+import re
+import struct
+from collections import deque
 from collections.abc import Collection, Sequence
-from random import Random
-from typing import Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar, cast, get_args
+
+import attrs
+
+from rawgrpc_proxy.errors import ConfigError
+from rawgrpc_proxy.validators import at_least, between
+
+Kind = Literal["round_robin", "least_request", "ring_hash", "pick_first"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+DEFAULT_BOUNDED_LOAD = 1.25
+
+_POINTS = 256
+"""On the ring, for the heaviest candidate: shares are within some 6 % (one deviation) of what they should be."""
+_DIGEST = struct.Struct("<8Q")
+_HEADER = re.compile(r"[0-9a-z_.-]+")
 
 
 class Candidate(Protocol):
-    """What a balancer has to know of an endpoint."""
+    """An endpoint, as a balancer knows it. Two are the same if they are the same object."""
+
+    @property
+    def address(self) -> str:
+        """Where it is, and so where on the ring: the same in each worker and after each restart."""
 
     @property
     def effective_weight(self) -> float:
-        """Its share of the calls, beside the others'; above 0."""
+        """How many calls it shall get, relative to others; more than 0."""
 
     @property
     def calls(self) -> int:
-        """Calls that it has now, those that wait for a place included."""
+        """Those it has now, in flight or waiting."""
 
 
 C = TypeVar("C", bound=Candidate)
 
 
 class Balancer(Protocol[C]):
-    """Decides who is next."""
+    """Decides between candidates."""
 
     def update(self, candidates: Sequence[C]) -> None:
-        """Those that may be chosen, or their weights, have changed."""
+        """These may be used from now on, with these weights."""
 
     def pick(self, key: bytes | None = None, avoid: Collection[C] = ()) -> C | None:
-        """One of them; None if there is none, or all are to be avoided."""
+        """The one for the next call, but none of `avoid`; None if there is none.
+
+        `key` is what calls that belong together have in common, for the balancer that looks at it.
+        """
 
 
-class RoundRobin(Balancer[C]):
-    """Each in turn."""
+class RoundRobin(Generic[C]):
+    """In turn, as often as the weights say.
 
-    def __init__(self, rng: Random) -> None:
-        self._rng = rng
-        self._candidates: list[C] = []
-        self._next = 0
+    With equal weights a queue. Else each is due after 1 / weight of a time that runs with the picks, so that in each
+    unit of it a candidate is picked `weight` times, spread evenly. Those avoided stay due. What stays through an update
+    is due as it was; what joins comes in by chance.
+    """
+
+    __slots__ = ("_due", "_now", "_queue", "_random")
+
+    def __init__(self, rng: random.Random | None = None) -> None:
+        self._random = _own(rng).random
+        self._queue: deque[C] = deque()
+        """The candidates, if their weights are equal, the next one first."""
+        self._due: list[tuple[float, int, float, C]] = []
+        """Else a heap of when each is due, a number that nobody else has, 1 / weight, and the candidate."""
+        self._now = 0.0
+        """When the last one picked was due."""
 
     def update(self, candidates: Sequence[C]) -> None:
-        """Begin anywhere, so that many processes do not all begin with the same."""
-        self._candidates = list(candidates)
-        self._next = self._rng.randrange(len(candidates)) if candidates else 0
+        """These may be used from now on, with these weights."""
+        waits = self._waits()
+        turns = [(waits.get(each, self._random()), each.effective_weight, each) for each in candidates]
+        turns.sort(key=lambda turn: turn[0])
+        self._queue.clear()
+        self._due, self._now = [], 0.0
+        if len({weight for _, weight, _ in turns}) <= 1:
+            self._queue.extend(each for _, _, each in turns)
+            return
+        self._due = [
+            (wait / weight, number, 1 / weight, each) for number, (wait, weight, each) in enumerate(turns)
+        ]
+        heapq.heapify(self._due)
 
-    def pick(self, key: bytes | None = None, avoid: Collection[C] = ()) -> C | None:  # noqa: ARG002  # not by key
-        """The next one."""
-        candidates = self._candidates
-        for _ in candidates:
-            place = self._next
-            self._next = place + 1 if place + 1 < len(candidates) else 0
-            if candidates[place] not in avoid:
-                return candidates[place]
+    def _waits(self) -> dict[C, float]:
+        """What part of its own interval each still has to wait for its turn."""
+        count = len(self._queue)
+        waits = {each: place / count for place, each in enumerate(self._queue)}
+        waits |= {each: max(0.0, due - self._now) / interval for due, _, interval, each in self._due}
+        return waits
+
+    def pick(self, key: bytes | None = None, avoid: Collection[C] = ()) -> C | None:  # noqa: ARG002  # the protocol's
+        """The one whose turn it is."""
+        queue = self._queue
+        if queue and not avoid:
+            picked = queue[0]
+            queue.rotate(-1)
+            return picked
+        return self._pick_due(avoid) if self._due else self._pick_other(avoid)
+
+    def _pick_other(self, avoid: Collection[C]) -> C | None:
+        queue = self._queue
+        for place, picked in enumerate(queue):
+            if picked not in avoid:
+                del queue[place]
+                queue.append(picked)
+                return picked
         return None
+
+    def _pick_due(self, avoid: Collection[C]) -> C | None:
+        heap = self._due
+        avoided = []
+        while heap and heap[0][3] in avoid:
+            avoided.append(heapq.heappop(heap))
+        picked = None
+        if heap:
+            due, number, interval, picked = heap[0]
+            # One that was avoided for long does not make up for all it has missed.
+            self._now = max(due, self._now)
+            heapq.heapreplace(heap, (self._now + interval, number, interval, picked))
+        for turn in avoided:
+            heapq.heappush(heap, turn)
+        return picked
+
+
+class LeastRequest(Generic[C]):
+    """Of some candidates chosen by chance the one with the fewest calls: a slow one has more of them, and gets fewer.
+
+    With weights, chance follows the weights, and calls count in proportion to them. Of those that are equal the one
+    chosen first is it: without load the shares are those of the weights.
+    """
+
+    __slots__ = ("_candidates", "_choices", "_equal", "_random", "_sums", "_weights")
+
+    def __init__(self, choices: int = 2, rng: random.Random | None = None) -> None:
+        self._choices = choices
+        self._random = _own(rng).random
+        self._candidates: list[C] = []
+        self._weights: list[float] = []
+        self._sums: list[float] = []
+        """Of the weights: each with all before it."""
+        self._equal = True
+
+    def update(self, candidates: Sequence[C]) -> None:
+        """These may be used from now on, with these weights."""
+        self._candidates = list(candidates)
+        self._weights = [each.effective_weight for each in candidates]
+        self._sums = list(itertools.accumulate(self._weights))
+        self._equal = len(set(self._weights)) <= 1
+
+    def pick(self, key: bytes | None = None, avoid: Collection[C] = ()) -> C | None:  # noqa: ARG002  # the protocol's
+        """The one with the fewest calls of those that chance has chosen."""
+        candidates = self._candidates
+        if avoid or self._choices != 2 or not self._equal:  # noqa: PLR2004
+            return self._pick_any(avoid)
+        count = len(candidates)
+        if not count:
+            return None
+        random = self._random
+        place = int(random() * count)
+        first = candidates[place]
+        second = candidates[place - 1 - int(random() * (count - 1))]  # another one, if there is one
+        return second if second.calls < first.calls else first
+
+    def _pick_any(self, avoid: Collection[C]) -> C | None:
+        """The same for any weights and number of choices. The same one may be chosen twice."""
+        candidates, weights, sums = self._candidates, self._weights, self._sums
+        if avoid:
+            left = [place for place, each in enumerate(candidates) if each not in avoid]
+            candidates = [candidates[place] for place in left]
+            weights = [weights[place] for place in left]
+            sums = list(itertools.accumulate(weights))
+        if not candidates:
+            return None
+        last = len(candidates) - 1
+        best, fewest = None, math.inf
+        for _ in range(self._choices):
+            place = min(bisect.bisect_right(sums, self._random() * sums[-1]), last)
+            calls = candidates[place].calls / weights[place]
+            if calls < fewest:
+                best, fewest = candidates[place], calls
+        return best
+
+
+class RingHash(Generic[C]):
+    """The same key, the same candidate, in each worker and after each restart: consistent hashing.
+
+    Each candidate has points on a ring, as many as its weight says; a key is that one's whose point comes next. When
+    one of n joins or leaves, about one key in n moves. Bounded loads (Mirrokni, Thorup, Zadimoghaddam): no candidate
+    gets a call while it has more than `bounded_load` times its share of all calls that are open; the next one on the
+    ring that has room gets it. Calls without a key go anywhere.
+    """
+
+    __slots__ = (
+        "_bound",
+        "_candidates",
+        "_known",
+        "_owners",
+        "_points",
+        "_random_bits",
+        "_total",
+        "_weights",
+    )
+
+    def __init__(
+        self, bounded_load: float | None = DEFAULT_BOUNDED_LOAD, rng: random.Random | None = None
+    ) -> None:
+        self._bound = bounded_load
+        self._random_bits = _own(rng).getrandbits
+        self._candidates: list[C] = []
+        self._weights: list[float] = []
+        self._points: list[int] = []
+        """In order."""
+        self._owners: list[int] = []
+        """Of each point, as places in `_candidates`; behind the last one that of the first again."""
+        self._known: dict[str, list[int]] = {}
+        """The points of each candidate by its address, so that a change of one is not work for all."""
+        self._total = 0.0
+
+    def update(self, candidates: Sequence[C]) -> None:
+        """These may be used from now on, with these weights."""
+        self._candidates = list(candidates)
+        self._weights = weights = [each.effective_weight for each in candidates]
+        self._total = sum(weights)
+        heaviest = max(weights, default=1.0)
+        known, self._known = self._known, {}
+        ring: dict[int, int] = {}
+        # In the order of their addresses: where two have the same point, it is always the same one's.
+        for place in sorted(range(len(candidates)), key=lambda place: candidates[place].address):
+            address = candidates[place].address
+            points = self._known[address] = known.get(address) or _points_of(address)
+            for point in points[: max(1, round(_POINTS * weights[place] / heaviest))]:
+                ring.setdefault(point, place)
+        self._points = sorted(ring)
+        self._owners = [ring[point] for point in self._points]
+        self._owners += self._owners[:1]
+
+    def pick(self, key: bytes | None = None, avoid: Collection[C] = ()) -> C | None:
+        """The one that has the key, or the next one on the ring that has room."""
+        if not self._points:
+            return None
+        at = self._random_bits(64) if key is None else _hash(key)
+        place = bisect.bisect_left(self._points, at)
+        owner = self._owners[place]
+        picked = self._candidates[owner]
+        if avoid:
+            return self._next(place, avoid)
+        bound = self._bound
+        if bound is None or not picked.calls:  # one without calls has room for one, whatever the others have
+            return picked
+        calls = 1 + sum([each.calls for each in self._candidates])  # a list, which is the fastest of its kind
+        if picked.calls < math.ceil(bound * calls / self._total * self._weights[owner]):
+            return picked
+        return self._next(place, avoid)
+
+    def _next(self, place: int, avoid: Collection[C]) -> C | None:
+        """The first one that has room, from this point on."""
+        candidates, weights, owners = self._candidates, self._weights, self._owners
+        usable = {each for each in range(len(candidates)) if not avoid or candidates[each] not in avoid}
+        share = math.inf
+        if self._bound is not None and usable:
+            calls = 1 + sum(candidates[each].calls for each in usable)
+            share = self._bound * calls / sum(weights[each] for each in usable)
+        for point in range(place, place + len(self._points)):
+            owner = owners[point % len(self._points)]
+            if owner not in usable:
+                continue
+            if share == math.inf or candidates[owner].calls < math.ceil(share * weights[owner]):
+                return candidates[owner]
+            usable.remove(owner)
+            if not usable:
+                break
+        return None
+
+
+class PickFirst(Generic[C]):
+    """The first in order, for as long as it is there, whatever joins before it.
+
+    One that is only avoided stays the one; a call that avoids it gets the next in order.
+    """
+
+    __slots__ = ("_candidates", "_current")
+
+    def __init__(self) -> None:
+        self._candidates: list[C] = []
+        self._current: C | None = None
+
+    def update(self, candidates: Sequence[C]) -> None:
+        """These may be used from now on."""
+        self._candidates = list(candidates)
+        if self._current not in self._candidates:
+            self._current = self._candidates[0] if self._candidates else None
+
+    def pick(self, key: bytes | None = None, avoid: Collection[C] = ()) -> C | None:  # noqa: ARG002  # the protocol's
+        """The one that has had all calls so far."""
+        if not avoid or self._current not in avoid:
+            return self._current
+        return next((each for each in self._candidates if each not in avoid), None)
+
+
+@attrs.frozen(kw_only=True)
+class Balance:
+    """How a cluster balances: which balancer, and what that has to know. Raises `ConfigError` for what cannot be.
+
+    `header` is whose value is the key of `ring_hash`; without it, and for calls without it, that is the caller's
+    address.
+    """
+
+    kind: Kind = attrs.field(default="round_robin")
+    header: str | None = attrs.field(default=None)
+    bounded_load: float | None = attrs.field(default=DEFAULT_BOUNDED_LOAD, validator=at_least(1.0))
+    """Of `ring_hash`: no endpoint gets more than so many times its share of the open calls. None: no bound."""
+    choices: int = attrs.field(default=2, validator=between(2, 100))
+    """Of `least_request`: how many endpoints are compared."""
+
+    @kind.validator
+    def _known_kind(self, _attribute: object, value: str) -> None:
+        if value not in KINDS:
+            raise ConfigError(f"balance is {value!r}; it must be one of {', '.join(KINDS)}")
+
+    @header.validator
+    def _header_of_a_ring(self, _attribute: object, value: str | None) -> None:
+        if value is None:
+            return
+        if self.kind != "ring_hash":
+            raise ConfigError(f"balance by a header is ring_hash's; {self.kind} looks at no header")
+        if not _HEADER.fullmatch(value):
+            raise ConfigError(
+                f"header is {value!r}; it must be the name of a header in lower case, like x-user"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a policy's name, like "round_robin". Raises `ConfigError`."""
+        return cls(kind=cast("Kind", text))
+
+    def make(self, rng: random.Random | None = None) -> "Balancer[Any]":
+        """A balancer of this kind, without candidates yet."""
+        match self.kind:
+            case "round_robin":
+                return RoundRobin(rng)
+            case "least_request":
+                return LeastRequest(self.choices, rng)
+            case "ring_hash":
+                return RingHash(self.bounded_load, rng)
+            case "pick_first":
+                return PickFirst()
+
+
+def _own(rng: random.Random | None) -> random.Random:
+    return rng or random.Random()  # noqa: S311  # shares, not secrets
+
+
+def _hash(key: bytes) -> int:
+    """Where a key is on the ring; the same in every process, whatever its PYTHONHASHSEED."""
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+
+
+def _points_of(address: str) -> list[int]:
+    points: list[int] = []
+    for number in range(_POINTS // 8):
+        points += _DIGEST.unpack(hashlib.blake2b(f"{number} {address}".encode()).digest())
+    return points

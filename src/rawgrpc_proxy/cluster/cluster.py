@@ -70,7 +70,7 @@ class Cluster:
         self.source: Source = StaticSource(endpoints) if isinstance(endpoints, Iterable) else endpoints
         self._pool = pool
         self._ssl_context = ssl_context
-        self._balancer = balancer or RoundRobin(rng or random.Random())  # noqa: S311  # no secret
+        self._balancer = balancer or RoundRobin(rng)
         self._key_of = key_of
         self._panic_threshold = panic_threshold
         self._nursery: trio.Nursery | None = None
