@@ -32,6 +32,7 @@ from rawgrpc_proxy.proxy.forwarded import tell_forwarded
 from rawgrpc_proxy.proxy.hops import limit_hops
 from rawgrpc_proxy.proxy.identity import tell_identity
 from rawgrpc_proxy.proxy.otlp_exporter import OtlpExporter
+from rawgrpc_proxy.proxy.rate_limit import limit_rate
 from rawgrpc_proxy.proxy.routes import RouteTable
 from rawgrpc_proxy.proxy.transparent import register_service, transparent_handler
 from rawgrpc_proxy.server.server import Server
@@ -79,6 +80,7 @@ __all__ = [
     "codec_with_parent",
     "identity_codec",
     "limit_hops",
+    "limit_rate",
     "register_service",
     "stream_stream",
     "stream_unary",

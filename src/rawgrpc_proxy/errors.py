@@ -5,6 +5,8 @@
     ├── RpcError                   one call ends with a status
     │   ├── NoRoute                UNIMPLEMENTED
     │   ├── PoolExhausted          RESOURCE_EXHAUSTED
+    │   ├── RateLimited            RESOURCE_EXHAUSTED, with the time after which to try again
+    │   ├── TooManyCalls           the same
     │   ├── UpstreamUnavailable    UNAVAILABLE
     │   │   └── LinkLost           with the call on it
     │   ├── StreamRefused          UNAVAILABLE, provably unprocessed: safe to retry
@@ -28,6 +30,9 @@ from collections.abc import Iterable, Mapping
 
 from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.custom_metadata import Value, response_headers_of
+
+PUSHBACK = "grpc-retry-pushback-ms"
+"""The trailer that tells a client with a retry policy when to try again (gRFC A6), in milliseconds."""
 
 
 class Side(enum.Enum):
@@ -130,6 +135,32 @@ class PoolExhausted(RpcError):
 
     def __init__(self, message: str, *, side: Side = Side.LOCAL) -> None:
         super().__init__(Status.RESOURCE_EXHAUSTED, message, side=side, origin="proxy")
+
+
+class RateLimited(RpcError):
+    """There were more calls than the rate limit lets through. The caller may come again after `pushback_ms`."""
+
+    def __init__(self, message: str, *, pushback_ms: int, side: Side = Side.LOCAL) -> None:
+        super().__init__(
+            Status.RESOURCE_EXHAUSTED,
+            message,
+            trailing_metadata=((PUSHBACK, str(pushback_ms)),),
+            side=side,
+            origin="proxy",
+        )
+
+
+class TooManyCalls(RpcError):
+    """As many calls are under way as a concurrency limit allows. As `RateLimited`."""
+
+    def __init__(self, message: str, *, pushback_ms: int, side: Side = Side.LOCAL) -> None:
+        super().__init__(
+            Status.RESOURCE_EXHAUSTED,
+            message,
+            trailing_metadata=((PUSHBACK, str(pushback_ms)),),
+            side=side,
+            origin="proxy",
+        )
 
 
 class UpstreamUnavailable(RpcError):

@@ -8,8 +8,10 @@ from rawgrpc_proxy.errors import (
     DeadlineExceeded,
     NoRoute,
     PoolExhausted,
+    RateLimited,
     RpcError,
     Side,
+    TooManyCalls,
     UpstreamUnavailable,
 )
 from rawgrpc_proxy.net.failures import lost_error, never_sent_error, reset_error
@@ -20,6 +22,8 @@ CASES = [
     (NoRoute("no route for /p.S/M"), "NR"),
     (UpstreamUnavailable("refused"), "UF"),
     (PoolExhausted("full"), "UO"),
+    (TooManyCalls("full", pushback_ms=100), "UO"),
+    (RateLimited("too fast", pushback_ms=10), "RL"),
     (lost_error(GONE, "10.0.0.2:1", Side.UPSTREAM), "UC"),
     (never_sent_error(GONE, "10.0.0.2:1", Side.UPSTREAM), "UC"),
     (lost_error(GONE, "10.0.0.1:1", Side.DOWNSTREAM), "DC"),

@@ -8,17 +8,21 @@ from rawgrpc_proxy.errors import (
     LinkLost,
     NoRoute,
     PoolExhausted,
+    RateLimited,
     RpcError,
     Side,
     StreamRefused,
     StreamReset,
+    TooManyCalls,
     UpstreamUnavailable,
 )
 
 FLAGS = {
     "NR": "No route: nobody here serves the method, and no route leads on.",
     "UF": "Upstream connection failure: it cannot be reached, speaks no HTTP/2 or no TLS, or is this proxy itself.",
-    "UO": "Upstream overflow: its connections are full, and as many calls wait as may (`max_waiting`).",
+    "RL": "Rate limited: there were more calls than `rate_limit` of the route lets through.",
+    "UO": "Upstream overflow: its connections are full, and as many calls wait as may (`max_waiting`); or as many "
+    "calls are under way as may be (`concurrency` of the route).",
     "UC": "Upstream connection termination: it was lost with the call on it.",
     "UR": "Upstream reset: it has ended the stream with RST_STREAM, or refused it.",
     "LR": "Local reset: the proxy has ended the stream. Its sender broke a rule of HTTP/2 or a limit, or the call had "
@@ -32,6 +36,8 @@ FLAGS = {
 _OTHERS: tuple[tuple[type[RpcError], str], ...] = (
     (NoRoute, "NR"),
     (PoolExhausted, "UO"),
+    (TooManyCalls, "UO"),
+    (RateLimited, "RL"),
     (DeadlineExceeded, "DT"),
 )
 
