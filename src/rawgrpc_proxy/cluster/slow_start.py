@@ -34,4 +34,5 @@ class SlowStart:
         """The part of its weight that an endpoint has, so long after it has joined; `min_weight` to 1."""
         if age_s >= self.window_s:
             return 1.0
-        return max(self.min_weight, (max(age_s, 0.0) / self.window_s) ** (1 / self.aggression))
+        part: float = (max(age_s, 0.0) / self.window_s) ** (1 / self.aggression)
+        return max(self.min_weight, part)
