@@ -32,6 +32,7 @@ from rawgrpc_proxy.config import ENGINES, Engine
 from rawgrpc_proxy.errors import ConnectionFailed
 from rawgrpc_proxy.http2.events import StreamReset
 from rawgrpc_proxy.net.poller import current_poller
+from rawgrpc_proxy.net.tapped import Tap
 from rawgrpc_proxy.observe.tracing import Tracing
 from tests.proxy.raw_peers import PATIENCE_S, Backend, RawPeer, connect
 
@@ -115,6 +116,7 @@ async def a_proxy(
     max_connections: int | None = None,
     recorder: Recorder | None = None,
     tracing: Tracing | None = None,
+    tap: Tap | None = None,
     **http2: Any,
 ) -> AsyncIterator[House]:
     """A backend (with these SETTINGS), a proxy before it, and a check that nothing is left.
@@ -141,6 +143,7 @@ async def a_proxy(
                     observer=observer,
                     max_connections=max_connections,
                     tracing=tracing,
+                    tap=tap,
                 )
                 configure(made, to_backend)
                 house = House(made, upstreams, peer, observer, nursery)

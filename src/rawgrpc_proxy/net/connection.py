@@ -54,7 +54,7 @@ from rawgrpc_proxy.net.failures import lost_error, never_sent_error, reason_of, 
 from rawgrpc_proxy.net.memory_guard import current_memory_guard
 from rawgrpc_proxy.net.poller import Then
 from rawgrpc_proxy.net.stream import Stream
-from rawgrpc_proxy.net.tls import TlsTransport, left_early
+from rawgrpc_proxy.net.tls import left_early
 from rawgrpc_proxy.net.transport import Transport
 from rawgrpc_proxy.net.turn import current_turn
 from rawgrpc_proxy.net.writer import FAREWELL_TIMEOUT_S, Writer
@@ -415,7 +415,7 @@ class Connection:
     def _gone(self, error: OSError | None = None) -> ConnectionGone:
         """The link's end by `error`, or by the peer's will."""
         if (error is None or isinstance(error, _CLOSED_BY_THE_PEER)) and not self.session.peer_settings_seen:
-            tls, client_side = isinstance(self._transport, TlsTransport), self.session.client_side
+            tls, client_side = self._transport.tls_version is not None, self.session.client_side
             if tls or client_side:
                 # A caller in plaintext that says nothing is a health check.
                 return ConnectionGone(

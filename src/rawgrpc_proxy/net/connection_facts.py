@@ -3,16 +3,13 @@
 import trio
 
 from rawgrpc_proxy.net.connection import Connection, ConnectionState
-from rawgrpc_proxy.net.tls import tls_version
-from rawgrpc_proxy.net.transport import SocketTransport
 from rawgrpc_proxy.observe.report import OpenConnection
 
 
 def connection_fact(side: str, peer: str, connection: Connection) -> OpenConnection:
     """What there is to know of a connection. The address of an upstream is its `peer`."""
     transport = connection.transport
-    counted = transport.wire_bytes() if isinstance(transport, SocketTransport) else None
-    received, acknowledged = counted or (None, None)
+    received, acknowledged = transport.wire_bytes() or (None, None)
     return {
         "side": side,
         "peer": peer,
@@ -20,6 +17,6 @@ def connection_fact(side: str, peer: str, connection: Connection) -> OpenConnect
         "calls": len(connection.streams),
         "bytes_in": received,
         "bytes_out": acknowledged,
-        "tls": tls_version(transport),
+        "tls": transport.tls_version,
         "draining": connection.state is not ConnectionState.OPEN,
     }

@@ -148,8 +148,7 @@ class TlsTransport(SocketTransport):
         """Whether the peer has said anything; until the handshake is done."""
 
     @property
-    def version(self) -> str | None:
-        """The version of TLS that was agreed on: "TLSv1.3"."""
+    def tls_version(self) -> str | None:
         return self._tls.version()
 
     @property
@@ -268,11 +267,6 @@ class TlsTransport(SocketTransport):
                 self._tls.unwrap()
             await self._send_outgoing()
         await super().linger()
-
-
-def tls_version(transport: object) -> str | None:
-    """The version of TLS on a link; None if it has none."""
-    return transport.version if isinstance(transport, TlsTransport) else None
 
 
 def _first(chunks: list[Data]) -> tuple[Data, list[Data]]:

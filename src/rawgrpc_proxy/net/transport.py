@@ -52,6 +52,16 @@ class Transport(Protocol):
     tls_peer: Mapping[str, Any] | None
     """The peer's certificate, where it has shown one."""
 
+    @property
+    def tls_version(self) -> str | None:
+        """The version of TLS that was agreed on: "TLSv1.3"; None for plaintext."""
+
+    def wire_bytes(self) -> tuple[int, int] | None:
+        """How many bytes have come from the peer, and how many it has acknowledged, as the system has counted them.
+
+        None where it does not tell: anything but TCP on Linux. Nothing is counted here for this.
+        """
+
     def mind_lost_bytes(self, timeout_s: float) -> None:
         """Have TCP give up the link when what was sent is not acknowledged, or not taken, for so long, at least 30 s.
 
@@ -100,11 +110,11 @@ class SocketTransport:
     def mind_lost_bytes(self, timeout_s: float) -> None:
         _mind_lost_bytes(self._sock, timeout_s)
 
-    def wire_bytes(self) -> tuple[int, int] | None:
-        """How many bytes have come from the peer, and how many it has acknowledged, as the system has counted them.
+    @property
+    def tls_version(self) -> str | None:
+        return None
 
-        None where it does not tell: anything but TCP on Linux. Nothing is counted here for this.
-        """
+    def wire_bytes(self) -> tuple[int, int] | None:
         if not sys.platform.startswith("linux") or self._sock.family not in {socket.AF_INET, socket.AF_INET6}:
             return None
         try:
@@ -217,6 +227,13 @@ class StreamTransport:
         self._stream = stream
         self.peer = peer
         self.tls_peer: Mapping[str, Any] | None = None
+
+    @property
+    def tls_version(self) -> str | None:
+        return None
+
+    def wire_bytes(self) -> tuple[int, int] | None:
+        return None
 
     def mind_lost_bytes(self, timeout_s: float) -> None:
         if isinstance(self._stream, trio.SocketStream):

@@ -25,7 +25,7 @@ def tell(observer: object | None, event: str, *facts: object) -> None:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001  # any code of a user's
-        _report(error, observer)
+        report(error, observer)
 
 
 def hearing(observer: object | None, event: str) -> Callable[..., None] | None:
@@ -47,7 +47,7 @@ def _method(observer: object | None, event: str) -> Callable[..., None] | None:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001  # as in `tell`
-        _report(error, observer)
+        report(error, observer)
         return None
 
 
@@ -62,7 +62,7 @@ def _telling(methods: list[tuple[object, Callable[..., None]]]) -> Callable[...,
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # noqa: BLE001  # as in `tell`
-                _report(error, observer)
+                report(error, observer)
 
         return told
 
@@ -73,7 +73,7 @@ def _telling(methods: list[tuple[object, Callable[..., None]]]) -> Callable[...,
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # noqa: BLE001  # as in `tell`
-                _report(error, observer)
+                report(error, observer)
 
     return all_told
 
@@ -112,7 +112,8 @@ EVENTS: tuple[str, ...] = tuple(
 """All that can be told, by the names of the methods."""
 
 
-def _report(error: BaseException, observer: object) -> None:
+def report(error: BaseException, observer: object) -> None:
+    """Code of a user's has raised, and nobody else is to suffer: have `sys.unraisablehook` show it."""
     unraisable = SimpleNamespace(
         exc_type=type(error),
         exc_value=error,

@@ -25,6 +25,7 @@ from rawgrpc_proxy.errors import (
     NotHttp2,
     ProxyFault,
     ProxyStopping,
+    Side,
 )
 from rawgrpc_proxy.grpc.codec import Codec, codec_with_parent, identity_codec
 from rawgrpc_proxy.grpc.codec import codec as protobuf_codec
@@ -39,7 +40,8 @@ from rawgrpc_proxy.net.lifetime import Lifetime
 from rawgrpc_proxy.net.listen import accept_on_each, address_of, bound_address, open_listeners
 from rawgrpc_proxy.net.networks import Networks
 from rawgrpc_proxy.net.proxy_peers import read_source
-from rawgrpc_proxy.net.tls import TlsContext, TlsTransport, context_of, tls_problem, tls_version
+from rawgrpc_proxy.net.tapped import Tap, tapped
+from rawgrpc_proxy.net.tls import TlsContext, TlsTransport, context_of, tls_problem
 from rawgrpc_proxy.net.transport import SocketTransport, Transport
 from rawgrpc_proxy.observe.observer import ServerObserver
 from rawgrpc_proxy.observe.report import OpenCallsReport, OpenConnection
@@ -72,7 +74,7 @@ class Server:
     installed, else raw bytes. `max_connections` bounds the downstream connections; by default they get what
     `DescriptorPlan` leaves them of the process's limit on file descriptors. When there are so many, the youngest that
     has no call makes room for the next one, see `making_room.py`; if there is none, the next one is closed. `tracing`
-    says which calls are traced.
+    says which calls are traced; `tap` sees all bytes of the connections that it asks for.
     """
 
     def __init__(
@@ -84,11 +86,13 @@ class Server:
         observer: ServerObserver | None = None,
         max_connections: int | None = None,
         tracing: Tracing | None = None,
+        tap: Tap | None = None,
     ) -> None:
         self._handlers: dict[str, Handler] = {}
         self._codec = codec or _default_codec()
         self._settings = settings or Http2Settings()
         self._observer = observer
+        self._tap = tap
         self._stopping = Stopping()
         self._stop_by = math.inf
         """When, on trio's clock, the calls that are left are ended."""
@@ -266,6 +270,7 @@ class Server:
                 peer = source
             transport = await self._transport(sock, peer, arrivals.ssl_context, timeout_s)
             if transport is not None:
+                transport = tapped(transport, self._tap, Side.DOWNSTREAM)
                 await self._run_connection(transport, peer, arrivals.calls, arrivals.settings)
         except Exception as error:  # noqa: BLE001  # a fault of ours in one connection must not end the others
             self._connection_failed(peer, ProxyFault(error))
@@ -296,7 +301,7 @@ class Server:
                 on_change=on_change if settings.max_connection_idle_s < math.inf else None,
             )
             self._connections[connection] = nursery
-            tell(self._observer, "connection_opened", peer, tls_version(transport))
+            tell(self._observer, "connection_opened", peer, transport.tls_version)
             if self._stopping.is_set():
                 # Accepted in the very moment of the stop.
                 nursery.start_soon(connection.drain, self._grace_left_s)

@@ -15,6 +15,7 @@ import trio
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ConfigError, ConnectionGone, ProxyError
 from rawgrpc_proxy.net.loop_guard import LoopGuard
+from rawgrpc_proxy.net.tapped import Tap
 from rawgrpc_proxy.net.timers import Timers
 from rawgrpc_proxy.net.tls import TlsContext
 from rawgrpc_proxy.observe.observer import PoolObserver
@@ -61,7 +62,7 @@ class Pool:
 
     `max_connections` bounds the connections to all addresses together. Beyond it those without calls make room for
     others; where there are none, calls stand in line, or without `max_waiting` are RESOURCE_EXHAUSTED. With a
-    `loop_guard` no connection leads to the proxy itself.
+    `loop_guard` no connection leads to the proxy itself. `tap` sees all bytes of the connections that it asks for.
 
     Use it as `async with Pool(...) as pool:`; leaving ends its connections.
     """
@@ -80,6 +81,7 @@ class Pool:
         loop_guard: LoopGuard | None = None,
         settings: Http2Settings | None = None,
         observer: PoolObserver | None = None,
+        tap: Tap | None = None,
         rng: random.Random | None = None,
     ) -> None:
         """Raise `ConfigError` for numbers that cannot work."""
@@ -108,6 +110,7 @@ class Pool:
             loop_guard=loop_guard,
             settings=settings or Http2Settings(),
             observer=observer,
+            tap=tap,
             rng=rng or random.Random(),  # noqa: S311  # jitter, not a secret
         )
         self._targets: weakref.WeakValueDictionary[Key, Target] = weakref.WeakValueDictionary()

@@ -10,6 +10,7 @@ import trio.lowlevel
 
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.net.loop_guard import LoopGuard
+from rawgrpc_proxy.net.tapped import Tap
 from rawgrpc_proxy.net.timers import Timers
 from rawgrpc_proxy.net.tls import TlsContext
 from rawgrpc_proxy.observe.observer import PoolObserver
@@ -44,6 +45,7 @@ class PoolState(Generic[T]):
     loop_guard: LoopGuard | None
     settings: Http2Settings
     observer: PoolObserver | None
+    tap: Tap | None
     rng: random.Random
 
     in_use: dict[Key, T] = attrs.field(factory=dict, init=False)

@@ -33,7 +33,6 @@ from rawgrpc_proxy.errors import (
 from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.connection import Connection
-from rawgrpc_proxy.net.tls import tls_version
 from rawgrpc_proxy.observe.tell import tell
 from rawgrpc_proxy.upstream.backoff import Backoff
 from rawgrpc_proxy.upstream.choice import Phase, PoolRecord
@@ -331,7 +330,7 @@ class Target:
             self._back_off(conn, trouble)
             tell(self.state.observer, "upstream_failed", self.address, trouble)
         tell(self.state.observer, "dial_succeeded", self.address, now - conn.created_at)
-        tell(self.state.observer, "upstream_opened", self.address, tls_version(connection.transport))
+        tell(self.state.observer, "upstream_opened", self.address, connection.transport.tls_version)
         conn.connection, conn.created_at = connection, now
         self._dialling -= 1
         sharing, conn.waiting = conn.waiting, []
