@@ -1,8 +1,9 @@
 """Makes `call-log.md` from the fields and flags of the log: `python docs/make_call_log.py`. A test keeps it true."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from rawgrpc_proxy.observe.causes import CAUSES, ORIGINS
 from rawgrpc_proxy.observe.fields import FIELDS
 from rawgrpc_proxy.observe.flags import FLAGS
 
@@ -41,6 +42,19 @@ What no chosen field needs is not collected: messages are counted only for `requ
 what it always did, which costs the least.
 
 """
+ORIGIN = """
+## Who made the status
+
+`origin` says who has made the status that the caller got. Without `fields` a line has it in brackets, and behind it
+what the status comes of: `CANCELLED (reset: RST_STREAM CANCEL)`.
+
+"""
+CAUSE = """
+`cause` is the frame or the limit that it comes of; a status that an upstream, a director or a method has sent because
+it wished to has none. Peers cannot make up others, so both are labels of `rawgrpc_proxy_calls_failed_total`; a
+director may, with `RpcError(..., origin=, cause=)`.
+
+"""
 BETWEEN = """
 ## Flags
 
@@ -52,7 +66,8 @@ none, nor has one that a director refuses; `origin` says who it was.
 
 def page() -> str:
     """The whole page."""
-    return INTRODUCTION + "".join([*_fields(), BETWEEN, *_flags()])
+    whose = [ORIGIN, *_table("origin", ORIGINS), CAUSE, *_table("cause", CAUSES)]
+    return INTRODUCTION + "".join([*_fields(), *whose, BETWEEN, *_table("flag", FLAGS)])
 
 
 def _fields() -> Iterator[str]:
@@ -61,10 +76,10 @@ def _fields() -> Iterator[str]:
         yield f"| `{name}` | {field.meaning} | {f'`{field.envoy}`' if field.envoy else ''} |\n"
 
 
-def _flags() -> Iterator[str]:
-    yield "| flag | |\n|---|---|\n"
-    for flag, meaning in FLAGS.items():
-        yield f"| `{flag}` | {meaning} |\n"
+def _table(what: str, meanings: Mapping[str, str]) -> Iterator[str]:
+    yield f"| {what} | |\n|---|---|\n"
+    for word, meaning in meanings.items():
+        yield f"| `{word}` | {meaning} |\n"
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from rawgrpc_proxy.errors import (
     ConnectionFailed,
     ConnectionGone,
     DeadlineExceeded,
+    LinkLost,
     NoRoute,
     PeerAbuse,
     PoolExhausted,
@@ -105,20 +106,21 @@ def test_an_rpc_error_cannot_carry_a_number_that_is_no_status() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "side", "retry_safe"),
+    ("error", "status", "side", "retry_safe", "origin"),
     [
-        (NoRoute("m"), Status.UNIMPLEMENTED, Side.LOCAL, False),
-        (PoolExhausted("m"), Status.RESOURCE_EXHAUSTED, Side.LOCAL, False),
-        (UpstreamUnavailable("m"), Status.UNAVAILABLE, Side.UPSTREAM, False),
-        (StreamRefused("m"), Status.UNAVAILABLE, Side.UPSTREAM, True),
-        (DeadlineExceeded("m"), Status.DEADLINE_EXCEEDED, Side.LOCAL, False),
+        (NoRoute("m"), Status.UNIMPLEMENTED, Side.LOCAL, False, "proxy"),
+        (PoolExhausted("m"), Status.RESOURCE_EXHAUSTED, Side.LOCAL, False, "proxy"),
+        (UpstreamUnavailable("m"), Status.UNAVAILABLE, Side.UPSTREAM, False, "proxy"),
+        (LinkLost("m"), Status.UNAVAILABLE, Side.UPSTREAM, False, "lost"),
+        (StreamRefused("m"), Status.UNAVAILABLE, Side.UPSTREAM, True, "lost"),
+        (DeadlineExceeded("m"), Status.DEADLINE_EXCEEDED, Side.LOCAL, False, "proxy"),
     ],
 )
-def test_what_the_proxy_raises_itself_knows_its_status_side_and_retry_safety(
-    error: RpcError, status: Status, side: Side, retry_safe: bool
+def test_what_the_proxy_raises_itself_knows_its_status_side_origin_and_retry_safety(
+    error: RpcError, status: Status, side: Side, retry_safe: bool, origin: str
 ) -> None:
     assert (error.status, error.side, error.retry_safe) == (status, side, retry_safe)
-    assert error.origin == "proxy"
+    assert error.origin == origin
 
 
 @pytest.mark.parametrize(

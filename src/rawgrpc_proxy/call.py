@@ -225,8 +225,11 @@ class Call:
         What is left of the request is stopped with RST_STREAM(NO_ERROR) (RFC 9113 §8.1). Raises `TypeError` and
         `ValueError` for what cannot be sent, with nothing sent.
         """
-        if self._ended:
-            return
+        if not self._ended:
+            self._end(status, message, metadata)
+            self._note(Status(status), message, "handler", "")
+
+    def _end(self, status: Status, message: str, metadata: Headers | None) -> None:
         trailers: Headers = [(b"grpc-status", b"%d" % Status(status))]
         if message:
             trailers.append((b"grpc-message", encode_grpc_message(message)))
@@ -242,14 +245,14 @@ class Call:
 
         A response that has ended already, and now will not get through, is reset. Raises as `end` does.
         """
+        origin = "downstream" if error.side is Side.DOWNSTREAM else error.origin
         if self._ended:
             self.stream.reset(ErrorCode.CANCEL)
         else:
-            self.end(error.status, error.message, response_headers_of(error.trailing_metadata))
-        self.record.status, self.record.detail = error.status, error.message
-        self.record.origin = "downstream" if error.side is Side.DOWNSTREAM else error.origin
+            self._end(error.status, error.message, response_headers_of(error.trailing_metadata))
+        self._note(error.status, error.message, origin, error.cause)
 
-    def refuse(self, http_status: int, status: Status, message: str) -> None:
+    def refuse(self, http_status: int, status: Status, message: str, cause: str = "not_grpc") -> None:
         """Answer a request that is no gRPC call with an HTTP status, and the reason where a gRPC peer finds it."""
         self._ended = self._headers_sent = True
         self.stream.send_end(
@@ -261,11 +264,11 @@ class Call:
             ]
         )
         self.stream.reset_after_end(ErrorCode.NO_ERROR)
-        self.record.status, self.record.detail, self.record.origin = (
-            status,
-            f"HTTP {http_status}: {message}",
-            "proxy",
-        )
+        self._note(status, f"HTTP {http_status}: {message}", "proxy", cause)
+
+    def _note(self, status: Status, detail: str, origin: str, cause: str) -> None:
+        record = self.record
+        record.status, record.detail, record.origin, record.cause = status, detail, origin, cause
 
 
 def _checked(metadata: Headers | None) -> Headers:

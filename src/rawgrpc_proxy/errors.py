@@ -68,8 +68,9 @@ class RpcError(ProxyError):
 
     `trailing_metadata` goes out with the status: pairs of a key and a value, or a mapping; `bytes` values for keys
     ending in `-bin`, `str` for all others.
-    `origin` is a short word for the call log that says where the status comes from: "director", "proxy",
-    "reset", ….
+    `origin` is a short word that says who made the status ("director", "proxy", "reset", …), and `cause` the frame or
+    the limit that it comes of ("RST_STREAM CANCEL", "max_waiting"), if it is no wish of whoever made it: for the call
+    log and metrics, where both are labels, so there must be few of them (`observe/causes.py`).
     `retry_safe` is True only where the upstream provably did not process the call.
     """
 
@@ -83,6 +84,7 @@ class RpcError(ProxyError):
         trailing_metadata: Mapping[str, Value] | Iterable[tuple[str, Value]] = (),
         side: Side = Side.LOCAL,
         origin: str = "director",
+        cause: str = "",
     ) -> None:
         """Check what goes to the caller, so that what cannot be sent is found where it was written.
 
@@ -98,8 +100,9 @@ class RpcError(ProxyError):
                 f"the message is str, not {type(message).__name__}; write what the caller may know, and str(error) "
                 "only where that may be all that an error says"
             )
-        if not isinstance(origin, str):
-            raise TypeError(f"the origin is a word for the call log, not {type(origin).__name__}")
+        for what, word in (("origin", origin), ("cause", cause)):
+            if not isinstance(word, str):
+                raise TypeError(f"the {what} is a word for the call log, not {type(word).__name__}")
         super().__init__(message, side=side)
         self.status = Status(status)
         self.trailing_metadata: tuple[tuple[str, Value], ...] = ()
@@ -108,6 +111,7 @@ class RpcError(ProxyError):
             self.trailing_metadata = tuple(pairs)
             response_headers_of(self.trailing_metadata)
         self.origin = origin
+        self.cause = cause
 
     def checked(self) -> "RpcError":
         """The same error without what a subclass or an assignment may have done to it. Raises as the constructor."""
@@ -117,6 +121,7 @@ class RpcError(ProxyError):
             trailing_metadata=self.trailing_metadata,
             side=self.side,
             origin=self.origin,
+            cause=self.cause,
         )
 
     def __str__(self) -> str:
@@ -126,15 +131,15 @@ class RpcError(ProxyError):
 class NoRoute(RpcError):
     """Nobody here serves this method and no director knows where it goes."""
 
-    def __init__(self, message: str, *, side: Side = Side.LOCAL) -> None:
-        super().__init__(Status.UNIMPLEMENTED, message, side=side, origin="proxy")
+    def __init__(self, message: str, *, side: Side = Side.LOCAL, cause: str = "no_route") -> None:
+        super().__init__(Status.UNIMPLEMENTED, message, side=side, origin="proxy", cause=cause)
 
 
 class PoolExhausted(RpcError):
     """Every connection to the address is full and the pool may not, or not in time, get another."""
 
-    def __init__(self, message: str, *, side: Side = Side.LOCAL) -> None:
-        super().__init__(Status.RESOURCE_EXHAUSTED, message, side=side, origin="proxy")
+    def __init__(self, message: str, *, side: Side = Side.LOCAL, cause: str = "max_waiting") -> None:
+        super().__init__(Status.RESOURCE_EXHAUSTED, message, side=side, origin="proxy", cause=cause)
 
 
 class RateLimited(RpcError):
@@ -166,12 +171,17 @@ class TooManyCalls(RpcError):
 class UpstreamUnavailable(RpcError):
     """The upstream could not be reached, or was lost with the call on its way."""
 
-    def __init__(self, message: str, *, side: Side = Side.UPSTREAM) -> None:
-        super().__init__(Status.UNAVAILABLE, message, side=side, origin="proxy")
+    def __init__(
+        self, message: str, *, side: Side = Side.UPSTREAM, origin: str = "proxy", cause: str = "connect"
+    ) -> None:
+        super().__init__(Status.UNAVAILABLE, message, side=side, origin=origin, cause=cause)
 
 
 class LinkLost(UpstreamUnavailable):
     """The connection that the call was on is lost; the upstream's, or with side `DOWNSTREAM` the caller's."""
+
+    def __init__(self, message: str, *, side: Side = Side.UPSTREAM, cause: str = "socket_error") -> None:
+        super().__init__(message, side=side, origin="lost", cause=cause)
 
 
 class StreamRefused(RpcError):
@@ -179,24 +189,33 @@ class StreamRefused(RpcError):
 
     retry_safe = True
 
-    def __init__(self, message: str, *, side: Side = Side.UPSTREAM) -> None:
-        super().__init__(Status.UNAVAILABLE, message, side=side, origin="proxy")
+    def __init__(self, message: str, *, side: Side = Side.UPSTREAM, cause: str = "") -> None:
+        super().__init__(Status.UNAVAILABLE, message, side=side, origin="lost", cause=cause)
 
 
 class DeadlineExceeded(RpcError):
     """The call's deadline passed before its status arrived."""
 
     def __init__(self, message: str, *, side: Side = Side.LOCAL) -> None:
-        super().__init__(Status.DEADLINE_EXCEEDED, message, side=side, origin="proxy")
+        super().__init__(Status.DEADLINE_EXCEEDED, message, side=side, origin="proxy", cause="deadline")
 
 
 class StreamReset(RpcError):
-    """The stream ended with RST_STREAM. `error_code` is the number on the wire, in RFC 9113's set or not."""
+    """The stream ended with RST_STREAM. `error_code` is the number on the wire, in RFC 9113's set or not.
 
-    def __init__(self, status: Status, error_code: int, *, side: Side) -> None:
-        who = "proxy" if side is Side.LOCAL else side.value
+    One that the proxy itself has sent comes of an error of the stream (RFC 9113 §5.4.2), unless `cause` is another.
+    """
+
+    def __init__(self, status: Status, error_code: int, *, side: Side, cause: str = "") -> None:
+        who, origin, what = side.value, "reset", "RST_STREAM"
+        if side is Side.LOCAL:
+            who, origin, what = "proxy", "proxy", "stream error"
         super().__init__(
-            status, f"the {who} reset the stream with {_name_of(error_code)}", side=side, origin="reset"
+            status,
+            f"the {who} reset the stream with {_name_of(error_code)}",
+            side=side,
+            origin=origin,
+            cause=cause or _caused(what, error_code),
         )
         self.error_code = error_code
         # RFC 9113 §8.7: only REFUSED_STREAM guarantees that the request was not processed.
@@ -217,6 +236,11 @@ class ConnectionFailed(ProxyError):
         super().__init__(message, side=side)
         self.error_code = error_code
 
+    @property
+    def cause(self) -> str:
+        """What the calls on it end of: as `why`, or the frame or limit. One of `observe/causes.py`."""
+        return _CAUSES_OF_ENDS.get(self.why, self.why)
+
     def __str__(self) -> str:
         return f"{_name_of(self.error_code)}: {self.message}"
 
@@ -228,6 +252,10 @@ class ProtocolViolation(ConnectionFailed):
 
     def __init__(self, error_code: int, message: str, *, side: Side = Side.LOCAL) -> None:
         super().__init__(message, error_code=error_code, side=side)
+
+    @property
+    def cause(self) -> str:  # noqa: D102  # as inherited; so are those below
+        return _caused("connection error", self.error_code)
 
 
 class NotHttp2(ProtocolViolation):
@@ -249,6 +277,10 @@ class NotHttp2(ProtocolViolation):
         super().__init__(error_code, message, side=side)
         self.answer = answer
 
+    @property
+    def cause(self) -> str:  # noqa: D102
+        return self.why
+
     def __str__(self) -> str:
         # To speak of a code of HTTP/2 would mislead.
         return self.message
@@ -267,6 +299,10 @@ class PeerAbuse(ConnectionFailed):
         self.limit = limit
         self.told = told
 
+    @property
+    def cause(self) -> str:  # noqa: D102
+        return self.limit or self.why
+
 
 class ConnectionGone(ConnectionFailed):
     """The link went away: end of file, a socket error, or a GOAWAY carrying `error_code`."""
@@ -278,9 +314,17 @@ class ConnectionGone(ConnectionFailed):
         error_code: int = ErrorCode.NO_ERROR,
         side: Side = Side.LOCAL,
         why: str = "lost",
+        cause: str = "",
     ) -> None:
         super().__init__(message, error_code=error_code, side=side)
         self.why = why
+        self._cause = cause
+
+    @property
+    def cause(self) -> str:  # noqa: D102
+        if self.why == "goaway":
+            return _caused("GOAWAY", self.error_code)
+        return self._cause or super().cause
 
     def __str__(self) -> str:
         # A link that just closed has no code worth showing; NO_ERROR in front of a failure would mislead.
@@ -307,6 +351,17 @@ class ProxyStopping(ConnectionFailed):
 
 class ConnectionLimit(OSError):
     """The server has as many connections as it may, and turns the next one away."""
+
+
+_CAUSES_OF_ENDS = {"lost": "socket_error", "closed_by_peer": "FIN", "proxy_stopping": "stopping"}
+
+
+def _caused(what: str, error_code: int) -> str:
+    """A frame, or an error, and its code: of those that there are, for a peer can send any number."""
+    try:
+        return f"{what} {ErrorCode(error_code).name}"
+    except ValueError:
+        return f"{what} unknown"
 
 
 def _name_of(error_code: int) -> str:

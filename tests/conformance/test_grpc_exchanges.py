@@ -71,7 +71,8 @@ async def test_status_without_grpc_status_is_that_of_http(
         assert answer.headers.fields == start
         assert answer.status is None
         record = await house.record()
-        assert (record.status, record.origin) == (status, f"HTTP {http_status}")
+        assert (record.status, record.origin) == (status, "http")
+        assert record.cause == ("HTTP unknown" if http_status == 599 else f"HTTP {http_status}")
 
 
 LAST = [

@@ -116,6 +116,30 @@ def test_a_json_line_tells_all_of_a_call() -> None:
     }
 
 
+def test_a_line_says_what_a_status_comes_of_behind_who_made_it() -> None:
+    lost = record(status=Status.UNAVAILABLE)
+    lost.origin, lost.cause = "lost", "FIN"
+    left = record(status=Status.UNAVAILABLE)
+    left.origin, left.cause = "lost", "GOAWAY NO_ERROR"
+
+    def happens(log: CallLog) -> None:
+        log.call_ended(lost)
+        log.call_ended(left)
+
+    first, second = lines_of("text", happens)
+    assert " UNAVAILABLE (lost: FIN) in 1 msg" in first
+    assert " UNAVAILABLE (lost: GOAWAY NO_ERROR) in 1 msg" in second
+    first, second = lines_of("json", happens)
+    assert (json.loads(first)["cause"], json.loads(second)["cause"]) == ("FIN", "GOAWAY NO_ERROR")
+
+
+def test_an_origin_that_a_director_has_made_up_is_no_second_line() -> None:
+    odd = record(status=Status.ABORTED)
+    odd.origin, odd.cause = "a\nb", "c\rd"
+    [line] = lines_of("text", lambda log: log.call_ended(odd))
+    assert "(a\\nb: c\\rd)" in line
+
+
 @pytest.mark.parametrize(
     ("log_format", "told"), [("text", "out 20+ msg/"), ("json", '"messages_are_exact": false')]
 )

@@ -29,6 +29,7 @@ def record(*headers: tuple[bytes, bytes], **extras: Any) -> CallRecord:
         upstream="10.0.0.2:50051",
         status=Status.NOT_FOUND,
         origin="upstream",
+        cause="FIN",
         detail="no such order",
         request_bytes=12,
         response_bytes=345,
@@ -72,6 +73,7 @@ EXPECTED = {
     "upstream": "10.0.0.2:50051",
     "status": "NOT_FOUND",
     "origin": "upstream",
+    "cause": "FIN",
     "detail": "no such order",
     "flags": "UR",
     "request_bytes": 12,
@@ -99,7 +101,7 @@ def test_all_fields_in_text_in_the_order_that_was_chosen() -> None:
     line = line_of(chosen, as_json=False)(FULL)
     assert line == (
         "method=/p.S/Get authority=shop.example route=/p.S/* cluster=orders peer=10.0.0.1:4711 "
-        'upstream=10.0.0.2:50051 status=NOT_FOUND origin=upstream detail="no such order" flags=UR '
+        'upstream=10.0.0.2:50051 status=NOT_FOUND origin=upstream cause=FIN detail="no such order" flags=UR '
         "request_bytes=12 request_messages=1 response_bytes=345 response_messages=20 duration_ms=12.3 "
         'time_to_first_byte_ms=250.0 attempts=2 user_agent="grpc-python/1.60 (linux)" '
         f'trace_id={TRACE} tls_subject="CN=orders+UID=7,O=Ex\\\\, Inc.,C=DE" stream_id=7'

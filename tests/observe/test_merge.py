@@ -93,6 +93,35 @@ def test_an_endpoint_is_as_well_as_it_is_for_any_worker_and_each_explains_itself
     ]
 
 
+def test_failed_calls_are_added_by_cause_and_stay_when_a_worker_is_gone() -> None:
+    reports, every = Reports(), []
+    for worker in (1, 2):
+        metrics = Metrics(worker=worker)
+        for _ in range(worker):
+            metrics.call_ended(
+                CallRecord(
+                    method="/a.B/C",
+                    peer="",
+                    status=Status.UNAVAILABLE,
+                    origin="lost",
+                    cause="FIN",
+                    duration_s=1,
+                )
+            )
+        report = metrics.report()
+        report["pid"] = worker
+        reports.heard(report)
+        every.append(report)
+    told = merged(every)
+    assert told["failed"] == {"lost": {"FIN": 3}}
+    assert sorted(call["worker"] for call in told["last_failed"]) == [1, 2, 2]
+    ats = [call["at"] for call in told["last_failed"]]
+    assert ats == sorted(ats, reverse=True)
+    reports.lost(2)
+    assert merged(reports.all())["failed"] == {"lost": {"FIN": 3}}
+    assert [call["worker"] for call in merged(reports.all())["last_failed"]] == [1]
+
+
 def test_the_longest_quiet_calls_of_all_are_kept_and_whose_they_are() -> None:
     many = tuple(float(number) for number in range(80))
     stuck = merged([a_report(1, quiet=many), a_report(2, quiet=(79.5,) * 30)])["stuck"]

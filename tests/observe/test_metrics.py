@@ -27,6 +27,7 @@ def a_record(
     *,
     upstream: str | None = "10.0.0.7:1",
     origin: str = "upstream",
+    cause: str = "",
     duration_s: float = 0.002,
 ) -> CallRecord:
     return CallRecord(
@@ -35,6 +36,7 @@ def a_record(
         upstream=upstream,
         status=status,
         origin=origin,
+        cause=cause,
         duration_s=duration_s,
         request_bytes=10,
         response_bytes=20,
@@ -292,3 +294,44 @@ def test_sums_of_seconds_are_the_same_in_any_order(durations: list[float]) -> No
         seconds.append(metrics.report()["methods"]["/a.B/C"]["seconds"])
     assert sum(seconds) == sum(reversed(seconds))
     assert all(abs(a - b) < 1e-5 for a, b in zip(durations, seconds, strict=True))
+
+
+def test_failed_calls_are_counted_by_who_made_the_status_and_what_it_comes_of() -> None:
+    metrics = Metrics()
+    metrics.call_ended(a_record())
+    for _ in range(2):
+        metrics.call_ended(a_record(status=Status.UNAVAILABLE, origin="lost", cause="FIN"))
+    metrics.call_ended(a_record(status=Status.CANCELLED, origin="reset", cause="RST_STREAM CANCEL"))
+    metrics.call_ended(a_record(status=Status.NOT_FOUND))
+    report = metrics.report()
+    assert report["failed"] == {"lost": {"FIN": 2}, "reset": {"RST_STREAM CANCEL": 1}, "upstream": {"": 1}}
+    assert [(call["status"], call["cause"]) for call in report["last_failed"]] == [
+        ("UNAVAILABLE", "FIN"),
+        ("UNAVAILABLE", "FIN"),
+        ("CANCELLED", "RST_STREAM CANCEL"),
+        ("NOT_FOUND", ""),
+    ]
+
+
+def test_words_that_a_director_makes_up_do_not_become_any_number_of_labels() -> None:
+    metrics = Metrics()
+    for number in range(1000):
+        metrics.call_ended(a_record(status=Status.ABORTED, origin="director", cause=f"user {number}"))
+    metrics.call_ended(a_record(status=Status.ABORTED, origin="director", cause="x" * 1000))
+    metrics.call_ended(a_record(status=Status.UNAVAILABLE, origin="lost", cause="FIN"))
+    failed = metrics.report()["failed"]
+    assert len(failed["director"]) < 100
+    assert failed[OTHER][OTHER] + sum(failed["director"].values()) == 1001
+    assert failed["lost"] == {"FIN": 1}
+
+
+def test_a_report_has_the_last_calls_that_failed_and_bounded_texts_of_them() -> None:
+    metrics = Metrics()
+    for number in range(100):
+        record = a_record(f"/a.B/{number}" + "x" * 5000, Status.ABORTED)
+        record.detail = "y" * 5000
+        metrics.call_ended(record)
+    last = metrics.report()["last_failed"]
+    assert last[-1]["method"].startswith("/a.B/99")
+    assert len(last) < 50
+    assert len(json.dumps(last)) < 50 * 1000

@@ -115,6 +115,13 @@ def test_attributes_are_those_of_the_conventions_for_grpc() -> None:
     assert (client.status.code, client.status.message) == (ERROR, "gone")
 
 
+def test_what_a_status_comes_of_is_told_of_the_server_span() -> None:
+    server, client = read(a_trace(), a_record(status=Status.UNAVAILABLE, origin="lost", cause="FIN"))
+    assert attributes_of(server)["rawgrpc_proxy.status_origin"] == "lost"
+    assert attributes_of(server)["rawgrpc_proxy.status_cause"] == "FIN"
+    assert "rawgrpc_proxy.status_cause" not in attributes_of(client)
+
+
 def test_unix_sockets_and_names_are_told_as_what_they_are() -> None:
     server, client = read(
         a_trace(authority="[::1]"), a_record(peer="unix:", upstream="unix:/run/orders.sock")

@@ -75,7 +75,7 @@ async def test_a_response_without_a_grpc_status_is_recorded_by_its_http_status(
     engine: Engine, http_status: bytes, status: Status
 ) -> None:
     record = await record_of(engine, lambda served: served.headers([(b":status", http_status)], end=True))
-    assert (record.status, record.origin) == (status, f"HTTP {http_status.decode()}")
+    assert (record.status, record.origin, record.cause) == (status, "http", f"HTTP {http_status.decode()}")
     assert record.detail == "the upstream sent no grpc-status"
 
 

@@ -91,7 +91,7 @@ async def test_a_response_that_ends_with_empty_data_goes_on_with_it(
         await served.data(b"", end=True)
         assert (await call.answer()).frames == [*([] if body else ["HEADERS"]), "DATA END_STREAM"]
         record = await house.record()
-        assert (record.status, record.origin) == (Status.UNKNOWN, "HTTP 200")
+        assert (record.status, record.origin, record.cause) == (Status.UNKNOWN, "http", "HTTP 200")
 
 
 @trio_test
@@ -157,7 +157,11 @@ async def test_an_answer_that_is_no_grpc_passes_unchanged(
         assert answer.body == b"<br/>"
         assert answer.frames == ["HEADERS", "DATA END_STREAM"]
         record = await house.record()
-        assert (record.status, record.origin) == (status, f"HTTP {http_status.decode()}")
+        assert (record.status, record.origin, record.cause) == (
+            status,
+            "http",
+            f"HTTP {http_status.decode()}",
+        )
 
 
 @trio_test
@@ -447,7 +451,7 @@ async def test_a_malformed_response_ends_that_call_alone(engine: Engine) -> None
             assert answer.status == Status.INTERNAL, name
             assert answer.message is not None
             assert b"the proxy reset the stream with PROTOCOL_ERROR" in answer.message
-            assert (await house.record()).origin == "reset"
+            assert (await house.record()).origin == "proxy"
         await sibling.data(b"", end=True)
         await sibling_served.respond(b"fine")
         assert (await sibling.answer()).body == message(b"fine")

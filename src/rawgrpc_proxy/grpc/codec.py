@@ -119,7 +119,8 @@ class _ProtobufCodec:
 
 
 def _broken(verb: str, message_type: type) -> RpcError:
-    return RpcError(Status.INTERNAL, f"cannot {verb} a message of type {_name(message_type)}", origin="proxy")
+    text = f"cannot {verb} a message of type {_name(message_type)}"
+    return RpcError(Status.INTERNAL, text, origin="proxy", cause="codec")
 
 
 def _name(some_type: type) -> str:

@@ -92,12 +92,14 @@ class MessageReader:
                 Status.INTERNAL,
                 f"a message begins with flag {flag}, which is neither 0 nor 1",
                 origin="proxy",
+                cause="message_flag",
             )
         if length > self._max_message_bytes:
             raise RpcError(
                 Status.RESOURCE_EXHAUSTED,
                 f"a message of {length} bytes is longer than the {self._max_message_bytes} bytes allowed",
                 origin="proxy",
+                cause="max_message_bytes",
             )
 
 

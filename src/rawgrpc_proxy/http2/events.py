@@ -54,12 +54,16 @@ class TrailersReceived:
 
 @dataclass(slots=True)
 class StreamReset:
-    """`stream_id` is over: the peer reset it, or (`by_peer` False) we did because of what the peer sent on it."""
+    """`stream_id` is over: the peer reset it, or (`by_peer` False) we did because of what the peer sent on it.
+
+    `goaway` is the code of the GOAWAY with which the peer left it out, if that is how it did it.
+    """
 
     stream_id: int
     error_code: int
     by_peer: bool
     reason: str
+    goaway: int | None = None
 
 
 @dataclass(slots=True)

@@ -714,7 +714,8 @@ class Session(ABC):
             self._accept_reset(state, ErrorCode.REFUSED_STREAM)
             self._close(state, by_our_reset=True)
             reason = f"GOAWAY with last stream {last_stream_id}"
-            self._events.append(StreamReset(state.id, ErrorCode.REFUSED_STREAM, by_peer=True, reason=reason))
+            reset = StreamReset(state.id, ErrorCode.REFUSED_STREAM, by_peer=True, reason=reason, goaway=code)
+            self._events.append(reset)
 
     def _receive_priority(self, stream_id: int, payload: Data) -> None:
         if not stream_id:

@@ -279,7 +279,8 @@ class Connection:
         except PeerAbuse as error:
             self.close(error)
         reason = "the call had stalled while too much waited in the proxy (max_buffered_bytes)"
-        stream.sink.failed(reset_error(ErrorCode.ENHANCE_YOUR_CALM, Side.LOCAL, reason))
+        cause = "max_buffered_bytes"
+        stream.sink.failed(reset_error(ErrorCode.ENHANCE_YOUR_CALM, Side.LOCAL, reason, cause))
         self.touch()
         return True
 
@@ -423,7 +424,8 @@ class Connection:
                     error_code=ErrorCode.NO_ERROR if client_side else ErrorCode.INADEQUATE_SECURITY,
                 )
         if error is not None:
-            return ConnectionGone(reason_of(error))
+            was_reset = isinstance(error, ConnectionResetError | BrokenPipeError)
+            return ConnectionGone(reason_of(error), cause="RST" if was_reset else "")
         return ConnectionGone("the peer closed the connection", why="closed_by_peer")
 
     def _too_slow(self) -> ConnectionFailed:
@@ -529,7 +531,8 @@ class Connection:
         stream = self.streams.get(event.stream_id)
         if stream is not None:
             who = self.side if event.by_peer else Side.LOCAL
-            stream.sink.failed(reset_error(event.error_code, who, event.reason))
+            cause = "" if event.goaway is None else _goaway("", event.goaway).cause
+            stream.sink.failed(reset_error(event.error_code, who, event.reason, cause))
         elif self._on_refused is not None:
             self._on_refused(event)
 
@@ -537,7 +540,7 @@ class Connection:
         if self.state is _OPEN and self.side is Side.UPSTREAM:
             self.state = _DRAINING
             text = debug.decode("utf-8", "replace")
-            self.error = ConnectionGone(f"the peer sent GOAWAY {text!r}", error_code=code, why="goaway")
+            self.error = _goaway(text, code)
             self._changed()
             if not self.streams:
                 self._end()
@@ -613,6 +616,10 @@ class Connection:
             with trio.CancelScope(shield=True):
                 await self._transport.aclose()
             self._writer.forget_owner()
+
+
+def _goaway(text: str, code: int) -> ConnectionGone:
+    return ConnectionGone(f"the peer sent GOAWAY {text!r}", error_code=code, why="goaway")
 
 
 def _closed_by_us() -> ConnectionGone:

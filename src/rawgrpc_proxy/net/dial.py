@@ -82,9 +82,10 @@ async def dial(
         raise _explained(errors[0], address) from errors[0]
     if linked:
         raise UpstreamUnavailable(
-            f"{address} accepts connections but says nothing (no HTTP/2 SETTINGS within {timeout_s:g} s)"
+            f"{address} accepts connections but says nothing (no HTTP/2 SETTINGS within {timeout_s:g} s)",
+            cause="dial_timeout",
         )
-    raise UpstreamUnavailable(f"{address} did not answer within {timeout_s:g} s")
+    raise UpstreamUnavailable(f"{address} did not answer within {timeout_s:g} s", cause="dial_timeout")
 
 
 async def _others(address: Address, tried: set[str]) -> list[str]:
@@ -187,7 +188,7 @@ def _explained(error: Exception, address: Address) -> Exception:
     if isinstance(error, RpcError):
         return error
     if isinstance(error, ssl.SSLError):  # before OSError, of which it is one
-        return UpstreamUnavailable(f"no TLS with {address}: {tls_problem(error)}")
+        return UpstreamUnavailable(f"no TLS with {address}: {tls_problem(error)}", cause="TLS")
     if isinstance(
         error, OSError | ValueError
     ):  # ValueError: a name or a TLS configuration that makes no sense
@@ -196,6 +197,7 @@ def _explained(error: Exception, address: Address) -> Exception:
         return UpstreamUnavailable(
             f"cannot connect to {address}: {lack or in_words(cause)}",
             side=Side.LOCAL if lack else Side.UPSTREAM,
+            cause="system_limit" if lack else "connect",
         )
     return error
 

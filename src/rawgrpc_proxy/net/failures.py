@@ -20,9 +20,9 @@ from rawgrpc_proxy.grpc.status import status_from_reset
 from rawgrpc_proxy.net.tls import tls_problem
 
 
-def reset_error(error_code: int, side: Side, reason: str) -> StreamReset:
+def reset_error(error_code: int, side: Side, reason: str, cause: str = "") -> StreamReset:
     """The error of a call whose stream was reset by `side` (table in `grpc/status.py`)."""
-    error = StreamReset(status_from_reset(error_code), error_code, side=side)
+    error = StreamReset(status_from_reset(error_code), error_code, side=side, cause=cause)
     if reason:
         error.message = f"{error.message}: {reason}"
     return error
@@ -32,19 +32,20 @@ def lost_error(error: ConnectionFailed, peer: str, side: Side) -> RpcError:
     """The error of a call whose connection to `peer`, on this side, is lost."""
     if isinstance(error, ProxyFault | ProxyStopping):
         status = Status.INTERNAL if isinstance(error, ProxyFault) else Status.UNAVAILABLE
-        return RpcError(status, error.message, origin="proxy")
-    return LinkLost(f"the connection to {peer} is lost: {error}", side=side)
+        return RpcError(status, error.message, origin="proxy", cause=error.cause)
+    return LinkLost(f"the connection to {peer} is lost: {error}", side=side, cause=error.cause)
 
 
 def never_sent_error(error: ConnectionFailed, peer: str, side: Side) -> StreamRefused:
     """The same for a call of which nothing has left: it is safe to retry."""
-    return StreamRefused(f"{lost_error(error, peer, side).message}, before the call was sent")
+    text = f"{lost_error(error, peer, side).message}, before the call was sent"
+    return StreamRefused(text, cause=error.cause)
 
 
 def headers_too_long(size: int, limit: int) -> RpcError:
     """The error of a call whose response headers are longer than its caller takes: of these nothing can be left out."""
     text = f"the response headers have {size} bytes; the caller takes {limit}"
-    return RpcError(Status.RESOURCE_EXHAUSTED, text, origin="proxy")
+    return RpcError(Status.RESOURCE_EXHAUSTED, text, origin="proxy", cause="SETTINGS_MAX_HEADER_LIST_SIZE")
 
 
 def reason_of(error: OSError) -> str:

@@ -56,7 +56,7 @@ class LoopGuard:
             if self._on_loop is not None:
                 tell, self._on_loop = self._on_loop, None
                 tell(problem)
-            raise UpstreamUnavailable(problem)
+            raise UpstreamUnavailable(problem, cause="loop")
 
 
 def _is_same_file(own: Address, other: Address) -> bool:

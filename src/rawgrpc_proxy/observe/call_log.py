@@ -113,7 +113,7 @@ class CallLog(ServerObserver, PoolObserver):
         self._turned_away = 0
         self._second = self._millisecond = -1
         self._stamp = self._time_text = ""
-        self._known: dict[tuple[str, str, str | None, Status, str], str] = {}
+        self._known: dict[tuple[str, str, str | None, Status, str, str], str] = {}
         """What is made anew only where it is new: `_who` of a call."""
         check_fields(fields)
         self._line = line_of(fields, as_json=self._json) if fields else None
@@ -203,7 +203,7 @@ class CallLog(ServerObserver, PoolObserver):
             self._add_line("call", "", self._line(record))
             return
         # Written out field by field, for both formats: this happens for every call.
-        key = record.method, record.peer, record.upstream, record.status, record.origin
+        key = record.method, record.peer, record.upstream, record.status, record.origin, record.cause
         who = self._known.get(key)
         if who is None:
             who = self._who(record)
@@ -237,13 +237,13 @@ class CallLog(ServerObserver, PoolObserver):
         method = cut(record.method)
         if self._json:
             upstream = "null" if record.upstream is None else quoted(record.upstream)
+            cause = f'"cause": {quoted(record.cause)}, ' if record.cause else ""
             return (
                 f'"method": {quoted(method)}, "peer": {quoted(record.peer)}, "upstream": {upstream}, '
-                f'"status": "{record.status.name}", "origin": {quoted(record.origin)}, '
+                f'"status": "{record.status.name}", "origin": {quoted(record.origin)}, {cause}'
             )
-        return (
-            f"{word(method)} {record.peer} -> {record.upstream or '-'} {record.status.name} ({record.origin})"
-        )
+        origin = printable(f"{record.origin}: {record.cause}" if record.cause else record.origin)
+        return f"{word(method)} {record.peer} -> {record.upstream or '-'} {record.status.name} ({origin})"
 
     def _is_selected(self, record: CallRecord) -> bool:
         told = self._open is not None and self._open.ended(record)

@@ -73,6 +73,9 @@ class _Collected(Collector):
         self._add("longest_quiet_call_seconds", quiet)
         self._add("request_bytes_total", sums["calls"]["request_bytes"])
         self._add("response_bytes_total", sums["calls"]["response_bytes"])
+        for origin, causes in sums["failed"].items():
+            for cause, count in causes.items():
+                self._add("calls_failed_total", count, origin, cause)
         downstream, upstream = sums["downstream"], sums["upstream"]
         self._add("downstream_connections", downstream["open"])
         self._add("downstream_connections_opened_total", downstream["opened"])

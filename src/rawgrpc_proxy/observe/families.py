@@ -89,6 +89,13 @@ FAMILIES = (
     ),
     Family(PROXY + "request_bytes_total", "counter", (), "DATA of requests, of calls that have ended."),
     Family(PROXY + "response_bytes_total", "counter", (), "DATA of responses, of calls that have ended."),
+    Family(
+        PROXY + "calls_failed_total",
+        "counter",
+        ("origin", "cause"),
+        "Calls that have ended with another status than OK, by who has made it and the frame or limit it comes of, "
+        "see [the log](call-log.md#who-made-the-status).",
+    ),
     Family(PROXY + "downstream_connections", "gauge", (), "Connections of callers that are open now."),
     Family(PROXY + "downstream_connections_opened_total", "counter", (), "Connections of callers, TLS done."),
     Family(

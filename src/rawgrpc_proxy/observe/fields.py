@@ -129,8 +129,13 @@ FIELDS = {
         of_the_end=True,
     ),
     "origin": Field(
-        meaning="Who made the status: `upstream`, `director`, `proxy`, `served`, `downstream`, `reset`, `HTTP 502`.",
+        meaning="Who made the status: see below.",
         value=lambda record: record.origin,
+        of_the_end=True,
+    ),
+    "cause": Field(
+        meaning="The frame or the limit that it comes of, where whoever made it did not wish it so: see below.",
+        value=lambda record: record.cause or None,
         of_the_end=True,
     ),
     "detail": Field(

@@ -9,16 +9,23 @@ from collections.abc import Collection, Iterable
 from typing import Any, TypedDict, cast
 
 from rawgrpc_proxy.observe.metrics import Metrics
-from rawgrpc_proxy.observe.report import EndpointReport, OpenCall, SummedReport, WorkerReport
+from rawgrpc_proxy.observe.report import EndpointReport, FailedCall, OpenCall, SummedReport, WorkerReport
 
 GONE = "gone"
 """The state of a report that is only what processes have counted that are no more."""
 _STUCK = 100
+_LAST_FAILED = 50
 _BEST_FIRST = ("ready", "connecting", "backoff", "idle", GONE)
 
 
 class StuckCall(OpenCall):
     """An open call, and whose it is."""
+
+    worker: int
+
+
+class FailedCallOfWorker(FailedCall):
+    """A call that has failed, and whose it was."""
 
     worker: int
 
@@ -36,12 +43,16 @@ class WorkerLine(TypedDict):
 
 
 class Merged(SummedReport):
-    """All workers together. Endpoints are by cluster and address; `stuck` are at most a hundred of all."""
+    """All workers together. Endpoints are by cluster and address; `stuck` are at most a hundred of all.
+
+    `last_failed` are at most fifty, the latest first.
+    """
 
     workers: list[WorkerLine]
     bounds_s: list[float]
     endpoints: list[EndpointReport]
     stuck: list[StuckCall]
+    last_failed: list[FailedCallOfWorker]
 
 
 _ADDED = tuple(SummedReport.__annotations__)
@@ -119,6 +130,8 @@ def merged(reports: Iterable[WorkerReport]) -> Merged:
     ]
     stuck = [{"worker": report["worker"], **call} for report in live for call in report["stuck"]]
     sums["stuck"] = heapq.nlargest(_STUCK, stuck, key=lambda call: float(str(call["quiet_s"])))
+    failed = [{"worker": report["worker"], **call} for report in live for call in report["last_failed"]]
+    sums["last_failed"] = heapq.nlargest(_LAST_FAILED, failed, key=lambda call: float(str(call["at"])))
     return cast("Merged", sums)
 
 
@@ -181,6 +194,7 @@ def _counted(report: WorkerReport) -> WorkerReport:
         "rss_bytes": 0,
         "open_files": 0,
         "stuck": [],
+        "last_failed": [],
     }
     counted["calls"]["open"] = counted["downstream"]["open"] = counted["upstream"]["open"] = 0
     counted["endpoints"] = [

@@ -12,6 +12,7 @@ import resource
 import sys
 import time
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -20,10 +21,12 @@ import attrs
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.errors import ConnectionFailed, ConnectionLimit, PeerAbuse, ProxyError, RpcError
 from rawgrpc_proxy.http2.events import StreamReset
+from rawgrpc_proxy.observe.causes import ORIGINS, is_known
 from rawgrpc_proxy.observe.observer import PoolObserver, ServerObserver
 from rawgrpc_proxy.observe.record import CallRecord
 from rawgrpc_proxy.observe.report import (
     EndpointReport,
+    FailedCall,
     LimitReport,
     MethodReport,
     OpenCallsReport,
@@ -41,6 +44,9 @@ MOST_METHODS = 300
 _LONGEST_METHOD = 200
 _MOST_ADDRESSES = 1000
 _LONGEST_TEXT = 300
+_MOST_OWN_WORDS = 50
+"""So many pairs of an origin and a cause that are not ours, but a director's or a handler's, are told apart."""
+_LAST_FAILED = 20
 STUCK = 100
 """Open calls that a report has."""
 _STATUSES = len(Status)
@@ -109,6 +115,10 @@ class Metrics(ServerObserver, PoolObserver):
         self._of_address: dict[str, list[int]] = {}
         """Calls by upstream and status."""
         self._last_error: dict[str, str] = {}
+        self._failed_calls: dict[tuple[str, str], int] = {}
+        """Calls by origin and cause of their status."""
+        self._own_words = 0
+        self._last_failed: deque[FailedCall] = deque(maxlen=_LAST_FAILED)
         self._limits: dict[str, LimitReport] = {}
         self._reported: dict[tuple[str, str], int] = {}
         """What was reported of counters that are worked out from what is open: they must not go down."""
@@ -143,6 +153,32 @@ class Metrics(ServerObserver, PoolObserver):
             if statuses is None:
                 statuses = self._of_address.setdefault(self._address(upstream), [0] * _STATUSES)
             statuses[status] += 1
+        if status:
+            self._note_failed(record)
+
+    def _note_failed(self, record: CallRecord) -> None:
+        """A call has not ended with OK: count whose status that is, and what it comes of."""
+        origin, cause = record.origin, record.cause
+        key = origin, cause
+        if key not in self._failed_calls and not (origin in ORIGINS and (not cause or is_known(cause))):
+            if self._own_words < _MOST_OWN_WORDS and len(origin) + len(cause) <= _LONGEST_TEXT:
+                self._own_words += 1
+            else:
+                key = OTHER, OTHER
+        self._failed_calls[key] = self._failed_calls.get(key, 0) + 1
+        self._last_failed.append(
+            {
+                "at": time.time(),
+                "method": beginning(record.method, _LONGEST_TEXT),
+                "peer": record.peer,
+                "upstream": record.upstream,
+                "duration_s": record.duration_s,
+                "status": record.status.name,
+                "origin": beginning(origin, _LONGEST_TEXT),
+                "cause": beginning(cause, _LONGEST_TEXT),
+                "detail": beginning(record.detail, _LONGEST_TEXT),
+            }
+        )
 
     def _counts_of(self, record: CallRecord) -> _Counts:
         """Where the call is counted, if not yet under its method."""
@@ -281,6 +317,7 @@ class Metrics(ServerObserver, PoolObserver):
             "methods": self._methods("methods", (self._here, self._passed_on), opened["methods"]),
             "upstream_methods": self._methods("upstream", (self._passed_on,), opened["upstream_methods"]),
             "bounds_s": list(BOUNDS_S),
+            "failed": self._failed_by_origin(),
             "downstream": {
                 "open": self._opened - sum(self._closed.values()),
                 "opened": self._opened,
@@ -310,7 +347,14 @@ class Metrics(ServerObserver, PoolObserver):
             "spans": {"exported": exported, "dropped": dropped},
             "tls_reload_failures": sources.tls_reload_failures(),
             "stuck": opened["calls"],
+            "last_failed": [call.copy() for call in self._last_failed],
         }
+
+    def _failed_by_origin(self) -> dict[str, dict[str, int]]:
+        failed: dict[str, dict[str, int]] = {}
+        for (origin, cause), number in self._failed_calls.items():
+            failed.setdefault(origin, {})[cause] = number
+        return failed
 
     def _methods(
         self, what: str, tables: Iterable[Mapping[str, _Counts]], opened: Mapping[str, int]

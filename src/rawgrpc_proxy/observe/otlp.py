@@ -72,6 +72,8 @@ def spans_of(trace: Trace, record: CallRecord) -> list[bytes]:
         _of_caller(record.peer[:_LONGEST_PEER]),
         _of_origin(record.origin[:_LONGEST_PEER]),
     ]
+    if record.cause:
+        server.append(_of_cause(record.cause[:_LONGEST_PEER]))
     if record.status in _SERVER_ERRORS:
         server.append(_failure(record))
     spans = [b"".join(server)]
@@ -210,6 +212,11 @@ def _of_upstream(address: str) -> bytes:
 @lru_cache(maxsize=64)
 def _of_origin(origin: str) -> bytes:
     return _attribute("rawgrpc_proxy.status_origin", origin)
+
+
+@lru_cache(maxsize=256)
+def _of_cause(cause: str) -> bytes:
+    return _attribute("rawgrpc_proxy.status_cause", cause)
 
 
 def _place(name: str, host: str, port: int | None) -> bytes:

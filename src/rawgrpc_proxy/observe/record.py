@@ -49,7 +49,9 @@ class CallRecord:
     upstream: str | None = None
     status: Status = Status.UNKNOWN
     origin: str = "proxy"
-    """Who made the status: upstream, director, proxy, served, downstream, reset, "HTTP 502"."""
+    """Who made the status, of `causes.ORIGINS`, unless a director or a handler has a word of its own."""
+    cause: str = ""
+    """The frame or the limit that it comes of, of `causes.CAUSES`; none if it is as its maker wished."""
     detail: str = ""
     """The status's message, or the cause that the caller was not told."""
     request_bytes: int = 0

@@ -57,6 +57,20 @@ class UpstreamReport(TypedDict):
     refused: int
 
 
+class FailedCall(TypedDict):
+    """A call that has ended with another status than OK. `at` is when, in seconds since 1970."""
+
+    at: float
+    method: str
+    peer: str
+    upstream: str | None
+    duration_s: float
+    status: str
+    origin: str
+    cause: str
+    detail: str
+
+
 class EndpointReport(TypedDict):
     """An upstream's address in a cluster. `statuses` are those of all calls to the address, whichever cluster's."""
 
@@ -140,6 +154,8 @@ class SummedReport(TypedDict):
     calls: CallsReport
     methods: dict[str, MethodReport]
     upstream_methods: dict[str, MethodReport]
+    failed: dict[str, dict[str, int]]
+    """Calls that have ended with another status than OK, by its origin and its cause."""
     downstream: DownstreamReport
     upstream: UpstreamReport
     limits: dict[str, LimitReport]
@@ -149,7 +165,10 @@ class SummedReport(TypedDict):
 
 
 class WorkerReport(SummedReport):
-    """All that one process reports. `stuck`: of its open calls at most a hundred, the longest quiet ones first."""
+    """All that one process reports. `stuck`: of its open calls at most a hundred, the longest quiet ones first.
+
+    `last_failed`: the calls that were last to end with another status than OK, the latest last.
+    """
 
     worker: int
     pid: int
@@ -163,3 +182,4 @@ class WorkerReport(SummedReport):
     bounds_s: list[float]
     endpoints: list[EndpointReport]
     stuck: list[OpenCall]
+    last_failed: list[FailedCall]

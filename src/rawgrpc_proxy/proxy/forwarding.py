@@ -274,6 +274,7 @@ class Forwarding:
                 Status.RESOURCE_EXHAUSTED,
                 f"the request headers have {size} bytes; {conn.address} takes {limit}",
                 origin="proxy",
+                cause="SETTINGS_MAX_HEADER_LIST_SIZE",
             )
         splice.decided = context.metadata.decided
         if context.response_changes is not None:

@@ -31,6 +31,7 @@ def limit_hops(director: StreamDirector, limit: int) -> StreamDirector:
                 Status.FAILED_PRECONDITION,
                 f"the call has passed {hops} proxies, and the limit is {limit} (--hop-limit): they lead in a loop",
                 origin="proxy",
+                cause="hop_limit",
             )
         return director(context.with_metadata(context.metadata.with_added(_FIELD, _ENTRY)), method)
 

@@ -3,6 +3,8 @@
 What it does not do: end anything.
 """
 
+import http
+
 import trio
 
 from rawgrpc_proxy.call import Call
@@ -13,6 +15,7 @@ from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status, status_
 from rawgrpc_proxy.http2.headers import HeaderList
 from rawgrpc_proxy.proxy.splice import Splice
 
+_KNOWN_STATUSES = frozenset(http.HTTPStatus)
 _SHORT_MESSAGE = 64
 """Longer ones are not kept with the list they came in: decoded they may take four times as much, or more."""
 
@@ -49,7 +52,8 @@ def note_outcome(call: Call, splice: Splice) -> None:
         return
     record.detail = "the upstream sent no grpc-status"
     http_status = int(splice.http_status)
-    record.status, record.origin = status_from_http(http_status), f"HTTP {http_status}"
+    record.status, record.origin = status_from_http(http_status), "http"
+    record.cause = f"HTTP {http_status}" if http_status in _KNOWN_STATUSES else "HTTP unknown"
 
 
 def _told(last: HeaderList) -> tuple[Status | None, str | None]:

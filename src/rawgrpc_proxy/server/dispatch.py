@@ -226,7 +226,7 @@ class Calls:
     def _answer(self, call: Call, asked: "Asked") -> "Forwarding | Step":
         """Let the call's handler have it: the call on its way, or what has to be awaited in a task."""
         if asked.malformed:
-            raise NoRoute(malformed(asked.method))
+            raise NoRoute(malformed(asked.method), cause="malformed_path")
         if call.stream.inbox.error is not None:
             raise call.stream.inbox.error
         answering = self.answering
@@ -343,7 +343,7 @@ class Calls:
         """Answer what is no gRPC call, and say whether it was one of those."""
         if call.stream.oversized:
             text = f"the request headers have {call.stream.oversized}"
-            call.refuse(431, Status.RESOURCE_EXHAUSTED, text)
+            call.refuse(431, Status.RESOURCE_EXHAUSTED, text, cause="max_header_list_bytes")
         elif asked.refusal is not None:
             call.refuse(asked.refusal[0], Status.INTERNAL, asked.refusal[1])
         else:
@@ -375,7 +375,7 @@ class Calls:
                 error = odd
             else:
                 return
-        call.fail(RpcError(Status.INTERNAL, "internal error in the proxy", origin="proxy"))
+        call.fail(RpcError(Status.INTERNAL, "internal error in the proxy", origin="proxy", cause="exception"))
         call.record.detail = describe(error)
         tell(self._observer, "call_failed", call.record, error)
 
@@ -413,7 +413,7 @@ def _check_caller(call: Call) -> None:
 
 
 def _shutting_down() -> RpcError:
-    return RpcError(Status.UNAVAILABLE, "the proxy is shutting down", origin="proxy")
+    return RpcError(Status.UNAVAILABLE, "the proxy is shutting down", origin="proxy", cause="stopping")
 
 
 def _holds(error: BaseException, kind: type[BaseException]) -> bool:

@@ -234,6 +234,7 @@ def _of_this_method(error: RpcError, served: ServedCall) -> RpcError:
         trailing_metadata=[*error.trailing_metadata, *served.trailing_metadata],
         side=error.side,
         origin="served" if error.origin == "director" else error.origin,
+        cause=error.cause,
     )
 
 
@@ -254,7 +255,7 @@ def _method(
                 raise _of_this_method(error, served) from error
             call.send_headers([ACCEPT_ENCODING])
             call.end(Status.OK, metadata=response_headers_of(served.trailing_metadata))
-            call.record.status = Status.OK
+            call.record.origin = "served"
 
         return handle
 

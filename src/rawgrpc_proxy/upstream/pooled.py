@@ -218,7 +218,7 @@ class PooledConnection:
                 raise others from None
         finally:
             if self.phase is Phase.CONNECTING:
-                owner.dial_ended(self, UpstreamUnavailable("the pool is closed"))
+                owner.dial_ended(self, UpstreamUnavailable("the pool is closed", cause="stopping"))
             owner.ended(self)
 
     def end(self) -> None:
@@ -285,7 +285,8 @@ class PooledConnection:
         if isinstance(connection.error, ProxyFault):
             raise connection.error
         if connection.state is not _OPEN:
-            raise UpstreamUnavailable(f"{self.owner.parsed}: {connection.error}")
+            cause = "connect" if connection.error is None else connection.error.cause
+            raise UpstreamUnavailable(f"{self.owner.parsed}: {connection.error}", cause=cause)
 
     async def _run_connection(self, connection: Connection) -> None:
         """Run it to its end, whatever that is, and let the observer hear if it was none in good order."""

@@ -243,7 +243,8 @@ class Target:
         if conn is not None:
             self._line.popleft().place(conn)
         else:
-            self._line.pop().fail(PoolExhausted(refusal))
+            cause = "max_connections" if refusal == self._all_in_use() else "max_waiting"
+            self._line.pop().fail(PoolExhausted(refusal, cause=cause))
 
     def _all_in_use(self) -> str:
         return (
@@ -263,7 +264,7 @@ class Target:
             return
         if self.state.nursery is None:
             while line:
-                line.popleft().fail(UpstreamUnavailable("the pool is closed"))
+                line.popleft().fail(UpstreamUnavailable("the pool is closed", cause="stopping"))
         elif self._trouble is not None:
             now = trio.current_time()
             if now >= self._backoff.retry_at:
@@ -288,8 +289,8 @@ class Target:
         pause = self._backoff.retry_at - trio.current_time()
         message = f"{trouble.message} (next try in {pause:.1f} s)" if pause > 0 else trouble.message
         if isinstance(trouble, UpstreamUnavailable):
-            return UpstreamUnavailable(message, side=trouble.side)
-        return RpcError(trouble.status, message, side=trouble.side, origin="proxy")
+            return UpstreamUnavailable(message, side=trouble.side, cause=trouble.cause)
+        return RpcError(trouble.status, message, side=trouble.side, origin="proxy", cause=trouble.cause)
 
     # ----------------------------------------------------------------- dialling
 
@@ -326,7 +327,9 @@ class Target:
         conn.peer_limit = connection.session.peer_max_concurrent_streams
         self.allows(conn.peer_limit)
         if not conn.peer_limit:
-            trouble = UpstreamUnavailable(f"{self.parsed} allows no streams at present")
+            trouble = UpstreamUnavailable(
+                f"{self.parsed} allows no streams at present", cause="SETTINGS_MAX_CONCURRENT_STREAMS"
+            )
             self._back_off(conn, trouble)
             tell(self.state.observer, "upstream_failed", self.address, trouble)
         tell(self.state.observer, "dial_succeeded", self.address, now - conn.created_at)
@@ -359,7 +362,9 @@ class Target:
         duration_s = trio.current_time() - conn.created_at
         tell(self.state.observer, "dial_failed", self.address, duration_s, error)
         if not isinstance(error, RpcError):
-            trouble = RpcError(Status.INTERNAL, error.message, side=error.side, origin="proxy")
+            trouble = RpcError(
+                Status.INTERNAL, error.message, side=error.side, origin="proxy", cause="proxy_fault"
+            )
         else:
             trouble = error
         self._back_off(conn, trouble)

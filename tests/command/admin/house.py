@@ -47,7 +47,12 @@ class Told:
         self.fault: BaseException | None = None
         self.gate: trio.Event | None = None
         """What reports and reloads wait for."""
-        self.sums: dict[str, Any] = {"calls": {"open": 5}, "endpoints": []}
+        self.sums: dict[str, Any] = {
+            "calls": {"open": 5},
+            "endpoints": [],
+            "failed": {"lost": {"FIN": 3}},
+            "last_failed": [{"worker": 2, "cause": "FIN"}],
+        }
 
     async def _wait(self) -> None:
         if self.gate is not None:

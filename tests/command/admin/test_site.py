@@ -123,6 +123,8 @@ def test_calls_of_all_workers_are_in_one_order_and_no_more_than_asked_for() -> N
             assert reply.json == {
                 "calls": [{"worker": 1, "quiet_s": 9}, {"worker": 2, "quiet_s": 5}],
                 "open": 5,
+                "failed": {"lost": {"FIN": 3}},
+                "last_failed": [{"worker": 2, "cause": "FIN"}],
             }
             await house.ask("/calls")
             assert house.source.limits == [2, 100]

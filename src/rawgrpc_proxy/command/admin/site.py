@@ -135,7 +135,11 @@ class Site:
             "/config": _Route("GET", self._config, "the settings in force"),
             "/clusters": _Route("GET", self._clusters, "upstreams, with their state"),
             "/connections": _Route("GET", self._connections, "open connections"),
-            "/calls": _Route("GET", self._calls, "open calls, the longest quiet ones first: ?limit=N"),
+            "/calls": _Route(
+                "GET",
+                self._calls,
+                "open calls, the longest quiet ones first, and those that failed: ?limit=N",
+            ),
             "/events": _Route("GET", self._events, "the state, once a second"),
             "/drain": _Route("POST", self._drain, "let calls finish, and end"),
             "/reload": _Route("POST", self._reload, "read the settings again"),
@@ -214,7 +218,14 @@ class Site:
             nursery.start_soon(ask_for_reports)
         calls.sort(key=lambda call: call["quiet_s"], reverse=True)
         merged = self._source.merged(reports)
-        return _json({"calls": calls[:limit], "open": merged["calls"]["open"]})
+        return _json(
+            {
+                "calls": calls[:limit],
+                "open": merged["calls"]["open"],
+                "failed": merged["failed"],
+                "last_failed": merged["last_failed"],
+            }
+        )
 
     async def _events(self, request: Request) -> Response:
         fields = {
