@@ -4,6 +4,7 @@ What it does not do: call anybody (`tell.py` does). The methods here do nothing,
 """
 
 import contextlib
+from collections.abc import Sequence
 
 from rawgrpc_proxy.errors import ConnectionFailed, ProxyError, RpcError
 from rawgrpc_proxy.http2.events import StreamReset
@@ -106,6 +107,15 @@ class PoolObserver:
         The upstream broke the rules, the link was lost with calls on it, or there was a fault here (`ProxyFault`, its
         cause in `__cause__`). Side `LOCAL`: it is not the upstream's doing.
         """
+
+    def looked_up(self, name: str, duration_s: float, addresses: int) -> None:
+        """A name of a cluster was looked up, in so many seconds, and has so many addresses."""
+
+    def look_up_failed(self, name: str, duration_s: float, problem: str) -> None:
+        """It was not, or has no addresses: those it had stay in use."""
+
+    def addresses_changed(self, name: str, addresses: Sequence[str]) -> None:
+        """It has other addresses than before, these: the first ones, too, are a change."""
 
     def limit_reached(self, address: str, limit: str, detail: str) -> None:
         """What an upstream has sent ran into the limit that `limit` names; `detail` says what becomes of it."""
