@@ -1,9 +1,5 @@
 """A cluster chooses an endpoint for each call, and goes by what is found and by what works."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-
 import pytest
 import trio
 from trio.testing import trio_test
@@ -12,71 +8,14 @@ from rawgrpc_proxy import CallContext, Cluster, ConfigError, Pool, Status
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.discovery.found import Found
 from rawgrpc_proxy.proxy.director import Direction
-from tests.proxy.house import House, a_proxy, on_every_engine, until
-from tests.proxy.raw_peers import Backend, PeerStream, message
+from tests.cluster.town import a_town
+from tests.proxy.house import a_proxy, on_every_engine, until
+from tests.proxy.raw_peers import message
 
 pytestmark = on_every_engine
 
 REFUSED_STREAM = 7
 NOWHERE = "127.0.0.1:1"
-
-
-@dataclass
-class Town:
-    """A proxy before a cluster of several backends."""
-
-    house: House
-    cluster: Cluster
-    backends: list[Backend]
-
-    async def request(self) -> tuple[PeerStream, PeerStream]:
-        """A call, as its caller and as one of the backends sees it."""
-        call = await self.house.clients[0].request(body=b"hello")
-        served: list[PeerStream] = []
-        async with trio.open_nursery() as nursery:
-
-            async def wait(backend: Backend) -> None:
-                served.append(await backend.request())
-                nursery.cancel_scope.cancel()
-
-            for backend in self.backends:
-                nursery.start_soon(wait, backend)
-        [stream] = served
-        return call, stream
-
-    async def served_by(self) -> str:
-        """Where one call went, which has ended well."""
-        call, served = await self.request()
-        await served.respond()
-        assert (await call.answer()).status == Status.OK
-        return (await self.house.record()).upstream or ""
-
-
-@asynccontextmanager
-async def a_town(engine: Engine, *others: str, count: int = 3, leases: bool = False) -> AsyncIterator[Town]:
-    """`count` backends, and whatever else is to be in the cluster, behind a proxy with a client."""
-    cluster: Cluster | None = None
-
-    def director(context: CallContext, method: str) -> Direction:
-        assert cluster is not None
-        return context, cluster
-
-    async def leasing(context: CallContext, method: str) -> Direction:
-        assert cluster is not None
-        return context, await cluster.get_conn(context)
-
-    async with (
-        a_proxy(engine, director=leasing if leases else director) as house,
-        trio.open_nursery() as nursery,
-    ):
-        backends = [Backend() for _ in range(count)]
-        for backend in backends:
-            await nursery.start(backend.run)
-        await house.client()
-        addresses = [backend.address for backend in backends]
-        async with Cluster([*others, *addresses], pool=house.pool, name="orders") as cluster:
-            yield Town(house, cluster, backends)
-        nursery.cancel_scope.cancel()
 
 
 @trio_test
