@@ -12,6 +12,7 @@ upstream connections. Messages are opaque bytes; nothing is decoded, re-encoded 
 from rawgrpc_proxy.call import Call, CallContext, Handler
 from rawgrpc_proxy.call_policy import CallPolicy
 from rawgrpc_proxy.cluster.cluster import Cluster
+from rawgrpc_proxy.cluster.outlier_settings import FailurePercentage, OutlierDetection, SuccessRate
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ConfigError, ProxyError, RpcError
@@ -52,6 +53,7 @@ __all__ = [
     "Codec",
     "ConfigError",
     "Direction",
+    "FailurePercentage",
     "Handler",
     "Health",
     "Http2Settings",
@@ -60,6 +62,7 @@ __all__ = [
     "Metrics",
     "Observers",
     "OtlpExporter",
+    "OutlierDetection",
     "PeerIdentity",
     "Pool",
     "PoolConn",
@@ -74,6 +77,7 @@ __all__ = [
     "ServingStatus",
     "Status",
     "StreamDirector",
+    "SuccessRate",
     "Target",
     "Tracing",
     "codec",

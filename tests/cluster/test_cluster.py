@@ -102,7 +102,7 @@ async def test_an_endpoint_hears_how_its_calls_ended_but_for_those_given_up(engi
     async with a_town(engine, count=1) as town:
         [endpoint] = town.cluster.endpoints
         heard: list[Status] = []
-        endpoint.hear_ended = heard.append
+        endpoint.hear_ended = lambda status, _: heard.append(status)
         await town.served_by()
         call, served = await town.request()
         await served.respond(trailers=[(b"grpc-status", b"14")])
@@ -121,7 +121,7 @@ async def test_a_director_may_lease_a_connection_itself(engine: Engine) -> None:
     async with a_town(engine, count=2, leases=True) as town:
         heard: list[Status] = []
         for endpoint in town.cluster.endpoints:
-            endpoint.hear_ended = heard.append
+            endpoint.hear_ended = lambda status, _: heard.append(status)
         places = [await town.served_by() for _ in range(4)]
         assert set(places) == {backend.address for backend in town.backends}
         assert heard == [Status.OK] * 4

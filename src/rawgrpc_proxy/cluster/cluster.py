@@ -19,8 +19,11 @@ import trio
 
 from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.cluster.balance import Balancer, RoundRobin
+from rawgrpc_proxy.cluster.ejection import Ejector
 from rawgrpc_proxy.cluster.endpoint import Endpoint, Place
 from rawgrpc_proxy.cluster.lease import ClusterConn
+from rawgrpc_proxy.cluster.outlier_settings import OutlierDetection
+from rawgrpc_proxy.cluster.watcher import Watcher
 from rawgrpc_proxy.discovery.found import Found
 from rawgrpc_proxy.discovery.source import Source, StaticSource
 from rawgrpc_proxy.errors import ConfigError, PoolExhausted, RpcError, Side, UpstreamUnavailable
@@ -36,8 +39,9 @@ class Cluster:
 
     `endpoints` are addresses (`HOST:PORT` or `unix:PATH`), or a source of them. The connections are those of `pool`,
     which has to be open as long as the cluster is; its limits are for each endpoint. `name` is for people. `key_of`
-    answers what a balancer goes by that sends like calls to the same endpoint. When fewer
-    than `panic_threshold` of the endpoints (0 to 1) are fit for calls, all get some; 0 turns that off.
+    answers what a balancer goes by that sends like calls to the same endpoint. With `outlier` those
+    whose calls go badly have a rest. When fewer than `panic_threshold` of the
+    endpoints (0 to 1) are fit for calls, all get some; 0 turns that off. The pool's observer hears of it.
 
     Use it as `async with Cluster(...) as cluster:`; leaving ends what it does in the background, and no call.
     """
@@ -51,6 +55,7 @@ class Cluster:
         ssl_context: TlsContext | None = None,
         balancer: Balancer[Endpoint] | None = None,
         key_of: Callable[[CallContext], bytes | None] | None = None,
+        outlier: OutlierDetection | None = None,
         panic_threshold: float = 0.5,
         rng: random.Random | None = None,
     ) -> None:
@@ -70,19 +75,27 @@ class Cluster:
         self.source: Source = StaticSource(endpoints) if isinstance(endpoints, Iterable) else endpoints
         self._pool = pool
         self._ssl_context = ssl_context
+        rng = rng or random.Random()  # noqa: S311  # no secret
         self._balancer = balancer or RoundRobin(rng)
         self._key_of = key_of
         self._panic_threshold = panic_threshold
+        self._watchers: list[Watcher] = []
+        if outlier is not None:
+            self._watchers.append(
+                Ejector(outlier, name=name, refresh=self.refresh, observer=pool.observer, rng=rng)
+            )
         self._nursery: trio.Nursery | None = None
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._looked_up = trio.Event()
-        """Set when the source has told of endpoints."""
+        """Set when the source has told of endpoints, and one has passed its first check if there are any checks."""
 
     async def __aenter__(self) -> Self:
         if self._nursery is not None:
             raise ConfigError(f"{self!r} is open already")
         self._nursery_manager = trio.open_nursery()
         self._nursery = await self._nursery_manager.__aenter__()
+        for watcher in self._watchers:
+            watcher.open(self._nursery)
         if isinstance(self.source, StaticSource):
             self.found(self.source.found)
         else:
@@ -98,6 +111,8 @@ class Cluster:
         self._nursery = None
         for endpoint in self.endpoints:
             endpoint.target.on_trouble.remove(self._trouble_changed)
+            for watcher in self._watchers:
+                watcher.leave(endpoint)
         self.endpoints = []
         self.refresh()
         # Without the block's own error, which goes on as it is, and not in a group for the sake of our tasks.
@@ -157,6 +172,9 @@ class Cluster:
             raise ConfigError(f"{self!r} is not open: use it inside `async with Cluster(...) as cluster:`")
         with trio.move_on_after(_FIRST_LOOK_UP_S):
             await self._looked_up.wait()
+        if self.endpoints and not self._looked_up.is_set():
+            self._looked_up.set()  # the checks say nothing
+            self.refresh()
 
     def _why(self) -> str:
         return "" if self.source.problem is None else f": {self.source.problem}"
@@ -169,8 +187,7 @@ class Cluster:
         self.endpoints = [kept.pop(each) if each in kept else self._join(each) for each in found]
         for endpoint in kept.values():
             self._leave(endpoint)
-        self._looked_up.set()
-        self.refresh()
+        self._checked()
 
     @property
     def draining(self) -> list[Endpoint]:
@@ -181,7 +198,8 @@ class Cluster:
     def refresh(self) -> None:
         """Whom calls go to, after whatever has changed."""
         fit = [each for each in self.endpoints if each.healthy and not each.ejected]
-        self.panics = len(fit) < self._panic_threshold * len(self.endpoints)
+        enough = self._panic_threshold * len(self.endpoints)
+        self.panics = len(fit) < enough and self._looked_up.is_set()
         rotation = self.endpoints if self.panics else fit
         reachable = [each for each in rotation if each.target.trouble is None] or rotation
         first = min((each.found.priority for each in reachable), default=0)
@@ -191,14 +209,27 @@ class Cluster:
     def _join(self, found: Found) -> Endpoint:
         target = self._pool.target(found.address, ssl_context=self._ssl_context)
         target.on_trouble.append(self._trouble_changed)
-        return Endpoint(self, target, found)
+        endpoint = Endpoint(self, target, found)
+        for watcher in self._watchers:
+            watcher.join(endpoint)
+        return endpoint
 
     def _leave(self, endpoint: Endpoint) -> None:
         endpoint.draining = True
         endpoint.target.on_trouble.remove(self._trouble_changed)
+        for watcher in self._watchers:
+            watcher.leave(endpoint)
         self._draining.append(endpoint)
         if all(each.target is not endpoint.target for each in self.endpoints):
             endpoint.target.let_go()
+
+    def _checked(self) -> None:
+        """What is known of the endpoints has changed: calls wait until one is well, or all are known not to be."""
+        if any(each.healthy for each in self.endpoints) or all(
+            each.healthy is not None for each in self.endpoints
+        ):
+            self._looked_up.set()
+        self.refresh()
 
     def _trouble_changed(self) -> None:
         self.source.look_up_soon()
@@ -220,9 +251,12 @@ class Cluster:
 
 def _standing(endpoint: Endpoint) -> str:
     if endpoint.ejected:
-        return "ejected"
+        return f"ejected: {endpoint.why_ejected}" if endpoint.why_ejected else "ejected"
+    if endpoint.healthy is None:
+        return "waits for its first health check"
     if not endpoint.healthy:
-        return "failed its health checks"
+        why = f": {endpoint.why_unhealthy}" if endpoint.why_unhealthy else ""
+        return f"failed its health checks{why}"
     if endpoint.target.trouble is not None:
         return f"cannot be connected to: {endpoint.target.trouble}"
     return "in rotation"

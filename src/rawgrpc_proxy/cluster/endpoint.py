@@ -5,7 +5,7 @@ from typing import Protocol
 
 import attrs
 
-from rawgrpc_proxy.call import CallContext
+from rawgrpc_proxy.call import Call, CallContext
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.discovery.found import Found
 from rawgrpc_proxy.upstream.pooled import PooledConnection
@@ -31,6 +31,8 @@ class Endpoint:
         "healthy",
         "hear_ended",
         "target",
+        "why_ejected",
+        "why_unhealthy",
     )
 
     def __init__(self, cluster: Home, target: Target, found: Found) -> None:
@@ -39,14 +41,16 @@ class Endpoint:
         self.found = found
         self.effective_weight: float = found.weight
         """Its weight, less while it starts slowly."""
-        self.healthy = True
-        """What health checks say of it, if there are any."""
+        self.healthy: bool | None = True
+        """What health checks say of it, if there are any; None: nothing yet."""
+        self.why_unhealthy: str | None = None
         self.ejected = False
-        """Whether its calls went so much worse than those of others that it has a rest."""
+        """Whether its calls went so badly that it has a rest."""
+        self.why_ejected: str | None = None
         self.draining = False
         """Whether its source names it no more: its calls go on to their ends, and it gets no new ones."""
-        self.hear_ended: Callable[[Status], None] | None = None
-        """Hears how each attempt at a call ended that the caller has not given up, if anybody wants to know."""
+        self.hear_ended: Callable[[Status, Call], None] | None = None
+        """Hears how each attempt at a call ended, if that says something of the endpoint and anybody wants to know."""
 
     @property
     def address(self) -> str:

@@ -117,6 +117,21 @@ class PoolObserver:
     def addresses_changed(self, name: str, addresses: Sequence[str]) -> None:
         """It has other addresses than before, these: the first ones, too, are a change."""
 
+    def endpoint_ejected(self, cluster: str, address: str, algorithm: str, why: str, for_s: float) -> None:
+        """An endpoint gets no calls for at least so many seconds: outlier detection has found it.
+
+        By "consecutive_failures", "success_rate" or "failure_percentage"; `why` is for people.
+        """
+
+    def endpoint_returned(self, cluster: str, address: str) -> None:
+        """Its time is over, and it gets calls again."""
+
+    def endpoint_unhealthy(self, cluster: str, address: str, why: str) -> None:
+        """An endpoint has failed its health checks, or says itself that it is not well, and gets no calls."""
+
+    def endpoint_healthy(self, cluster: str, address: str) -> None:
+        """It is well again. Not told of endpoints that are well from the start."""
+
     def limit_reached(self, address: str, limit: str, detail: str) -> None:
         """What an upstream has sent ran into the limit that `limit` names; `detail` says what becomes of it."""
 

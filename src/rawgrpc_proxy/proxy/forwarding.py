@@ -170,12 +170,16 @@ class Forwarding:
                 self._tell_endpoint(self._endpoint.hear_ended, error)
             self._owner.forwarding_over(self, error)
 
-    def _tell_endpoint(self, hear: Callable[[Status], None], error: RpcError | None) -> None:
-        """How this attempt ended; a caller who gives up says nothing of the endpoint."""
+    def _tell_endpoint(self, hear: Callable[[Status, Call], None], error: RpcError | None) -> None:
+        """How this attempt ended, unless that says nothing of the endpoint.
+
+        As where the caller gives up, something here is wanting, or the call was refused: whoever leaves in good order
+        (GOAWAY) is not to be blamed, and the call goes to another one.
+        """
         if error is None:
-            hear(self.call.record.status)
-        elif error.side is not Side.DOWNSTREAM:
-            hear(error.status)
+            hear(self.call.record.status, self.call)
+        elif isinstance(error, DeadlineExceeded) or (error.side is Side.UPSTREAM and not error.retry_safe):
+            hear(error.status, self.call)
 
     def _advance(self) -> None:
         """One of the streams has closed, or failed."""
@@ -187,8 +191,6 @@ class Forwarding:
         elif splice.upstream_error is not None:
             if self._may_open_again(splice.upstream_error):
                 self._is_second = self._needs_task = True
-                if self._endpoint is not None and self._endpoint.hear_ended is not None:
-                    self._tell_endpoint(self._endpoint.hear_ended, splice.upstream_error)
                 self._owner.forwarding_refused(self)
             else:
                 self._end(settled(splice.upstream_error, self.call.deadline))

@@ -149,6 +149,11 @@ class Pool:
             state.in_use.clear()
 
     @property
+    def observer(self) -> PoolObserver | None:
+        """Who hears of its connections."""
+        return self._state.observer
+
+    @property
     def is_open(self) -> bool:
         """Whether it may be used: inside its `async with`."""
         return self._state.nursery is not None
