@@ -6,11 +6,13 @@ A request is one string (field 1), a response one enum (field 1). What it does n
 from enum import IntEnum
 
 from rawgrpc_proxy.codes import Status
-from rawgrpc_proxy.errors import RpcError
+from rawgrpc_proxy.errors import RpcError, Side
 
 SERVICE = "grpc.health.v1.Health"
 _STRING_FIELD_1 = 0x0A
 _VARINT_FIELD_1 = 0x08
+_FIXED = {1: 8, 5: 4}
+"""By the kind of a field: its bytes, of those that have always as many."""
 _VARINT_BITS = 63  # more is no length, and adding it up would take time quadratic in the payload
 
 
@@ -24,9 +26,12 @@ class ServingStatus(IntEnum):
 
 
 def request_for(service: str) -> bytes:
-    """The payload that asks for this service (of up to 127 bytes)."""
+    """The payload that asks for this service (of up to 16,383 bytes)."""
     name = service.encode()
-    return bytes([_STRING_FIELD_1, len(name)]) + name if name else b""
+    if not name:
+        return b""
+    length = [len(name)] if len(name) < 0x80 else [len(name) & 0x7F | 0x80, len(name) >> 7]  # noqa: PLR2004
+    return bytes([_STRING_FIELD_1, *length]) + name
 
 
 def read_service(payload: bytes) -> str:
@@ -51,6 +56,38 @@ def read_service(payload: bytes) -> str:
 def response_of(status: ServingStatus) -> bytes:
     """The payload of a HealthCheckResponse."""
     return bytes([_VARINT_FIELD_1, status]) if status else b""
+
+
+def read_status(payload: bytes) -> ServingStatus:
+    """The status that a HealthCheckResponse gives; UNKNOWN for one that we do not know.
+
+    Raises INTERNAL if the payload is no such message.
+    """
+    value, position = 0, 0
+    try:
+        while position < len(payload):
+            tag, position = _varint(payload, position)
+            kind = tag & 7
+            if kind == 0:
+                number, position = _varint(payload, position)
+                value = number if tag == _VARINT_FIELD_1 else value
+            elif kind == 2:  # noqa: PLR2004  # has a length
+                length, position = _varint(payload, position)
+                position += length
+            elif kind in _FIXED:
+                position += _FIXED[kind]
+            else:
+                raise ValueError
+        if position > len(payload):
+            raise ValueError
+    except (IndexError, ValueError):
+        raise RpcError(
+            Status.INTERNAL,
+            "the response is no grpc.health.v1.HealthCheckResponse",
+            side=Side.UPSTREAM,
+            origin="upstream",
+        ) from None
+    return ServingStatus(value) if value < len(ServingStatus) else ServingStatus.UNKNOWN
 
 
 def _varint(payload: bytes, position: int) -> tuple[int, int]:
