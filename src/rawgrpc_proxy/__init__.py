@@ -20,6 +20,7 @@ from rawgrpc_proxy.grpc.codec import Codec, codec, codec_with_parent, identity_c
 from rawgrpc_proxy.grpc.health import ServingStatus
 from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.grpc.response_changes import ResponseChanges
+from rawgrpc_proxy.limits.concurrency import AdaptiveLimit, ConcurrencyLimit
 from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.metrics import Metrics
@@ -44,6 +45,7 @@ from rawgrpc_proxy.upstream.pool import Pool
 from rawgrpc_proxy.upstream.target import Target
 
 __all__ = [
+    "AdaptiveLimit",
     "Call",
     "CallContext",
     "CallLog",
@@ -51,6 +53,7 @@ __all__ = [
     "CallRecord",
     "Cluster",
     "Codec",
+    "ConcurrencyLimit",
     "ConfigError",
     "Direction",
     "FailurePercentage",

@@ -3,9 +3,51 @@
 What it does not do: any of it. A call without a policy pays one look at None.
 """
 
+from typing import Any, Protocol
+
 import attrs
+
+from rawgrpc_proxy.codes import Status
+from rawgrpc_proxy.http2.frames import Data
+from rawgrpc_proxy.http2.headers import Headers
+
+
+class CallLimit(Protocol):
+    """What a call takes a place of when it begins upstream work, and gives it back when it is over: exactly once."""
+
+    def enter(self) -> None:
+        """Take a place, or raise `RpcError`."""
+
+    def leave(self, began_at: float, now: float, status: Status | None) -> None:
+        """Give it back. `status` is OK or DEADLINE_EXCEEDED for calls by which the upstream's speed can be told."""
+
+
+class Tee(Protocol):
+    """Gets what a call's upstream gets. Called from a connection's reader: must neither wait nor raise."""
+
+    def request_data(self, data: Data, end_stream: bool) -> None:
+        """DATA of the request; maybe a view: copy to keep."""
+
+    def request_ended(self, trailers: Headers | None) -> None:
+        """There is no more of it. May be said again."""
+
+    def original_over(self, status: Status | None) -> None:
+        """The call is over; `status` is its upstream's, if it was that which ended it."""
+
+
+class Mirroring(Protocol):
+    """Sends copies of calls elsewhere: a `Mirror`."""
+
+    def begin(self, context: Any, headers: Headers, end_stream: bool, deadline: float | None) -> Tee | None:
+        """A call goes to its upstream with these headers. None: it is not copied. Must neither wait nor raise."""
 
 
 @attrs.frozen(kw_only=True)
 class CallPolicy:
     """How calls are treated; a director answers a context that has it (`context.with_policy`)."""
+
+    limits: tuple[CallLimit, ...] = attrs.field(default=(), converter=tuple)
+    """Of each of these a call needs a place."""
+
+    mirror: Mirroring | None = None
+    """Where a copy goes, whose response nobody gets."""

@@ -18,6 +18,7 @@ from typing import Self
 import trio
 
 from rawgrpc_proxy.call import CallContext
+from rawgrpc_proxy.call_policy import CallLimit
 from rawgrpc_proxy.cluster.balance import Balancer, RoundRobin
 from rawgrpc_proxy.cluster.ejection import Ejector
 from rawgrpc_proxy.cluster.endpoint import Endpoint, Place
@@ -57,6 +58,7 @@ class Cluster:
         key_of: Callable[[CallContext], bytes | None] | None = None,
         outlier: OutlierDetection | None = None,
         panic_threshold: float = 0.5,
+        limits: Iterable[CallLimit] = (),
         rng: random.Random | None = None,
     ) -> None:
         """Raise `ConfigError` for what cannot work."""
@@ -70,6 +72,8 @@ class Cluster:
         self._draining: list[Endpoint] = []
         self._rotation: list[Endpoint] = []
         """Those that the balancer has."""
+        self.limits = tuple(limits)
+        """Of each of these a call needs a place, be it let in by whatever route."""
         self.panics = False
         """Whether so few are fit that all are in rotation."""
         self.source: Source = StaticSource(endpoints) if isinstance(endpoints, Iterable) else endpoints

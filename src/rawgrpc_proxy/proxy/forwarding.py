@@ -14,6 +14,7 @@ from functools import partial
 from typing import Protocol
 
 from rawgrpc_proxy.call import Call, CallContext, checked_changes, checked_deadline
+from rawgrpc_proxy.call_policy import CallLimit
 from rawgrpc_proxy.cluster.cluster import Cluster
 from rawgrpc_proxy.cluster.endpoint import Endpoint, Place
 from rawgrpc_proxy.codes import Status
@@ -21,8 +22,9 @@ from rawgrpc_proxy.errors import DeadlineExceeded, RpcError, Side
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.headers import HeaderList
 from rawgrpc_proxy.http2.session import UNLIMITED
+from rawgrpc_proxy.limits.concurrency import Places
 from rawgrpc_proxy.net.stream import Stream
-from rawgrpc_proxy.proxy.outcome import note_outcome, settled
+from rawgrpc_proxy.proxy.outcome import note_outcome, settled, telling_status
 from rawgrpc_proxy.proxy.splice import Splice
 from rawgrpc_proxy.proxy.upstream_request import upstream_headers
 from rawgrpc_proxy.upstream.pooled import PooledConnection
@@ -50,8 +52,11 @@ class Forwarding:
         "_context",
         "_endpoint",
         "_is_second",
+        "_limits",
+        "_mirror",
         "_needs_task",
         "_owner",
+        "_places",
         "_splice",
         "_target",
         "call",
@@ -69,6 +74,12 @@ class Forwarding:
         self.call = call
         self.over = False
         self._context = context
+        policy = context.policy
+        self._limits: tuple[CallLimit, ...] = () if policy is None else policy.limits
+        self._places: Places | None = None
+        """What the call has taken of these."""
+        self._mirror = None if policy is None else policy.mirror
+        """Until the call has been copied, or not."""
         self._target: Target | None = None
         self._cluster: Cluster | None = None
         self._endpoint: Endpoint | None = None
@@ -79,6 +90,8 @@ class Forwarding:
             call.record.upstream = where.address
         elif isinstance(where, Cluster):
             self._cluster = where
+            if where.limits:
+                self._limits = (*self._limits, *where.limits)
         elif isinstance(where, Place):
             self._conn = self._goes_to(where)
         else:
@@ -91,7 +104,7 @@ class Forwarding:
         self._splice = Splice(
             call.stream,
             self._advance,
-            counts_messages=call.counts_messages,
+            counts_messages=call.counts_messages or bool(self._limits),
             on_response=None if hear is None else partial(hear, call.record),
         )
         if (extras := call.record.extras) is not None:
@@ -102,11 +115,15 @@ class Forwarding:
 
         When this raises the lease is back, and the owner is told nothing. What is written the caller has to flush.
         """
-        if self._conn is None:
-            self._conn = self._take_now()
-        if self._conn is None or not self._conn.has_room:
-            return False
         try:
+            if self._limits:
+                self._places = Places.of(self._limits)
+            if self._conn is None:
+                self._conn = self._take_now()
+            if self._conn is None or not self._conn.has_room:
+                if self._places is not None:
+                    self._leave_limits(self._places)
+                return False
             self._mind_deadline()
             self._open()
         except BaseException:
@@ -120,6 +137,8 @@ class Forwarding:
         When this is cancelled it leaves no trace, as when it raises.
         """
         try:
+            if self._limits:
+                self._places = Places.of(self._limits)
             self._mind_deadline()
             await self._find_room()
             self._open()
@@ -160,6 +179,10 @@ class Forwarding:
                 splice.upstream.sink = _Leaving(splice.upstream, self._conn)
                 self._conn = None
         note_outcome(self.call, splice)
+        if self._places is not None:
+            self._leave_limits(self._places)
+        if splice.tee is not None:
+            splice.tee.original_over(self.call.record.status if splice.response_ended else None)
         if self.call.record.extras is not None:
             self.call.record.extras.refresh = None  # opens the circle that it closes
 
@@ -202,6 +225,10 @@ class Forwarding:
     def _may_open_again(self, error: RpcError) -> bool:
         """Whether the upstream provably did not process the call, its request is still here, and it was the first."""
         return error.retry_safe and self._splice.replay is not None and not self._is_second
+
+    def _leave_limits(self, places: Places) -> None:
+        self._places = None
+        places.leave(telling_status(self.call, self._splice))
 
     # ------------------------------------------------------------------- place
 
@@ -289,6 +316,9 @@ class Forwarding:
                 call.record.extras.attempts += 1
             if call.record.trace is not None:
                 call.record.trace.sent()
+            if self._mirror is not None:
+                mirror, self._mirror = self._mirror, None
+                splice.tee = mirror.begin(context, headers, call.stream.ended_by_headers, call.deadline)
             splice.join(conn.open_stream(headers, call.stream.ended_by_headers))
         finally:
             turn.collecting = in_turn

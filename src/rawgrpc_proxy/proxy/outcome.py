@@ -56,6 +56,20 @@ def note_outcome(call: Call, splice: Splice) -> None:
     record.cause = f"HTTP {http_status}" if http_status in _KNOWN_STATUSES else "HTTP unknown"
 
 
+def telling_status(call: Call, splice: Splice) -> Status | None:
+    """The status of a call whose time tells how fast its upstream is, after `note_outcome`; None for all others.
+
+    OK, of one message for one message: how long a stream takes is its peers' affair. DEADLINE_EXCEEDED: too slow.
+    """
+    if splice.response_ended:
+        record = call.record
+        is_unary = record.request_messages == record.response_messages == 1
+        return Status.OK if is_unary and record.status is Status.OK else None
+    if call.deadline is not None and trio.current_time() >= call.deadline:
+        return Status.DEADLINE_EXCEEDED
+    return None
+
+
 def _told(last: HeaderList) -> tuple[Status | None, str | None]:
     """The status in a list that ends a response, and its message; None if it is a long one."""
     fields = dict(last)

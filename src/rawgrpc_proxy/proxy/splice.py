@@ -14,6 +14,7 @@ happens upstream after it; each call ends exactly once.
 
 from collections.abc import Callable
 
+from rawgrpc_proxy.call_policy import Tee
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.messages import Messages, counted, is_one_message
@@ -60,6 +61,7 @@ class Splice:
         "response_ended",
         "response_messages",
         "response_trailers",
+        "tee",
         "upstream",
         "upstream_closed",
         "upstream_error",
@@ -90,6 +92,8 @@ class Splice:
         self.response_trailers: HeaderList | None = None
         """What has ended the response, be it trailers or, alone, headers."""
         self.response_ended = False
+        self.tee: Tee | None = None
+        """Gets the request, too. Set before the first `join`."""
         self.downstream_error: RpcError | None = None
         """Why the downstream peer is gone, if it is."""
         self.upstream_error: RpcError | None = None
@@ -118,7 +122,7 @@ class Splice:
         self.upstream_closed = False
         changed = self.response_changes is not None
         upstream.sink = (_ChangedResponsePipe if changed else _ResponsePipe)(self, upstream)
-        self.downstream.sink = pipe = _RequestPipe(self)
+        self.downstream.sink = pipe = (_RequestPipe if self.tee is None else _TeedRequestPipe)(self)
         if inbox.error is not None:
             pipe.failed(inbox.error)
             return
@@ -137,6 +141,8 @@ class Splice:
             upstream.send_headers(self.request_trailers, end_stream=True)
         elif ends_with_data and not self.request_bytes and not self.downstream.ended_by_headers:
             upstream.send_data(b"", end_stream=True)
+        if self.tee is not None and self.request_ended:
+            self.tee.request_ended(self.request_trailers)
 
     def trailers_upstream(self, headers: Headers) -> Headers:
         """The request's trailers as they go on."""
@@ -257,6 +263,22 @@ class _RequestPipe:
         splice.downstream.sink = splice.downstream.inbox  # opens the circle that the two streams are in
         if splice.on_change is not None:
             splice.on_change()
+
+
+class _TeedRequestPipe(_RequestPipe):
+    """For a call whose request goes somewhere else as well. Its upstream comes first."""
+
+    __slots__ = ()
+
+    def data(self, data: Data, credit: int, end_stream: bool) -> None:
+        super().data(data, credit, end_stream)
+        assert self._splice.tee is not None
+        self._splice.tee.request_data(data, end_stream)
+
+    def trailers(self, headers: HeaderList) -> None:
+        super().trailers(headers)
+        assert self._splice.tee is not None
+        self._splice.tee.request_ended(self._splice.request_trailers)
 
 
 class _ResponsePipe:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rawgrpc_proxy.errors import ConfigError
-from rawgrpc_proxy.proxy.gradient import Gradient
+from rawgrpc_proxy.limits.gradient import Gradient
 
 STEP_S = 0.005
 

@@ -8,40 +8,31 @@ What it does not do: let calls wait (the pool has a line for that), or know of o
 
 from collections.abc import Sequence
 from random import Random
-from typing import Protocol, Self
+from typing import Self
 
 import trio
 
+from rawgrpc_proxy.call_policy import CallLimit
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.errors import ConfigError, TooManyCalls
-from rawgrpc_proxy.proxy.gradient import Gradient
+from rawgrpc_proxy.limits.gradient import Gradient
 
 _PUSHBACK_MS = 100
 """What the refused are told to wait: nobody knows when a place is free."""
 
 
-class CallLimit(Protocol):
-    """What a call needs a place of."""
-
-    measures: bool
-    """Whether it wants to know how long calls take."""
-
-    def enter(self) -> None:
-        """Take a place, or raise `RpcError`."""
-
-    def leave(self, began_at: float, now: float, status: Status | None) -> None:
-        """Give it back. `status` is that of a call by which time can be told, see `Places.leave`."""
-
-
 class ConcurrencyLimit:
-    """At most `maximum` calls at a time. `open_calls` are under way, and `refused` were one too many."""
+    """At most `maximum` calls at a time. `open_calls` are under way, and `refused` were one too many.
 
-    __slots__ = ("measures", "open_calls", "refused", "_maximum")
+    `name` is that of the setting, for the refused to read.
+    """
 
-    def __init__(self, maximum: int) -> None:
+    __slots__ = ("_maximum", "name", "open_calls", "refused")
+
+    def __init__(self, maximum: int, *, name: str = "concurrency") -> None:
         if maximum < 1:
             raise ConfigError(f"a limit of {maximum} calls lets none through; it must be 1 or more")
-        self.measures = False
+        self.name = name
         self.open_calls = 0
         self.refused = 0
         self._maximum = maximum
@@ -55,7 +46,7 @@ class ConcurrencyLimit:
         if self.open_calls >= self.limit:
             self.refused += 1
             raise TooManyCalls(
-                f"{self.open_calls} calls are under way, as many as may be now (concurrency)",
+                f"{self.open_calls} calls are under way, as many as may be now ({self.name})",
                 pushback_ms=_PUSHBACK_MS,
             )
         self.open_calls += 1
@@ -75,7 +66,6 @@ class AdaptiveLimit(ConcurrencyLimit):
 
     def __init__(self, minimum: int, maximum: int, rng: Random | None = None) -> None:
         super().__init__(maximum)
-        self.measures = True
         self._gradient = Gradient(minimum, maximum, rng or Random())  # noqa: S311  # jitter
 
     @property
