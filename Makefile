@@ -92,9 +92,9 @@ soak: $(DEV) ## 30 minutes of honest clients at full load: none may lose its con
 	sh interop/setup.sh $(BIN)/python
 	$(BIN)/python -m interop.promises.soak $(SOAK_ARGS)
 
-faults: $(DEV) ## links that go silent, backends that come back: how long until calls go through again (FAULTS_ARGS=...)
+faults: $(DEV) ## networks, backends and callers that fail: what is promised for each, and what comes of it (FAULTS_ARGS=...)
 	sh interop/setup.sh $(BIN)/python
-	$(BIN)/python -m interop.promises.faults $(FAULTS_ARGS)
+	$(BIN)/python -m interop.faults $(FAULTS_ARGS)
 
 lifecycle: $(DEV) ## reloads, upgrades and killed workers under load: who loses a call (LIFECYCLE_ARGS=...)
 	sh interop/setup.sh $(BIN)/python

@@ -6,7 +6,7 @@ It stands apart from the proxy's own code, which would otherwise be measured wit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
@@ -33,17 +33,30 @@ def settings(values: dict[int, int]) -> bytes:
 
 
 def grpc_request(path: str, authority: str) -> bytes:
-    """The header block of a call, without indexing and without Huffman coding (RFC 7541 §6.2.2).
-
-    Path and authority are no longer than 126 bytes.
-    """
+    """The header block of a call."""
     fields = (
         (":method", "POST"), (":scheme", "http"), (":path", path), (":authority", authority),
         ("content-type", "application/grpc"), ("te", "trailers"),
     )  # fmt: skip
-    return b"".join(
-        b"\0" + b"".join(bytes((len(text),)) + text.encode() for text in field) for field in fields
-    )
+    return header_block(fields)
+
+
+def header_block(fields: Iterable[tuple[str, str]]) -> bytes:
+    """These fields, without indexing and without Huffman coding (RFC 7541 §6.2.2)."""
+    return b"".join(b"\0" + b"".join(map(_string, field)) for field in fields)
+
+
+def _string(text: str) -> bytes:
+    # The length has a prefix of 7 bits (§5.1), and the bit before it is 0: no Huffman coding (§5.2).
+    rest = len(text) - 127
+    if rest < 0:
+        return bytes((len(text),)) + text.encode()
+    length = bytearray((127,))
+    while rest >= 128:
+        length.append(rest % 128 + 128)
+        rest //= 128
+    length.append(rest)
+    return bytes(length) + text.encode()
 
 
 def acknowledgement(kind: int, payload: bytes) -> bytes:

@@ -340,7 +340,7 @@ func load(target string, services []string, seconds float64, channels, atATime i
 }
 
 // Serves the methods of promises/bytes_server.py, under any service's name.
-func serveBytes() error {
+func serveBytes(port int, graceful bool) error {
 	handler := func(_ any, stream grpc.ServerStream) error {
 		path, _ := grpc.MethodFromServerStream(stream)
 		var request []byte
@@ -392,11 +392,11 @@ func serveBytes() error {
 		return status.Error(codes.Unimplemented, path)
 	}
 	server := grpc.NewServer(grpc.UnknownServiceHandler(handler), grpc.ForceServerCodec(bytesCodec{}))
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 	if err != nil {
 		return err
 	}
-	stopOnSignal(server)
+	stopOnSignal(server, graceful)
 	fmt.Printf("listening on %s\n", listener.Addr())
 	return server.Serve(listener)
 }

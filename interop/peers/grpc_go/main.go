@@ -115,11 +115,15 @@ func client(target string, cases []string) {
 	}
 }
 
-func stopOnSignal(server *grpc.Server) {
+func stopOnSignal(server *grpc.Server, graceful bool) {
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM)
 	go func() {
 		<-stop
+		if graceful {
+			server.GracefulStop()
+			return
+		}
 		server.Stop()
 	}()
 }
@@ -131,7 +135,7 @@ func serve() error {
 	if err != nil {
 		return err
 	}
-	stopOnSignal(server)
+	stopOnSignal(server, false)
 	for name, reason := range serverCannot {
 		fmt.Printf("cannot %s: %s\n", name, reason)
 	}
@@ -148,6 +152,8 @@ func main() {
 	seconds := flags.Float64("seconds", 1, "of load")
 	channels := flags.Int("channels", 2, "of load")
 	atATime := flags.Int("at-a-time", 24, "of load: calls on each channel")
+	port := flags.Int("port", 0, "of bytes_server: a port of the loopback interface; 0: a free one")
+	graceful := flags.Bool("graceful", false, "of bytes_server: let calls finish on SIGTERM")
 	if len(os.Args) < 2 {
 		flags.Usage()
 		os.Exit(2)
@@ -162,7 +168,7 @@ func main() {
 	case "load":
 		err = load(*target, strings.Split(*services, ","), *seconds, *channels, *atATime)
 	case "bytes_server":
-		err = serveBytes()
+		err = serveBytes(*port, *graceful)
 	default:
 		flags.Usage()
 		os.Exit(2)

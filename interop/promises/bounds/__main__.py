@@ -20,10 +20,10 @@ import trio
 
 from interop.promises.bounds.backend import MESSAGE_BYTES, SERVICE, Backend
 from interop.promises.bounds.client import RawClient
-from interop.promises.running import running
 from interop.shared import proc
 from interop.shared.processes import Listener, Trouble, proxy_command
 from interop.shared.progress import Progress
+from interop.shared.running import running
 
 MEMORY_LIMIT_MB = 100
 CALLS, MS = 1000, 20

@@ -27,10 +27,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from interop.promises.backend import backend
 from interop.promises.lifecycle.load import Crowd, calling
 from interop.promises.lifecycle.phases import Outcome, Story
 from interop.promises.lifecycle.proxy import Setup, running_proxy
-from interop.promises.running import backend
 from interop.shared.processes import Trouble
 from interop.shared.security import made_by_the_proxy
 

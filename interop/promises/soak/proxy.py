@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from interop.peers.catalogue import left_out, peer_command
-from interop.promises.running import backend
+from interop.promises.backend import backend
 from interop.shared.etcd import EtcdPorts, etcd_server
 from interop.shared.processes import Listener, proxy_command
 

@@ -1,4 +1,4 @@
-"""Calls `bytes_server.py` at a steady rate, in grpcio's asyncio API, until it is ended, and holds some calls open.
+"""Calls the backend at a steady rate, in grpcio's asyncio API, until it is ended, and holds some calls open.
 
 A line of JSON for each call that starts and each that ends, with the time on the monotonic clock, which all processes
 of a machine share. When the calls that are to be held are open, and those of the burst have ended, it says
@@ -18,8 +18,11 @@ from typing import Any
 import grpc
 import grpc.aio
 
-SERVICE = "/interop.Bytes/"
+from interop.faults.backend import SERVICE
+
+METHODS = f"/{SERVICE}/"
 REQUEST = bytes(100)
+NAME = b"watch"
 #: How long calls that never answer are given to arrive at the server.
 ARRIVAL_SECONDS = 0.5
 
@@ -34,9 +37,9 @@ class Prober:
 
     def __init__(self, target: str) -> None:
         channel = grpc.aio.insecure_channel(target)
-        self._echo: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(SERVICE + "Echo")
-        self._slow: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(SERVICE + "Slow")
-        self._watch: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(SERVICE + "Watch")
+        self._echo: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHODS + "Echo")
+        self._slow: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHODS + "Slow")
+        self._watch: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(METHODS + "Hold")
         self._numbers = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -53,12 +56,12 @@ class Prober:
 
     async def slow(self) -> None:
         """A call that is answered after a minute."""
-        await self._told("slow", self._slow(REQUEST))
+        await self._told("slow", self._slow(b"60"))
 
     async def watch(self, opened: asyncio.Event) -> None:
         """A call that is answered with one message, and then nothing more."""
-        call = self._watch(REQUEST)
-        if await call.read() == REQUEST:
+        call = self._watch(NAME)
+        if await call.read() == NAME:
             opened.set()
         await self._told("watch", call)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -27,6 +27,11 @@ class _Link:
         for stream in (self.accepted, self.dialled):
             _close_with_reset(stream)
 
+    def end(self) -> None:
+        """End both sides with FIN."""
+        for stream in (self.accepted, self.dialled):
+            stream.socket.close()
+
 
 class Shim:
     """Relays what it accepts to `target`. What it is told to do is done to the links there are; new ones are healthy.
@@ -45,6 +50,11 @@ class Shim:
         """Connections so far, those that were reset included."""
         self.delay_s = 0.0
         """How long what is read is kept before it is passed on, on all links and in both directions."""
+        self.trickle_bytes = 0
+        """How many bytes are passed on at a time, if it is not 0."""
+        self.passed = 0
+        """Bytes passed on so far, on all links and in both directions."""
+        self._cut_at: int | None = None
 
     async def serve(self, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen until cancelled; starts with the address, as HOST:PORT."""
@@ -68,6 +78,10 @@ class Shim:
         """Reset the links there are, towards both sides."""
         for link in self._links:
             link.reset()
+
+    def cut_after(self, size: int) -> None:
+        """End the links there are, towards both sides and in good order (FIN), when so many bytes more have passed."""
+        self._cut_at = self.passed + size
 
     def reset_next(self, count: int = 1) -> None:
         """Reset so many connections as soon as they are accepted."""
@@ -100,6 +114,10 @@ class Shim:
             self._links.remove(link)
             link.reset()
 
+    def _pieces(self, data: bytes) -> Iterator[bytes]:
+        size = self.trickle_bytes or len(data)
+        return (data[start : start + size] for start in range(0, len(data), size))
+
     async def _pump(self, link: _Link, source: trio.SocketStream, sink: trio.SocketStream) -> None:
         try:
             while True:
@@ -109,7 +127,14 @@ class Shim:
                 if not data:
                     await sink.send_eof()
                     return
-                await sink.send_all(data)
+                if self._cut_at is not None and self.passed + len(data) >= self._cut_at:
+                    await sink.send_all(data[: self._cut_at - self.passed])
+                    self._cut_at = None
+                    link.end()
+                    return
+                for piece in self._pieces(data):
+                    await sink.send_all(piece)
+                    self.passed += len(piece)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             await link.flowing.wait()
             link.reset()

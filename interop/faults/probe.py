@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import trio
-
+from interop.faults.world import until
 from interop.shared.processes import Lines, Trouble
 
-POLL_SECONDS = 0.1
 READY_SECONDS = 20.0
 
 
@@ -33,7 +31,7 @@ class Probe:
     def __init__(self, target: str, **options: float) -> None:
         self.calls: dict[int, Call] = {}
         self.ready = False
-        command = [sys.executable, "-m", "interop.promises.faults.probe_client", f"--target={target}"]
+        command = [sys.executable, "-m", "interop.faults.probe_client", f"--target={target}"]
         command += [f"--{name}={value}" for name, value in options.items()]
         self._noise: list[str] = []
         self._process = Lines(command, on_line=self._read)
@@ -78,11 +76,3 @@ async def probing(target: str, **options: float) -> AsyncIterator[Probe]:
         yield probe
     finally:
         probe.stop()
-
-
-async def until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Wait for it; False if it is not so after that time."""
-    with trio.move_on_after(seconds):
-        while not condition():  # noqa: ASYNC110  # threads that read from interop.shared.processes make it true
-            await trio.sleep(POLL_SECONDS)
-    return condition()

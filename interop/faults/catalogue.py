@@ -1,0 +1,8 @@
+"""All rows, in the order of the table."""
+
+from __future__ import annotations
+
+from interop.faults.row import Row
+from interop.faults.rows import cancels, deaths, dropped, fairness, frames, links
+
+ROWS: list[Row] = [*deaths.ROWS, *cancels.ROWS, *frames.ROWS, *links.ROWS, *dropped.ROWS, *fairness.ROWS]
