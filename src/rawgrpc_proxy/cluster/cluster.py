@@ -47,7 +47,7 @@ class Cluster:
     Use it as `async with Cluster(...) as cluster:`; leaving ends what it does in the background, and no call.
     """
 
-    def __init__(  # all that one may want of a cluster, each with a default
+    def __init__(  # noqa: PLR0913  # all that one may want of a cluster, each with a default
         self,
         endpoints: Iterable[str | Found] | Source,
         *,
