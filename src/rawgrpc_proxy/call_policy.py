@@ -10,6 +10,7 @@ import attrs
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.headers import Headers
+from rawgrpc_proxy.validators import at_least
 
 
 class CallLimit(Protocol):
@@ -51,3 +52,9 @@ class CallPolicy:
 
     mirror: Mirroring | None = None
     """Where a copy goes, whose response nobody gets."""
+
+    idle_timeout_s: float | None = attrs.field(default=None, validator=at_least(0.001))
+    """A call of which nothing has passed for so long, neither of the request nor of the response, ends (UNAVAILABLE).
+
+    From when it has gone upstream; it may take a quarter longer.
+    """

@@ -11,6 +11,7 @@
     │   │   └── LinkLost           with the call on it
     │   ├── StreamRefused          UNAVAILABLE, provably unprocessed: safe to retry
     │   ├── DeadlineExceeded       DEADLINE_EXCEEDED
+    │   ├── IdleTimeout            UNAVAILABLE
     │   └── StreamReset            the status its error code maps to
     └── ConnectionFailed           a whole connection ends, and every stream on it
         ├── ProtocolViolation      the peer broke a rule of HTTP/2
@@ -152,6 +153,7 @@ class RateLimited(RpcError):
             trailing_metadata=((PUSHBACK, str(pushback_ms)),),
             side=side,
             origin="proxy",
+            cause="rate_limit",
         )
 
 
@@ -165,6 +167,7 @@ class TooManyCalls(RpcError):
             trailing_metadata=((PUSHBACK, str(pushback_ms)),),
             side=side,
             origin="proxy",
+            cause="concurrency",
         )
 
 
@@ -198,6 +201,17 @@ class DeadlineExceeded(RpcError):
 
     def __init__(self, message: str, *, side: Side = Side.LOCAL) -> None:
         super().__init__(Status.DEADLINE_EXCEEDED, message, side=side, origin="proxy", cause="deadline")
+
+
+class IdleTimeout(RpcError):
+    """Nothing of the call has passed for too long.
+
+    Not DEADLINE_EXCEEDED: no deadline of the caller's has passed, and who watches something for ever does well to begin
+    anew, as with a connection that is lost.
+    """
+
+    def __init__(self, message: str, *, side: Side = Side.LOCAL) -> None:
+        super().__init__(Status.UNAVAILABLE, message, side=side, origin="proxy", cause="idle_timeout")
 
 
 class StreamReset(RpcError):

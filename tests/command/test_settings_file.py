@@ -46,6 +46,7 @@ authority = "shop.example:8443"
 metadata = { "x-env" = "staging" }
 cluster = "orders"
 max_timeout = "30s"
+idle_timeout = "5m"
 request_metadata = { set = { "x-edge" = "1" }, remove = ["x-debug"] }
 
 [[routes]]
@@ -83,6 +84,7 @@ def test_a_file_says_all_there_is_to_say(tmp_path: Path) -> None:
             metadata={"x-env": "staging"},
             cluster="orders",
             max_timeout_s=30.0,
+            idle_timeout_s=300.0,
             request_metadata=MetadataChanges(set={"x-edge": "1"}, remove=("x-debug",)),
         ),
         RouteSettings(cluster="users"),

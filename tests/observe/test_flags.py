@@ -6,6 +6,7 @@ from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.errors import (
     ConnectionGone,
     DeadlineExceeded,
+    IdleTimeout,
     NoRoute,
     PoolExhausted,
     RateLimited,
@@ -31,6 +32,7 @@ CASES = [
     (reset_error(ErrorCode.CANCEL, Side.DOWNSTREAM, ""), "DR"),
     (reset_error(ErrorCode.PROTOCOL_ERROR, Side.LOCAL, "no :status"), "LR"),
     (DeadlineExceeded("Deadline Exceeded"), "DT"),
+    (IdleTimeout("nothing has passed"), "SI"),
     (RpcError(Status.PERMISSION_DENIED, "a director's"), ""),
     (ZeroDivisionError("a handler's"), ""),
 ]

@@ -403,6 +403,31 @@ async def test_a_deadline_in_mid_response_ends_it_with_trailers(engine: Engine) 
 
 
 @trio_test
+async def test_a_deadline_ends_a_stream_on_which_messages_pass_both_ways_all_the_time(engine: Engine) -> None:
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        call = await client.open(request_fields("/a.B/C", (b"grpc-timeout", b"1S")))
+        served = await house.backend.request()
+        await served.headers(RESPONSE)
+        async with trio.open_nursery() as nursery:
+
+            async def talk(stream: PeerStream) -> None:
+                while True:
+                    await stream.data(message(b"more"))
+                    await trio.sleep(0.01)
+
+            nursery.start_soon(talk, call)
+            nursery.start_soon(talk, served)
+            answer = await call.answer()
+            nursery.cancel_scope.cancel()
+        assert answer.status == Status.DEADLINE_EXCEEDED
+        record = await house.record()
+        assert (record.status, record.cause) == (Status.DEADLINE_EXCEEDED, "deadline")
+        assert 0.9 < record.duration_s < 30
+        assert min(record.request_messages, record.response_messages) > 1
+
+
+@trio_test
 async def test_a_timeout_of_nothing_never_reaches_the_upstream(engine: Engine) -> None:
     async with a_proxy(engine) as house:
         client = await house.client()

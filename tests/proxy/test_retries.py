@@ -10,6 +10,7 @@ from trio.testing import trio_test
 
 from rawgrpc_proxy import CallContext, Status
 from rawgrpc_proxy.config import Engine
+from rawgrpc_proxy.grpc.timeout import parse_timeout
 from rawgrpc_proxy.net import poller
 from rawgrpc_proxy.proxy.director import Direction
 from rawgrpc_proxy.proxy.splice import REPLAY_BYTES
@@ -40,6 +41,21 @@ async def test_a_refused_call_is_retried_once(engine: Engine) -> None:
         record = await house.record()
         assert (record.status, record.request_messages, record.request_bytes) == (Status.OK, 1, 10)
         assert house.observer.unread == 0
+
+
+@trio_test
+async def test_a_call_that_is_sent_once_more_is_told_the_time_that_is_left_then(engine: Engine) -> None:
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        call = await client.request("/a.B/C", (b"grpc-timeout", b"50S"))
+        first = await house.backend.request()
+        told = parse_timeout(first.request.get(b"grpc-timeout") or b"")
+        await trio.sleep(0.05)  # time is what it is about
+        await first.reset(REFUSED_STREAM)
+        second = await house.backend.request()
+        assert parse_timeout(second.request.get(b"grpc-timeout") or b"") <= told - 0.05
+        await second.respond()
+        assert (await call.answer()).status == Status.OK
 
 
 @trio_test

@@ -5,7 +5,7 @@ import pytest
 import trio
 from trio.testing import MockClock, trio_test
 
-from rawgrpc_proxy import CallContext, ConfigError, Metadata, Pool, ResponseChanges
+from rawgrpc_proxy import CallContext, CallPolicy, ConfigError, Metadata, Pool, ResponseChanges
 from rawgrpc_proxy.errors import NoRoute
 from rawgrpc_proxy.proxy.routing import Route, director_of
 from rawgrpc_proxy.upstream.target import Target
@@ -87,6 +87,12 @@ async def test_a_route_has_a_longest_deadline_and_one_for_calls_without(clock: M
         assert asked([route], given)[0].deadline == pytest.approx(now + expected)
     only_longest = Route("/*", *targets("a:1"), max_timeout_s=30)
     assert asked([only_longest], attrs.evolve(given, deadline=None))[0].deadline == pytest.approx(now + 30)
+
+
+def test_a_route_has_its_calls_treated_by_its_policy() -> None:
+    policy = CallPolicy(idle_timeout_s=300)
+    assert asked([Route("/*", *targets("a:1"), policy=policy)], context())[0].policy is policy
+    assert asked([Route("/*", *targets("a:1"))], context())[0].policy is None
 
 
 @pytest.fixture

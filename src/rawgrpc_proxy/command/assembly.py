@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 import trio
 
+from rawgrpc_proxy.call_policy import CallPolicy
 from rawgrpc_proxy.cluster.cluster import Cluster
 from rawgrpc_proxy.command.cluster_settings import ClusterTls, PoolSettings
 from rawgrpc_proxy.command.cores import cores
@@ -287,6 +288,7 @@ def _routes(serve: ServeSettings, clusters: Mapping[str, Cluster]) -> list[Route
             set_values=route.request_metadata.set,
             names=(_name_of(serve.routes, place), route.cluster),
             response_changes=_response_changes(route.response_metadata),
+            policy=_policy(route),
         )
         for place, route in enumerate(serve.routes)
     ]
@@ -296,6 +298,11 @@ def _name_of(routes: Sequence[RouteSettings], place: int) -> str:
     """What to call a route in the log: what it matches, with its place where others match the same."""
     match = routes[place].match
     return match if sum(route.match == match for route in routes) == 1 else f"{match}[{place}]"
+
+
+def _policy(route: RouteSettings) -> CallPolicy | None:
+    policy = CallPolicy(idle_timeout_s=route.idle_timeout_s)
+    return None if policy == CallPolicy() else policy
 
 
 def _response_changes(changes: MetadataChanges) -> ResponseChanges | None:

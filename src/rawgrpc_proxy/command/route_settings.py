@@ -59,6 +59,11 @@ class RouteSettings:
     default_timeout_s: float | None = attrs.field(default=None, validator=at_least(0.001))
     """The deadline of calls that have none."""
 
+    idle_timeout_s: float | None = attrs.field(default=None, validator=at_least(0.001))
+    """A call of which nothing has passed for so long, neither of the request nor of the response, ends (UNAVAILABLE,
+    flag `SI`, and RST_STREAM for the upstream); it may take a quarter longer. PING does not count: this is for streams
+    whose peers are there and say nothing. By default they may do so for ever."""
+
     request_metadata: MetadataChanges = attrs.field(factory=MetadataChanges)
     """Changes to what the cluster gets. A caller cannot undo them in the trailers of its request."""
 

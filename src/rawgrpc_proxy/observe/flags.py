@@ -5,6 +5,7 @@ What it does not do: say anything of a call that its upstream has ended with a s
 
 from rawgrpc_proxy.errors import (
     DeadlineExceeded,
+    IdleTimeout,
     LinkLost,
     NoRoute,
     PoolExhausted,
@@ -28,6 +29,7 @@ FLAGS = {
     "LR": "Local reset: the proxy has ended the stream. Its sender broke a rule of HTTP/2 or a limit, or the call had "
     "stalled while too much waited in the process (`max_buffered`).",
     "DT": "The deadline has passed.",
+    "SI": "Stream idle timeout: nothing of the call has passed for too long (`idle_timeout` of the route).",
     "DC": "Downstream connection termination: the caller's was lost.",
     "DR": "Downstream reset: the caller has given the call up.",
 }
@@ -39,6 +41,7 @@ _OTHERS: tuple[tuple[type[RpcError], str], ...] = (
     (TooManyCalls, "UO"),
     (RateLimited, "RL"),
     (DeadlineExceeded, "DT"),
+    (IdleTimeout, "SI"),
 )
 
 

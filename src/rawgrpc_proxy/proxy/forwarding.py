@@ -18,12 +18,13 @@ from rawgrpc_proxy.call_policy import CallLimit
 from rawgrpc_proxy.cluster.cluster import Cluster
 from rawgrpc_proxy.cluster.endpoint import Endpoint, Place
 from rawgrpc_proxy.codes import Status
-from rawgrpc_proxy.errors import DeadlineExceeded, RpcError, Side
+from rawgrpc_proxy.errors import DeadlineExceeded, IdleTimeout, RpcError, Side
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.headers import HeaderList
 from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.limits.concurrency import Places
 from rawgrpc_proxy.net.stream import Stream
+from rawgrpc_proxy.proxy.idle import IdleWatch
 from rawgrpc_proxy.proxy.outcome import note_outcome, settled, telling_status
 from rawgrpc_proxy.proxy.splice import Splice
 from rawgrpc_proxy.proxy.upstream_request import upstream_headers
@@ -60,6 +61,7 @@ class Forwarding:
         "_splice",
         "_target",
         "call",
+        "idle",
         "over",
     )
 
@@ -107,6 +109,9 @@ class Forwarding:
             counts_messages=call.counts_messages or bool(self._limits),
             on_response=None if hear is None else partial(hear, call.record),
         )
+        idle_timeout_s = None if policy is None else policy.idle_timeout_s
+        self.idle = None if idle_timeout_s is None else IdleWatch(self._splice.passed, idle_timeout_s)
+        """For whoever minds the call while it is on its way: if it may be idle only for so long."""
         if (extras := call.record.extras) is not None:
             extras.refresh = partial(note_outcome, call, self._splice)
 
@@ -162,6 +167,15 @@ class Forwarding:
     def expire(self) -> None:
         """The deadline has passed."""
         self._end(DeadlineExceeded("Deadline Exceeded"))
+
+    def idle_for_too_long(self) -> None:
+        """Nothing has passed for as long as it may be so."""
+        assert self.idle is not None
+        self._end(
+            IdleTimeout(
+                f"nothing of the call has passed for {self.idle.timeout_s:g} s, either way (idle_timeout)"
+            )
+        )
 
     def stop(self) -> None:
         """Leave the upstream, without a word to the owner. Nothing happens if the call is over."""

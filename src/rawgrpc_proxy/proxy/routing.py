@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 from rawgrpc_proxy.call import CallContext, ObservedContext
+from rawgrpc_proxy.call_policy import CallPolicy
 from rawgrpc_proxy.cluster.cluster import Cluster
 from rawgrpc_proxy.errors import NoRoute
 from rawgrpc_proxy.grpc.path import shortened
@@ -27,8 +28,8 @@ class Route:
     `where` gets them. `authority` and `metadata` are conditions: the `:authority`, small or large letters
     alike, and for each key the one value that the call must have. `max_timeout_s` bounds every deadline,
     `default_timeout_s` is that of calls without one. `remove` and `set_values` change the metadata for the upstream, in
-    this order, and `response_changes` what the caller gets. `names` are the route's own and its cluster's, for the call
-    log.
+    this order, and `response_changes` what the caller gets. `policy` is how the calls are treated. `names` are the
+    route's own and its cluster's, for the call log.
     """
 
     __slots__ = (
@@ -39,6 +40,7 @@ class Route:
         "_max_timeout_s",
         "_metadata",
         "_names",
+        "_policy",
         "_remove",
         "_response_changes",
         "_set_values",
@@ -59,6 +61,7 @@ class Route:
         set_values: Mapping[str, str] | None = None,
         names: tuple[str, str] | None = None,
         response_changes: ResponseChanges | None = None,
+        policy: CallPolicy | None = None,
     ) -> None:
         self.pattern = pattern
         self._names = names
@@ -71,8 +74,14 @@ class Route:
         self._remove = tuple(remove)
         self._set_values = dict(set_values or {})
         self._response_changes = response_changes
+        self._policy = policy
         self._changes = bool(
-            self._remove or self._set_values or max_timeout_s or default_timeout_s or response_changes
+            self._remove
+            or self._set_values
+            or max_timeout_s
+            or default_timeout_s
+            or response_changes
+            or policy
         )
 
     def direction(self, context: CallContext) -> Direction | None:
@@ -106,6 +115,8 @@ class Route:
             context = context.with_metadata(metadata)
         if self._response_changes is not None:
             context = context.with_response_changes(self._response_changes)
+        if self._policy is not None:
+            context = context.with_policy(self._policy)
         return context
 
 

@@ -155,6 +155,19 @@ class Splice:
         self.abandon(_CANCEL)
         self.let_go()
 
+    def passed(self) -> tuple[object, ...]:
+        """What is another value whenever something of the call has passed, be it to where it waits for its peer."""
+        downstream, upstream = self.downstream, self.upstream
+        return (
+            downstream.connection.session.held_data(downstream.id)[0],
+            0 if upstream is None else upstream.connection.session.held_data(upstream.id)[0],
+            self.request_bytes,
+            self.request_ended,
+            self.response_bytes,
+            self.http_status,
+            self.response_ended,
+        )
+
     def keep(self, size: int) -> bool:
         """Whether the request, of which `size` bytes come now, may be kept for a second try; counts it if so."""
         if self.request_bytes <= _UNCOUNTED_BYTES:

@@ -14,6 +14,7 @@ from rawgrpc_proxy.call import Call, Handler
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.proxy.director import StreamDirector, checked
 from rawgrpc_proxy.proxy.forwarding import Forwarding, Owner
+from rawgrpc_proxy.proxy.idle import IdleWatch
 
 
 class TransparentHandler:
@@ -68,7 +69,10 @@ class TransparentHandler:
         try:
             while True:
                 call.stream.connection.turn.flush()
-                await waiter.news.wait()
+                if forwarding.idle is None:
+                    await waiter.news.wait()
+                else:
+                    await _news_unless_idle(waiter, forwarding, forwarding.idle)
                 if forwarding.over:
                     break
                 waiter.news = trio.Event()
@@ -77,6 +81,19 @@ class TransparentHandler:
             forwarding.stop()
         if waiter.error is not None:
             raise waiter.error
+
+
+async def _news_unless_idle(waiter: "_Waiter", forwarding: Forwarding, idle: IdleWatch) -> None:
+    """Wait for news, which may be that the call was idle for too long."""
+    when: float | None = idle.begin(trio.current_time())
+    while not waiter.news.is_set():
+        if when is None:
+            forwarding.idle_for_too_long()
+            return
+        with trio.move_on_at(when):
+            await waiter.news.wait()
+            return
+        when = idle.look(trio.current_time())
 
 
 class _Waiter:

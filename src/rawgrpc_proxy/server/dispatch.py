@@ -74,6 +74,7 @@ class Calls:
         "_hear_begun",
         "_hear_ended",
         "_hear_response",
+        "_idle",
         "_makes_extras",
         "_notes_routes",
         "_observer",
@@ -106,6 +107,8 @@ class Calls:
         self._given_up: dict[Carrier, int] = {}
         """Calls that a caller gave up in vain, by its connection."""
         self._deadlines: dict[Forwarding, Timer] = {}
+        self._idle: dict[Forwarding, Timer] = {}
+        """When to look whether they are, of calls that may be idle only for so long."""
         self.in_steps: dict[Stream, Call] = {}
         """Calls that wait for something in a task, by their streams: for those who ask what they wait for."""
 
@@ -302,12 +305,28 @@ class Calls:
     # ------------------------------------------------- calls on their way, without a task
 
     def _watch(self, forwarding: Forwarding) -> None:
-        """Nobody waits for the call any more: mind its deadline."""
+        """Nobody waits for the call any more: mind its deadline, and that it is not idle for too long."""
         deadline = forwarding.call.deadline
         if deadline is not None and not forwarding.over:
             self._deadlines[forwarding] = self._timers.add(deadline, forwarding.expire)
+        if forwarding.idle is not None and not forwarding.over:
+            self._look_again(forwarding, forwarding.idle.begin(trio.current_time()))
+
+    def _look_again(self, forwarding: Forwarding, when: float) -> None:
+        self._idle[forwarding] = self._timers.add(when, partial(self._look, forwarding))
+
+    def _look(self, forwarding: Forwarding) -> None:
+        """See whether anything of the call has passed."""
+        assert forwarding.idle is not None
+        when = forwarding.idle.look(trio.current_time())
+        if when is None:
+            forwarding.idle_for_too_long()
+        else:
+            self._look_again(forwarding, when)
 
     def _unwatch(self, forwarding: Forwarding) -> None:
+        if self._idle and (timer := self._idle.pop(forwarding, None)) is not None:
+            timer.cancel()
         if self._deadlines:
             timer = self._deadlines.pop(forwarding, None)
             if timer is not None:

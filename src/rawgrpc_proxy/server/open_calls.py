@@ -192,19 +192,12 @@ def _handler_of(call: Call, answering: Answering) -> Handler | None:
 
 
 def _moved(stream: Stream, splice: Splice | None) -> _Moved:
-    session = stream.connection.session
-    waits = session.held_data(stream.id)[0]
-    if splice is None:
-        return waits, stream.inbox.waiting_bytes, stream.inbox.ended
-    upstream = splice.upstream
+    if splice is not None:
+        return splice.passed()
     return (
-        waits,
-        0 if upstream is None else upstream.connection.session.held_data(upstream.id)[0],
-        splice.request_bytes,
-        splice.request_ended,
-        splice.response_bytes,
-        splice.http_status,
-        splice.response_ended,
+        stream.connection.session.held_data(stream.id)[0],
+        stream.inbox.waiting_bytes,
+        stream.inbox.ended,
     )
 
 
