@@ -11,6 +11,15 @@ upstream connections. Messages are opaque bytes; nothing is decoded, re-encoded 
 
 from rawgrpc_proxy.call import Call, CallContext, Handler
 from rawgrpc_proxy.call_policy import CallPolicy
+from rawgrpc_proxy.client.calls import (
+    ClientCall,
+    StreamStreamCall,
+    StreamUnaryCall,
+    UnaryStreamCall,
+    UnaryUnaryCall,
+)
+from rawgrpc_proxy.client.client import Client
+from rawgrpc_proxy.client.places import TakesCalls
 from rawgrpc_proxy.cluster.cluster import Cluster
 from rawgrpc_proxy.cluster.outlier_settings import FailurePercentage, OutlierDetection, SuccessRate
 from rawgrpc_proxy.codes import Status
@@ -51,6 +60,8 @@ __all__ = [
     "CallLog",
     "CallPolicy",
     "CallRecord",
+    "Client",
+    "ClientCall",
     "Cluster",
     "Codec",
     "ConcurrencyLimit",
@@ -80,9 +91,14 @@ __all__ = [
     "ServingStatus",
     "Status",
     "StreamDirector",
+    "StreamStreamCall",
+    "StreamUnaryCall",
     "SuccessRate",
+    "TakesCalls",
     "Target",
     "Tracing",
+    "UnaryStreamCall",
+    "UnaryUnaryCall",
     "codec",
     "codec_with_parent",
     "identity_codec",

@@ -41,9 +41,13 @@ class LocalSender:
         self._stream.send_data(data, end_stream=end_stream, source=self, credit=len(data))
         await trio.lowlevel.checkpoint()
         while self._waiting_bytes > _SEND_AHEAD_BYTES:
-            inbox = self._stream.inbox
-            if inbox.error is not None:
-                raise inbox.error
+            self.check()
             self._event = trio.Event()
             await self._event.wait()
             self._event = None
+
+    def check(self) -> None:
+        """Raise if nobody will take what is sent any more."""
+        error = self._stream.inbox.error
+        if error is not None:
+            raise error

@@ -154,6 +154,11 @@ class PooledConnection:
     # -------------------------------------------------------- for one of its calls
 
     @property
+    def is_tls(self) -> bool:
+        """Whether it speaks TLS."""
+        return self.owner.ssl_context is not None
+
+    @property
     def has_room(self) -> bool:
         """Whether a stream may be opened on it now."""
         connection = self.connection

@@ -166,6 +166,10 @@ class Target:
             raise caller.problem
         return caller.conn
 
+    async def take_place(self, _context: object) -> PooledConnection:
+        """`take`, as a client asks for it: here all calls are alike."""
+        return await self.take()
+
     async def take_another(self, conn: PooledConnection) -> PooledConnection:
         """A place on another connection than `conn`, whose own is free for others meanwhile."""
         conn.streams -= 1
