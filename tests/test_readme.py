@@ -14,11 +14,11 @@ import trio
 import trio.testing
 
 import rawgrpc_proxy
+from rawgrpc_proxy import Client, codec
 from rawgrpc_proxy.call import Call
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.command import cli
 from rawgrpc_proxy.command.arguments import commands_of
-from rawgrpc_proxy.command.demo import Trial, make_call
 from rawgrpc_proxy.command.settings_file import settings_of
 from rawgrpc_proxy.grpc.health import SERVICE as HEALTH_SERVICE
 from rawgrpc_proxy.grpc.messages import encode_message
@@ -141,14 +141,13 @@ def test_methods_of_its_own_beside_proxied_ones_as_in_the_readme(
             nursery.start_soon(run_backend, others, "others")
             async with running(program_with("StringValue"), addresses):
                 with trio.fail_after(60):
-                    conn = await client.get_conn(proxy)
-                    request = wrappers.StringValue(value="bob").SerializeToString()
-                    [reply] = await make_call(conn, Trial("/com.example.Greeter/Hello", (request,), ()))
-                    assert wrappers.StringValue.FromString(reply).value == "hello bob"
-                    assert await make_call(conn, Trial(f"/{HEALTH_SERVICE}/Check", (b"",), ())) == [
-                        b"\x08\x01"
-                    ]
-                    conn.close()
+                    async with Client(client.target(proxy), codec=codec()) as caller:
+                        request = wrappers.StringValue(value="bob")
+                        call = caller.unary_unary("/com.example.Greeter/Hello", request, wrappers.StringValue)
+                        assert (await call).value == "hello bob"
+                        assert call.trailers is not None
+                        assert call.trailers["x-served-by"] == "the proxy"
+                        assert await caller.unary_unary(f"/{HEALTH_SERVICE}/Check", b"") == b"\x08\x01"
                     for path, name in (
                         ("/com.example.Orders/Get", b"orders"),
                         ("/com.example.Orders/List", b"orders"),

@@ -18,11 +18,11 @@ import pytest
 import trio
 
 from rawgrpc_proxy.call import Call
+from rawgrpc_proxy.client.client import Client
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.command import cli
 from rawgrpc_proxy.command.assembly import Process
 from rawgrpc_proxy.command.cli import main
-from rawgrpc_proxy.command.demo import Trial, make_call
 from rawgrpc_proxy.command.log import heard_by, log_for
 from rawgrpc_proxy.command.settings import ServeSettings
 from rawgrpc_proxy.command.settings_file import settings_of
@@ -98,12 +98,8 @@ async def answer_to(
     request: bytes = b"?",
 ) -> bytes:
     """The one message that comes back from a unary call."""
-    conn = await client.get_conn(address, ssl_context=ssl_context)
-    try:
-        [message] = await make_call(conn, Trial(method, (request,), ()))
-        return message
-    finally:
-        conn.close()
+    async with Client(client.target(address, ssl_context=ssl_context)) as caller:
+        return await caller.unary_unary(method, request)
 
 
 class Talk:

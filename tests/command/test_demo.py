@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import pytest
 import trio
 
+from rawgrpc_proxy import Client
 from rawgrpc_proxy.command import demo
 from rawgrpc_proxy.command.demo import ECHO_SERVICE, TRIALS, Trial, make_call, run_demo
 from rawgrpc_proxy.config import ENGINES, Http2Settings
 from rawgrpc_proxy.errors import ConfigError, RpcError
 from rawgrpc_proxy.grpc.health import SERVICE as HEALTH_SERVICE
-from rawgrpc_proxy.upstream.pool import Pool
 from tests.processes import program
 
 ADDRESS = r"127\.0\.0\.1:\d+"
@@ -127,16 +127,15 @@ def test_a_call_that_gets_no_answer_is_given_up(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_with_stay_others_can_call_and_a_signal_ends_it(number: signal.Signals) -> None:
     async def main() -> None:
-        async with program("demo", "--stay") as shown, Pool() as client:
+        async with program("demo", "--stay") as shown:
             proxy = (await shown.line(rf"^proxy +({ADDRESS}) ", "stdout"))[1]
             command = await shown.line(r"grpcurl .* (127\.0\.0\.1:\d+) (\S+)$", "stdout")
             assert command[1] == proxy
             assert command[2] == UNARY[1:]
-            conn = await client.get_conn(proxy)
-            assert await make_call(conn, Trial(UNARY, (b"\x0a\x05hello",), ())) == [b"\x0a\x05hello"]
-            with pytest.raises(RpcError):
-                await make_call(conn, Trial("/x.Y/Z", (b"",), ()))
-            conn.close()
+            async with Client(proxy) as client:
+                assert await make_call(client, Trial(UNARY, (b"\x0a\x05hello",), ())) == [b"\x0a\x05hello"]
+                with pytest.raises(RpcError):
+                    await make_call(client, Trial("/x.Y/Z", (b"",), ()))
             await shown.line(r"^x\.Y/Z +1 +0 UNIMPLEMENTED ", "stdout")
             await shown.line(r"'unknown method /x\.Y/Z' \(status from: upstream\)", "stdout")
             assert len([line for line in shown.stdout if line.startswith(f"{ECHO_SERVICE}/Unary ")]) == 2

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import trio
 
+from rawgrpc_proxy import Client
 from rawgrpc_proxy.codes import Status
-from rawgrpc_proxy.command.demo import Trial, make_call
-from rawgrpc_proxy.errors import RpcError, UpstreamUnavailable
+from rawgrpc_proxy.errors import UpstreamUnavailable
 from rawgrpc_proxy.upstream.pool import Pool
 from tests.command.test_cli import answer_to, backends, folder, talk
-from tests.command.test_supervisor import children, until_children
+from tests.command.test_supervisor import children, status_from, until_children
 from tests.processes import Program, program
 
 __all__ = ["folder"]
@@ -53,14 +53,8 @@ async def stop(proxy: Program) -> None:
 
 
 async def status_of(client: Pool, address: str) -> str:
-    conn = await client.get_conn(address)
-    try:
-        await make_call(conn, Trial("/p.A/Get", (b"?",), ()))
-    except RpcError as error:
-        return error.status.name
-    finally:
-        conn.close()
-    return "OK"
+    async with Client(client.target(address)) as caller:
+        return await status_from(caller.unary_unary("/p.A/Get", b"?"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2])

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import trio
 
+from rawgrpc_proxy import Client, UnaryUnaryCall
 from rawgrpc_proxy.command import supervisor
 from rawgrpc_proxy.command.channel import DRAINING, READY
 from rawgrpc_proxy.command.children import Child
 from rawgrpc_proxy.command.cores import cores
-from rawgrpc_proxy.command.demo import Trial, make_call
 from rawgrpc_proxy.command.supervisor import Asked, Generation, State, Supervisor
-from rawgrpc_proxy.errors import RpcError
+from rawgrpc_proxy.errors import LinkLost, RpcError, UpstreamUnavailable
 from rawgrpc_proxy.upstream.pool import Pool
 from tests.command.test_cli import backends, talk, unread
 from tests.processes import TIMEOUT_S, Program, program
@@ -44,14 +44,18 @@ async def until_children(running: Program | trio.Process, number: int, *, withou
 
 async def status_of_a_call(address: str) -> str:
     """Call through a connection of its own. There is no upstream: UNAVAILABLE means that a worker answered."""
-    async with Pool() as pool:
-        conn = await pool.get_conn(address)
-        try:
-            await make_call(conn, Trial("/a.B/C", (b"",), ()))
-        except RpcError as error:
-            return error.status.name
-        finally:
-            conn.close()
+    async with Client(address) as client:
+        return await status_from(client.unary_unary("/a.B/C", b""))
+
+
+async def status_from(call: UnaryUnaryCall[bytes]) -> str:
+    """The name of the status that somebody has answered. Raises `UpstreamUnavailable` where nobody listens."""
+    try:
+        await call
+    except RpcError as error:
+        if isinstance(error, UpstreamUnavailable) and not isinstance(error, LinkLost):
+            raise
+        return error.status.name
     return "OK"
 
 

@@ -1,8 +1,7 @@
 """The demo: a small gRPC backend, the proxy in front of it, and a client whose calls go through and are checked.
 
 It shows that an installation works, and what the proxy sees of a call; `--stay` leaves both running for other clients.
-The backend answers any payload with the bytes it got, so neither side needs protobuf. It is no benchmark, and no
-example of how to write a client: that is what gRPC libraries are for.
+The backend answers any payload with the bytes it got, so neither side needs protobuf. It is no benchmark.
 """
 
 import math
@@ -11,7 +10,7 @@ import signal
 import ssl
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Self, TextIO
@@ -20,16 +19,14 @@ import attrs
 import trio
 
 from rawgrpc_proxy.call import CallContext
-from rawgrpc_proxy.codes import ErrorCode, Status
+from rawgrpc_proxy.client.client import Client
+from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.command.certs import write_certificates
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.codec import identity_codec
 from rawgrpc_proxy.grpc.health import SERVICE as HEALTH_SERVICE
 from rawgrpc_proxy.grpc.health import ServingStatus, request_for
-from rawgrpc_proxy.grpc.messages import MessageReader, encode_message
-from rawgrpc_proxy.net.local_sender import LocalSender
-from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.tls_files import listener_context, upstream_context
 from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.record import CallRecord
@@ -38,8 +35,6 @@ from rawgrpc_proxy.proxy.transparent import transparent_handler
 from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.services.health import Health
 from rawgrpc_proxy.services.methods import ServedCall, stream_stream, stream_unary, unary_stream, unary_unary
-from rawgrpc_proxy.upstream.lease import PoolConn
-from rawgrpc_proxy.upstream.own_calls import check_end, own_request
 from rawgrpc_proxy.upstream.pool import Pool
 from rawgrpc_proxy.upstream.target import Target
 
@@ -128,36 +123,21 @@ TRIALS = (
 )
 
 
-class _Replies:
-    """The messages of one response, as they come."""
-
-    def __init__(self, stream: Stream) -> None:
-        self._inbox = stream.inbox
-        self._reader = MessageReader()
-        self.received: list[bytes] = []
-
-    async def wait_for(self, number: float) -> None:
-        """Wait until so many messages are there, or the response has ended."""
-        while len(self.received) < number and (data := await self._inbox.receive()) is not None:
-            self.received += [payload for _compressed, payload in self._reader.feed(data)]
-
-
-async def make_call(conn: PoolConn, trial: Trial) -> list[bytes]:
-    """Make the call over this connection and answer what came back. Raises `RpcError` for any status but OK."""
-    stream = conn.open_stream(own_request(conn.address, trial.path, user_agent=b"rawgrpc-proxy-demo"))
-    replies, sender = _Replies(stream), LocalSender(stream)
-    try:
-        for number, request in enumerate(trial.requests, 1):
-            await sender.send(encode_message(request))
-            if trial.lockstep:
-                await replies.wait_for(number)
-        await sender.send(b"", end_stream=True)
-        await replies.wait_for(math.inf)
-    except trio.Cancelled:
-        stream.reset(ErrorCode.CANCEL)
-        raise
-    check_end(stream)
-    return replies.received
+async def make_call(client: Client, trial: Trial) -> list[bytes]:
+    """Make the call and answer what came back. Raises `RpcError` for any status but OK."""
+    replies: list[bytes] = []
+    async with client.stream_stream(trial.path) as call:
+        if trial.lockstep:
+            for request in trial.requests:
+                await call.send(request)
+                if (reply := await call.receive()) is None:
+                    return replies
+                replies.append(reply)
+            await call.done_sending()
+        else:
+            await call.send_all(trial.requests)
+        replies += [reply async for reply in call]
+    return replies
 
 
 # ------------------------------------------------------------------------- story
@@ -225,7 +205,6 @@ async def _run(trials: Sequence[Trial], stay: bool, settings: Http2Settings, tls
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with (
             Pool(settings=settings) as upstreams,
-            Pool(settings=settings) as client,
             trio.open_nursery() as nursery,
         ):
             nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
@@ -244,12 +223,13 @@ async def _run(trials: Sequence[Trial], stay: bool, settings: Http2Settings, tls
             screen = _Screen(sys.stdout, proxy_address, tls)
             screen.introduce(backend_address, settings.engine)
             failures = 0
-            for trial in trials:
-                problem, record = await _try(
-                    trial, partial(client.get_conn, proxy_address, ssl_context=client_tls), records
-                )
-                screen.row(record, problem)
-                failures += bool(problem)
+            async with Client(
+                proxy_address, ssl_context=client_tls, settings=settings, user_agent="rawgrpc-proxy-demo"
+            ) as client:
+                for trial in trials:
+                    problem, record = await _try(trial, client, records)
+                    screen.row(record, problem)
+                    failures += bool(problem)
             screen.conclude(len(trials), failures)
             exit_code = 1 if failures else 0
             if stay:
@@ -265,18 +245,12 @@ async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope
     scope.cancel()
 
 
-async def _try(
-    trial: Trial, connect: Callable[[], Awaitable[PoolConn]], records: _Records
-) -> tuple[str | None, CallRecord]:
+async def _try(trial: Trial, client: Client, records: _Records) -> tuple[str | None, CallRecord]:
     """Make the call. Answers what was not as expected, None if nothing, and what the proxy saw of the call."""
     problem = None
     with trio.move_on_after(_CALL_TIMEOUT_S) as timeout:
         try:
-            conn = await connect()
-            try:
-                replies = await make_call(conn, trial)
-            finally:
-                conn.close()
+            replies = await make_call(client, trial)
             if replies != list(trial.replies):
                 problem = f"the replies are {replies}, not {list(trial.replies)}"
         except RpcError as error:

@@ -20,19 +20,15 @@ from typing import Self
 import attrs
 import trio
 
-from rawgrpc_proxy.codes import ErrorCode, Status
+from rawgrpc_proxy.client.client import Client
+from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.config import Http2Settings
-from rawgrpc_proxy.errors import ConfigError, DeadlineExceeded, ProxyError, RpcError
-from rawgrpc_proxy.grpc.messages import MessageReader, encode_message
-from rawgrpc_proxy.net.local_sender import LocalSender
+from rawgrpc_proxy.errors import ConfigError, ProxyError, RpcError
 from rawgrpc_proxy.net.loop_guard import LoopGuard
-from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.tls import TlsContext
 from rawgrpc_proxy.observe.describe import describe
 from rawgrpc_proxy.observe.otlp import METHOD, partial_success_in, request_head, request_of
 from rawgrpc_proxy.observe.tracing import BATCH, Tracing
-from rawgrpc_proxy.upstream.lease import PoolConn
-from rawgrpc_proxy.upstream.own_calls import check_end, own_request
 from rawgrpc_proxy.upstream.pool import Pool
 from rawgrpc_proxy.version import version
 
@@ -95,7 +91,6 @@ class OtlpExporter:
         """Raise `ConfigError` if `address` is none."""
         self._tracing = tracing
         self._address = address
-        self._ssl_context = ssl_context
         self._head = request_head({"service.name": service_name, **(resource or {})}, version())
         self._times = times or ExportTimes()
         self._tell = tell
@@ -106,7 +101,12 @@ class OtlpExporter:
             loop_guard=loop_guard,
             settings=settings,
         )
-        self._pool.target(address, ssl_context=ssl_context)  # raises for what is no address
+        self._client = Client(
+            self._pool.target(address, ssl_context=ssl_context),
+            user_agent=f"rawgrpc-proxy/{version()}",
+            timeout=self._times.timeout_s,
+            max_message_bytes=_LONGEST_RESPONSE_BYTES,
+        )
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._rng = random.Random()  # noqa: S311  # jitter
         self._news = trio.Event()
@@ -121,6 +121,7 @@ class OtlpExporter:
         if self._nursery_manager is not None:
             raise ConfigError("an exporter is for one block; make another one")
         await self._pool.__aenter__()
+        await self._client.__aenter__()
         self._nursery_manager = trio.open_nursery()
         nursery = await self._nursery_manager.__aenter__()
         self._tracing.on_batch = self._wake
@@ -136,6 +137,7 @@ class OtlpExporter:
         finally:
             # Without the block's own error: it goes on as it is, and not in a group for the sake of our task.
             await self._nursery_manager.__aexit__(None, None, None)
+            await self._client.__aexit__(None, None, None)
             await self._pool.__aexit__(None, None, None)
 
     def give_up(self) -> None:
@@ -197,11 +199,10 @@ class OtlpExporter:
         pause_s = _FIRST_PAUSE_S
         for attempt in range(1, _MOST_ATTEMPTS + 1):
             try:
-                response = await self._call(body)
+                response = await self._client.unary_unary(METHOD, body)
             except Exception as error:  # noqa: BLE001  # the collector's, or a fault of ours: the calls go on
                 self._failed(error)
-                again = isinstance(error, RpcError) and error.status in _TRY_AGAIN
-                if not again or attempt == _MOST_ATTEMPTS or self._ends.is_set():
+                if not _may_do_better(error) or attempt == _MOST_ATTEMPTS or self._ends.is_set():
                     break
                 with trio.move_on_after(pause_s * self._rng.uniform(1 - _JITTER, 1 + _JITTER)):
                     await self._ends.wait()
@@ -239,41 +240,10 @@ class OtlpExporter:
                 "others are dropped, until it does"
             )
 
-    async def _call(self, body: bytes) -> bytes:
-        """Make the call, and answer the message of its response. Raises `RpcError` for any status but OK."""
-        with trio.move_on_after(self._times.timeout_s):
-            conn = await self._pool.get_conn(self._address, ssl_context=self._ssl_context)
-            try:
-                return await self._call_on(conn, body)
-            finally:
-                conn.close()
-        raise DeadlineExceeded(f"no answer within {self._times.timeout_s:g} s")
 
-    async def _call_on(self, conn: PoolConn, body: bytes) -> bytes:
-        scheme = b"http" if self._ssl_context is None else b"https"
-        agent = b"rawgrpc-proxy/" + version().encode()
-        stream = conn.open_stream(own_request(self._address, METHOD, user_agent=agent, scheme=scheme))
-        try:
-            await LocalSender(stream).send(encode_message(body), end_stream=True)
-            response = await _response_on(stream)
-        except BaseException:
-            stream.reset(ErrorCode.CANCEL)
-            raise
-        check_end(stream)
-        return response
-
-
-async def _response_on(stream: Stream) -> bytes:
-    """Read a response to its end, and answer its first message; empty if there is none that can be read."""
-    reader = MessageReader(max_message_bytes=_LONGEST_RESPONSE_BYTES)
-    received = 0
-    first: bytes | None = None
-    while (data := await stream.inbox.receive()) is not None:
-        received += len(data)
-        if received > _LONGEST_RESPONSE_BYTES:
-            raise RpcError(
-                Status.INTERNAL, "a response to spans is longer than 64 KiB: no collector", origin="proxy"
-            )
-        for compressed, payload in reader.feed(data):
-            first = first if first is not None else b"" if compressed else payload
-    return first or b""
+def _may_do_better(error: Exception) -> bool:
+    """Whether the same batch may be taken if it is sent again."""
+    if not isinstance(error, RpcError) or error.status not in _TRY_AGAIN:
+        return False
+    # What is too long for us is no answer of a collector.
+    return not (error.status is Status.RESOURCE_EXHAUSTED and error.origin == "proxy")
