@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from signal import SIGTERM
+from typing import Any
 
 import pytest
 import trio
 
+from rawgrpc_proxy import RpcError, ServedCall, codec, unary_unary
 from rawgrpc_proxy.call import Call
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.command.certs import write_certificates
@@ -154,6 +156,33 @@ def test_responses_leave_the_edge_without_what_is_internal() -> None:
             assert answer.headers.get(b"server") is None
             assert answer.trailers.get(b"x-internal-shard") is None
             assert answer.trailers.get(b"x-cost") == b"3"
+
+    trio.run(main)
+
+
+def test_another_service_is_asked_before_a_call_goes_on() -> None:
+    wrappers = pytest.importorskip("google.protobuf.wrappers_pb2")
+
+    async def may(request: Any, call: ServedCall) -> Any:
+        if request.value == "/p.S/Broken":
+            raise RpcError(Status.INTERNAL, "secret")
+        return wrappers.BoolValue(value=call.context.metadata.get("authorization") == "Bearer alice")
+
+    async def main() -> None:
+        access = Server(codec=codec())
+        access.add_method("/com.example.Access/May", unary_unary(may, wrappers.StringValue))
+        async with backend("a") as a, trio.open_nursery() as nursery:
+            address = await nursery.start(access.serve, "127.0.0.1:0")
+            async with example("ask_first", "127.0.0.1:0", address, a) as (_, proxy):
+                alice = (b"authorization", b"Bearer alice")
+                assert text_of(await ask(proxy, GET, alice)) == "a"
+                refused = await ask(proxy, GET)
+                assert refused.status == Status.PERMISSION_DENIED
+                assert refused.message == b"/p.S/Get is not for you"
+                unsaid = await ask(proxy, "/p.S/Broken", alice)
+                assert unsaid.status == Status.UNAVAILABLE
+                assert unsaid.message == b"nobody can say who may call this"
+            nursery.cancel_scope.cancel()
 
     trio.run(main)
 

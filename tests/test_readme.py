@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 import rawgrpc_proxy
-from rawgrpc_proxy import Client, codec
+from rawgrpc_proxy import Client, ServedCall, codec, identity_codec, stream_stream, unary_unary
 from rawgrpc_proxy.call import Call
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.command import cli
@@ -160,6 +160,41 @@ def test_methods_of_its_own_beside_proxied_ones_as_in_the_readme(
     trio.run(main)
 
 
+def test_the_client_of_the_readme_makes_its_calls(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    address = f"unix:{folder}/backend"
+    code = program_with("Client(")
+    assert code.count("127.0.0.1:50051") == 1
+
+    async def hello(request: bytes, call: ServedCall) -> bytes:
+        call.trailing_metadata.append(("x-for", str(call.context.metadata["x-caller"])))
+        return b"hello " + request
+
+    async def talk(requests: AsyncIterator[bytes], _call: ServedCall) -> AsyncIterator[bytes]:
+        async for request in requests:
+            yield b"you asked: " + request
+        yield b"bye"
+
+    async def main() -> None:
+        server = Server(codec=identity_codec())
+        server.add_method("/com.example.Greeter/Hello", unary_unary(hello, bytes))
+        server.add_method("/com.example.Greeter/Talk", stream_stream(talk, bytes))
+        namespace: dict[str, Any] = {"__name__": "readme"}
+        exec(compile(code.replace("127.0.0.1:50051", address), str(README), "exec"), namespace)  # noqa: S102  # our own README
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.serve, address)
+            with trio.fail_after(60):
+                await namespace["main"]()
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    assert capsys.readouterr().out.splitlines() == [
+        "b'hello bob' <Metadata grpc-status x-for>",
+        "b'you asked: how are you?'",
+        "b'bye'",
+        "12 unknown method /com.example.Greeter/Nothing ()",
+    ]
+
+
 def test_a_director_that_changes_metadata_as_in_the_readme(folder: Path) -> None:
     upstream = f"unix:{folder}/upstream"
     code = program_with("x-forwarded-by").replace("127.0.0.1:50051", upstream)
@@ -183,7 +218,7 @@ def test_the_route_table_of_the_readme_is_one() -> None:
 
 
 def test_every_python_example_of_the_readme_is_covered_by_a_test_above() -> None:
-    assert len(blocks("python")) == 4
+    assert len(blocks("python")) == 5
 
 
 def test_every_command_of_the_readme_is_understood() -> None:
