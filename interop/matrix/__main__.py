@@ -18,7 +18,7 @@ from interop.matrix import etcd_cases
 from interop.matrix.run import Options, Run
 from interop.matrix.table import print_matrix, print_notes, print_summary
 from interop.peers.cases import CASES
-from interop.peers.catalogue import PEERS
+from interop.peers.catalogue import CLIENTS, PEERS
 from interop.shared.security import PLAINTEXT, Security, made_by_the_proxy
 
 #: These move so much that they take longer than all others together; TLS is in their way but a cost.
@@ -47,7 +47,9 @@ def play(given: argparse.Namespace, securities: Sequence[Security]) -> int:
     )
     if not run.pairs:
         print(
-            f"no pair is called {given.only}: CLIENT->SERVER of {', '.join(PEERS)}, or etcd", file=sys.stderr
+            f"no pair is called {given.only}: CLIENT->SERVER of {', '.join(PEERS)}, or etcd; "
+            f"clients are {', '.join(CLIENTS)}, too",
+            file=sys.stderr,
         )
         return 1
     start = time.monotonic()

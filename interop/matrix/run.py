@@ -13,7 +13,7 @@ from interop.matrix.cell import CANNOT, Cell, compare
 from interop.matrix.outcome import problems
 from interop.matrix.programs import proxy, run_client
 from interop.peers.cases import CASES
-from interop.peers.catalogue import PEERS, TLS_PEERS, known_failure, left_out, peer_command
+from interop.peers.catalogue import CLIENTS, PEERS, TLS_PEERS, known_failure, left_out, peer_command
 from interop.shared.etcd import EtcdPorts, etcd_server
 from interop.shared.processes import Listener, Trouble
 from interop.shared.progress import Progress
@@ -46,7 +46,11 @@ class Run:
         asked = PEERS if in_plaintext else TLS_PEERS
         self.left_out = [reason for name in asked if (reason := left_out(name))]
         self._pairs = [
-            (security, server, [client for client in peers if self._wanted(f"{client}->{server}")])
+            (
+                security,
+                server,
+                [client for client in (*peers, *CLIENTS) if self._wanted(f"{client}->{server}")],
+            )
             for security in options.securities
             for peers in [_peers(security)]
             for server in peers

@@ -21,6 +21,8 @@ PEERS = {
     "grpc-go": [str(BUILT / "grpc_go"), "{role}"],
     "grpc-java": ["java", "-cp", f"{BUILT}/grpc_java/classes:{BUILT}/grpc_java/lib/*", "Peer", "{role}"],
 }
+#: Those that have a client only.
+CLIENTS = {"rawgrpc-proxy": [sys.executable, "-m", "interop.peers.ours.{role}"]}
 #: What `setup.sh` builds if the machine can: a file that is there then, and what it takes. The others are always there.
 COMPILED = {
     "grpc-js": (FOLDER / "grpc_js" / "node_modules" / ".installed", "Node.js and npm"),
@@ -58,7 +60,7 @@ def left_out(name: str) -> str | None:
 
 def peer_command(name: str, role: str) -> list[str]:
     """The command of a client or server."""
-    return [part.replace("{role}", role) for part in PEERS[name]]
+    return [part.replace("{role}", role) for part in (PEERS | CLIENTS)[name]]
 
 
 def known_failure(client: str, server: str, case: str) -> str | None:

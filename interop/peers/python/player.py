@@ -10,9 +10,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import trio
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message import Message
 
@@ -298,3 +300,29 @@ def run_async(open_client: Callable[[str, int, Tls | None], Client], cannot: Map
                 report(case, start, failure=repr(error))
 
     asyncio.run(run())
+
+
+def run_trio(
+    open_client: Callable[[str, int, Tls | None], AbstractAsyncContextManager[Client]],
+    cannot: Mapping[str, str],
+) -> None:
+    """Play the cases of the command line on a client for trio."""
+
+    async def run() -> None:
+        host, port, tls, cases, run_id = arguments()
+        async with open_client(host, port, tls) as client:
+            player = Player(client, run_id)
+            for case in cases:
+                start = time.monotonic()
+                if case in cannot:
+                    report(case, start, cannot=cannot[case])
+                    continue
+                try:
+                    with trio.fail_after(CASE_SECONDS):
+                        report(case, start, calls=await player.play(case))
+                except trio.TooSlowError:
+                    report(case, start, failure="hangs")
+                except Exception as error:
+                    report(case, start, failure=repr(error))
+
+    trio.run(run)
