@@ -38,6 +38,7 @@ from rawgrpc_proxy.upstream.backoff import Backoff
 from rawgrpc_proxy.upstream.choice import Phase, PoolRecord
 from rawgrpc_proxy.upstream.pooled import PooledConnection, Waiting
 from rawgrpc_proxy.upstream.state import Key, PoolState
+from rawgrpc_proxy.upstream.warm import Warm
 
 _READY = Phase.READY  # looked up once, not for every call
 _DEMAND_S = 30.0
@@ -59,6 +60,7 @@ class Target:
         "_dialling",
         "_line",
         "_trouble",
+        "_warm",
         "address",
         "calls",
         "keepalive_s",
@@ -95,6 +97,8 @@ class Target:
         self._backoff = Backoff(state.rng)
         self._asked_at = -math.inf
         """When a call last found no connection with room."""
+        self._warm: Warm | None = None
+        """Keeps connections ready, if that is asked for."""
 
     # ------------------------------------------------------- a place for a call
 
@@ -258,6 +262,8 @@ class Target:
 
     def serve(self) -> None:
         """Give those who stand in line what there is, first come first served."""
+        if self._warm is not None:
+            self._warm.look()
         line = self._line
         while line:
             conn = self._pick() or self._dial()
@@ -358,8 +364,10 @@ class Target:
                 self._line.popleft().place(conn)
         self.serve()
         if not conn.streams and not (conn.pooled and record.idle <= self.state.limits.idle):
-            record.remove(conn)
-            conn.end()
+            # The successor of one that is kept ready is worth more than that.
+            surplus = conn if self._warm is None or not conn.pooled else record.unused or conn
+            record.remove(surplus)
+            surplus.end()
 
     def dial_failed(self, conn: PooledConnection, error: ProxyError) -> None:
         """The upstream cannot be reached, or something here is wanting."""
@@ -412,8 +420,8 @@ class Target:
         trouble = self._trouble
         if trouble is None or self._backoff.retry_at != retry_at:
             return
-        lately = trouble.side is not Side.LOCAL and trio.current_time() <= self._asked_at + _DEMAND_S
-        if self._line or lately:
+        wanted = self._warm is not None or trio.current_time() <= self._asked_at + _DEMAND_S
+        if self._line or (wanted and trouble.side is not Side.LOCAL):
             self._probe()
         if not self._dialling:
             self.forget_trouble()  # for all that is known; the next call will find out
@@ -431,6 +439,46 @@ class Target:
     def _tell_trouble(self) -> None:
         for hear in self.on_trouble:
             hear()
+
+    # --------------------------------------------------------------- kept ready
+
+    def keep_ready(self, count: int) -> None:
+        """Have so many connections there at any time, dialled before calls need them; 0: only for calls, as without.
+
+        A successor is dialled before a connection comes to its ttl, as long as `size` leaves room for it. While the
+        upstream is in trouble it is dialled without a call, too, and so is found when it is back. Holds until the pool
+        closes. Raises `ConfigError` if the pool is not open, or keeps less than that.
+        """
+        state, limits = self.state, self.state.limits
+        if not 0 <= count <= min(limits.idle, limits.size):
+            raise ConfigError(
+                f"{count} connections cannot be kept ready where idle is {limits.idle} and size {limits.size}"
+            )
+        if self._warm is not None:
+            self._warm.count = count
+            self._warm.look()
+        elif count:
+            if state.nursery is None:
+                raise ConfigError("the pool is not open: use it inside `async with Pool(...) as pool:`")
+            state.in_use.setdefault(self.key, self)
+            self._warm = Warm(self, count, min(state.dial_timeout_s, limits.ttl_s / 2))
+            state.nursery.start_soon(self._warm.run)
+
+    def dial_spare(self) -> bool:
+        """Begin to dial a connection that nobody waits for. False: not now."""
+        if self.state.nursery is None or self._trouble is not None:
+            return False
+        if self.state.is_full or not self.record.may_grow:
+            return False
+        conn = PooledConnection(self, trio.current_time(), streams=0)
+        self.record.add(conn)
+        self._start(conn)
+        return True
+
+    def kept_ready_no_more(self) -> None:
+        """Connections are for calls only, again."""
+        self._warm = None
+        self._forget_if_unused()
 
     # -------------------------------------------------------------- connections
 
@@ -484,7 +532,7 @@ class Target:
         self.state.connection_ended(conn)
 
     def _forget_if_unused(self) -> None:
-        if not self._connections and not self._line and self._trouble is None:
+        if not self._connections and not self._line and self._trouble is None and self._warm is None:
             self.state.in_use.pop(self.key, None)
 
     # ------------------------------------------------------------------ for people
