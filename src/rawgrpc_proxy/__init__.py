@@ -42,6 +42,7 @@ from rawgrpc_proxy.proxy.director import Direction, StreamDirector
 from rawgrpc_proxy.proxy.forwarded import tell_forwarded
 from rawgrpc_proxy.proxy.hops import limit_hops
 from rawgrpc_proxy.proxy.identity import tell_identity
+from rawgrpc_proxy.proxy.mirror import Mirror
 from rawgrpc_proxy.proxy.otlp_exporter import OtlpExporter
 from rawgrpc_proxy.proxy.rate_limit import limit_rate
 from rawgrpc_proxy.proxy.routes import RouteTable
@@ -74,6 +75,7 @@ __all__ = [
     "LoopGuard",
     "Metadata",
     "Metrics",
+    "Mirror",
     "Observers",
     "OtlpExporter",
     "OutlierDetection",
