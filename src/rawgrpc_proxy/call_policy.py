@@ -3,6 +3,7 @@
 What it does not do: any of it. A call without a policy pays one look at None.
 """
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import attrs
@@ -43,11 +44,15 @@ class Mirroring(Protocol):
         """A call goes to its upstream with these headers. None: it is not copied. Must neither wait nor raise."""
 
 
+def _every(limits: Iterable[CallLimit]) -> tuple[CallLimit, ...]:
+    return tuple(limits)
+
+
 @attrs.frozen(kw_only=True)
 class CallPolicy:
     """How calls are treated; a director answers a context that has it (`context.with_policy`)."""
 
-    limits: tuple[CallLimit, ...] = attrs.field(default=(), converter=tuple)
+    limits: tuple[CallLimit, ...] = attrs.field(default=(), converter=_every)
     """Of each of these a call needs a place."""
 
     mirror: Mirroring | None = None

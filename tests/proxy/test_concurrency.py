@@ -45,7 +45,7 @@ class Watched:
 async def a_limited_proxy(
     engine: Engine, limits: Sequence[CallLimit], *, pool: dict[str, int] | None = None
 ) -> AsyncIterator[House]:
-    policy = CallPolicy(limits=limits)  # type: ignore[arg-type]  # it makes a tuple of them
+    policy = CallPolicy(limits=limits)
     houses: list[House] = []
 
     def director(context: CallContext, _method: str) -> Direction:

@@ -1,13 +1,27 @@
 """Routes with conditions, changes and deadlines."""
 
+from collections import Counter
+from random import Random
+
 import attrs
 import pytest
 import trio
 from trio.testing import MockClock, trio_test
 
-from rawgrpc_proxy import CallContext, CallPolicy, ConfigError, Metadata, Pool, ResponseChanges
-from rawgrpc_proxy.errors import NoRoute
-from rawgrpc_proxy.proxy.routing import Route, director_of
+from rawgrpc_proxy import (
+    CallContext,
+    CallPolicy,
+    ConcurrencyLimit,
+    ConfigError,
+    Metadata,
+    Pool,
+    ResponseChanges,
+)
+from rawgrpc_proxy.call import ObservedContext
+from rawgrpc_proxy.errors import NoRoute, RateLimited
+from rawgrpc_proxy.observe.record import CallExtras
+from rawgrpc_proxy.proxy.rate_limit import RateLimit, RateLimiter
+from rawgrpc_proxy.proxy.routing import Part, Route, SplitByWeight, director_of
 from rawgrpc_proxy.upstream.target import Target
 
 METHOD = "/p.S/M"
@@ -98,3 +112,65 @@ def test_a_route_has_its_calls_treated_by_its_policy() -> None:
 @pytest.fixture
 def clock() -> MockClock:
     return MockClock()
+
+
+def test_a_split_sends_calls_with_the_same_header_to_the_same_part_and_says_which() -> None:
+    [a, b] = targets("a:1", "b:1")
+    split = SplitByWeight([Part("canary", a, 10), Part("stable", b, 90)], sticky="X-User", rng=Random(1))
+    route = Route("/*", split, names=("the route", "none of them"))
+    counts = Counter[str]()
+    for number in range(200):
+        seen = set()
+        for _ in range(2):
+            observed = noted(context(("x-user", f"user-{number}")))
+            address = asked([route], observed)[1]
+            seen.add(address)
+            assert observed.extras.cluster == {"a:1": "canary", "b:1": "stable"}[address]
+            assert observed.extras.route == "the route"
+        [address] = seen
+        counts[address] += 1
+    assert counts["a:1"] == pytest.approx(20, abs=10)
+
+
+def test_calls_without_the_header_are_split_by_chance() -> None:
+    [a, b] = targets("a:1", "b:1")
+    for sticky in (None, "x-user"):
+        route = Route("/*", SplitByWeight([Part("a", a, 1), Part("b", b, 1)], sticky=sticky, rng=Random(1)))
+        seen = {asked([route], context())[1] for _ in range(50)}
+        assert seen == {"a:1", "b:1"}
+
+
+def test_a_split_by_what_is_no_header_is_refused() -> None:
+    with pytest.raises(ConfigError, match="not a metadata key"):
+        SplitByWeight([Part("a", targets("a:1")[0], 1)], sticky="x user")
+
+
+@trio_test
+async def test_a_route_beyond_its_rate_refuses_what_no_other_gets_and_is_named(clock: MockClock) -> None:
+    [a, b] = targets("a:1", "b:1")
+    limiter = RateLimiter(RateLimit.of("1/s"))
+    routes = [
+        Route("/p.S/*", a, metadata={"x-env": "staging"}, names=("staging", "a"), rate_limiter=limiter),
+        Route("/*", b),
+    ]
+    staging = ("x-env", "staging")
+    assert asked(routes, context(staging))[1] == "a:1"
+    observed = noted(context(staging))
+    with pytest.raises(RateLimited):
+        asked(routes, observed)
+    assert (observed.extras.route, observed.extras.cluster) == ("staging", "a")
+    assert asked(routes, context())[1] == "b:1"
+    clock.jump(1.001)
+    assert asked(routes, context(staging))[1] == "a:1"
+
+
+def test_a_route_has_one_policy_for_its_calls() -> None:
+    policy = CallPolicy(limits=[ConcurrencyLimit(1)])
+    [a] = targets("a:1")
+    assert asked([Route("/*", a, policy=policy)], context())[0].policy is policy
+
+
+def noted(what: CallContext) -> ObservedContext:
+    """The call with room for what routes note."""
+    extras = CallExtras(headers=[], stream_id=1, tls_peer=None, started=0.0)
+    return ObservedContext.of(what, extras)

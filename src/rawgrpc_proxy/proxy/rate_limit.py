@@ -81,9 +81,17 @@ def parse_rate(text: str) -> float:
 def check_per(per: str) -> None:
     """Raises `ConfigError` if it is neither "route" nor "peer" nor the key of a header."""
     try:
-        header_of(per, b"" if per.lower().endswith("-bin") else "")
-    except (TypeError, ValueError) as error:
+        header_name(per)
+    except ConfigError as error:
         raise ConfigError(f'write "route", "peer", or the key of a header: {error}') from None
+
+
+def header_name(key: str) -> bytes:
+    """A key of metadata as it is on the wire. Raises `ConfigError` for what is none."""
+    try:
+        return header_of(key, b"" if key.lower().endswith("-bin") else "")[0]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from None
 
 
 class TokenBucket:
