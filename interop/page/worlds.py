@@ -288,7 +288,8 @@ def endpoint(
     return {
         "cluster": cluster, "address": address, "connections": connections if state == "ready" else 0,
         "calls": calls if state == "ready" else 0, "waiting": waiting, "dialling": int(state == "connecting"),
-        "state": state, "statuses": statuses, "last_error": error, "explain": explain,
+        "state": state, "standing": "in_rotation", "statuses": statuses, "ejections": {}, "last_error": error,
+        "explain": explain,
     }  # fmt: skip
 
 

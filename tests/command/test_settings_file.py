@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 import pytest
 
+from rawgrpc_proxy.cluster.outlier_settings import FailurePercentage, OutlierDetection
 from rawgrpc_proxy.command.cli import main
 from rawgrpc_proxy.command.cluster_settings import ClusterTls, PoolSettings
 from rawgrpc_proxy.command.route_settings import MetadataChanges, RouteSettings
@@ -441,3 +442,37 @@ def test_the_environment_can_say_all(
     assert shown['clusters."h:1".pool.max_waiting'] == ('"none"', "RAWGRPC_PROXY_MAX_WAITING")
     assert shown['clusters."h:2".endpoints'] == ('["h:2"]', "RAWGRPC_PROXY_ROUTE")
     assert shown["routes.cluster"] == ('"h:3"', "RAWGRPC_PROXY_ROUTE")
+
+
+CLUSTER = """
+[[listeners]]
+address = "127.0.0.1:0"
+[[routes]]
+cluster = "orders"
+[clusters.orders]
+endpoints = ["a:1"]
+"""
+
+
+def test_outlier_detection_is_off_and_an_empty_table_has_the_numbers_of_a50(tmp_path: Path) -> None:
+    assert read(tmp_path, CLUSTER).serve.clusters["orders"].outlier is None
+    assert read(tmp_path, f"{CLUSTER}outlier = {{}}").serve.clusters["orders"].outlier == OutlierDetection()
+    text = 'outlier = { interval = "5s", success_rate = "none", failure_percentage = { minimum_hosts = 3 } }'
+    assert read(tmp_path, f"{CLUSTER}{text}").serve.clusters["orders"].outlier == OutlierDetection(
+        interval_s=5.0, success_rate=None, failure_percentage=FailurePercentage(minimum_hosts=3)
+    )
+
+
+def test_what_outlier_detection_cannot_be_is_said_with_its_place(tmp_path: Path) -> None:
+    text = (
+        'outlier = { max_ejection_percent = 101, failures = ["OK"], success_rate = { minimum_hosts = 3 }, '
+        "interval = 0 }"
+    )
+    with pytest.raises(SettingsError) as caught:
+        read(tmp_path, f"{CLUSTER}{text}")
+    where = "clusters.orders.outlier"
+    problems = "\n".join(caught.value.problems)
+    assert f"{where}.max_ejection_percent is 101; it must be between 0 and 100" in problems
+    assert f"{where}.failures: has 'OK'; what may be a failure: UNKNOWN" in problems
+    assert f"{where}.success_rate.minimum_hosts of 3 would never find an outlier" in problems
+    assert f"{where}.interval is 0.0; it must be 0.1 or more" in problems

@@ -38,6 +38,8 @@ def an_endpoint(state: str = "ready", cluster: str = "orders", address: str = AD
         "dialling": 1,
         "streams": 9,
         "state": state,
+        "standing": "in_rotation",
+        "ejections": {},
         "statuses": {},
         "last_error": None,
         "explain": "has room: 1 of 20 streams",
@@ -74,6 +76,7 @@ def a_busy_worker(worker: int = 1) -> Metrics:
     metrics.upstream_closed(ADDRESS, ConnectionGone("gone", why="goaway"), 1.0, 41)
     metrics.call_waits(ADDRESS, 0)
     metrics.call_refused(ADDRESS, RpcError(Status.UNAVAILABLE))
+    metrics.endpoint_ejected("orders", ADDRESS, "success_rate", "so many calls have failed", 30.0)
     return metrics
 
 
@@ -162,6 +165,19 @@ def test_workers_are_added_up_and_told_apart_where_they_are_processes() -> None:
     assert value(reports, "rawgrpc_proxy_endpoint_handled_total", address=ADDRESS, grpc_code="OK") == 2
     for worker in "12":
         assert value(reports, "rawgrpc_proxy_worker_resident_memory_bytes", worker=worker) > 2**20
+
+
+def test_who_gets_no_calls_and_how_often_it_was_ejected_is_told() -> None:
+    reports = [a_busy_worker(1).report(), a_busy_worker(2).report()]
+    for worker, report in enumerate(reports):
+        [endpoint] = report["endpoints"]
+        endpoint["standing"] = "ejected" if worker else "in_rotation"
+        endpoint["ejections"] = {"success_rate": worker + 1}
+    place = {"cluster": "orders", "address": ADDRESS}
+    name = "rawgrpc_proxy_endpoint_ejections_total"
+    assert value(reports, name, **place, algorithm="success_rate") == 3
+    for standing in ("ejected", "in_rotation"):
+        assert value(reports, "rawgrpc_proxy_endpoint_standing", **place, standing=standing) == 1
 
 
 def test_calls_to_an_address_that_two_clusters_have_in_common_are_counted_once() -> None:

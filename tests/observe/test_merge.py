@@ -31,6 +31,8 @@ def an_endpoint(state: str, last_error: str | None = None) -> EndpointReport:
         "dialling": 0,
         "streams": 5,
         "state": state,
+        "standing": "in_rotation",
+        "ejections": {},
         "statuses": {},
         "last_error": last_error,
         "explain": "has room\nfull",
@@ -120,6 +122,31 @@ def test_failed_calls_are_added_by_cause_and_stay_when_a_worker_is_gone() -> Non
     reports.lost(2)
     assert merged(reports.all())["failed"] == {"lost": {"FIN": 3}}
     assert [call["worker"] for call in merged(reports.all())["last_failed"]] == [1]
+
+
+def test_an_endpoint_that_gets_no_calls_from_some_worker_is_told_of_as_such_and_its_ejections_stay() -> None:
+    first, second, third = a_report(1), a_report(2), a_report(3)
+    first["endpoints"][0]["ejections"] = {"success_rate": 1}
+    second["endpoints"][0]["standing"] = "ejected"
+    second["endpoints"][0]["ejections"] = {"success_rate": 2}
+    reports = Reports()
+    for pid, report in enumerate((first, second, third)):
+        reports.heard({**report, "pid": pid})
+    [endpoint] = merged(reports.all())["endpoints"]
+    assert (endpoint["standing"], endpoint["ejections"]) == ("ejected", {"success_rate": 3})
+    reports.lost(1)
+    [endpoint] = merged(reports.all())["endpoints"]
+    assert (endpoint["standing"], endpoint["ejections"]) == ("in_rotation", {"success_rate": 3})
+
+
+def test_reports_of_a_version_that_told_less_of_its_endpoints_are_added_all_the_same() -> None:
+    old, new = a_report(1), a_report(2)
+    for name in ("standing", "ejections"):
+        del old["endpoints"][0][name]  # type: ignore[misc]  # as it was before
+    reports = Reports([{**old, "pid": 1}])
+    reports.heard({**new, "pid": 2})
+    [endpoint] = merged(reports.all())["endpoints"]
+    assert (endpoint["standing"], endpoint["ejections"], endpoint["connections"]) == ("in_rotation", {}, 2)
 
 
 def test_the_longest_quiet_calls_of_all_are_kept_and_whose_they_are() -> None:

@@ -65,6 +65,8 @@ def an_endpoint(address: str = "10.0.0.7:1", streams: int = 0) -> EndpointReport
         "dialling": 0,
         "streams": streams,
         "state": "ready",
+        "standing": "in_rotation",
+        "ejections": {},
         "statuses": {},
         "last_error": None,
         "explain": "",
@@ -240,6 +242,9 @@ def test_connections_to_upstreams_are_counted_with_dials_waits_and_refusals() ->
     metrics.upstream_failed(address, UpstreamUnavailable("refused"))
     metrics.call_waits(address, 0)
     metrics.call_refused(address, RpcError(Status.UNAVAILABLE))
+    for algorithm in ("success_rate", "consecutive_failures", "success_rate"):
+        metrics.endpoint_ejected("orders", address, algorithm, "so many calls have failed", 30.0)
+    metrics.endpoint_ejected("others", address, "success_rate", "so many calls have failed", 30.0)
     metrics.upstream_closed(address, ConnectionGone("gone", why="goaway"), 1.0, 41)
     metrics.call_ended(a_record())
     metrics.sources = Sources(endpoints=lambda: [an_endpoint(streams=2)])
@@ -259,6 +264,7 @@ def test_connections_to_upstreams_are_counted_with_dials_waits_and_refusals() ->
     [endpoint] = report["endpoints"]
     assert endpoint["statuses"] == {"OK": 1}
     assert endpoint["last_error"] == "UNAVAILABLE: refused"
+    assert endpoint["ejections"] == {"success_rate": 2, "consecutive_failures": 1}
 
 
 def test_a_report_tells_of_its_process_and_can_be_written_as_json() -> None:

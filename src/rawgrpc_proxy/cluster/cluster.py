@@ -31,6 +31,7 @@ from rawgrpc_proxy.errors import ConfigError, PoolExhausted, RpcError, Side, Ups
 from rawgrpc_proxy.net.tls import TlsContext
 from rawgrpc_proxy.upstream.pool import Pool
 
+PANIC = "too few are fit for calls: all get some"
 _FIRST_LOOK_UP_S = 5.0
 """How long calls wait for the first addresses. What DNS has for a query is 5 s, too."""
 
@@ -241,26 +242,13 @@ class Cluster:
 
     def explain(self) -> list[str]:
         """Say of each endpoint whether it gets calls, and if not, why."""
-        lines = [f"{endpoint.address}: {_standing(endpoint)}" for endpoint in self.endpoints]
-        lines += [f"{endpoint.address}: leaves, with {endpoint.calls} calls" for endpoint in self.draining]
+        endpoints = (*self.endpoints, *self.draining)
+        lines = [f"{endpoint.address}: {endpoint.explain()}" for endpoint in endpoints]
         if self.panics:
-            lines.append("too few are fit for calls: all get some")
+            lines.append(PANIC)
         if self.source.problem is not None:
             lines.append(f"the last look-up failed: {self.source.problem}")
         return lines
 
     def __repr__(self) -> str:
         return f"<Cluster {self.name or ', '.join(each.address for each in self.endpoints)}>"
-
-
-def _standing(endpoint: Endpoint) -> str:
-    if endpoint.ejected:
-        return f"ejected: {endpoint.why_ejected}" if endpoint.why_ejected else "ejected"
-    if endpoint.healthy is None:
-        return "waits for its first health check"
-    if not endpoint.healthy:
-        why = f": {endpoint.why_unhealthy}" if endpoint.why_unhealthy else ""
-        return f"failed its health checks{why}"
-    if endpoint.target.trouble is not None:
-        return f"cannot be connected to: {endpoint.target.trouble}"
-    return "in rotation"

@@ -8,6 +8,7 @@ import attrs
 from rawgrpc_proxy.call import Call, CallContext
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.discovery.found import Found
+from rawgrpc_proxy.observe.report import Standing
 from rawgrpc_proxy.upstream.pooled import PooledConnection
 from rawgrpc_proxy.upstream.target import Target
 
@@ -62,8 +63,39 @@ class Endpoint:
         """Calls that it has now, those that wait for a place included."""
         return self.target.calls
 
+    @property
+    def standing(self) -> Standing:
+        """Whether it gets calls, or why not, in a word; the first that fits."""
+        if self.draining:
+            return "draining"
+        if self.ejected:
+            return "ejected"
+        if not self.healthy:
+            return "unchecked" if self.healthy is None else "unhealthy"
+        return "in_rotation" if self.target.trouble is None else "unreachable"
+
+    def explain(self) -> str:
+        """The same for people."""
+        match self.standing:
+            case "draining":
+                return f"leaves, with {self.calls} calls"
+            case "ejected":
+                return _with_reason("ejected", self.why_ejected)
+            case "unchecked":
+                return "waits for its first health check"
+            case "unhealthy":
+                return _with_reason("failed its health checks", self.why_unhealthy)
+            case "unreachable":
+                return f"cannot be connected to: {self.target.trouble}"
+            case _:
+                return "in rotation"
+
     def __repr__(self) -> str:
         return f"<Endpoint {self.address}>"
+
+
+def _with_reason(what: str, why: str | None) -> str:
+    return what if why is None else f"{what}: {why}"
 
 
 @attrs.frozen

@@ -15,6 +15,7 @@ import trio
 
 from rawgrpc_proxy.call_policy import CallPolicy
 from rawgrpc_proxy.cluster.cluster import Cluster
+from rawgrpc_proxy.cluster.facts import cluster_facts
 from rawgrpc_proxy.command.cluster_settings import ClusterTls, PoolSettings
 from rawgrpc_proxy.command.cores import cores
 from rawgrpc_proxy.command.link import Answers
@@ -49,7 +50,7 @@ from rawgrpc_proxy.proxy.identity import tell_identity
 from rawgrpc_proxy.proxy.otlp_exporter import OtlpExporter
 from rawgrpc_proxy.proxy.routing import Route, director_of, routes_of_reflection
 from rawgrpc_proxy.server.server import Server
-from rawgrpc_proxy.upstream.endpoints import endpoint_facts, upstream_connection_facts
+from rawgrpc_proxy.upstream.endpoints import upstream_connection_facts
 from rawgrpc_proxy.upstream.pool import Pool
 from rawgrpc_proxy.upstream.target import Target
 
@@ -110,7 +111,7 @@ def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
     if metrics is not None:
         metrics.sources = Sources(
             open_calls=server.open_call_facts,
-            endpoints=lambda: endpoint_facts(_targets(clusters)),
+            endpoints=partial(cluster_facts, clusters),
             dropped_lines=lambda: log.dropped_lines,
             spans=lambda: (0, 0) if tracing is None else (tracing.exported, tracing.dropped),
             tls_reload_failures=lambda: sum(context.failures for context in contexts),
@@ -159,7 +160,13 @@ def _upstreams(
         for kind in kinds
     }
     made = {
-        name: Cluster(cluster.addresses, pool=pools[kind_of[name]], name=name, ssl_context=cluster_tls[name])
+        name: Cluster(
+            cluster.addresses,
+            pool=pools[kind_of[name]],
+            name=name,
+            ssl_context=cluster_tls[name],
+            outlier=cluster.outlier,
+        )
         for name, cluster in clusters.items()
     }
     return list(pools.values()), made

@@ -4,6 +4,7 @@ from typing import Any
 
 import attrs
 
+from rawgrpc_proxy.cluster.outlier_settings import OutlierDetection
 from rawgrpc_proxy.command.problems import Problems
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ConfigError
@@ -100,6 +101,9 @@ class ClusterSettings:
 
     tls: ClusterTls | None = attrs.field(default=None)
     """Without it, and without https:// in front of the endpoints, the proxy speaks plaintext."""
+
+    outlier: OutlierDetection | None = attrs.field(default=None)
+    """Outlier detection: endpoints whose calls go badly get none for a while. `{}` turns it on."""
 
     pool: PoolSettings = attrs.field(factory=PoolSettings)
     """What is not set here is as in the table `pool` of the file's top level."""

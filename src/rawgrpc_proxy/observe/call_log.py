@@ -32,10 +32,11 @@ from rawgrpc_proxy.errors import (
 )
 from rawgrpc_proxy.http2.events import StreamReset
 from rawgrpc_proxy.observe.describe import traceback_of
+from rawgrpc_proxy.observe.endpoint_notices import EndpointNotices
 from rawgrpc_proxy.observe.fields import FIELDS, check_fields, line_of, quoted
 from rawgrpc_proxy.observe.line_writer import LineFile, LineWriter
 from rawgrpc_proxy.observe.long_calls import LongCalls
-from rawgrpc_proxy.observe.observer import PoolObserver, ServerObserver
+from rawgrpc_proxy.observe.observer import ServerObserver
 from rawgrpc_proxy.observe.record import CallRecord
 from rawgrpc_proxy.observe.repeats import Repeats
 from rawgrpc_proxy.observe.words import MAX_FIELD_CHARACTERS, cut, printable, word
@@ -71,7 +72,7 @@ _OF_OPEN_CALLS = (
 """Unless others are chosen: those of the line at the end."""
 
 
-class CallLog(ServerObserver, PoolObserver):
+class CallLog(ServerObserver, EndpointNotices):
     """A `ServerObserver` and `PoolObserver` that writes lines to `file` (standard error unless told otherwise).
 
     Each line says which `worker` it is from, if there are several. Start `run` in a nursery that outlives the server,

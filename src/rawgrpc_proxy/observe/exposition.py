@@ -7,6 +7,7 @@ serves and counts nothing here: it knows the formats.
 What it does not do: count, or answer HTTP.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
@@ -132,19 +133,20 @@ class _Collected(Collector):
             self._add("endpoint_open_calls", endpoint["calls"], *place)
             self._add("endpoint_waiting_calls", endpoint["waiting"], *place)
             self._add("endpoint_dialling", endpoint["dialling"], *place)
+            for algorithm, count in endpoint["ejections"].items():
+                self._add("endpoint_ejections_total", count, *place, algorithm)
             # Of an address that two clusters have in common there is one count.
             statuses[endpoint["address"]] = endpoint["statuses"]
         for address, counts in statuses.items():
             for status, count in counts.items():
                 self._add("endpoint_handled_total", count, address, CODES[status])
-        states: dict[tuple[str, str, str], int] = {}
-        for report in reports:
-            for endpoint in report["endpoints"]:
-                if endpoint["state"] != GONE:
-                    key = endpoint["cluster"], endpoint["address"], endpoint["state"]
-                    states[key] = states.get(key, 0) + 1
+        live = [each for report in reports for each in report["endpoints"] if each["state"] != GONE]
+        states = Counter((each["cluster"], each["address"], each["state"]) for each in live)
         for labels, workers in states.items():
             self._add("endpoint_workers", workers, *labels)
+        standings = Counter((each["cluster"], each["address"], str(each["standing"])) for each in live)
+        for labels, workers in standings.items():
+            self._add("endpoint_standing", workers, *labels)
 
     def _workers(self, reports: Sequence[WorkerReport]) -> None:
         states = [report["state"] for report in reports]

@@ -192,6 +192,20 @@ FAMILIES = (
         "Workers for which an endpoint is ready, connecting, in backoff (it cannot be reached) or idle.",
     ),
     Family(
+        PROXY + "endpoint_standing",
+        "gauge",
+        (*_ENDPOINT, "standing"),
+        "Workers for which an endpoint is in_rotation, draining (not of the cluster any more), ejected (outlier "
+        "detection), unchecked or unhealthy (health checks), or unreachable.",
+    ),
+    Family(
+        PROXY + "endpoint_ejections_total",
+        "counter",
+        (*_ENDPOINT, "algorithm"),
+        "How often outlier detection has ejected an endpoint: consecutive_failures, success_rate, "
+        "failure_percentage.",
+    ),
+    Family(
         PROXY + "endpoint_handled_total",
         "counter",
         ("address", "grpc_code"),

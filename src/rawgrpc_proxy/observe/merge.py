@@ -16,6 +16,7 @@ GONE = "gone"
 _STUCK = 100
 _LAST_FAILED = 50
 _BEST_FIRST = ("ready", "connecting", "backoff", "idle", GONE)
+_WORST_FIRST = ("ejected", "unhealthy", "unreachable", "unchecked", "draining", "in_rotation")
 
 
 class StuckCall(OpenCall):
@@ -68,13 +69,14 @@ class Reports:
 
     def __init__(self, before: Iterable[WorkerReport] = ()) -> None:
         """`before` is what `all()` has answered in another process, which these reports are to go on from."""
-        before = list(before)
+        before = [_as_now(report) for report in before]
         self._of_worker = {report["pid"]: report for report in before if report["state"] != GONE}
         """By process id."""
         self._gone = next((report for report in before if report["state"] == GONE), None)
 
     def heard(self, report: WorkerReport) -> None:
         """Take a worker's report. One that was started at another time means that its process is another one."""
+        report = _as_now(report)
         pid = report["pid"]
         before = self._of_worker.get(pid)
         if before is not None and before["started_at"] != report["started_at"]:
@@ -135,6 +137,12 @@ def merged(reports: Iterable[WorkerReport]) -> Merged:
     return cast("Merged", sums)
 
 
+def _as_now(report: WorkerReport) -> WorkerReport:
+    """The report, which may be of an earlier version of the program, with what that did not tell."""
+    endpoints = [{"standing": "in_rotation", "ejections": {}, **endpoint} for endpoint in report["endpoints"]]
+    return cast("WorkerReport", {**report, "endpoints": endpoints})
+
+
 def _plus(before: Any, more: Any) -> Any:
     """The sum, part by part; of texts the later one."""
     if before is None or isinstance(more, str):
@@ -176,7 +184,9 @@ def _endpoints(reports: Iterable[WorkerReport]) -> list[EndpointReport]:
                 "dialling": before["dialling"] + endpoint["dialling"],
                 "streams": before["streams"] + endpoint["streams"],
                 "state": min(before["state"], endpoint["state"], key=_BEST_FIRST.index),
+                "standing": min(before["standing"], endpoint["standing"], key=_WORST_FIRST.index),
                 "statuses": _plus(before["statuses"], endpoint["statuses"]),
+                "ejections": _plus(before["ejections"], endpoint["ejections"]),
                 "last_error": endpoint["last_error"] or before["last_error"],
                 "explain": "\n".join(filter(None, (before["explain"], explain))),
             }
@@ -206,6 +216,7 @@ def _counted(report: WorkerReport) -> WorkerReport:
             "dialling": 0,
             "streams": 0,
             "state": GONE,
+            "standing": "in_rotation",
             "explain": "",
         }
         for endpoint in counted["endpoints"]

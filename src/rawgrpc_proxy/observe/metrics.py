@@ -60,7 +60,7 @@ class Sources:
     open_calls: Callable[[int], OpenCallsReport] | None = None
     """`Server.open_call_facts`."""
     endpoints: Callable[[], list[EndpointReport]] | None = None
-    """`partial(endpoint_facts, clusters)`, see `upstream/endpoints.py`."""
+    """`partial(cluster_facts, clusters)`, see `cluster/facts.py`."""
     dropped_lines: Callable[[], int] = int
     """Of the log: `lambda: log.dropped_lines`."""
     spans: Callable[[], tuple[int, int]] = lambda: (0, 0)
@@ -114,6 +114,8 @@ class Metrics(ServerObserver, PoolObserver):
         self._passed_on: dict[str, _Counts] = {}
         self._of_address: dict[str, list[int]] = {}
         """Calls by upstream and status."""
+        self._ejections: dict[tuple[str, str], dict[str, int]] = {}
+        """By cluster and address: how often an endpoint was ejected, by algorithm."""
         self._last_error: dict[str, str] = {}
         self._failed_calls: dict[tuple[str, str], int] = {}
         """Calls by origin and cause of their status."""
@@ -278,6 +280,11 @@ class Metrics(ServerObserver, PoolObserver):
         if address in self._last_error or len(self._last_error) < _MOST_ADDRESSES:
             self._last_error[address] = beginning(str(error), _LONGEST_TEXT)
 
+    def endpoint_ejected(self, cluster: str, address: str, algorithm: str, why: str, for_s: float) -> None:
+        place = cluster, address
+        if place in self._ejections or len(self._ejections) < _MOST_ADDRESSES:
+            _count(self._ejections.setdefault(place, {}), algorithm)
+
     # ----------------------------------------------------------------- report
 
     def report(self, opened: OpenCallsReport | None = None) -> WorkerReport:
@@ -294,6 +301,8 @@ class Metrics(ServerObserver, PoolObserver):
         endpoints = [] if sources.endpoints is None else sources.endpoints()
         for endpoint in endpoints:
             endpoint["statuses"] = _by_name(self._of_address.get(endpoint["address"], ()))
+            ejections = self._ejections.get((endpoint["cluster"], endpoint["address"]), {})
+            endpoint["ejections"] = dict(ejections)
             endpoint["last_error"] = endpoint["last_error"] or self._last_error.get(endpoint["address"])
         counts = [*self._here.values(), *self._passed_on.values()]
         ended = sum(sum(each.statuses) for each in counts)

@@ -5,7 +5,7 @@ What it does not do: count (`metrics.py` does), or look at connections (`server/
 The invariants: counters never go down as long as the process lives; a report is bounded, whatever callers send.
 """
 
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 
 class MethodReport(TypedDict):
@@ -71,6 +71,10 @@ class FailedCall(TypedDict):
     detail: str
 
 
+Standing = Literal["in_rotation", "draining", "ejected", "unchecked", "unhealthy", "unreachable"]
+"""Whether an endpoint gets calls of its cluster, or why not."""
+
+
 class EndpointReport(TypedDict):
     """An upstream's address in a cluster. `statuses` are those of all calls to the address, whichever cluster's."""
 
@@ -84,7 +88,10 @@ class EndpointReport(TypedDict):
     """Opened on the connections that are open now."""
     state: str
     """ready, connecting, backoff or idle"""
+    standing: Standing
     statuses: dict[str, int]
+    ejections: dict[str, int]
+    """How often outlier detection has ejected it, by algorithm."""
     last_error: str | None
     explain: str
 

@@ -12,11 +12,12 @@ Clusters = Mapping[str, Iterable[Target]]
 
 
 def endpoint_facts(clusters: Clusters) -> list[EndpointReport]:
-    """How each target is: its connections, calls and dials. `statuses` are left empty, `Metrics` knows them.
+    """How each target is: its connections, calls and dials.
 
-    For the thread of the pool. A target that two clusters have in common is there twice.
+    `statuses` and `ejections` are left empty, `Metrics` knows them. For the thread of the pool. A target that two
+    clusters have in common is there twice.
     """
-    return [_fact(name, target) for name, targets in clusters.items() for target in targets]
+    return [endpoint_fact(name, target) for name, targets in clusters.items() for target in targets]
 
 
 def upstream_connection_facts(clusters: Clusters, limit: int = 1000) -> list[OpenConnection]:
@@ -39,7 +40,8 @@ def _established(target: Target) -> list[PooledConnection]:
     ]
 
 
-def _fact(cluster: str, target: Target) -> EndpointReport:
+def endpoint_fact(cluster: str, target: Target) -> EndpointReport:
+    """How one target is, of whichever cluster it is; that gives it calls, as far as is known here."""
     pooled = _established(target)
     beyond = max(0, target.established - len(pooled))
     sharing = sum(len(conn.waiting) for conn in target.record.with_room)
@@ -52,7 +54,9 @@ def _fact(cluster: str, target: Target) -> EndpointReport:
         "dialling": target.dialling,
         "streams": sum(conn.connection.session.streams_opened for conn in pooled if conn.connection) + beyond,
         "state": _state(target),
+        "standing": "in_rotation",
         "statuses": {},
+        "ejections": {},
         "last_error": None if target.trouble is None else str(target.trouble),
         "explain": "\n".join(target.explain()),
     }

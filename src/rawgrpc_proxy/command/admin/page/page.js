@@ -680,6 +680,8 @@ function methodRows(flow, seconds, bounds) {
 
 const endpointKey = (endpoint) => `${endpoint.cluster} ${endpoint.address}`;
 
+const getsNoCalls = (endpoint) => endpoint.standing === 'ejected' || endpoint.standing === 'unhealthy';
+
 function endpointRows(state, base, seconds) {
   const before = new Map(list(base?.endpoints).map((endpoint) => [endpointKey(endpoint), endpoint]));
   return list(state.endpoints).map((endpoint) => {
@@ -691,7 +693,7 @@ function endpointRows(state, base, seconds) {
       key,
       cluster: endpoint.cluster,
       address: endpoint.address,
-      state: String(endpoint.state),
+      state: getsNoCalls(endpoint) ? endpoint.standing : String(endpoint.state),
       connections: number(endpoint.connections),
       calls: number(endpoint.calls),
       waiting: number(endpoint.waiting),
@@ -700,7 +702,7 @@ function endpointRows(state, base, seconds) {
       rate: seconds ? ended / seconds : null,
       ended,
       failing: sum(statuses.map(([status, count]) => (isFailing(status) ? count : 0))),
-      level: endpoint.state === 'backoff' ? 'bad' : endpoint.state === 'connecting' || endpoint.waiting > 0 ? 'warn' : null,
+      level: endpoint.state === 'backoff' || getsNoCalls(endpoint) ? 'bad' : endpoint.state === 'connecting' || endpoint.waiting > 0 ? 'warn' : null,
     };
   });
 }

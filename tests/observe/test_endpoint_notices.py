@@ -1,0 +1,37 @@
+"""The lines of the log about endpoints that get no calls, or get some again."""
+
+import io
+import json
+
+from rawgrpc_proxy import CallLog
+
+
+def test_who_gets_no_calls_is_told_to_people_with_the_reason() -> None:
+    file = io.StringIO()
+    log = CallLog(file=file)
+    log.endpoint_ejected("orders", "10.0.0.7:1", "success_rate", "50.0 % of its calls ended well", 30.0)
+    log.endpoint_returned("orders", "10.0.0.7:1")
+    log.endpoint_unhealthy("", "10.0.0.7:1", "it says NOT_SERVING\nof everything")
+    log.endpoint_healthy("", "10.0.0.7:1")
+    assert [line.partition(" ")[2] for line in file.getvalue().splitlines()] == [
+        "- upstream 10.0.0.7:1 of orders is ejected for 30 s: 50.0 % of its calls ended well",
+        "- upstream 10.0.0.7:1 of orders is ejected no more",
+        "- upstream 10.0.0.7:1 is unhealthy: it says NOT_SERVING\\nof everything",
+        "- upstream 10.0.0.7:1 is healthy again",
+    ]
+
+
+def test_to_machines_the_same_is_told_in_fields() -> None:
+    file = io.StringIO()
+    log = CallLog("json", file)
+    log.endpoint_ejected("orders", "10.0.0.7:1", "success_rate", "50.0 % of its calls ended well", 30.0)
+    line = json.loads(file.getvalue())
+    del line["time"]
+    assert line == {
+        "event": "endpoint_ejected",
+        "cluster": "orders",
+        "upstream": "10.0.0.7:1",
+        "algorithm": "success_rate",
+        "for_s": 30.0,
+        "reason": "50.0 % of its calls ended well",
+    }
