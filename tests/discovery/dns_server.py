@@ -115,7 +115,7 @@ async def dns_server() -> AsyncIterator[DnsServer]:
             server.address = f"127.0.0.1:{port}"
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(server.serve_udp, udp)
-                nursery.start_soon(trio.serve_listeners, server.serve_tcp, listeners)
+                await nursery.start(trio.serve_listeners, server.serve_tcp, listeners)
                 yield server
                 nursery.cancel_scope.cancel()
             return

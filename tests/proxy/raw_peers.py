@@ -572,9 +572,12 @@ class RawPeer:
 class Backend:
     """Listens on a port of its own; every connection to it is a `RawPeer`, every stream on it a request."""
 
-    def __init__(self, settings: dict[int, int] | None = None) -> None:
+    def __init__(
+        self, settings: dict[int, int] | None = None, *, host: str = "127.0.0.1", port: int = 0
+    ) -> None:
         self.settings = settings or {}
         """SETTINGS of the connections to come."""
+        self._host, self._port = host, port
         self.address = ""
         self.peers: list[RawPeer] = []
         self.raw_script: Callable[[trio.SocketStream], Awaitable[None]] | None = None
@@ -588,7 +591,7 @@ class Backend:
         self._peers_in, self._peers_out = trio.open_memory_channel[RawPeer](10_000)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        (self._listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        (self._listener,) = await trio.open_tcp_listeners(self._port, host=self._host)
         _limit_buffers(self._listener.socket)
         host, port = self._listener.socket.getsockname()[:2]
         self.address = f"{host}:{port}"

@@ -212,7 +212,9 @@ class Cluster:
         self._balancer.update(self._rotation)
 
     def _join(self, found: Found) -> Endpoint:
-        target = self._pool.target(found.address, ssl_context=self._ssl_context)
+        target = self._pool.target(
+            found.address, ssl_context=self._ssl_context, server_name=found.server_name
+        )
         target.on_trouble.append(self._trouble_changed)
         endpoint = Endpoint(self, target, found)
         for watcher in self._watchers:
