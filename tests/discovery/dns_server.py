@@ -23,6 +23,8 @@ class DnsServer:
     def __init__(self) -> None:
         self.records: dict[tuple[str, str], list[str]] = {}
         self.ttl_s = 60
+        self.negative_ttl_s = 0
+        """How long it holds that a name has no records of a type (RFC 2308)."""
         self.rcode: dns.rcode.Rcode | None = None
         self.silent_for: set[str] = set()
         """Questions of these types are not answered."""
@@ -63,6 +65,11 @@ class DnsServer:
                 break
             response.answer.append(dns.rrset.from_text(name, self.ttl_s, "IN", "CNAME", *known["CNAME"]))
             name = dns.name.from_text(known["CNAME"][0])
+        if not response.answer:
+            start = f"ns.internal. root.internal. 1 60 60 60 {self.negative_ttl_s}"
+            response.authority.append(
+                dns.rrset.from_text("internal.", self.negative_ttl_s, "IN", "SOA", start)
+            )
         if not known:
             response.set_rcode(dns.rcode.NXDOMAIN)
         return response
