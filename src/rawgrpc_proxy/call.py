@@ -19,6 +19,7 @@ from rawgrpc_proxy.errors import RpcError, Side
 from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.grpc.response_changes import ResponseChanges
 from rawgrpc_proxy.grpc.status import encode_grpc_message
+from rawgrpc_proxy.grpc.status_origin import StatusOrigin
 from rawgrpc_proxy.http2.field_rules import trailers_problem
 from rawgrpc_proxy.http2.headers import Headers, size_of
 from rawgrpc_proxy.http2.session import UNLIMITED
@@ -141,6 +142,7 @@ class Call:
         "on_response",
         "record",
         "started",
+        "status_origin",
         "stopping",
         "stream",
     )
@@ -165,6 +167,8 @@ class Call:
         self.deadline = context.deadline
         """When the call is to end: the caller's deadline, unless a director has set another."""
         self.started = time.perf_counter()
+        self.status_origin: StatusOrigin | None = None
+        """The trailer that tells the caller who has made its status, if it is to be told."""
         self.record = CallRecord(method=context.method, peer=context.peer)
         self._headers_sent = False
         self._ended = False
@@ -226,14 +230,20 @@ class Call:
         `ValueError` for what cannot be sent, with nothing sent.
         """
         if not self._ended:
-            self._end(status, message, metadata)
-            self._note(Status(status), message, "handler", "")
+            # What serves a method has noted whose it is.
+            origin = "served" if self.record.origin == "served" else "handler"
+            self._end(status, message, metadata, origin)
+            self._note(Status(status), message, origin, "")
 
-    def _end(self, status: Status, message: str, metadata: Headers | None) -> None:
+    def _end(
+        self, status: Status, message: str, metadata: Headers | None, origin: str, cause: str = ""
+    ) -> None:
         trailers: Headers = [(b"grpc-status", b"%d" % Status(status))]
         if message:
             trailers.append((b"grpc-message", encode_grpc_message(message)))
         trailers.extend(_checked(metadata))
+        if self.status_origin is not None:
+            trailers = [*self.status_origin.without(trailers), self.status_origin.field(origin, cause)]
         if not self._headers_sent:
             trailers[:0] = [(b":status", b"200"), CONTENT_TYPE]
         self._ended = True
@@ -249,20 +259,22 @@ class Call:
         if self._ended:
             self.stream.reset(ErrorCode.CANCEL)
         else:
-            self._end(error.status, error.message, response_headers_of(error.trailing_metadata))
+            metadata = response_headers_of(error.trailing_metadata)
+            self._end(error.status, error.message, metadata, origin, error.cause)
         self._note(error.status, error.message, origin, error.cause)
 
     def refuse(self, http_status: int, status: Status, message: str, cause: str = "not_grpc") -> None:
         """Answer a request that is no gRPC call with an HTTP status, and the reason where a gRPC peer finds it."""
         self._ended = self._headers_sent = True
-        self.stream.send_end(
-            [
-                (b":status", str(http_status).encode()),
-                CONTENT_TYPE,
-                (b"grpc-status", str(int(status)).encode()),
-                (b"grpc-message", encode_grpc_message(message)),
-            ]
-        )
+        headers = [
+            (b":status", str(http_status).encode()),
+            CONTENT_TYPE,
+            (b"grpc-status", str(int(status)).encode()),
+            (b"grpc-message", encode_grpc_message(message)),
+        ]
+        if self.status_origin is not None:
+            headers.append(self.status_origin.field("proxy", cause))
+        self.stream.send_end(headers)
         self.stream.reset_after_end(ErrorCode.NO_ERROR)
         self._note(status, f"HTTP {http_status}: {message}", "proxy", cause)
 

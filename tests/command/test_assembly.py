@@ -4,12 +4,16 @@ import io
 from pathlib import Path
 
 import pytest
+import trio
+from trio.testing import trio_test
 
 from rawgrpc_proxy import CallContext, CallLog, CallPolicy, Metadata
-from rawgrpc_proxy.command.assembly import process_of
+from rawgrpc_proxy.command.assembly import Process, process_of
 from rawgrpc_proxy.command.settings_file import load, settings_of
+from tests.proxy.raw_peers import connect
 
 ROUTES = """\
+status_origin_trailer = "x-origin"
 [[listeners]]
 address = "127.0.0.1:0"
 [clusters.a]
@@ -23,15 +27,31 @@ cluster = "a"
 """
 
 
+def made_of(folder: Path) -> Process:
+    file = folder / "proxy.toml"
+    file.write_text(ROUTES)
+    return process_of(settings_of([("proxy.toml", load(file))]), CallLog(file=io.StringIO()))
+
+
+@trio_test
+async def test_callers_are_told_who_has_made_their_status_where_the_settings_say_so(tmp_path: Path) -> None:
+    process = made_of(tmp_path)
+    async with trio.open_nursery() as nursery:
+        address = await nursery.start(process.server.serve, "127.0.0.1:0")
+        client = await connect(address, nursery)
+        answer = await (await client.request()).answer()
+        assert answer.get(b"x-origin") == b"proxy: no_route"
+        await client.aclose()
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize(
     ("method", "policy"), [("/a.B/Watch", CallPolicy(idle_timeout_s=300)), ("/a.B/Get", None)]
 )
 def test_calls_of_a_route_are_treated_as_it_says(
     tmp_path: Path, method: str, policy: CallPolicy | None
 ) -> None:
-    file = tmp_path / "proxy.toml"
-    file.write_text(ROUTES)
-    process = process_of(settings_of([("proxy.toml", load(file))]), CallLog(file=io.StringIO()))
+    process = made_of(tmp_path)
     answer = process.directors[0](CallContext(method=method, metadata=Metadata(), peer="127.0.0.1:9"), method)
     assert isinstance(answer, tuple)
     assert answer[0].policy == policy

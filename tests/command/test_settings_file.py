@@ -108,6 +108,10 @@ BROKEN = [
         f'grace = "soon"\n{LISTENING}{ROUTED}',
         "grace is 'soon'; it must be a time: a number of seconds, or text like",
     ),
+    (
+        f'status_origin_trailer = "grpc-origin"\n{LISTENING}{ROUTED}',
+        "status_origin_trailer: 'grpc-origin' cannot be the trailer that says who has made a status: it is gRPC's",
+    ),
     (f"grace = -1\n{LISTENING}{ROUTED}", r"grace is -1\.0; it must be 0 or more"),
     (f"grace = true\n{LISTENING}{ROUTED}", "grace is True; it must be a time"),
     (f"grace = 2020-02-02\n{LISTENING}{ROUTED}", "grace is datetime.date.*; it must be a time"),

@@ -116,6 +116,7 @@ async def a_proxy(
     max_connections: int | None = None,
     recorder: Recorder | None = None,
     tracing: Tracing | None = None,
+    status_origin_trailer: str | None = None,
     tap: Tap | None = None,
     **http2: Any,
 ) -> AsyncIterator[House]:
@@ -143,6 +144,7 @@ async def a_proxy(
                     observer=observer,
                     max_connections=max_connections,
                     tracing=tracing,
+                    status_origin_trailer=status_origin_trailer,
                     tap=tap,
                 )
                 configure(made, to_backend)

@@ -10,7 +10,7 @@ from trio.testing import trio_test
 from rawgrpc_proxy import Call, CallContext, Server, Status, StreamDirector
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine
-from rawgrpc_proxy.errors import RpcError
+from rawgrpc_proxy.errors import LinkLost, RpcError, Side
 from rawgrpc_proxy.observe.causes import ORIGINS, is_known
 from tests.proxy.house import House, a_proxy, on_every_engine
 from tests.proxy.raw_peers import RESPONSE, PeerStream, RawPeer, request_fields
@@ -118,6 +118,14 @@ def breaks(context: CallContext, method: str) -> Any:
     return 1 // 0
 
 
+def lets_through(context: CallContext, method: str) -> Any:
+    raise RpcError(Status.NOT_FOUND, "who is that", origin="upstream", side=Side.UPSTREAM)
+
+
+async def lets_another_through(context: CallContext, method: str) -> Any:
+    raise LinkLost("the connection to the accounts is lost", cause="FIN")
+
+
 def handled(server: Server, director: StreamDirector) -> None:
     async def handler(call: Call) -> None:
         call.end(Status.ABORTED, "by hand")
@@ -149,6 +157,8 @@ CASES = [
     Case("given up", given_up, Status.CANCELLED, "downstream", "RST_STREAM CANCEL"),
     Case("gone", gone, Status.UNAVAILABLE, "downstream", "FIN"),
     Case("refused", asks(), Status.PERMISSION_DENIED, "director", "", {"director": refuses}),
+    Case("let through", asks(), Status.NOT_FOUND, "director", "", {"director": lets_through}),
+    Case("lost by it", asks(), Status.UNAVAILABLE, "director", "FIN", {"director": lets_another_through}),
     Case("a fault", asks(), Status.INTERNAL, "proxy", "exception", {"director": breaks}),
     Case("nobody", asks(), Status.UNIMPLEMENTED, "proxy", "no_route", {"unknown": False}),
     Case("no method", asks(path="/a.B/C?d"), Status.UNIMPLEMENTED, "proxy", "malformed_path"),
@@ -178,6 +188,60 @@ async def test_a_status_is_known_by_who_made_it_and_what_it_comes_of(engine: Eng
         assert (record.status, record.origin, record.cause) == (case.status, case.origin, case.cause)
         assert record.origin in ORIGINS
         assert not record.cause or is_known(record.cause)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.origin != "downstream"], ids=lambda case: case.name
+)
+@trio_test
+async def test_a_trailer_tells_the_caller_the_same_if_it_shall(engine: Engine, case: Case) -> None:
+    async with a_proxy(engine, **case.proxy, status_origin_trailer="x-origin") as house:
+        client = await house.client()
+        call = await case.play(house, client)
+        assert call is not None
+        answer = await call.answer()
+        last = answer.trailers or answer.headers
+        assert last is not None
+        told = f"{case.origin}: {case.cause}" if case.cause else case.origin
+        assert [value for name, value in last.fields if name == b"x-origin"] == [told.encode()]
+        await house.record()
+
+
+@trio_test
+async def test_no_upstream_and_no_director_can_say_who_has_made_a_status(engine: Engine) -> None:
+    lie = (b"x-origin", b"proxy: stopping")
+
+    def director(context: CallContext, method: str) -> Any:
+        if method == "/a.B/Refused":
+            raise RpcError(Status.ABORTED, trailing_metadata=[("x-origin", "upstream"), ("x-b", "2")])
+        return context, house.pool.target(house.backend.address)
+
+    async with a_proxy(engine, director=director, status_origin_trailer="x-origin") as house:
+        client = await house.client()
+        call = await client.request()
+        served = await house.backend.request()
+        await served.headers([*RESPONSE, lie])
+        await served.headers([(b"grpc-status", b"0"), lie, (b"x-a", b"1")], end=True)
+        answer = await call.answer()
+        assert answer.headers is not None
+        assert answer.trailers is not None
+        assert answer.headers.fields == RESPONSE
+        assert answer.trailers.fields == [(b"grpc-status", b"0"), (b"x-a", b"1"), (b"x-origin", b"upstream")]
+        refused = (await (await client.request("/a.B/Refused")).answer()).headers
+        assert refused is not None
+        assert refused.fields[-2:] == [(b"x-b", b"2"), (b"x-origin", b"director")]
+
+
+@trio_test
+async def test_a_call_that_was_sent_twice_is_told_of_once(engine: Engine) -> None:
+    async with a_proxy(engine, status_origin_trailer="x-origin") as house:
+        client = await house.client()
+        call = await client.request()
+        await (await house.backend.request()).reset(ErrorCode.REFUSED_STREAM)
+        await (await house.backend.request()).respond()
+        answer = await call.answer()
+        assert answer.trailers is not None
+        assert answer.trailers.fields == [(b"grpc-status", b"0"), (b"x-origin", b"upstream")]
 
 
 @trio_test

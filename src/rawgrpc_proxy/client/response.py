@@ -13,7 +13,7 @@ from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.custom_metadata import Value, response_headers_of
 from rawgrpc_proxy.errors import RpcError, Side
 from rawgrpc_proxy.grpc.metadata import Metadata
-from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status, status_from_http
+from rawgrpc_proxy.grpc.status import decode_grpc_message, http_cause, parse_status, status_from_http
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.headers import FixedHeaders, HeaderList, Headers
 from rawgrpc_proxy.net.inbox import Creditor, Inbox
@@ -151,7 +151,8 @@ def _from_http(http_status: bytes) -> RpcError:
         status_from_http(number),
         f"HTTP status {number}, and no grpc-status",
         side=Side.UPSTREAM,
-        origin=f"HTTP {number}",
+        origin="http",
+        cause=http_cause(number),
     )
 
 

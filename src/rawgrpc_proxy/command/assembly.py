@@ -106,6 +106,7 @@ def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
         observer=told_of_calls if metrics is None else Observers(told_of_calls, metrics),
         max_connections=serve.max_connections,
         tracing=tracing,
+        status_origin_trailer=serve.status_origin_trailer,
     )
     contexts = [each for each in (*listener_tls, *cluster_tls.values()) if isinstance(each, ContextOfFiles)]
     if metrics is not None:

@@ -19,6 +19,7 @@ from rawgrpc_proxy.command.problems import Problems
 from rawgrpc_proxy.command.route_settings import RouteSettings
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ConfigError
+from rawgrpc_proxy.grpc.status_origin import StatusOrigin
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.networks import UNIX, Networks
 from rawgrpc_proxy.observe.fields import check_fields
@@ -37,6 +38,11 @@ def check_listener(address: str) -> None:
         check_inherited(address)
     else:
         Address.parse(address, to_listen=True)
+
+
+def _check_trailer(name: str | None) -> None:
+    if name is not None:
+        StatusOrigin(name)
 
 
 def _check_hosts(hosts: tuple[str, ...]) -> None:
@@ -251,6 +257,11 @@ class ServeSettings:
     hop_limit: int | None = attrs.field(default=None, validator=at_least(1))
     """Refuse calls that have passed so many proxies like this one, counted in the metadata `via`. By default they are
     not counted, and `via` is left alone."""
+
+    status_origin_trailer: str | None = attrs.field(default=None, validator=held_to(_check_trailer))
+    """The name of a trailer, `x-status-origin` for example, that tells callers who has made the status that they get,
+    and what it comes of, in the words of the log: `upstream`, `reset: RST_STREAM CANCEL`, `proxy: max_waiting`. What
+    upstreams send under this name goes no further. A response that ends with DATA has no trailers, and gets none."""
 
     health: tuple[str, ...] = attrs.field(default=("rawgrpc_proxy",))
     """Services whose health (`grpc.health.v1.Health`, Check and Watch) is the proxy's own: SERVING, and NOT_SERVING

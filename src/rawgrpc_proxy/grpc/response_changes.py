@@ -5,7 +5,7 @@ messages are encoded, and what HTTP/2 needs. The invariant: a list that was well
 """
 
 from collections.abc import Iterable, Mapping
-from typing import final
+from typing import Protocol, final
 
 from rawgrpc_proxy.custom_metadata import HOP_BY_HOP, Value, header_of
 from rawgrpc_proxy.errors import ConfigError
@@ -15,6 +15,19 @@ _OF_THE_RESPONSE = frozenset(
     (b"content-type", b"content-length", b"grpc-status", b"grpc-message", b"grpc-encoding", *HOP_BY_HOP)
 )
 _GRPC = b"grpc-"
+
+
+class Changes(Protocol):
+    """What is done to the lists of one response from upstream."""
+
+    def first(self, headers: Headers) -> Headers:
+        """What is sent for its headers."""
+
+    def only(self, headers: Headers) -> Headers:
+        """What is sent for its one list, if it has no others."""
+
+    def last(self, trailers: Headers) -> Headers:
+        """What is sent for the trailers behind headers."""
 
 
 @final
@@ -35,9 +48,13 @@ class ResponseChanges:
         self._replaced = self._removed | {name for name, _ in self._set}
 
     def first(self, headers: Headers) -> Headers:
-        """What is sent for the list that a response begins with, be it headers or all of it."""
+        """What is sent for the list that a response begins with."""
         names = self._replaced
         return [*[field for field in headers if field[0] not in names], *self._set]
+
+    def only(self, headers: Headers) -> Headers:
+        """The same where that is all of it."""
+        return self.first(headers)
 
     def last(self, trailers: Headers) -> Headers:
         """What is sent for the trailers behind headers: the very list where nothing is to be removed from it."""

@@ -7,6 +7,7 @@ or bad UTF-8 gives an answer, never an exception.
 Owns: "Responses" and "Errors" of the gRPC over HTTP/2 specification, and the gRPC mapping of HTTP statuses.
 """
 
+import http
 import re
 from urllib.parse import unquote_to_bytes
 
@@ -24,6 +25,8 @@ _FROM_HTTP = {
     503: Status.UNAVAILABLE,
     504: Status.UNAVAILABLE,
 }
+
+_REGISTERED = frozenset(map(int, http.HTTPStatus))
 
 _FROM_RESET: dict[int, Status] = {
     ErrorCode.NO_ERROR: Status.INTERNAL,
@@ -53,6 +56,11 @@ _ESCAPED = re.compile(rb"[^ -$&-~]|\A | \Z")
 def status_from_http(http_status: int) -> Status:
     """The gRPC status of a response without `grpc-status`, by its HTTP status; 200 gives UNKNOWN too."""
     return _FROM_HTTP.get(http_status, Status.UNKNOWN)
+
+
+def http_cause(http_status: int) -> str:
+    """An HTTP status as what a call ends of: of those that are registered, for a peer can send any number."""
+    return f"HTTP {http_status}" if http_status in _REGISTERED else "HTTP unknown"
 
 
 def status_from_reset(error_code: int) -> Status:

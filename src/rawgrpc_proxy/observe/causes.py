@@ -12,7 +12,7 @@ ORIGINS = {
     "reset": "The proxy, for the upstream has ended the stream without a status, or said that it will not process it.",
     "http": "The HTTP status of the upstream's response, which has no `grpc-status`.",
     "lost": "The proxy, for the connection to the upstream was lost with the call on it.",
-    "director": "The director, which has refused the call.",
+    "director": "The director, which has refused the call, or lets the error of a call of its own through.",
     "proxy": "The proxy itself, for a limit, a deadline, a fault.",
     "served": "A method that the proxy serves.",
     "handler": "A handler of the program that the proxy is part of.",

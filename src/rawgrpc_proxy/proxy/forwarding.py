@@ -322,6 +322,8 @@ class Forwarding:
         splice.decided = context.metadata.decided
         if context.response_changes is not None:
             splice.response_changes = checked_changes(context.response_changes)
+        if call.status_origin is not None:
+            splice.response_changes = call.status_origin.over(checked_changes(context.response_changes))
         turn = call.stream.connection.turn
         in_turn, turn.collecting = turn.collecting, True
         try:

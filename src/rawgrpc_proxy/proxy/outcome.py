@@ -3,19 +3,16 @@
 What it does not do: end anything.
 """
 
-import http
-
 import trio
 
 from rawgrpc_proxy.call import Call
 from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.errors import DeadlineExceeded, RpcError, StreamReset
 from rawgrpc_proxy.grpc.messages import count_of, is_exact
-from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status, status_from_http
+from rawgrpc_proxy.grpc.status import decode_grpc_message, http_cause, parse_status, status_from_http
 from rawgrpc_proxy.http2.headers import HeaderList
 from rawgrpc_proxy.proxy.splice import Splice
 
-_KNOWN_STATUSES = frozenset(http.HTTPStatus)
 _SHORT_MESSAGE = 64
 """Longer ones are not kept with the list they came in: decoded they may take four times as much, or more."""
 
@@ -53,7 +50,7 @@ def note_outcome(call: Call, splice: Splice) -> None:
     record.detail = "the upstream sent no grpc-status"
     http_status = int(splice.http_status)
     record.status, record.origin = status_from_http(http_status), "http"
-    record.cause = f"HTTP {http_status}" if http_status in _KNOWN_STATUSES else "HTTP unknown"
+    record.cause = http_cause(http_status)
 
 
 def telling_status(call: Call, splice: Splice) -> Status | None:

@@ -18,7 +18,7 @@ from rawgrpc_proxy.call_policy import Tee
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.messages import Messages, counted, is_one_message
-from rawgrpc_proxy.grpc.response_changes import ResponseChanges
+from rawgrpc_proxy.grpc.response_changes import Changes
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.headers import FixedHeaders, HeaderList, Headers, for_next_hop, size_of
 from rawgrpc_proxy.http2.session import UNLIMITED
@@ -86,7 +86,7 @@ class Splice:
         self.request_trailers: Headers | None = None
         self.decided: frozenset[bytes] = _NOTHING
         """Fields that the request's trailers must not have: the director has decided on them."""
-        self.response_changes: ResponseChanges | None = None
+        self.response_changes: Changes | None = None
         self.http_status: bytes | None = None
         """The response's, once its headers are here. The list is not kept: it may be long, and the call, too."""
         self.response_trailers: HeaderList | None = None
@@ -372,7 +372,8 @@ class _ChangedResponsePipe(_ResponsePipe):
         changes, downstream = splice.response_changes, splice.downstream
         assert changes is not None
         splice.let_go()
-        changed = changes.first(headers.once(_passed_on))
+        change = changes.only if end_stream else changes.first
+        changed = change(headers.once(_passed_on))
         limit = downstream.connection.session.peer_max_header_list_bytes
         if limit < UNLIMITED and not end_stream and size_of(changed) > limit:
             self._too_long(size_of(changed), limit)

@@ -16,6 +16,8 @@ from rawgrpc_proxy.proxy.director import StreamDirector, checked
 from rawgrpc_proxy.proxy.forwarding import Forwarding, Owner
 from rawgrpc_proxy.proxy.idle import IdleWatch
 
+_ORIGINS_OF_UPSTREAMS = frozenset({"upstream", "http", "reset", "lost"})
+
 
 class TransparentHandler:
     """Passes calls on to where its director says.
@@ -41,7 +43,11 @@ class TransparentHandler:
         """
         if self._may_wait:
             return partial(self.forward, call, owner)
-        answer = self._director(call.context, call.context.method)
+        try:
+            answer = self._director(call.context, call.context.method)
+        except RpcError as error:
+            _note_director(error)
+            raise
         if not isinstance(answer, tuple):
             return partial(self._forward_by, answer, call, owner)
         forwarding = Forwarding(call, *checked(answer, call.context), owner)
@@ -55,11 +61,20 @@ class TransparentHandler:
         """
         if call.stream.inbox.error is not None:
             raise call.stream.inbox.error
-        return await self._forward_by(self._director(call.context, call.context.method), call, owner)
+        try:
+            answer = self._director(call.context, call.context.method)
+        except RpcError as error:
+            _note_director(error)
+            raise
+        return await self._forward_by(answer, call, owner)
 
     async def _forward_by(self, answer: object, call: Call, owner: Owner) -> Forwarding:
         if not isinstance(answer, tuple) and inspect.isawaitable(answer):
-            answer = await answer
+            try:
+                answer = await answer
+            except RpcError as error:
+                _note_director(error)
+                raise
         return await Forwarding(call, *checked(answer, call.context), owner).open()
 
     async def __call__(self, call: Call) -> None:
@@ -81,6 +96,12 @@ class TransparentHandler:
             forwarding.stop()
         if waiter.error is not None:
             raise waiter.error
+
+
+def _note_director(error: RpcError) -> None:
+    """A director may let through the error of a call of its own: that status is of no upstream of this call."""
+    if error.origin in _ORIGINS_OF_UPSTREAMS:
+        error.origin = "director"
 
 
 async def _news_unless_idle(waiter: "_Waiter", forwarding: Forwarding, idle: IdleWatch) -> None:

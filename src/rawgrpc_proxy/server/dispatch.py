@@ -19,6 +19,7 @@ from rawgrpc_proxy.call import Call, CallContext, Handler, ObservedContext
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.errors import DeadlineExceeded, NoRoute, RpcError, Side
 from rawgrpc_proxy.grpc.path import malformed, shortened
+from rawgrpc_proxy.grpc.status_origin import StatusOrigin
 from rawgrpc_proxy.http2.headers import HeaderList
 from rawgrpc_proxy.net.stream import Carrier, Stream
 from rawgrpc_proxy.net.timers import Timer, Timers
@@ -60,6 +61,7 @@ class Answering:
     observer: ServerObserver | None
     stopping: Stopping
     tracing: Tracing | None = None
+    status_origin: StatusOrigin | None = None
 
 
 class Calls:
@@ -198,6 +200,8 @@ class Calls:
             counts_messages=self._counts_messages,
             on_response=self._hear_response,
         )
+        if self.answering.status_origin is not None:
+            call.status_origin = self.answering.status_origin
         if self._makes_extras:
             self._add_extras(call)
         if self._tracing is not None:

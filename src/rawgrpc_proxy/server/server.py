@@ -30,6 +30,7 @@ from rawgrpc_proxy.errors import (
 from rawgrpc_proxy.grpc.codec import Codec, codec_with_parent, identity_codec
 from rawgrpc_proxy.grpc.codec import codec as protobuf_codec
 from rawgrpc_proxy.grpc.path import path_problem
+from rawgrpc_proxy.grpc.status_origin import StatusOrigin
 from rawgrpc_proxy.http2.events import StreamReset
 from rawgrpc_proxy.net.accept_share import current_accept_share
 from rawgrpc_proxy.net.address import Address
@@ -74,7 +75,9 @@ class Server:
     installed, else raw bytes. `max_connections` bounds the downstream connections; by default they get what
     `DescriptorPlan` leaves them of the process's limit on file descriptors. When there are so many, the youngest that
     has no call makes room for the next one, see `making_room.py`; if there is none, the next one is closed. `tracing`
-    says which calls are traced; `tap` sees all bytes of the connections that it asks for.
+    says which calls are traced; `tap` sees all bytes of the connections that it asks for. `status_origin_trailer` is
+    the name of a trailer that tells callers who has made the status that they get, and what it comes of, see
+    `grpc/status_origin.py`; `ConfigError` for a name that is none.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Server:
         observer: ServerObserver | None = None,
         max_connections: int | None = None,
         tracing: Tracing | None = None,
+        status_origin_trailer: str | None = None,
         tap: Tap | None = None,
     ) -> None:
         self._handlers: dict[str, Handler] = {}
@@ -102,6 +106,7 @@ class Server:
             observer=observer,
             stopping=self._stopping,
             tracing=tracing,
+            status_origin=None if status_origin_trailer is None else StatusOrigin(status_origin_trailer),
         )
         self._max_connections = max_connections or DescriptorPlan.of_this_process().downstream
         self._why_no_more = "set by max_connections" if max_connections else remedy()

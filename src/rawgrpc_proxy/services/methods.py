@@ -14,7 +14,7 @@ import trio
 from rawgrpc_proxy.call import Call, Handler
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.custom_metadata import Value, response_headers_of
-from rawgrpc_proxy.errors import RpcError
+from rawgrpc_proxy.errors import RpcError, Side
 from rawgrpc_proxy.grpc.codec import Codec
 from rawgrpc_proxy.grpc.compression import ACCEPT_ENCODING, inflated
 from rawgrpc_proxy.grpc.messages import DEFAULT_MAX_MESSAGE_BYTES, MessageReader, encode_message
@@ -224,16 +224,21 @@ def _awaited(answer: Awaitable[object]) -> Awaitable[object]:
     return answer
 
 
+_ORIGINS = frozenset({"director", "upstream", "http", "reset", "lost"})
+"""Of the errors of a method: its own, and those of calls that it has made itself and lets through."""
+
+
 def _of_this_method(error: RpcError, served: ServedCall) -> RpcError:
     """The error that ends the call: the function's, with the trailing metadata it has set."""
-    if error.origin != "director" and not served.trailing_metadata:
+    is_ours = error.origin in _ORIGINS and error.side is not Side.DOWNSTREAM
+    if not is_ours and not served.trailing_metadata:
         return error
     return RpcError(
         error.status,
         error.message,
         trailing_metadata=[*error.trailing_metadata, *served.trailing_metadata],
         side=error.side,
-        origin="served" if error.origin == "director" else error.origin,
+        origin="served" if is_ours else error.origin,
         cause=error.cause,
     )
 
@@ -255,7 +260,6 @@ def _method(
                 raise _of_this_method(error, served) from error
             call.send_headers([ACCEPT_ENCODING])
             call.end(Status.OK, metadata=response_headers_of(served.trailing_metadata))
-            call.record.origin = "served"
 
         return handle
 
