@@ -613,6 +613,20 @@ const quietTable = new Table(byId('quiet'), {
   none: 'No call is open.',
 });
 
+const failedTable = new Table(byId('failed'), {
+  labelledby: 'failed-heading',
+  columns: [
+    text('Status from', '8rem', (row) => row.origin, plain((row) => said(row.origin))),
+    text('Comes of', '26%', (row) => row.cause, plain((row) => said(row.cause || '–'))),
+    figure('Calls', '4.5rem', (row) => row.calls, (cell, row) => countCell(cell, row.calls, 'warn')),
+    value('Since start', '6.5rem', (row) => row.count, integer),
+    text('Last', '', null, (cell, row) => setPieces(cell, [[said(row.status), 'method'], [' ', ''], [said(row.last), 'soft']])),
+  ],
+  compare: (a, b) => b.calls - a.calls || b.count - a.count || (a.key < b.key ? -1 : 1),
+  limit: 10,
+  none: 'No call has failed.',
+});
+
 const limitTable = new Table(byId('limits'), {
   labelledby: 'limits-heading',
   columns: [
@@ -747,6 +761,17 @@ function stuckRows(calls) {
     group.level ??= call.level;
   }
   return [...groups.values()];
+}
+
+function failedRows(state, base, seconds) {
+  return entries(state.failed).flatMap(([origin, causes]) => entries(causes).map(([cause, count]) => {
+    const last = list(state.last_failed).find((call) => call.origin === origin && call.cause === cause);
+    const calls = less(count, own(own(base?.failed, origin), cause));
+    return {
+      key: `${origin} ${cause}`, origin, cause, calls, span: seconds, count: number(count), level: null,
+      status: last ? last.status : '', last: last ? `${last.method} ${last.detail}` : '',
+    };
+  }));
 }
 
 function limitRows(state, base, seconds) {
@@ -917,6 +942,7 @@ function look() {
     methods: methodRows(flow, seconds, state.bounds_s),
     endpoints: endpointRows(state, base, seconds),
     stuck: stuckRows(calls),
+    failed: failedRows(state, base, seconds),
     limits: limitRows(state, base, seconds),
     workers: workerRows(state, base),
     dropped: less(state.log?.dropped_lines, base?.log?.dropped_lines),
@@ -1015,6 +1041,7 @@ function showTables(view) {
   const open = number(state.calls?.open);
   noteOf('calls', view.calls.length < open ? `${integer(view.calls.length)} of ${integer(open)} open calls` : plural(open, 'open call', 'open calls'));
   for (const id of ['stuck-heading', 'quiet-heading', 'stuck']) byId(id).hidden = view.calls.length === 0;
+  failedTable.show(view.failed);
   limitTable.show(view.limits);
   noteOf('limits', `log lines dropped: ${integer(view.dropped)} ${span}, ${integer(state.log?.dropped_lines)} since start`);
   workerTable.show(view.workers);
