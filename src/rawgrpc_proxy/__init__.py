@@ -20,8 +20,10 @@ from rawgrpc_proxy.client.calls import (
 )
 from rawgrpc_proxy.client.client import Client
 from rawgrpc_proxy.client.places import TakesCalls
+from rawgrpc_proxy.cluster.balance import Balance
 from rawgrpc_proxy.cluster.cluster import Cluster
 from rawgrpc_proxy.cluster.outlier_settings import FailurePercentage, OutlierDetection, SuccessRate
+from rawgrpc_proxy.cluster.slow_start import SlowStart
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ConfigError, ProxyError, RpcError
@@ -56,6 +58,7 @@ from rawgrpc_proxy.upstream.target import Target
 
 __all__ = [
     "AdaptiveLimit",
+    "Balance",
     "Call",
     "CallContext",
     "CallLog",
@@ -91,6 +94,7 @@ __all__ = [
     "Server",
     "ServerObserver",
     "ServingStatus",
+    "SlowStart",
     "Status",
     "StreamDirector",
     "StreamStreamCall",

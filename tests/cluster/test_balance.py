@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rawgrpc_proxy.cluster.balance import (
-    KINDS,
+    POLICIES,
     Balance,
     Balancer,
     LeastRequest,
@@ -74,7 +74,7 @@ any_weights = st.lists(st.floats(0.01, 100), min_size=1, max_size=8)
 # ----------------------------------------------------------------- what holds for all
 
 
-@given(kind=st.sampled_from(KINDS), weights=any_weights, rng=seeds, data=st.data())
+@given(kind=st.sampled_from(POLICIES), weights=any_weights, rng=seeds, data=st.data())
 def test_what_is_to_be_avoided_is_not_picked_and_nothing_is_only_if_all_are(
     kind: str, weights: list[float], rng: random.Random, data: st.DataObject
 ) -> None:
@@ -91,7 +91,7 @@ def test_what_is_to_be_avoided_is_not_picked_and_nothing_is_only_if_all_are(
         assert (picked is None) == (set(avoid) == set(there))
 
 
-@given(kind=st.sampled_from(KINDS), rng=seeds, data=st.data())
+@given(kind=st.sampled_from(POLICIES), rng=seeds, data=st.data())
 def test_only_those_of_the_last_update_are_picked(kind: str, rng: random.Random, data: st.DataObject) -> None:
     balancer: Balancer[Endpoint] = Balance.parse(kind).make(rng)
     assert balancer.pick() is None
@@ -459,12 +459,15 @@ def test_a_balancer_is_made_by_its_name(kind: str, balancer: type) -> None:
             lambda: Balance.parse("random"),
             "balance is 'random'; it must be one of round_robin, least_request",
         ),
-        (lambda: Balance(kind="ring_hash", bounded_load=0.9), "bounded_load is 0.9; it must be 1 or more"),
-        (lambda: Balance(kind="least_request", choices=1), "choices is 1; it must be between 2 and 100"),
-        (lambda: Balance(header="x-user"), "round_robin looks at no header"),
-        (lambda: Balance(kind="ring_hash", header="X-User"), "lower case, like x-user"),
+        (lambda: Balance(policy="ring_hash", bounded_load=0.9), "bounded_load is 0.9; it must be 1 or more"),
+        (lambda: Balance(policy="least_request", choices=1), "choices is 1; it must be between 2 and 100"),
+        (
+            lambda: Balance(header="x-user").make(),
+            "header is for .ring_hash.; .round_robin. looks at no header",
+        ),
+        (lambda: Balance(policy="ring_hash", header="X-User"), "lower case, like x-user"),
     ],
 )
-def test_what_cannot_be_is_said(wrong: Callable[[], Balance], words: str) -> None:
+def test_what_cannot_be_is_said(wrong: Callable[[], object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         wrong()

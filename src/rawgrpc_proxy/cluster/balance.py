@@ -22,17 +22,17 @@ import random
 import re
 import struct
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar, cast, get_args
 
 import attrs
+from attrs.validators import optional
 
 from rawgrpc_proxy.errors import ConfigError
-from rawgrpc_proxy.validators import at_least, between
+from rawgrpc_proxy.validators import at_least, between, held_to
 
-Kind = Literal["round_robin", "least_request", "ring_hash", "pick_first"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-DEFAULT_BOUNDED_LOAD = 1.25
+Policy = Literal["round_robin", "least_request", "ring_hash", "pick_first"]
+POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 _POINTS = 256
 """On the ring, for the heaviest candidate: shares are within some 6 % (one deviation) of what they should be."""
@@ -226,9 +226,7 @@ class RingHash(Generic[C]):
         "_weights",
     )
 
-    def __init__(
-        self, bounded_load: float | None = DEFAULT_BOUNDED_LOAD, rng: random.Random | None = None
-    ) -> None:
+    def __init__(self, bounded_load: float | None = 1.25, rng: random.Random | None = None) -> None:
         self._bound = bounded_load
         self._random_bits = _own(rng).getrandbits
         self._candidates: list[C] = []
@@ -322,45 +320,55 @@ class PickFirst(Generic[C]):
         return next((each for each in self._candidates if each not in avoid), None)
 
 
+def _check_header(header: str) -> None:
+    if not _HEADER.fullmatch(header):
+        raise ConfigError(f"{header!r} is no name of a header; write it in lower case, like x-user")
+
+
 @attrs.frozen(kw_only=True)
 class Balance:
-    """How a cluster balances: which balancer, and what that has to know. Raises `ConfigError` for what cannot be.
+    """Which endpoint of a cluster gets a call. `balance = "least_request"` is short for `{ policy = "least_request" }`.
 
-    `header` is whose value is the key of `ring_hash`; without it, and for calls without it, that is the caller's
-    address.
+    Each worker balances what it gets by itself. Raises `ConfigError` for what cannot be.
     """
 
-    kind: Kind = attrs.field(default="round_robin")
-    header: str | None = attrs.field(default=None)
-    bounded_load: float | None = attrs.field(default=DEFAULT_BOUNDED_LOAD, validator=at_least(1.0))
-    """Of `ring_hash`: no endpoint gets more than so many times its share of the open calls. None: no bound."""
+    policy: Policy = attrs.field(default="round_robin")
+    """"round_robin": in turn, by the weights. "least_request": of two endpoints chosen by chance the one with fewer
+    calls for its weight, so a slow one gets fewer. "ring_hash": calls with the same key go to the same endpoint, and
+    when one of n leaves or joins, about one key in n moves. "pick_first": the first, and the next one only when that is
+    gone."""
+
+    header: str | None = attrs.field(default=None, validator=optional(held_to(_check_header)))
+    """The header whose value is the key for "ring_hash". Without it, and for calls without it, that is the host of the
+    caller; calls without either go anywhere."""
+
+    bounded_load: float | None = attrs.field(default=1.25, validator=at_least(1.0))
+    """For "ring_hash": no endpoint gets more than so many times its share of the calls that are open; the next one on
+    the ring does. "none": keys never leave their endpoint, however busy that is."""
+
     choices: int = attrs.field(default=2, validator=between(2, 100))
-    """Of `least_request`: how many endpoints are compared."""
+    """For "least_request": how many endpoints are compared."""
 
-    @kind.validator
-    def _known_kind(self, _attribute: object, value: str) -> None:
-        if value not in KINDS:
-            raise ConfigError(f"balance is {value!r}; it must be one of {', '.join(KINDS)}")
-
-    @header.validator
-    def _header_of_a_ring(self, _attribute: object, value: str | None) -> None:
-        if value is None:
-            return
-        if self.kind != "ring_hash":
-            raise ConfigError(f"balance by a header is ring_hash's; {self.kind} looks at no header")
-        if not _HEADER.fullmatch(value):
-            raise ConfigError(
-                f"header is {value!r}; it must be the name of a header in lower case, like x-user"
-            )
+    @policy.validator
+    def _known_policy(self, _attribute: object, value: str) -> None:
+        if value not in POLICIES:
+            raise ConfigError(f"balance is {value!r}; it must be one of {', '.join(POLICIES)}")
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read a policy's name, like "round_robin". Raises `ConfigError`."""
-        return cls(kind=cast("Kind", text))
+        return cls(policy=cast("Policy", text))
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What does not fit together."""
+        if self.header is not None and self.policy != "ring_hash":
+            yield "header", f'is for "ring_hash"; "{self.policy}" looks at no header'
 
     def make(self, rng: random.Random | None = None) -> "Balancer[Any]":
-        """A balancer of this kind, without candidates yet."""
-        match self.kind:
+        """A balancer with this policy, without candidates yet. Raises `ConfigError` for what does not fit together."""
+        for field, problem in self.problems():
+            raise ConfigError(f"{field} {problem}")
+        match self.policy:
             case "round_robin":
                 return RoundRobin(rng)
             case "least_request":

@@ -19,11 +19,14 @@ import trio
 
 from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.call_policy import CallLimit
-from rawgrpc_proxy.cluster.balance import Balancer, RoundRobin
+from rawgrpc_proxy.cluster.affinity import affinity
+from rawgrpc_proxy.cluster.balance import Balance, Balancer
 from rawgrpc_proxy.cluster.ejection import Ejector
 from rawgrpc_proxy.cluster.endpoint import Endpoint, Place
 from rawgrpc_proxy.cluster.lease import ClusterConn
 from rawgrpc_proxy.cluster.outlier_settings import OutlierDetection
+from rawgrpc_proxy.cluster.slow_start import SlowStart
+from rawgrpc_proxy.cluster.starter import Starter
 from rawgrpc_proxy.cluster.watcher import Watcher
 from rawgrpc_proxy.discovery.found import Found
 from rawgrpc_proxy.discovery.source import Source, StaticSource
@@ -40,9 +43,14 @@ class Cluster:
     """Endpoints that are as good as each other: what a director answers, for the proxy to choose one of them.
 
     `endpoints` are addresses (`HOST:PORT` or `unix:PATH`), or a source of them. The connections are those of `pool`,
-    which has to be open as long as the cluster is; its limits are for each endpoint. `name` is for people. `key_of`
-    answers what a balancer goes by that sends like calls to the same endpoint. With `outlier` those
-    whose calls go badly have a rest. When fewer than `panic_threshold` of the
+    which has to be open as long as the cluster is; its limits are for each endpoint. `name` is for people.
+
+    `balance` says which endpoint a call gets: "round_robin", "least_request", "ring_hash", "pick_first", or a
+    `Balance`. A `balancer` of one's own does that instead, and `key_of` answers what it goes by if it sends like calls
+    to the same endpoint. With `slow_start` an endpoint that joins, or comes back, gets its share little by little. Of
+    each endpoint `min_idle` connections are ready before calls need them.
+
+    With `outlier` those whose calls go badly have a rest. When fewer than `panic_threshold` of the
     endpoints (0 to 1) are fit for calls, all get some; 0 turns that off. The pool's observer hears of it.
 
     Use it as `async with Cluster(...) as cluster:`; leaving ends what it does in the background, and no call.
@@ -55,8 +63,11 @@ class Cluster:
         pool: Pool,
         name: str = "",
         ssl_context: TlsContext | None = None,
+        balance: Balance | str = "round_robin",
         balancer: Balancer[Endpoint] | None = None,
         key_of: Callable[[CallContext], bytes | None] | None = None,
+        slow_start: SlowStart | None = None,
+        min_idle: int = 0,
         outlier: OutlierDetection | None = None,
         panic_threshold: float = 0.5,
         limits: Iterable[CallLimit] = (),
@@ -78,17 +89,29 @@ class Cluster:
         self.panics = False
         """Whether so few are fit that all are in rotation."""
         self.source: Source = StaticSource(endpoints) if isinstance(endpoints, Iterable) else endpoints
+        if not 0 <= min_idle <= pool.most_ready:
+            raise ConfigError(
+                f"min_idle is {min_idle}; it must be between 0 and {pool.most_ready}, which is what the pool keeps"
+            )
+        self._min_idle = min_idle
         self._pool = pool
         self._ssl_context = ssl_context
         rng = rng or random.Random()  # noqa: S311  # no secret
-        self._balancer = balancer or RoundRobin(rng)
+        if isinstance(balance, str):
+            balance = Balance.parse(balance)
+        self._balancer: Balancer[Endpoint] = balance.make(rng) if balancer is None else balancer
         self._key_of = key_of
+        if balancer is None and balance.policy == "ring_hash":
+            self._key_of = affinity(balance.header)
         self._panic_threshold = panic_threshold
         self._watchers: list[Watcher] = []
         if outlier is not None:
             self._watchers.append(
                 Ejector(outlier, name=name, refresh=self.refresh, observer=pool.observer, rng=rng)
             )
+        self._starter = None if slow_start is None else Starter(slow_start, self.refresh)
+        if self._starter is not None:
+            self._watchers.append(self._starter)
         self._nursery: trio.Nursery | None = None
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._looked_up = trio.Event()
@@ -97,6 +120,8 @@ class Cluster:
     async def __aenter__(self) -> Self:
         if self._nursery is not None:
             raise ConfigError(f"{self!r} is open already")
+        if self._min_idle and not self._pool.is_open:
+            raise ConfigError(f"{self!r} keeps connections ready: open its pool first")
         self._nursery_manager = trio.open_nursery()
         self._nursery = await self._nursery_manager.__aenter__()
         for watcher in self._watchers:
@@ -116,6 +141,8 @@ class Cluster:
         self._nursery = None
         for endpoint in self.endpoints:
             endpoint.target.on_trouble.remove(self._trouble_changed)
+            if self._min_idle:
+                endpoint.target.keep_ready(0)
             for watcher in self._watchers:
                 watcher.leave(endpoint)
         self.endpoints = []
@@ -151,7 +178,7 @@ class Cluster:
                 if error.side is Side.LOCAL and isinstance(error, UpstreamUnavailable):
                     raise  # what is lacking here would be lacking there
                 problem = error
-        raise problem or UpstreamUnavailable(f"{self!r} has no endpoint{self._why()}")
+        raise problem or UpstreamUnavailable(self._nobody())
 
     async def take_another(self, context: CallContext, endpoint: Endpoint) -> Place | None:
         """As `take`, for a call that was not processed there. None: no other endpoint can be had."""
@@ -181,8 +208,12 @@ class Cluster:
             self._looked_up.set()  # the checks say nothing
             self.refresh()
 
-    def _why(self) -> str:
-        return "" if self.source.problem is None else f": {self.source.problem}"
+    def _nobody(self) -> str:
+        """Why no endpoint could be tried."""
+        if self.endpoints:
+            return f"none of the {len(self.endpoints)} endpoints of {self!r} is fit for calls"
+        why = "" if self.source.problem is None else f": {self.source.problem}"
+        return f"{self!r} has no endpoint{why}"
 
     # ---------------------------------------------------------------------- endpoints
 
@@ -205,6 +236,8 @@ class Cluster:
         fit = [each for each in self.endpoints if each.healthy and not each.ejected]
         enough = self._panic_threshold * len(self.endpoints)
         self.panics = len(fit) < enough and self._looked_up.is_set()
+        if self._starter is not None:
+            self._starter.weigh([each for each in fit if each.target.trouble is None])
         rotation = self.endpoints if self.panics else fit
         reachable = [each for each in rotation if each.target.trouble is None] or rotation
         first = min((each.found.priority for each in reachable), default=0)
@@ -216,6 +249,8 @@ class Cluster:
             found.address, ssl_context=self._ssl_context, server_name=found.server_name
         )
         target.on_trouble.append(self._trouble_changed)
+        if self._min_idle and self._pool.is_open:
+            target.keep_ready(self._min_idle)
         endpoint = Endpoint(self, target, found)
         for watcher in self._watchers:
             watcher.join(endpoint)
@@ -228,6 +263,8 @@ class Cluster:
             watcher.leave(endpoint)
         self._draining.append(endpoint)
         if all(each.target is not endpoint.target for each in self.endpoints):
+            if self._min_idle:
+                endpoint.target.keep_ready(0)
             endpoint.target.let_go()
 
     def _checked(self) -> None:

@@ -149,6 +149,11 @@ class Pool:
             state.in_use.clear()
 
     @property
+    def most_ready(self) -> int:
+        """How many connections to one address can be kept ready (`target.keep_ready`): what it keeps without calls."""
+        return min(self._state.limits.idle, self._state.limits.size)
+
+    @property
     def observer(self) -> PoolObserver | None:
         """Who hears of its connections."""
         return self._state.observer

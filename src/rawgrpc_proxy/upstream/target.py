@@ -514,6 +514,8 @@ class Target:
         for conn in (*self.record.with_room, *self.record.busy):
             if conn.phase is _READY:
                 conn.drain(ConnectionGone("its address is not among those of the cluster any more"))
+            elif conn.phase is Phase.CONNECTING and not conn.streams:
+                conn.end()
 
     def give_up_unused(self) -> bool:
         """End a connection that nobody uses, so that others may have one. False: there is none."""
