@@ -14,7 +14,7 @@ import attrs
 
 from rawgrpc_proxy.command.options import _CLUSTER_TLS, _LISTENER_TLS, PATHS
 from rawgrpc_proxy.command.settings import ServeSettings
-from rawgrpc_proxy.command.settings_file import key_of
+from rawgrpc_proxy.command.settings_file import _IN_A_WORD, key_of
 
 PAGE = Path(__file__).with_name("settings.md")
 INTRODUCTION = """\
@@ -118,6 +118,8 @@ def _kind(field: "attrs.Attribute[Any]") -> str:
     origin = typing.get_origin(kind)
     inner, many = _table_in(kind)
     if inner is not None:
+        if field.name in _IN_A_WORD:
+            return "text or table"
         return {"": "table", "[]": "list of tables", ".NAME": "tables by name"}[many]
     if origin is Literal:
         return " or ".join(f'`"{each}"`' for each in of)

@@ -7,7 +7,9 @@ from typing import Any
 import attrs
 import pytest
 
+from rawgrpc_proxy.cluster.balance import Balance
 from rawgrpc_proxy.cluster.outlier_settings import FailurePercentage, OutlierDetection
+from rawgrpc_proxy.cluster.slow_start import SlowStart
 from rawgrpc_proxy.command.cli import main
 from rawgrpc_proxy.command.cluster_settings import ClusterTls, PoolSettings
 from rawgrpc_proxy.command.route_settings import MetadataChanges, RouteSettings
@@ -37,9 +39,13 @@ idle = 7
 endpoints = ["10.0.0.7:50051", "unix:/run/orders.sock"]
 tls = { ca = "ca.pem", server_name = "orders.internal", certificate = "me.pem", key = "me.key" }
 pool = { size = 100, ttl = "250ms", idle = 50, max_waiting = "none" }
+balance = { policy = "ring_hash", header = "x-user", bounded_load = "none" }
+slow_start = "none"
 
 [clusters.users]
 endpoints = ["https://users.internal:443/"]
+balance = "least_request"
+slow_start = "30s"
 
 [[routes]]
 match = "/shop.Orders/*"
@@ -78,6 +84,9 @@ def test_a_file_says_all_there_is_to_say(tmp_path: Path) -> None:
     assert users.addresses == ("users.internal:443",)
     assert (orders.speaks_tls, users.speaks_tls) == (True, True)
     assert users.pool == PoolSettings(idle=7)
+    assert orders.balance == Balance(policy="ring_hash", header="x-user", bounded_load=None)
+    assert (users.balance, users.slow_start) == (Balance(policy="least_request"), SlowStart(window_s=30))
+    assert orders.slow_start is None
     assert serve.routes == (
         RouteSettings(
             match="/shop.Orders/*",
@@ -194,6 +203,34 @@ BROKEN = [
     (
         f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\npool = {{ size = 0 }}',
         """clusters.b.pool.size of 0 would never let a call through: give max_waiting "none", too""",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\npool = {{ min_idle = 3, size = 2 }}',
+        r"clusters\.b\.pool\.min_idle of 3 is more than are kept: size is 2",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\nbalance = "fair"',
+        r"""clusters\.b\.balance is 'fair'; it must be "round_robin" or "least_request" or .*""",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\nbalance = {{ header = "x-user" }}',
+        r"""clusters\.b\.balance\.header is for "ring_hash"; "round_robin" looks at no header""",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\nbalance = {{ policy = "ring_hash", header = "X" }}',
+        r"""clusters\.b\.balance\.header: 'X' is no name of a header; write it in lower case, like x-user""",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\nslow_start = 0',
+        r"clusters\.b\.slow_start is 0\.0; it must be between 0\.1 and 86400",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\nslow_start = {{ min_weight = 1 }}',
+        r"clusters\.b\.slow_start\.window is missing",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\npanic_threshold = 50',
+        r"clusters\.b\.panic_threshold is 50\.0; it must be between 0 and 1",
     ),
     (
         f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\nhttp2 = {{ upstream_keepalive = 5 }}',
@@ -334,6 +371,18 @@ def in_force(
             key, _, value = setting.strip().partition(" = ")
             settings[table + key] = (value, source)
     return settings
+
+
+def test_check_shows_what_one_word_stands_for_and_that_it_is_in_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = '[clusters.b]\nendpoints = ["h:1"]\nbalance = "least_request"\nslow_start = "30s"\n'
+    shown = in_force(tmp_path, capsys, f"{LISTENING}{ROUTED}{text}")
+    file = str(tmp_path / "proxy.toml")
+    assert shown["clusters.b.balance.policy"] == ('"least_request"', file)
+    assert shown["clusters.b.balance.choices"] == ("2", "default")
+    assert shown["clusters.b.slow_start.window"] == ("30", file)
+    assert shown["clusters.a.balance.policy"] == ('"round_robin"', "default")
 
 
 def test_check_shows_what_is_in_force_and_where_it_comes_from(

@@ -329,7 +329,7 @@ def _check_header(header: str) -> None:
 class Balance:
     """Which endpoint of a cluster gets a call. `balance = "least_request"` is short for `{ policy = "least_request" }`.
 
-    Each worker balances what it gets by itself. Raises `ConfigError` for what cannot be.
+    Each worker balances what it gets by itself.
     """
 
     policy: Policy = attrs.field(default="round_robin")

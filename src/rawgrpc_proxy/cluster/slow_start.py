@@ -14,7 +14,7 @@ _SHORTEST_TICK_S, _LONGEST_TICK_S = 0.1, 2.0
 
 @attrs.frozen(kw_only=True)
 class SlowStart:
-    """How the weight of an endpoint grows once it has joined. Raises `ConfigError` for numbers out of range."""
+    """How an endpoint gets its weight once it has joined; `slow_start = "30s"` is short for `{ window = "30s" }`."""
 
     window_s: float = attrs.field(validator=between(0.1, 86_400))
     """So long after it has joined an endpoint has all of its weight."""

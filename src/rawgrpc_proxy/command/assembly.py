@@ -167,6 +167,10 @@ def _upstreams(
             name=name,
             ssl_context=cluster_tls[name],
             outlier=cluster.outlier,
+            balance=cluster.balance,
+            slow_start=cluster.slow_start,
+            min_idle=cluster.pool.min_idle,
+            panic_threshold=cluster.panic_threshold,
         )
         for name, cluster in clusters.items()
     }

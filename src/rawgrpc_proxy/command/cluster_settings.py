@@ -4,12 +4,14 @@ from typing import Any
 
 import attrs
 
+from rawgrpc_proxy.cluster.balance import Balance
 from rawgrpc_proxy.cluster.outlier_settings import OutlierDetection
+from rawgrpc_proxy.cluster.slow_start import SlowStart
 from rawgrpc_proxy.command.problems import Problems
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.net.address import Address
-from rawgrpc_proxy.validators import at_least, held_to
+from rawgrpc_proxy.validators import at_least, between, held_to
 
 _PLAIN_SCHEMES = ("http://", "grpc://", "h2c://", "dns:///")
 _TLS_SCHEMES = ("https://", "grpcs://")
@@ -70,6 +72,10 @@ class PoolSettings:
     idle: int = attrs.field(default=50, validator=at_least(0))
     """Connections without calls kept."""
 
+    min_idle: int = attrs.field(default=0, validator=at_least(0))
+    """Connections that each worker keeps ready to each endpoint: dialled before calls need them, and again before their
+    ttl is over. An endpoint that was away is then found when it comes back, without a call that has to wait for it."""
+
     ms: int = attrs.field(default=100, validator=at_least(1))
     """Calls at a time on one connection: what RFC 9113 §6.5.2 says a peer should allow at least. The library's pool has
     the original's 20, with which a burst of 3,000 calls needs 150 connections."""
@@ -89,11 +95,14 @@ class PoolSettings:
         """What does not fit together."""
         if self.size == 0 and self.max_waiting is not None:
             yield "size", 'of 0 would never let a call through: give max_waiting "none", too'
+        for name, kept in (("idle", self.idle), ("size", self.size)):
+            if self.min_idle > kept:
+                yield "min_idle", f"of {self.min_idle} is more than are kept: {name} is {kept}"
 
 
 @attrs.frozen(kw_only=True)
 class ClusterSettings:
-    """Backends that are as good as each other. Calls go to its endpoints in turn."""
+    """Backends that are as good as each other: each call goes to one of its endpoints."""
 
     endpoints: tuple[str, ...] = attrs.field(validator=[_not_empty, held_to(_check_endpoints)])
     """`HOST:PORT` or `unix:PATH` each. http://, grpc:// and dns:/// in front mean plaintext, https:// and grpcs://
@@ -104,6 +113,17 @@ class ClusterSettings:
 
     outlier: OutlierDetection | None = attrs.field(default=None)
     """Outlier detection: endpoints whose calls go badly get none for a while. `{}` turns it on."""
+
+    balance: Balance = attrs.field(factory=Balance)
+    """Which endpoint a call gets; by default each in turn. A policy alone may be text, like "least_request"."""
+
+    slow_start: SlowStart | None = attrs.field(default=None)
+    """How an endpoint that joins, or comes back, gets its share little by little. A window alone may be text, like
+    "30s". By default it gets all of its share at once."""
+
+    panic_threshold: float = attrs.field(default=0.5, validator=between(0, 1))
+    """If a smaller part of the endpoints than this is fit for calls, all get some: it is more likely then that the
+    checks are wrong, and a few would not bear the load of all. 0: only those that are fit, whatever happens."""
 
     pool: PoolSettings = attrs.field(factory=PoolSettings)
     """What is not set here is as in the table `pool` of the file's top level."""

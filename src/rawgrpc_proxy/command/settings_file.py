@@ -46,6 +46,9 @@ _BYTES = {
 }
 _ALONE = "none"
 _PLAIN = {bool: "true or false", str: 'text, in quotation marks: "…"'}
+_IN_A_WORD = {"balance": "policy", "slow_start": "window"}
+"""Of clusters: tables that may be one word, and what that is."""
+_NEVER_NONE = {"balance"}
 _LOG_FORMAT = "log_format"
 """Of the top level: the same as `log.format`."""
 
@@ -101,6 +104,7 @@ def settings_of(layers: Iterable[tuple[str | Mapping[str, str], Tree]]) -> Setti
             sources[_LOG_FORMAT] = sources.get("log.format", "")
         elif sources.get("log.format") != sources.get(_LOG_FORMAT):
             origins.pop("log.format", None)
+    origins |= _spell_out(tree, sources)
     reader = _Reader(sources, origins | _fill_from_above(tree, sources))
     if _LOG_FORMAT in tree:
         del tree[_LOG_FORMAT]
@@ -144,6 +148,21 @@ def _with_log_format(layer: Tree, origins: dict[str, str]) -> Tree:
     origins["log.format"] = _LOG_FORMAT
     rest = {key: value for key, value in layer.items() if key != _LOG_FORMAT}
     return {**rest, "log": {**log, "format": layer[_LOG_FORMAT]}}
+
+
+def _spell_out(tree: Tree, sources: dict[str, str]) -> dict[str, str]:
+    """Make tables of what may be said in one word, in clusters. Answers what comes whence."""
+    origins: dict[str, str] = {}
+    for path, cluster in _tables(tree, "clusters"):
+        for name, key in _IN_A_WORD.items():
+            value = cluster.get(name)
+            if value is None or isinstance(value, dict) or (value == _ALONE and name not in _NEVER_NONE):
+                continue
+            cluster[name] = {key: value}
+            short, full = join(path, name), join(join(path, name), key)
+            origins[full] = short
+            sources[full] = sources[short]
+    return origins
 
 
 def _note(path: str, value: object, source: str, sources: dict[str, str]) -> None:
