@@ -22,6 +22,7 @@ from rawgrpc_proxy.client.client import Client
 from rawgrpc_proxy.client.places import TakesCalls
 from rawgrpc_proxy.cluster.balance import Balance
 from rawgrpc_proxy.cluster.cluster import Cluster
+from rawgrpc_proxy.cluster.health_settings import HealthCheck
 from rawgrpc_proxy.cluster.outlier_settings import FailurePercentage, OutlierDetection, SuccessRate
 from rawgrpc_proxy.cluster.slow_start import SlowStart
 from rawgrpc_proxy.codes import Status
@@ -74,6 +75,7 @@ __all__ = [
     "FailurePercentage",
     "Handler",
     "Health",
+    "HealthCheck",
     "Http2Settings",
     "LoopGuard",
     "Metadata",

@@ -1,6 +1,6 @@
 """A proxy before a cluster of several raw backends: `async with a_town(engine) as town:`."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +52,7 @@ async def a_town(
     count: int = 3,
     leases: bool = False,
     pool: dict[str, Any] | None = None,
+    prepare: Callable[[list[Backend]], None] = lambda _backends: None,
     **settings: Any,
 ) -> AsyncIterator[Town]:
     """`count` backends, and whatever else is to be in the cluster, behind a proxy with a client.
@@ -76,6 +77,7 @@ async def a_town(
         for backend in backends:
             await nursery.start(backend.run)
         await house.client()
+        prepare(backends)
         addresses = [backend.address for backend in backends]
         async with Cluster([*others, *addresses], pool=house.pool, name="orders", **settings) as cluster:
             yield Town(house, cluster, backends)

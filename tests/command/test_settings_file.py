@@ -8,6 +8,7 @@ import attrs
 import pytest
 
 from rawgrpc_proxy.cluster.balance import Balance
+from rawgrpc_proxy.cluster.health_settings import HealthCheck
 from rawgrpc_proxy.cluster.outlier_settings import FailurePercentage, OutlierDetection
 from rawgrpc_proxy.cluster.slow_start import SlowStart
 from rawgrpc_proxy.command.cli import main
@@ -514,6 +515,22 @@ def test_outlier_detection_is_off_and_an_empty_table_has_the_numbers_of_a50(tmp_
     assert read(tmp_path, f"{CLUSTER}{text}").serve.clusters["orders"].outlier == OutlierDetection(
         interval_s=5.0, success_rate=None, failure_percentage=FailurePercentage(minimum_hosts=3)
     )
+
+
+def test_health_checks_are_off_and_an_empty_table_turns_them_on(tmp_path: Path) -> None:
+    assert read(tmp_path, CLUSTER).serve.clusters["orders"].health is None
+    assert read(tmp_path, f"{CLUSTER}health = {{}}").serve.clusters["orders"].health == HealthCheck()
+    text = 'health = { kind = "watch", service = "shop.Orders", interval = "2s", timeout = "500ms" }'
+    assert read(tmp_path, f"{CLUSTER}{text}").serve.clusters["orders"].health == HealthCheck(
+        kind="watch", service="shop.Orders", interval_s=2.0, timeout_s=0.5
+    )
+    for text, problem in (
+        ('kind = "http"', "clusters.orders.health.kind"),
+        ('kind = "tcp", service = "a.B"', "clusters.orders.health.service is for the kinds"),
+        ("unhealthy_threshold = 0", "clusters.orders.health.unhealthy_threshold is 0; it must be between 1"),
+    ):
+        with pytest.raises(SettingsError, match=problem):
+            read(tmp_path, f"{CLUSTER}health = {{ {text} }}")
 
 
 def test_what_outlier_detection_cannot_be_is_said_with_its_place(tmp_path: Path) -> None:

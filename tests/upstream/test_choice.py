@@ -461,3 +461,22 @@ def test_a_dial_that_everybody_has_left_counts_as_idle_and_is_kept_or_given_up_l
         record = record_of(idle=idle)
         dialling = pooled(record, streams=1, phase=Phase.CONNECTING)
         assert record.release(dialling, 0, failed=False) is given_up
+
+
+def test_beyond_ms_a_connection_takes_what_its_peer_takes_and_no_more() -> None:
+    record = record_of(ms=2, ttl=60)
+    conn = pooled(record, streams=2)
+    assert record.pick_at_once(0.0) is None
+    conn.peer_limit = 3
+    assert record.pick_beyond_ms(0.0) is conn
+    assert (conn.streams, record.pick_beyond_ms(0.0)) == (3, None)
+    for _ in range(2):
+        assert not record.release(conn, 0.0, failed=False)
+    assert record.pick_at_once(0.0) is conn, "it has room again"
+    assert record.pick_at_once(0.0) is None
+    conn.in_doubt = True
+    assert record.pick_beyond_ms(0.0) is None
+    conn.in_doubt = False
+    assert record.pick_beyond_ms(60.1) is None, "it is past its ttl"
+    conn.phase = Phase.DRAINING
+    assert record.pick_beyond_ms(0.0) is None

@@ -23,6 +23,8 @@ from rawgrpc_proxy.cluster.affinity import affinity
 from rawgrpc_proxy.cluster.balance import Balance, Balancer
 from rawgrpc_proxy.cluster.ejection import Ejector
 from rawgrpc_proxy.cluster.endpoint import Endpoint, Place
+from rawgrpc_proxy.cluster.health_check import HealthChecks
+from rawgrpc_proxy.cluster.health_settings import HealthCheck
 from rawgrpc_proxy.cluster.lease import ClusterConn
 from rawgrpc_proxy.cluster.outlier_settings import OutlierDetection
 from rawgrpc_proxy.cluster.slow_start import SlowStart
@@ -50,8 +52,9 @@ class Cluster:
     to the same endpoint. With `slow_start` an endpoint that joins, or comes back, gets its share little by little. Of
     each endpoint `min_idle` connections are ready before calls need them.
 
-    With `outlier` those whose calls go badly have a rest. When fewer than `panic_threshold` of the
-    endpoints (0 to 1) are fit for calls, all get some; 0 turns that off. The pool's observer hears of it.
+    With `health` endpoints are asked how they are, and with `outlier` those whose calls go badly have a rest. When
+    fewer than `panic_threshold` of the endpoints (0 to 1) are fit for calls, all get some; 0 turns that off. The pool's
+    observer hears of it.
 
     Use it as `async with Cluster(...) as cluster:`; leaving ends what it does in the background, and no call.
     """
@@ -68,6 +71,7 @@ class Cluster:
         key_of: Callable[[CallContext], bytes | None] | None = None,
         slow_start: SlowStart | None = None,
         min_idle: int = 0,
+        health: HealthCheck | None = None,
         outlier: OutlierDetection | None = None,
         panic_threshold: float = 0.5,
         limits: Iterable[CallLimit] = (),
@@ -112,6 +116,10 @@ class Cluster:
         self._starter = None if slow_start is None else Starter(slow_start, self.refresh)
         if self._starter is not None:
             self._watchers.append(self._starter)
+        if health is not None:
+            self._watchers.append(
+                HealthChecks(health, name=name, refresh=self._checked, observer=pool.observer, rng=rng)
+            )
         self._nursery: trio.Nursery | None = None
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._looked_up = trio.Event()

@@ -32,7 +32,8 @@ class HealthCheck:
 
     kind: HealthCheckKind = attrs.field(default="grpc")
     """"grpc": `grpc.health.v1.Health/Check`; "watch": its `Watch`, by which an endpoint tells of changes itself (where
-    there is no Watch, Check is used); "tcp": whether the port takes a connection, and nothing more."""
+    there is no Watch, Check is used; one that hangs is noticed by keepalive, after 40 s); "tcp": whether the port takes
+    a connection, and nothing more."""
 
     service: str = attrs.field(default="", validator=held_to(_check_service))
     """The service to ask about; "" is the whole server."""
@@ -45,7 +46,7 @@ class HealthCheck:
     """A check without an answer after so long has failed. A connection that has to be made first is part of it."""
 
     unhealthy_threshold: int = attrs.field(default=3, validator=between(1, 1000))
-    """So many checks in a row must fail until a healthy endpoint gets no calls: one that hangs is out after 16 s at the
+    """So many checks in a row must fail until a healthy endpoint gets no calls: one that hangs is out after 18 s at the
     latest. The first check decides alone, and so does what an endpoint says itself by "watch"."""
 
     healthy_threshold: int = attrs.field(default=2, validator=between(1, 1000))

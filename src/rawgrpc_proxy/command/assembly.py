@@ -166,6 +166,7 @@ def _upstreams(
             pool=pools[kind_of[name]],
             name=name,
             ssl_context=cluster_tls[name],
+            health=cluster.health,
             outlier=cluster.outlier,
             balance=cluster.balance,
             slow_start=cluster.slow_start,

@@ -5,6 +5,7 @@ from typing import Any
 import attrs
 
 from rawgrpc_proxy.cluster.balance import Balance
+from rawgrpc_proxy.cluster.health_settings import HealthCheck
 from rawgrpc_proxy.cluster.outlier_settings import OutlierDetection
 from rawgrpc_proxy.cluster.slow_start import SlowStart
 from rawgrpc_proxy.command.problems import Problems
@@ -110,6 +111,9 @@ class ClusterSettings:
 
     tls: ClusterTls | None = attrs.field(default=None)
     """Without it, and without https:// in front of the endpoints, the proxy speaks plaintext."""
+
+    health: HealthCheck | None = attrs.field(default=None)
+    """Health checks: endpoints are asked how they are, and those that are not well get no calls. `{}` turns it on."""
 
     outlier: OutlierDetection | None = attrs.field(default=None)
     """Outlier detection: endpoints whose calls go badly get none for a while. `{}` turns it on."""

@@ -191,6 +191,17 @@ class PoolRecord(Generic[C]):
                 return connection
         return None
 
+    def pick_beyond_ms(self, now: float) -> C | None:
+        """One that is full by our own limit alone, with one stream more: for what must not wait behind calls."""
+        for connection in reversed(self.busy):
+            fits = (
+                connection.phase is _READY and not connection.in_doubt and now <= self.expires_at(connection)
+            )
+            if fits and connection.streams < connection.peer_limit:
+                connection.streams += 1
+                return connection
+        return None
+
     def add(self, connection: C) -> None:
         """Keep a connection that is being dialled for its first caller, or adopt one."""
         connection.pooled = True

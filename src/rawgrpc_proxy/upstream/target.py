@@ -113,6 +113,18 @@ class Target:
                 self.state.hear_placed(self.address)
         return conn
 
+    def take_beyond_ms(self) -> PooledConnection | None:
+        """A place on a connection that has as many calls as we allow, if its peer allows more. None: there is none.
+
+        For the few calls of the proxy's own that must not wait behind others, as checks of health.
+        """
+        conn = self.record.pick_beyond_ms(self.state.now())
+        if conn is not None:
+            self.calls += 1
+            if self.state.hear_placed is not None:
+                self.state.hear_placed(self.address)
+        return conn
+
     async def take(
         self, other_than: PooledConnection | None = None, *, is_patient: bool = True
     ) -> PooledConnection:
