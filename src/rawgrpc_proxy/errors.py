@@ -160,14 +160,16 @@ class RateLimited(RpcError):
 class TooManyCalls(RpcError):
     """As many calls are under way as a concurrency limit allows. As `RateLimited`."""
 
-    def __init__(self, message: str, *, pushback_ms: int, side: Side = Side.LOCAL) -> None:
+    def __init__(
+        self, message: str, *, pushback_ms: int, side: Side = Side.LOCAL, cause: str = "concurrency"
+    ) -> None:
         super().__init__(
             Status.RESOURCE_EXHAUSTED,
             message,
             trailing_metadata=((PUSHBACK, str(pushback_ms)),),
             side=side,
             origin="proxy",
-            cause="concurrency",
+            cause=cause,
         )
 
 

@@ -35,6 +35,7 @@ from rawgrpc_proxy.discovery.source import Source, StaticSource
 from rawgrpc_proxy.errors import ConfigError, PoolExhausted, RpcError, Side, UpstreamUnavailable
 from rawgrpc_proxy.net.tls import TlsContext
 from rawgrpc_proxy.upstream.pool import Pool
+from rawgrpc_proxy.upstream.pooled import PooledConnection
 
 PANIC = "too few are fit for calls: all get some"
 _FIRST_LOOK_UP_S = 5.0
@@ -45,7 +46,8 @@ class Cluster:
     """Endpoints that are as good as each other: what a director answers, for the proxy to choose one of them.
 
     `endpoints` are addresses (`HOST:PORT` or `unix:PATH`), or a source of them. The connections are those of `pool`,
-    which has to be open as long as the cluster is; its limits are for each endpoint. `name` is for people.
+    which has to be open as long as the cluster is; its limits are for each endpoint. `name` is for people. Each call
+    needs a place of each of the `limits`, and no more than `max_pending` wait for a connection at a time.
 
     `balance` says which endpoint a call gets: "round_robin", "least_request", "ring_hash", "pick_first", or a
     `Balance`. A `balancer` of one's own does that instead, and `key_of` answers what it goes by if it sends like calls
@@ -75,9 +77,12 @@ class Cluster:
         outlier: OutlierDetection | None = None,
         panic_threshold: float = 0.5,
         limits: Iterable[CallLimit] = (),
+        max_pending: int | None = None,
         rng: random.Random | None = None,
     ) -> None:
         """Raise `ConfigError` for what cannot work."""
+        if max_pending is not None and max_pending < 0:
+            raise ConfigError(f"max_pending is {max_pending}; it must be 0 or more")
         if isinstance(endpoints, str):
             raise ConfigError(f"the endpoints of a cluster are a list: write [{endpoints!r}]")
         if not 0 <= panic_threshold <= 1:
@@ -90,6 +95,11 @@ class Cluster:
         """Those that the balancer has."""
         self.limits = tuple(limits)
         """Of each of these a call needs a place, be it let in by whatever route."""
+        self.pending = 0
+        """Calls that wait for a connection; counted only where there is a `max_pending`."""
+        self.overflows = 0
+        """Calls that were refused since as many waited."""
+        self.max_pending = max_pending
         self.panics = False
         """Whether so few are fit that all are in rotation."""
         self.source: Source = StaticSource(endpoints) if isinstance(endpoints, Iterable) else endpoints
@@ -181,12 +191,30 @@ class Cluster:
             first = None
             tried.append(endpoint)
             try:
-                return Place(endpoint, await endpoint.target.take(is_patient=not self._has_others(tried)))
+                return Place(endpoint, await self._take_at(endpoint, is_patient=not self._has_others(tried)))
             except (UpstreamUnavailable, PoolExhausted) as error:
                 if error.side is Side.LOCAL and isinstance(error, UpstreamUnavailable):
                     raise  # what is lacking here would be lacking there
                 problem = error
+        self.overflows += isinstance(problem, _TooManyWait)
         raise problem or UpstreamUnavailable(self._nobody())
+
+    async def _take_at(self, endpoint: Endpoint, *, is_patient: bool) -> PooledConnection:
+        target = endpoint.target
+        if self.max_pending is None:
+            return await target.take(is_patient=is_patient)
+        if (conn := target.take_now()) is not None:
+            return conn
+        if self.pending >= self.max_pending:
+            raise _TooManyWait(
+                f"{self.pending} calls wait for connections to {self!r}, as many as may (max_pending)",
+                cause="max_pending",
+            )
+        self.pending += 1
+        try:
+            return await target.take(is_patient=is_patient)
+        finally:
+            self.pending -= 1
 
     async def take_another(self, context: CallContext, endpoint: Endpoint) -> Place | None:
         """As `take`, for a call that was not processed there. None: no other endpoint can be had."""
@@ -299,3 +327,7 @@ class Cluster:
 
     def __repr__(self) -> str:
         return f"<Cluster {self.name or ', '.join(each.address for each in self.endpoints)}>"
+
+
+class _TooManyWait(PoolExhausted):
+    """As many calls wait for connections as the cluster lets wait."""

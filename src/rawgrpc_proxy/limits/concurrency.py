@@ -48,6 +48,7 @@ class ConcurrencyLimit:
             raise TooManyCalls(
                 f"{self.open_calls} calls are under way, as many as may be now ({self.name})",
                 pushback_ms=_PUSHBACK_MS,
+                cause=self.name,
             )
         self.open_calls += 1
 
