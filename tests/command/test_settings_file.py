@@ -15,6 +15,12 @@ from rawgrpc_proxy.command.cli import main
 from rawgrpc_proxy.command.cluster_settings import ClusterTls, PoolSettings
 from rawgrpc_proxy.command.route_settings import MetadataChanges, RouteSettings
 from rawgrpc_proxy.command.settings_file import Settings, SettingsError, load, settings_of
+from rawgrpc_proxy.command.traffic_settings import (
+    ConcurrencySettings,
+    MirrorSettings,
+    RateLimitSettings,
+    SplitSettings,
+)
 from rawgrpc_proxy.config import Http2Settings
 
 GOOD = """
@@ -48,6 +54,12 @@ endpoints = ["https://users.internal:443/"]
 balance = "least_request"
 slow_start = "30s"
 
+[clusters.canary]
+endpoints = ["h:1"]
+max_requests = 1000
+max_pending = 100
+max_connections = 10
+
 [[routes]]
 match = "/shop.Orders/*"
 authority = "shop.example:8443"
@@ -56,6 +68,14 @@ cluster = "orders"
 max_timeout = "30s"
 idle_timeout = "5m"
 request_metadata = { set = { "x-edge" = "1" }, remove = ["x-debug"] }
+
+[[routes]]
+match = "/shop.Users/*"
+split = [{ cluster = "users", weight = 99.5 }, { cluster = "canary", weight = 0.5 }]
+sticky = "x-user"
+rate_limit = { rate = "100/s", burst = 200, per = "peer" }
+concurrency = { adaptive = true, max = 200 }
+mirror = { cluster = "orders", share = 0.1, max_call_buffered = "64KiB" }
 
 [[routes]]
 cluster = "users"
@@ -98,8 +118,21 @@ def test_a_file_says_all_there_is_to_say(tmp_path: Path) -> None:
             idle_timeout_s=300.0,
             request_metadata=MetadataChanges(set={"x-edge": "1"}, remove=("x-debug",)),
         ),
+        RouteSettings(
+            match="/shop.Users/*",
+            split=(
+                SplitSettings(cluster="users", weight=99.5),
+                SplitSettings(cluster="canary", weight=0.5),
+            ),
+            sticky="x-user",
+            rate_limit=RateLimitSettings(rate="100/s", burst=200, per="peer"),
+            concurrency=ConcurrencySettings(adaptive=True, max=200),
+            mirror=MirrorSettings(cluster="orders", share=0.1, max_call_buffered_bytes=64 * 1024),
+        ),
         RouteSettings(cluster="users"),
     )
+    canary = serve.clusters["canary"]
+    assert (canary.max_requests, canary.max_pending, canary.max_connections) == (1000, 100, 10)
 
 
 ROUTED = '[clusters.a]\nendpoints = ["h:1"]\n[[routes]]\ncluster = "a"\n'
@@ -266,6 +299,61 @@ BROKEN = [
         r"routes\[1\].cluster is 'aa', .* \(did you mean a\?\); known: a",
     ),
     (f"{LISTENING}{ROUTED}[[routes]]", r"routes\[1\].cluster is missing"),
+    (
+        f'{LISTENING}{ROUTED}split = [{{ cluster = "a", weight = 1 }}]',
+        r"routes\[0\].split is there, and cluster, too: calls go to one, or are split",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[[routes]]\nsplit = [{{ cluster = "aa", weight = 1 }}]',
+        r"routes\[1\].split\[0\].cluster is 'aa', .* \(did you mean a\?\); known: a",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[[routes]]\nsplit = [{{ cluster = "a", weight = 0 }}]',
+        r"routes\[1\].split has but weights of 0",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[[routes]]\nsplit = [{{ cluster = "a", weight = -1 }}]',
+        r"routes\[1\].split\[0\].weight is -1\.0; it must be between 0 and",
+    ),
+    (f'{LISTENING}{ROUTED}sticky = "x-user"', r"routes\[0\].sticky goes with split"),
+    (f'{LISTENING}{ROUTED}sticky = "x user"', r"routes\[0\].sticky: not a metadata key: 'x user'"),
+    (f"{LISTENING}{ROUTED}rate_limit = {{}}", r"routes\[0\].rate_limit.rate is missing"),
+    (
+        f'{LISTENING}{ROUTED}rate_limit = {{ rate = "100" }}',
+        r"""routes\[0\].rate_limit.rate: '100' is no rate; write calls and a unit of time: "100/s", "30/m", "5/h\"""",
+    ),
+    (
+        f'{LISTENING}{ROUTED}rate_limit = {{ rate = "1/s", burst = 0 }}',
+        r"routes\[0\].rate_limit.burst is 0\.0; it must be 1 or more, or no call gets through",
+    ),
+    (
+        f'{LISTENING}{ROUTED}rate_limit = {{ rate = "1/s", per = "user id" }}',
+        r"""routes\[0\].rate_limit.per: write "route", "peer", or the key of a header""",
+    ),
+    (
+        f"{LISTENING}{ROUTED}concurrency = {{}}",
+        r"routes\[0\].concurrency.max is missing; write it, or adaptive = true",
+    ),
+    (
+        f"{LISTENING}{ROUTED}concurrency = {{ max = 5, min = 1 }}",
+        r"routes\[0\].concurrency.min goes with adaptive = true",
+    ),
+    (
+        f"{LISTENING}{ROUTED}concurrency = {{ adaptive = true, max = 5, min = 6 }}",
+        r"routes\[0\].concurrency.min of 6 is more than max, 5",
+    ),
+    (
+        f'{LISTENING}{ROUTED}mirror = {{ cluster = "b" }}',
+        r"routes\[0\].mirror.cluster is 'b', which is no cluster; known: a",
+    ),
+    (
+        f'{LISTENING}{ROUTED}mirror = {{ cluster = "a", share = 10 }}',
+        r"routes\[0\].mirror.share is 10\.0; it must be between 0 and 1",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\nmax_requests = 0',
+        r"clusters\.b\.max_requests is 0; it must be 1 or more",
+    ),
     (
         f'{LISTENING}{ROUTED}match = "p.S"',
         r"routes\[0\].match: 'p\.S' is no pattern; write '/pkg\.Service/\*'",

@@ -21,7 +21,7 @@ from rawgrpc_proxy.observe.exposition import CODES, exposition
 from rawgrpc_proxy.observe.families import FAMILIES
 from rawgrpc_proxy.observe.merge import Reports
 from rawgrpc_proxy.observe.metrics import Metrics, Sources
-from rawgrpc_proxy.observe.report import EndpointReport, WorkerReport
+from rawgrpc_proxy.observe.report import EndpointReport, TrafficReport, WorkerReport
 
 DOCS = Path(__file__).parents[2] / "docs"
 ADDRESS = "10.0.0.7:1"
@@ -61,9 +61,21 @@ def a_record(method: str = "/a.B/C", status: Status = Status.OK, duration_s: flo
     )
 
 
+def some_traffic() -> TrafficReport:
+    return {
+        "refused_by_routes": {"/p.S/*": {"rate_limit": 3, "concurrency": 2}},
+        "refused_by_clusters": {"orders": {"max_requests": 1}},
+        "under_way": {"/p.S/*": 5},
+        "concurrency": {"/p.S/*": 20},
+        "mirrored": {"/p.S/*": 9},
+        "mirror_statuses": {"/p.S/*": {"same": 6, "different": 1, "given_up": 1}},
+        "mirror_dropped": {"/p.S/*": {"bytes": 1}},
+    }
+
+
 def a_busy_worker(worker: int = 1) -> Metrics:
     """One that has something to say of everything."""
-    metrics = Metrics(worker=worker, sources=Sources(endpoints=lambda: [an_endpoint()]))
+    metrics = Metrics(worker=worker, sources=Sources(endpoints=lambda: [an_endpoint()], traffic=some_traffic))
     metrics.call_ended(a_record())
     metrics.call_ended(a_record(status=Status.DEADLINE_EXCEEDED, duration_s=100.0))
     metrics.connection_opened("127.0.0.1:1", None)
@@ -231,6 +243,23 @@ def test_promtool_understands_the_alerts() -> None:
     command = ["promtool", "check", "rules", str(DOCS / "alerts.yml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_limits_refuse_and_mirrors_copy_is_told_by_route_and_stays_when_a_worker_is_gone() -> None:
+    reports = Reports()
+    reports.heard({**a_busy_worker(1).report(), "pid": 1})
+    reports.heard({**a_busy_worker(2).report(), "pid": 2})
+    reports.lost(2)
+    told, route = reports.all(), "/p.S/*"
+    assert value(told, "rawgrpc_proxy_route_calls_refused_total", route=route, limit="rate_limit") == 6
+    assert (
+        value(told, "rawgrpc_proxy_cluster_calls_refused_total", cluster="orders", limit="max_requests") == 2
+    )
+    assert value(told, "rawgrpc_proxy_mirrored_calls_total", route=route) == 18
+    assert value(told, "rawgrpc_proxy_mirror_statuses_total", route=route, outcome="different") == 2
+    assert value(told, "rawgrpc_proxy_mirror_dropped_total", route=route, reason="bytes") == 2
+    assert value(told, "rawgrpc_proxy_route_calls_under_way", route=route) == 5
+    assert value(told, "rawgrpc_proxy_route_concurrency_limit", route=route) == 20
 
 
 # --- documents -------------------------------------------------------------------------------------------------------

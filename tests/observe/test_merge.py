@@ -143,10 +143,15 @@ def test_reports_of_a_version_that_told_less_of_its_endpoints_are_added_all_the_
     old, new = a_report(1), a_report(2)
     for name in ("standing", "ejections"):
         del old["endpoints"][0][name]  # type: ignore[misc]  # as it was before
+    del old["traffic"]  # type: ignore[misc]
     reports = Reports([{**old, "pid": 1}])
     reports.heard({**new, "pid": 2})
+    assert merged([old])["traffic"]["mirrored"] == {}
     [endpoint] = merged(reports.all())["endpoints"]
     assert (endpoint["standing"], endpoint["ejections"], endpoint["connections"]) == ("in_rotation", {}, 2)
+    for pid in (1, 2):
+        reports.lost(pid)
+    assert merged(reports.all())["traffic"] == merged([])["traffic"]
 
 
 def test_the_longest_quiet_calls_of_all_are_kept_and_whose_they_are() -> None:

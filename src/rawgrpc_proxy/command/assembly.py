@@ -13,13 +13,12 @@ from typing import Any
 import attrs
 import trio
 
-from rawgrpc_proxy.call_policy import CallPolicy
 from rawgrpc_proxy.cluster.cluster import Cluster
 from rawgrpc_proxy.cluster.facts import cluster_facts
-from rawgrpc_proxy.command.cluster_settings import ClusterTls, PoolSettings
+from rawgrpc_proxy.command.cluster_settings import ClusterSettings, ClusterTls, PoolSettings
 from rawgrpc_proxy.command.cores import cores
 from rawgrpc_proxy.command.link import Answers
-from rawgrpc_proxy.command.route_settings import MetadataChanges, RouteSettings
+from rawgrpc_proxy.command.route_assembly import made_routes, share_of, traffic_report
 from rawgrpc_proxy.command.settings import (
     ListenerSettings,
     ListenerTls,
@@ -30,7 +29,7 @@ from rawgrpc_proxy.command.settings_file import Settings, join
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.descriptors import DescriptorPlan
 from rawgrpc_proxy.errors import ConfigError
-from rawgrpc_proxy.grpc.response_changes import ResponseChanges
+from rawgrpc_proxy.limits.concurrency import ConcurrencyLimit
 from rawgrpc_proxy.memory_limit import default_max_buffered_bytes
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.listen import bound_address
@@ -47,8 +46,9 @@ from rawgrpc_proxy.proxy.director import StreamDirector
 from rawgrpc_proxy.proxy.forwarded import tell_forwarded
 from rawgrpc_proxy.proxy.hops import limit_hops
 from rawgrpc_proxy.proxy.identity import tell_identity
+from rawgrpc_proxy.proxy.mirror import Mirror
 from rawgrpc_proxy.proxy.otlp_exporter import OtlpExporter
-from rawgrpc_proxy.proxy.routing import Route, director_of, routes_of_reflection
+from rawgrpc_proxy.proxy.routing import director_of
 from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.upstream.endpoints import upstream_connection_facts
 from rawgrpc_proxy.upstream.pool import Pool
@@ -64,6 +64,8 @@ class Process:
     pools: Sequence[Pool]
     clusters: Sequence[Cluster]
     """Their connections are those of the pools."""
+    mirrors: Sequence[Mirror]
+    """These send to the clusters."""
     listener_tls: Sequence[TlsContext | None]
     """Of each listener."""
     directors: Sequence[StreamDirector]
@@ -97,7 +99,8 @@ def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
     pools, clusters = _upstreams(
         settings, cluster_tls, guard=loop_guard, observer=log if metrics is None else Observers(log, metrics)
     )
-    director = director_of(_routes(serve, clusters))
+    routes = made_routes(serve, clusters, workers_of(serve))
+    director = director_of(made.route for made in routes)
     if serve.hop_limit is not None:
         director = limit_hops(director, serve.hop_limit)
     tracing = _tracing(serve.tracing)
@@ -115,6 +118,7 @@ def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
             endpoints=partial(cluster_facts, clusters),
             dropped_lines=lambda: log.dropped_lines,
             spans=lambda: (0, 0) if tracing is None else (tracing.exported, tracing.dropped),
+            traffic=partial(traffic_report, routes, clusters),
             tls_reload_failures=lambda: sum(context.failures for context in contexts),
             state=lambda: "draining" if server.stopping else "serving",
         )
@@ -123,6 +127,7 @@ def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
         server=server,
         pools=pools,
         clusters=list(clusters.values()),
+        mirrors=[made.mirror for made in routes if made.mirror is not None],
         listener_tls=listener_tls,
         directors=[_listener_director(listener, director) for listener in serve.listeners],
         listener_http2=[
@@ -143,22 +148,30 @@ def _upstreams(
     guard: LoopGuard,
     observer: PoolObserver,
 ) -> tuple[list[Pool], dict[str, Cluster]]:
-    """Pools, one for each kind of settings that clusters have, and the clusters."""
-    clusters = settings.serve.clusters
+    """Pools, one for each kind of settings that clusters have, and the clusters.
+
+    A cluster with a `max_connections` is of a kind of its own: its connections are all that its pool has.
+    """
+    clusters, workers = settings.serve.clusters, workers_of(settings.serve)
     kind_of = {
-        name: (cluster.pool, _http2(settings, join("clusters", name), cluster.http2))
+        name: (
+            cluster.pool,
+            _http2(settings, join("clusters", name), cluster.http2),
+            None if cluster.max_connections is None else (name, share_of(cluster.max_connections, workers)),
+        )
         for name, cluster in clusters.items()
     }
     kinds = set(kind_of.values())
-    upstream = DescriptorPlan.of_this_process().upstream
+    most = max(1, DescriptorPlan.of_this_process().upstream // len(kinds))
     pools = {
-        kind: _pool(
-            *kind,
-            max_connections=max(1, upstream // len(kinds)),
+        (pool, http2, own): _pool(
+            pool,
+            http2,
+            max_connections=most if own is None else min(most, own[1]),
             guard=guard,
             observer=observer,
         )
-        for kind in kinds
+        for pool, http2, own in kinds
     }
     made = {
         name: Cluster(
@@ -172,10 +185,18 @@ def _upstreams(
             slow_start=cluster.slow_start,
             min_idle=cluster.pool.min_idle,
             panic_threshold=cluster.panic_threshold,
+            limits=_limits(cluster, workers),
+            max_pending=None if cluster.max_pending is None else share_of(cluster.max_pending, workers),
         )
         for name, cluster in clusters.items()
     }
     return list(pools.values()), made
+
+
+def _limits(cluster: ClusterSettings, workers: int) -> list[ConcurrencyLimit]:
+    if cluster.max_requests is None:
+        return []
+    return [ConcurrencyLimit(share_of(cluster.max_requests, workers), name="max_requests")]
 
 
 def _targets(clusters: Mapping[str, Cluster]) -> dict[str, list[Target]]:
@@ -285,43 +306,6 @@ def _pool(
         settings=http2,
         observer=observer,
     )
-
-
-def _routes(serve: ServeSettings, clusters: Mapping[str, Cluster]) -> list[Route]:
-    reflection = [] if serve.reflection is None else routes_of_reflection(clusters[serve.reflection])
-    return reflection + [
-        Route(
-            route.match,
-            clusters[route.cluster],
-            authority=route.authority,
-            metadata=route.metadata,
-            max_timeout_s=route.max_timeout_s,
-            default_timeout_s=route.default_timeout_s,
-            remove=route.request_metadata.remove,
-            set_values=route.request_metadata.set,
-            names=(_name_of(serve.routes, place), route.cluster),
-            response_changes=_response_changes(route.response_metadata),
-            policy=_policy(route),
-        )
-        for place, route in enumerate(serve.routes)
-    ]
-
-
-def _name_of(routes: Sequence[RouteSettings], place: int) -> str:
-    """What to call a route in the log: what it matches, with its place where others match the same."""
-    match = routes[place].match
-    return match if sum(route.match == match for route in routes) == 1 else f"{match}[{place}]"
-
-
-def _policy(route: RouteSettings) -> CallPolicy | None:
-    policy = CallPolicy(idle_timeout_s=route.idle_timeout_s)
-    return None if policy == CallPolicy() else policy
-
-
-def _response_changes(changes: MetadataChanges) -> ResponseChanges | None:
-    if not changes.remove and not changes.set:
-        return None
-    return ResponseChanges(remove=changes.remove, set_values=changes.set)
 
 
 def tls_contexts(

@@ -44,7 +44,7 @@ def _table(settings: Settings, table: Any, path: str, header: str) -> Iterator[s
     for here, value in below:
         if isinstance(value, tuple):
             for place, each in enumerate(value):
-                yield from _table(settings, each, f"{here}[{place}]", f"[[{here}]]")
+                yield from _table(settings, each, f"{here}[{place}]", f"[[{_without_places(here)}]]")
         else:
             yield from _table(settings, value, here, f"[{_without_places(here)}]")
 

@@ -132,6 +132,18 @@ class ClusterSettings:
     pool: PoolSettings = attrs.field(factory=PoolSettings)
     """What is not set here is as in the table `pool` of the file's top level."""
 
+    max_requests: int | None = attrs.field(default=None, validator=at_least(1))
+    """Circuit breaker: calls under way, those that wait for a connection included. The next one is RESOURCE_EXHAUSTED
+    at once. This and the next two are for all workers together, and each has its share, rounded up."""
+
+    max_pending: int | None = attrs.field(default=None, validator=at_least(0))
+    """Circuit breaker: calls that wait for a connection. The next one that finds none with room is RESOURCE_EXHAUSTED
+    at once. Of each endpoint's own line, `pool.max_waiting` is the bound."""
+
+    max_connections: int | None = attrs.field(default=None, validator=at_least(1))
+    """Circuit breaker: connections to all endpoints. Calls wait in line for one of them, within the other bounds. There
+    should be one for each endpoint at least, or they take turns."""
+
     http2: Http2Settings = attrs.field(factory=Http2Settings)
     """How connections to the endpoints behave. What is not set here is as in the table `http2` of the file's top
     level."""

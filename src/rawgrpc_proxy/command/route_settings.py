@@ -6,9 +6,16 @@ from collections.abc import Mapping
 import attrs
 
 from rawgrpc_proxy.command.problems import Problems
+from rawgrpc_proxy.command.traffic_settings import (
+    ConcurrencySettings,
+    MirrorSettings,
+    RateLimitSettings,
+    SplitSettings,
+)
 from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.grpc.response_changes import ResponseChanges
 from rawgrpc_proxy.proxy.patterns import check_pattern
+from rawgrpc_proxy.proxy.rate_limit import header_name
 from rawgrpc_proxy.validators import at_least, held_to
 
 
@@ -20,6 +27,11 @@ def _check_fields(fields: Mapping[str, str]) -> None:
 def _check_names(names: tuple[str, ...]) -> None:
     for name in names:
         Metadata().without(name)
+
+
+def _check_key(key: str | None) -> None:
+    if key is not None:
+        header_name(key)
 
 
 def _check_response_changes(changes: "MetadataChanges") -> None:
@@ -50,8 +62,26 @@ class RouteSettings:
     metadata: Mapping[str, str] = attrs.field(factory=dict, validator=held_to(_check_fields))
     """Metadata that the call must have: of each key, one value that is just this."""
 
-    cluster: str = attrs.field()
-    """The name of the cluster."""
+    cluster: str | None = attrs.field(default=None)
+    """The name of the cluster; or there is a `split`."""
+
+    split: tuple[SplitSettings, ...] = attrs.field(factory=tuple)
+    """Several clusters that share the calls, by weight: `[{ cluster = "a", weight = 90 }, { cluster = "b", weight = 10
+    }]`."""
+
+    sticky: str | None = attrs.field(default=None, validator=held_to(_check_key))
+    """With `split`, a key of metadata, like "x-user": calls with the same value go to the same cluster, in whichever
+    worker and after a restart, too, and a hundredth more weight for one of two moves a hundredth of the values. Calls
+    without it are split by chance."""
+
+    rate_limit: RateLimitSettings | None = attrs.field(default=None)
+    """Without it calls are not counted in time."""
+
+    concurrency: ConcurrencySettings | None = attrs.field(default=None)
+    """Without it there may be as many calls as the cluster takes."""
+
+    mirror: MirrorSettings | None = attrs.field(default=None)
+    """Without it no call is copied."""
 
     max_timeout_s: float | None = attrs.field(default=None, validator=at_least(0.001))
     """The longest deadline: calls with a later one, or none, get this."""
@@ -76,5 +106,13 @@ class RouteSettings:
 
     def problems(self) -> Problems:
         """What does not fit together."""
+        if self.cluster is None and not self.split:
+            yield "cluster", 'is missing; write it, or split = [{ cluster = "…", weight = 1 }, …]'
+        if self.cluster is not None and self.split:
+            yield "split", "is there, and cluster, too: calls go to one, or are split"
+        if self.split and not any(part.weight for part in self.split):
+            yield "split", "has but weights of 0: calls would go nowhere"
+        if self.sticky is not None and not self.split:
+            yield "sticky", "goes with split"
         if (self.max_timeout_s or math.inf) < (self.default_timeout_s or 0):
             yield "default_timeout", "is longer than max_timeout"

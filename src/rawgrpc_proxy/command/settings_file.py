@@ -214,10 +214,10 @@ def _check_clusters(tree: Tree, reader: "_Reader") -> None:
     clusters, routes = tree.get("clusters", {}), tree.get("routes", [])
     if not isinstance(clusters, dict) or not isinstance(routes, list):
         return
-    named = {
-        f"routes[{place}].cluster": route.get("cluster") if isinstance(route, dict) else None
-        for place, route in enumerate(routes)
-    }
+    named: dict[str, object] = {}
+    for place, route in enumerate(routes):
+        if isinstance(route, dict):
+            named |= {f"routes[{place}]{path}": name for path, name in _clusters_named_by(route)}
     if tree.get("reflection") != _ALONE:
         named["reflection"] = tree.get("reflection")
     for path, name in named.items():
@@ -227,6 +227,18 @@ def _check_clusters(tree: Tree, reader: "_Reader") -> None:
                 path,
                 f"is {name!r}, which is no cluster{_meant(name, clusters)}; known: {known}",
             )
+
+
+def _clusters_named_by(route: Tree) -> Iterator[tuple[str, object]]:
+    """Where a route names clusters, and which."""
+    tables: list[tuple[str, object]] = [(".mirror", route.get("mirror"))]
+    if route.get("cluster") != _ALONE:
+        tables.append(("", route))
+    if isinstance(split := route.get("split"), list):
+        tables += [(f".split[{place}]", part) for place, part in enumerate(split)]
+    for path, table in tables:
+        if isinstance(table, dict):
+            yield f"{path}.cluster", table.get("cluster")
 
 
 def _check_sides(tree: Tree, reader: "_Reader") -> None:

@@ -100,6 +100,8 @@ async def _run(process: Process, inherited: Inherited) -> None:
                 await stack.enter_async_context(pool)
             for cluster in process.clusters:
                 await stack.enter_async_context(cluster)
+            for mirror in process.mirrors:
+                await stack.enter_async_context(mirror)
             nursery = await stack.enter_async_context(trio.open_nursery())
             nursery.start_soon(process.log.run)
             abort = trio.Event()

@@ -27,7 +27,7 @@ from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.observe.families import FAMILIES, PROXY, Family
 from rawgrpc_proxy.observe.merge import GONE, merged
 from rawgrpc_proxy.observe.metrics import OTHER
-from rawgrpc_proxy.observe.report import MethodReport, WorkerReport
+from rawgrpc_proxy.observe.report import MethodReport, TrafficReport, WorkerReport
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 CONTENT_TYPE_OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -102,6 +102,7 @@ class _Collected(Collector):
         self._endpoints(reports)
         for limit, told in sums["limits"].items():
             self._add("limits_reached_total", told["count"], limit)
+        self._traffic(sums["traffic"])
         self._add("log_lines_dropped_total", sums["log"]["dropped_lines"])
         self._add("trace_spans_exported_total", sums["spans"]["exported"])
         self._add("trace_spans_dropped_total", sums["spans"]["dropped"])
@@ -147,6 +148,24 @@ class _Collected(Collector):
         standings = Counter((each["cluster"], each["address"], str(each["standing"])) for each in live)
         for labels, workers in standings.items():
             self._add("endpoint_standing", workers, *labels)
+
+    def _traffic(self, traffic: TrafficReport) -> None:
+        for name, parts in (
+            ("route_calls_refused_total", traffic["refused_by_routes"]),
+            ("cluster_calls_refused_total", traffic["refused_by_clusters"]),
+            ("mirror_statuses_total", traffic["mirror_statuses"]),
+            ("mirror_dropped_total", traffic["mirror_dropped"]),
+        ):
+            for label, counts in parts.items():
+                for part, count in counts.items():
+                    self._add(name, count, label, part)
+        for name, numbers in (
+            ("route_calls_under_way", traffic["under_way"]),
+            ("route_concurrency_limit", traffic["concurrency"]),
+            ("mirrored_calls_total", traffic["mirrored"]),
+        ):
+            for label, number in numbers.items():
+                self._add(name, number, label)
 
     def _workers(self, reports: Sequence[WorkerReport]) -> None:
         states = [report["state"] for report in reports]

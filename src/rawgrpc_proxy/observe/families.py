@@ -217,6 +217,51 @@ FAMILIES = (
         ("limit",),
         "How often a peer ran into a limit, by the setting that names it.",
     ),
+    Family(
+        PROXY + "route_calls_refused_total",
+        "counter",
+        ("route", "limit"),
+        "Calls of a route that a limit of it has refused: `rate_limit` or `concurrency`.",
+    ),
+    Family(
+        PROXY + "route_calls_under_way",
+        "gauge",
+        ("route",),
+        "Calls that are under way on a route whose concurrency is limited.",
+    ),
+    Family(
+        PROXY + "route_concurrency_limit",
+        "gauge",
+        ("route",),
+        "How many of these there may be, in all workers; an adaptive limit moves.",
+    ),
+    Family(
+        PROXY + "cluster_calls_refused_total",
+        "counter",
+        ("cluster", "limit"),
+        "Calls that the circuit breaker of a cluster has refused: `max_requests` or `max_pending`.",
+    ),
+    Family(
+        PROXY + "mirrored_calls_total",
+        "counter",
+        ("route",),
+        "Copies of a route's calls that its shadow was sent.",
+    ),
+    Family(
+        PROXY + "mirror_statuses_total",
+        "counter",
+        ("route", "outcome"),
+        "How copies have ended: with the `same` status as their call, a `different` one, or `given_up`, as their call "
+        "ended without a status of its upstream.",
+    ),
+    Family(
+        PROXY + "mirror_dropped_total",
+        "counter",
+        ("route", "reason"),
+        "Calls that were not copied, and copies that went no further: too many `calls`; `bytes` that the shadow did "
+        "not take; `headers` longer than it takes; it was `unreachable`; `overflow` of its limits; too `late`; a "
+        "`fault` here.",
+    ),
     Family(PROXY + "log_lines_dropped_total", "counter", (), "Lines of the log that nobody took in time."),
     Family(
         PROXY + "trace_spans_exported_total",

@@ -115,7 +115,10 @@ def merged(reports: Iterable[WorkerReport]) -> Merged:
     sums: dict[str, Any] = dict.fromkeys(_ADDED)
     for report in every:
         for name in _ADDED:
-            sums[name] = _plus(sums[name], report[name])  # type: ignore[literal-required]
+            if name in report:  # one of a version before this may not have it
+                sums[name] = _plus(sums[name], report[name])  # type: ignore[literal-required]
+    for name in [name for name in _ADDED if sums[name] is None]:
+        sums[name] = _nothing()[name]  # type: ignore[literal-required]
     sums["bounds_s"] = every[0]["bounds_s"]
     sums["endpoints"] = _endpoints(every)
     sums["workers"] = [
@@ -207,6 +210,8 @@ def _counted(report: WorkerReport) -> WorkerReport:
         "last_failed": [],
     }
     counted["calls"]["open"] = counted["downstream"]["open"] = counted["upstream"]["open"] = 0
+    if "traffic" in counted:
+        counted["traffic"] |= {"under_way": {}, "concurrency": {}}
     counted["endpoints"] = [
         {
             **endpoint,

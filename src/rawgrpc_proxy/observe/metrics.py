@@ -30,6 +30,7 @@ from rawgrpc_proxy.observe.report import (
     LimitReport,
     MethodReport,
     OpenCallsReport,
+    TrafficReport,
     WorkerReport,
 )
 from rawgrpc_proxy.observe.words import beginning
@@ -53,6 +54,19 @@ _STATUSES = len(Status)
 _STEPS_PER_SECOND = 1 << 20
 
 
+def no_traffic() -> TrafficReport:
+    """Of who has neither limits nor mirrors."""
+    return {
+        "refused_by_routes": {},
+        "refused_by_clusters": {},
+        "under_way": {},
+        "concurrency": {},
+        "mirrored": {},
+        "mirror_statuses": {},
+        "mirror_dropped": {},
+    }
+
+
 @attrs.frozen(kw_only=True)
 class Sources:
     """Whom `Metrics` asks for a report, and for nothing else: what can be seen by looking need not be counted."""
@@ -67,6 +81,8 @@ class Sources:
     """Of tracing, how many spans were exported and how many dropped."""
     tls_reload_failures: Callable[[], int] = int
     """The sum of `ContextOfFiles.failures`."""
+    traffic: Callable[[], TrafficReport] = no_traffic
+    """What limits have refused, and mirrors copied."""
     state: Callable[[], str] = lambda: "serving"
     """"serving" or "draining"."""
 
@@ -355,6 +371,7 @@ class Metrics(ServerObserver, PoolObserver):
             "log": {"dropped_lines": sources.dropped_lines()},
             "spans": {"exported": exported, "dropped": dropped},
             "tls_reload_failures": sources.tls_reload_failures(),
+            "traffic": sources.traffic(),
             "stuck": opened["calls"],
             "last_failed": [call.copy() for call in self._last_failed],
         }

@@ -155,6 +155,23 @@ class OpenConnection(TypedDict):
     draining: bool
 
 
+class TrafficReport(TypedDict):
+    """What limits have refused, and what mirrors have copied, by the names of routes and clusters."""
+
+    refused_by_routes: dict[str, dict[str, int]]
+    """By the setting that has refused."""
+    refused_by_clusters: dict[str, dict[str, int]]
+    under_way: dict[str, int]
+    """Calls of routes whose concurrency is limited."""
+    concurrency: dict[str, int]
+    """How many there may be of these, now."""
+    mirrored: dict[str, int]
+    mirror_statuses: dict[str, dict[str, int]]
+    """How copies have ended: "same" and "different" statuses; "given_up": with their call."""
+    mirror_dropped: dict[str, dict[str, int]]
+    """Copies that were not to be, or went no further, by why."""
+
+
 class SummedReport(TypedDict):
     """Of a report what several of them are added up in, part by part."""
 
@@ -169,6 +186,7 @@ class SummedReport(TypedDict):
     log: LogReport
     spans: SpansReport
     tls_reload_failures: int
+    traffic: TrafficReport
 
 
 class WorkerReport(SummedReport):

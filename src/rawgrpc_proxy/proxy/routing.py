@@ -96,7 +96,7 @@ class Route:
         default_timeout_s: float | None = None,
         remove: Iterable[str] = (),
         set_values: Mapping[str, str] | None = None,
-        names: tuple[str, str] | None = None,
+        names: tuple[str, str | None] | None = None,
         response_changes: ResponseChanges | None = None,
         rate_limiter: RateLimiter | None = None,
         policy: CallPolicy | None = None,
