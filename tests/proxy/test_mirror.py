@@ -1,7 +1,7 @@
 """Copies of calls for a shadow: what it gets, what is compared, and that the call itself never notices."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -413,6 +413,71 @@ async def test_leaving_a_mirror_gives_up_what_is_under_way_and_the_calls_go_on(e
         copy.request_data(b"too late", True)
         copy.original_over(Status.OK)
         assert mirror.begin(_context(), request_fields(), False, None) is None
+
+
+class Chance:
+    """Peers that do whatever comes to their minds."""
+
+    def __init__(self) -> None:
+        self._rng = Random(7)
+
+    async def shadow(self, copy: PeerStream) -> None:
+        rng = self._rng
+        with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
+            match rng.randrange(6):
+                case 0:
+                    await copy.reset(rng.choice([NO_ERROR, REFUSED_STREAM, CANCEL]))
+                case 1:
+                    await copy.headers([*RESPONSE, *NOT_FOUND], end=True)
+                case 2 if rng.random() < 0.2:
+                    await copy.peer.aclose()
+                case 3:
+                    await trio.sleep_forever()
+                case _:
+                    await copy.respond(bytes(rng.randrange(5000)))
+
+    async def backend(self, served: PeerStream) -> None:
+        if self._rng.random() < 0.1:
+            await served.reset(self._rng.choice([REFUSED_STREAM, CANCEL]))
+        else:
+            await served.respond(b"x")
+
+    async def caller(self, client: RawPeer) -> None:
+        rng = self._rng
+        call = await client.open(request_fields())
+        if rng.random() < 0.15:
+            await call.reset(CANCEL)
+            return
+        await call.body(message(bytes(rng.randrange(40_000))), end=rng.random() < 0.9)
+        if rng.random() < 0.2:
+            await call.reset(CANCEL)
+        else:
+            await call.answer()
+
+
+@trio_test
+async def test_whatever_peers_do_nothing_is_left_and_each_copy_is_counted_once(engine: Engine) -> None:
+    chance, limit, count = Chance(), ConcurrencyLimit(20), 150
+    async with a_street(engine, limit=limit, max_call_bytes=20_000, max_calls=15) as street:
+        house = street.house
+        async with trio.open_nursery() as peers:
+            peers.start_soon(street.shadow.answer_all, chance.shadow)
+            peers.start_soon(house.backend.answer_all, chance.backend)
+            for _ in range(10):
+                async with trio.open_nursery() as calls:
+                    client = await house.client()
+                    for _ in range(count // 10):
+                        calls.start_soon(chance.caller, client)
+            for _ in range(count):
+                await house.record()
+            for client in house.clients:
+                await client.aclose()
+            peers.cancel_scope.cancel()
+    mirror, ended = street.mirror, street.counts()
+    # Calls that were given up in the read in which they came have no copy.
+    total = mirror.same + mirror.different + mirror.given_up + sum(mirror.dropped.values())
+    assert 0.8 * count <= total <= count, ended
+    assert min(mirror.same, mirror.different, mirror.given_up) > 0, ended
 
 
 def _context() -> CallContext:

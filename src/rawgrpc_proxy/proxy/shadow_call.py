@@ -98,7 +98,7 @@ class ShadowCall:
         if self._takes_no_more:
             return
         size = len(data)
-        if not self._mirror.may_wait(size, self._waiting + size):
+        if self._is_short_of_memory or not self._mirror.may_wait(size, self._waiting + size):
             self.drop("bytes")
             return
         self._waiting += size
@@ -131,6 +131,14 @@ class ShadowCall:
                 if self._timer is not None:
                     self._timer.cancel()
                 self._timer = self._mirror.call_at(until, self._expire)
+
+    @property
+    def _is_short_of_memory(self) -> bool:
+        """Whether so much waits in the process that requests are not kept for a retry: no copy may come before that."""
+        if self._stream is None or not self._waiting:
+            return False
+        buffered = self._stream.account.buffered
+        return buffered.bytes >= buffered.keep_below
 
     @property
     def _takes_no_more(self) -> bool:
