@@ -196,6 +196,23 @@ async def test_whoever_makes_the_requests_may_fail(engine: Engine) -> None:
 
 
 @trio_test
+async def test_requests_that_fail_as_calls_do_are_not_taken_for_the_call(engine: Engine) -> None:
+    async def requests(error: Exception) -> AsyncIterator[bytes]:
+        yield b"1"
+        raise error
+
+    async with a_client(engine) as world:
+        for error in (RpcError(Status.ABORTED, "mine"), trio.BrokenResourceError("mine")):
+            async with world.client.stream_stream("/a.B/C", requests(error)) as call:
+                served = await world.backend.request()
+                with pytest.raises(type(error), match="mine"):
+                    await call.receive_headers()
+            await reset_code(served)
+        with pytest.raises(RpcError, match="ABORTED: mine"):
+            await world.client.stream_unary("/a.B/C", requests(RpcError(Status.ABORTED, "mine")))
+
+
+@trio_test
 async def test_requests_that_are_given_end_with_the_block(engine: Engine) -> None:
     ended = []
 

@@ -1,5 +1,6 @@
 """What a client refuses, and how it says so."""
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +9,14 @@ import trio
 import trio.testing
 from trio.testing import trio_test
 
-from rawgrpc_proxy import Client, ConfigError, Http2Settings, Pool, RpcError
+from rawgrpc_proxy import CallContext, Client, ConfigError, Http2Settings, Pool, RpcError, Target
 from rawgrpc_proxy.config import Engine
+from rawgrpc_proxy.errors import PoolExhausted
+from rawgrpc_proxy.http2.headers import Headers
+from rawgrpc_proxy.net.stream import Stream
+from rawgrpc_proxy.upstream.pooled import PooledConnection
 from tests.client.world import UNARY, a_client, a_client_of_ours, reset_code
-from tests.proxy.house import on_every_engine
+from tests.proxy.house import on_every_engine, until
 from tests.proxy.raw_peers import MAX_HEADER_LIST_SIZE, RESPONSE, message
 from tests.upstream.backend import deaf_port
 
@@ -20,6 +25,7 @@ from tests.upstream.backend import deaf_port
     ("make", "error", "says"),
     [
         (lambda: Client("nowhere"), ConfigError, "nowhere"),
+        (lambda: Client(Pool()), ConfigError, r"pool.target\(address\), not <.*Pool"),  # type: ignore[arg-type]
         (lambda: Client("a:1", max_message_bytes=-1), ConfigError, "max_message_bytes"),
         (lambda: Client("a:1", metadata={"x": b"1"}), TypeError, "-bin"),
         (lambda: Client("a:1", metadata={"Content-Type": "x"}), ValueError, "application/grpc"),
@@ -65,12 +71,31 @@ async def test_a_call_is_made_once_and_streams_are_blocks(engine: Engine) -> Non
         await call
         with pytest.raises(RuntimeError, match="a call is made once"):
             await call
+        stream = client.stream_stream(UNARY)
         with pytest.raises(RuntimeError, match="async with"):
-            await client.unary_stream(UNARY, b"x").receive()
+            await stream.receive()
         with pytest.raises(RuntimeError, match="async with"):
-            await client.stream_stream(UNARY).send(b"x")
+            await stream.send(b"x")
+        async with stream as opened:
+            assert opened is stream
+            assert stream.address == str(stream.address)
+            assert repr(stream) == f"<StreamStreamCall {UNARY}>"
+        assert repr(stream) == f"<StreamStreamCall {UNARY} CANCELLED>"
         with pytest.raises(TypeError, match=r"client.stream_unary\(method, requests\)"):
             await client.stream_unary(UNARY)
+
+
+@trio_test
+async def test_a_call_that_was_forgotten_is_told() -> None:
+    async with Client("127.0.0.1:1") as client:
+        forgotten = [client.unary_unary("/a.B/C", b"")]
+
+        def forget() -> None:
+            forgotten.clear()
+            gc.collect()
+
+        with pytest.warns(RuntimeWarning, match=r"<UnaryUnaryCall /a.B/C> was never made: await it"):
+            forget()
 
 
 @on_every_engine
@@ -137,3 +162,94 @@ async def test_a_codec_that_fails_costs_its_call(engine: Engine) -> None:
             with pytest.raises(KeyError, match="cannot"):
                 await call.receive()
         await reset_code(served)
+
+
+class Odd:
+    """Who takes calls need not be a target: this one's first places are full, and it hears of each call."""
+
+    def __init__(self, target: Target, before: Callable[[], None] = lambda: None) -> None:
+        self._target = target
+        self._before = before
+        self.asked: list[CallContext] = []
+        self.out = 0
+
+    async def take_place(self, context: CallContext) -> "OddPlace":
+        self.asked.append(context)
+        self._before()
+        return self.place(await self._target.take(), has_room=False)
+
+    def place(self, conn: PooledConnection, *, has_room: bool) -> "OddPlace":
+        self.out += 1
+        return OddPlace(self, conn, has_room=has_room)
+
+
+class OddPlace:
+    is_tls = True
+    peer_max_header_list_bytes = 2**31 - 1
+
+    def __init__(self, odd: Odd, conn: PooledConnection, *, has_room: bool) -> None:
+        self._odd, self._conn, self.has_room = odd, conn, has_room
+        self.address = "unix:/odd"
+
+    def open_stream(self, headers: Headers, end_stream: bool = False) -> Stream:
+        return self._conn.open_stream(headers, end_stream)
+
+    async def again(self) -> "OddPlace":
+        return self._odd.place(await self._conn.again(), has_room=True)
+
+    def give_back(self) -> None:
+        self._odd.out -= 1
+        self._conn.give_back()
+
+
+@on_every_engine
+@trio_test
+async def test_whoever_has_places_may_take_calls(engine: Engine) -> None:
+    async with a_client(engine) as world:
+        odd = Odd(world.pool.target(world.backend.address))
+        async with Client(odd, metadata={"x-key": "7"}) as client, trio.open_nursery() as nursery:
+
+            async def call() -> None:
+                assert await client.unary_unary("/a.B/C", b"", timeout=60) == b"y"
+
+            nursery.start_soon(call)
+            served = await world.backend.request()
+            assert served.request.get(b":authority") == b"localhost"
+            assert served.request.get(b":scheme") == b"https"
+            await served.respond(b"y")
+        [context] = odd.asked
+        assert context.method == "/a.B/C"
+        assert context.metadata["x-key"] == "7"
+        assert context.deadline is not None
+        await until(lambda: odd.out == 0)
+
+
+@on_every_engine
+@trio_test
+async def test_a_place_that_comes_too_late_is_given_back(engine: Engine) -> None:
+    def cancel() -> None:
+        call.cancel()
+
+    async with a_client(engine) as world:
+        odd = Odd(world.pool.target(world.backend.address), cancel)
+        async with Client(odd) as client:
+            call = client.unary_unary("/a.B/C", b"")
+            with pytest.raises(RpcError, match="CANCELLED: the call was cancelled"):
+                await call
+        assert odd.out == 0
+        assert world.backend.no_request_came()
+
+
+@on_every_engine
+@trio_test
+async def test_whoever_has_no_place_fails_the_call(engine: Engine) -> None:
+    def none() -> None:
+        raise PoolExhausted("no place")
+
+    async with (
+        a_client(engine) as world,
+        Client(Odd(world.pool.target(world.backend.address), none)) as client,
+    ):
+        with pytest.raises(PoolExhausted, match="no place"):
+            await client.unary_unary("/a.B/C", b"")
+        assert not client._calls

@@ -4,6 +4,7 @@ The four shapes: `UnaryUnaryCall` is awaited, `UnaryStreamCall` and `StreamStrea
 either. The invariant: leaving a block leaves the call, over or not; nothing of it goes on in the background.
 """
 
+import warnings
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -22,6 +23,14 @@ Reply = TypeVar("Reply")
 Requests = Iterable[object] | AsyncIterable[object]
 
 
+def marshalled(codec: Codec, message: object) -> bytes:
+    """The payload for this message. Raises `TypeError` for one that the codec does not take."""
+    payload = codec.marshal(message)
+    if not isinstance(payload, bytes):
+        raise TypeError(f"the codec {shown(codec.name)} has marshalled bytes, not {shown(payload)}")
+    return payload
+
+
 class ClientCall(Generic[Reply]):
     """What all calls that a client makes have in common. `client.unary_unary` and its like make them."""
 
@@ -30,6 +39,15 @@ class ClientCall(Generic[Reply]):
         self._codec = codec
         self._type = reply_type
         self._begun = False
+
+    def __del__(self) -> None:
+        if not self._begun:
+            warnings.warn(
+                f"{self!r} was never made: await it, or enter its block",
+                RuntimeWarning,
+                stacklevel=2,
+                source=self,
+            )
 
     @property
     def headers(self) -> Metadata | None:
@@ -65,18 +83,13 @@ class ClientCall(Generic[Reply]):
             raise RuntimeError("a call is made once; ask the client for another one")
         self._begun = True
 
-    def _marshalled(self, message: object) -> bytes:
-        payload = self._codec.marshal(message)
-        if not isinstance(payload, bytes):
-            raise TypeError(f"the codec {shown(self._codec.name)} has marshalled bytes, not {shown(payload)}")
-        return payload
-
     async def _only(self) -> Reply:
         return self._codec.unmarshal(await self._exchange.only(), self._type)
 
     def __repr__(self) -> str:
         status = self.status
-        return f"<{type(self).__name__} {self._exchange.method} {'' if status is None else status.name}>"
+        how = "" if status is None else f" {status.name}"
+        return f"<{type(self).__name__} {self._exchange.method}{how}>"
 
 
 class UnaryUnaryCall(ClientCall[Reply]):
@@ -86,9 +99,9 @@ class UnaryUnaryCall(ClientCall[Reply]):
     `reply = await call`, `call.trailers`. Nothing is sent before it is awaited.
     """
 
-    def __init__(self, exchange: Exchange, codec: Codec, reply_type: type[Reply], request: object) -> None:
+    def __init__(self, exchange: Exchange, codec: Codec, reply_type: type[Reply], request: bytes) -> None:
         super().__init__(exchange, codec, reply_type)
-        self._request = self._marshalled(request)
+        self._request = request
 
     def __await__(self) -> Generator[Any, Any, Reply]:
         return self._make().__await__()
@@ -166,7 +179,7 @@ class _Block(ClientCall[Reply]):
         return None if payload is None else self._codec.unmarshal(payload, self._type)
 
     async def _send(self, message: object) -> None:
-        payload = self._marshalled(message)
+        payload = marshalled(self._codec, message)
         if self._sending:
             raise trio.BusyResourceError("another task is sending a message of this call")
         self._sending = True
@@ -184,7 +197,7 @@ class _Block(ClientCall[Reply]):
                 for message in messages:
                     await self._send(message)
         except trio.BrokenResourceError:
-            if self._exchange.status_to_come is not Status.OK:
+            if not self._exchange.has_ended_well:
                 raise  # not ours, but of whoever makes the messages
             return
         finally:
@@ -197,7 +210,7 @@ class _Block(ClientCall[Reply]):
         try:
             await self._send_all(requests)
         except (RpcError, trio.ClosedResourceError) as error:
-            if not (self._exchange.over or self._exchange.has_failed):
+            if not self._exchange.over and self._exchange.failure is None:
                 self._fault = error
         except Exception as fault:  # noqa: BLE001  # raised where the response is read, or the block left
             self._fault = fault
@@ -253,9 +266,9 @@ class _Sends(_Block[Reply]):
 class UnaryStreamCall(_Receives[Reply]):
     """One message out, many back: `async with client.unary_stream(...) as call: async for message in call: ...`."""
 
-    def __init__(self, exchange: Exchange, codec: Codec, reply_type: type[Reply], request: object) -> None:
+    def __init__(self, exchange: Exchange, codec: Codec, reply_type: type[Reply], request: bytes) -> None:
         super().__init__(exchange, codec, reply_type, None)
-        self._request = self._marshalled(request)
+        self._request = request
 
 
 class StreamStreamCall(_Sends[Reply], _Receives[Reply]):
@@ -288,6 +301,7 @@ class StreamUnaryCall(_Sends[Reply]):
 
     async def _make(self) -> Reply:
         if self._requests is None:
+            self._begun = True  # this is told now
             raise TypeError(
                 "only a call that was given its requests can be awaited: client.stream_unary(method, requests)"
             )

@@ -18,9 +18,11 @@ from rawgrpc_proxy.client.calls import (
     StreamUnaryCall,
     UnaryStreamCall,
     UnaryUnaryCall,
+    marshalled,
 )
 from rawgrpc_proxy.client.exchange import Exchange
 from rawgrpc_proxy.client.places import TakesCalls
+from rawgrpc_proxy.client.request import Ends
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.custom_metadata import Value, checked_text, headers_of
@@ -31,6 +33,7 @@ from rawgrpc_proxy.grpc.path import path_problem
 from rawgrpc_proxy.http2.headers import Headers
 from rawgrpc_proxy.net.timers import Timer, Timers
 from rawgrpc_proxy.net.tls import TlsContext
+from rawgrpc_proxy.observe.describe import shown
 from rawgrpc_proxy.upstream.pool import Pool
 from rawgrpc_proxy.version import version
 
@@ -90,6 +93,10 @@ class Client:
                 "ssl_context and settings are for a client with an address; a target has its own: "
                 "pool.target(address, ssl_context=...)"
             )
+        elif not hasattr(where, "take_place"):
+            raise ConfigError(
+                f"a client needs an address, or who has places for calls, like pool.target(address), not {shown(where)}"
+            )
         else:
             self.where = where
         if max_message_bytes < 0:
@@ -103,7 +110,7 @@ class Client:
         self._timeout = _checked_timeout(timeout)
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._timers: Timers | None = None
-        self._calls: set[Exchange] = set()
+        self._calls: set[Ends] = set()
 
     async def __aenter__(self) -> Self:
         if self._nursery_manager is not None:
@@ -121,8 +128,8 @@ class Client:
         manager, self._nursery_manager = self._nursery_manager, None
         assert timers is not None
         assert manager is not None
-        for exchange in list(self._calls):
-            exchange.abort(RpcError(Status.CANCELLED, "the client is closed", origin="proxy"))
+        for call in list(self._calls):
+            call.abort(RpcError(Status.CANCELLED, "the client is closed", origin="proxy"))
         timers.close()
         try:
             # Without the block's own error: it goes on as it is, and not in a group for the sake of our task.
@@ -133,15 +140,15 @@ class Client:
 
     # ------------------------------------------------------------------- for its calls
 
-    def enter(self, exchange: Exchange) -> None:
+    def enter(self, call: Ends) -> None:
         """A call begins."""
         if self._timers is None:
             raise ConfigError("the client is not open: use it inside `async with Client(...) as client:`")
-        self._calls.add(exchange)
+        self._calls.add(call)
 
-    def leave(self, exchange: Exchange) -> None:
+    def leave(self, call: Ends) -> None:
         """It is over."""
-        self._calls.discard(exchange)
+        self._calls.discard(call)
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
         """Call back at this time of trio's clock."""
@@ -182,7 +189,8 @@ class Client:
 
         Raises `ValueError` for what is no method, and for metadata that gRPC forbids.
         """
-        return UnaryUnaryCall(self._exchange(method, timeout, metadata), self._codec, reply_type, request)
+        payload = marshalled(self._codec, request)
+        return UnaryUnaryCall(self._exchange(method, timeout, metadata), self._codec, reply_type, payload)
 
     @overload
     def unary_stream(
@@ -216,7 +224,8 @@ class Client:
 
         Leaving the block before the end cancels the call. Errors as in `unary_unary`.
         """
-        return UnaryStreamCall(self._exchange(method, timeout, metadata), self._codec, reply_type, request)
+        payload = marshalled(self._codec, request)
+        return UnaryStreamCall(self._exchange(method, timeout, metadata), self._codec, reply_type, payload)
 
     @overload
     def stream_unary(

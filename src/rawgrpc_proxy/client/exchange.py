@@ -10,13 +10,12 @@ call ends, `close` leaves nothing of it: no stream, no place, no timer.
 
 import math
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 import trio
 
 from rawgrpc_proxy.client.messages import ReceivedMessages
-from rawgrpc_proxy.client.places import Place, TakesCalls, with_room
-from rawgrpc_proxy.client.request import Asks, context_of, request_headers
+from rawgrpc_proxy.client.places import Place, with_room
+from rawgrpc_proxy.client.request import Home, context_of, request_headers
 from rawgrpc_proxy.client.response import RequestSender, ResponseInbox
 from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.errors import DeadlineExceeded, RpcError, StreamReset
@@ -30,27 +29,12 @@ from rawgrpc_proxy.net.timers import Timer
 _NONE = FixedHeaders()
 
 
-class Home(Asks, Protocol):
-    """The client, as its calls know it."""
-
-    where: TakesCalls
-    max_message_bytes: int
-
-    def enter(self, exchange: "Exchange") -> None:
-        """A call begins. Raises `ConfigError` if the client is not open."""
-
-    def leave(self, exchange: "Exchange") -> None:
-        """It is over."""
-
-    def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
-        """Call back at this time."""
-
-
 class Exchange:
     """A call. `open` it, and `close` it whatever happens."""
 
     __slots__ = (
         "_aborted",
+        "_complete",
         "_deadline",
         "_fields",
         "_home",
@@ -92,6 +76,8 @@ class Exchange:
         self._is_second = False
         self._reopening: trio.Event | None = None
         self._messages = ReceivedMessages(home.max_message_bytes)
+        self._complete = False
+        """All of the response has been received, and its status is OK."""
         self._aborted: RpcError | None = None
         """Why the call was ended from here."""
         self.over = False
@@ -118,21 +104,17 @@ class Exchange:
         return Metadata(inbox.trailers_received or _NONE)
 
     @property
-    def status_to_come(self) -> Status | None:
-        """What the response's end says, be it read or not; None if it has none yet."""
+    def failure(self) -> RpcError | None:
+        """Why the call has failed, be that read or not; None if it has not, as far as is known."""
         inbox = self._inbox
-        if inbox is None or not inbox.ended:
-            return self.status
-        error = inbox.outcome()
-        return Status.OK if error is None else error.status
+        if self.error is not None or inbox is None:
+            return self.error or self._aborted
+        return inbox.outcome() if inbox.ended else inbox.error
 
     @property
-    def has_failed(self) -> bool:
-        """Whether it is known to have failed, be that read or not."""
-        inbox = self._inbox
-        if self.error is not None or self._aborted is not None:
-            return True
-        return inbox is not None and (inbox.error is not None or self.status_to_come not in {None, Status.OK})
+    def has_ended_well(self) -> bool:
+        """Whether the whole response is here, be it read or not, and its status is OK."""
+        return self._inbox is not None and self._inbox.ended and self.failure is None
 
     # ------------------------------------------------------------------ beginning
 
@@ -249,7 +231,7 @@ class Exchange:
             raise self.error
         if self._stream is None:
             raise RuntimeError("the call is not open: use it inside `async with ... as call:`")
-        if self.over and self.status is not Status.OK:
+        if self.over and not self._complete:
             raise trio.ClosedResourceError("the call was left")
 
     # ------------------------------------------------------------------ the request
@@ -293,7 +275,7 @@ class Exchange:
 
         Raises the call's `RpcError` instead of None, if it has failed. Cancellation loses nothing.
         """
-        if self.over and self.error is None and self.status is Status.OK:
+        if self._complete and self.error is None:
             return None
         try:
             return await self._receive()
@@ -339,7 +321,7 @@ class Exchange:
             raise error
         if not self._messages.at_boundary:
             raise _broken("the response ends in the middle of a message")
-        self.status = Status.OK
+        self._complete = True
         self.close()
 
     # ------------------------------------------------------------------ the end
@@ -361,7 +343,7 @@ class Exchange:
             return
         self.over = True
         if self.status is None:
-            self.status = Status.CANCELLED
+            self._note_status()
         self._home.leave(self)
         if self._timer is not None:
             self._timer.cancel()
@@ -376,6 +358,14 @@ class Exchange:
             # Of a response that is complete nothing is taken back: the rest of the request is not wanted.
             stream.reset(ErrorCode.NO_ERROR if inbox.ended else ErrorCode.CANCEL)
             inbox.failed(RpcError(Status.CANCELLED, "the call was left", origin="proxy"))
+
+    def _note_status(self) -> None:
+        """Note what is known of how the call went. What nobody knows it was left for."""
+        failure = self.failure
+        if failure is not None:
+            self.status, self.status_message = failure.status, failure.message
+        else:
+            self.status = Status.OK if self.has_ended_well else Status.CANCELLED
 
     def _fail(self, raised: BaseException) -> BaseException:
         """Note how the call has failed, and leave it. Answers what to raise."""
