@@ -172,6 +172,7 @@ class Odd:
         self._before = before
         self.asked: list[CallContext] = []
         self.out = 0
+        self.ended: list[RpcError | None] = []
 
     async def take_place(self, context: CallContext) -> "OddPlace":
         self.asked.append(context)
@@ -196,6 +197,9 @@ class OddPlace:
 
     async def again(self) -> "OddPlace":
         return self._odd.place(await self._conn.again(), has_room=True)
+
+    def ended(self, error: RpcError | None) -> None:
+        self._odd.ended.append(error)
 
     def give_back(self) -> None:
         self._odd.out -= 1
@@ -222,6 +226,7 @@ async def test_whoever_has_places_may_take_calls(engine: Engine) -> None:
         assert context.metadata["x-key"] == "7"
         assert context.deadline is not None
         await until(lambda: odd.out == 0)
+        assert odd.ended == [None]
 
 
 @on_every_engine

@@ -229,16 +229,40 @@ async def test_trailing_metadata_that_are_none_are_left_out_of_the_error(engine:
         assert call.trailers["x-latin"] == "é"
 
 
+async def _in_one_list(served: PeerStream, trailers: list[Field]) -> None:
+    await served.headers([*RESPONSE, *trailers], end=True)
+
+
+async def _in_two_lists(served: PeerStream, trailers: list[Field]) -> None:
+    await served.headers(RESPONSE)
+    await served.headers(trailers, end=True)
+
+
+async def _without_trailers(served: PeerStream, _trailers: list[Field]) -> None:
+    await served.headers(RESPONSE)
+    await served.data(b"", end=True)
+
+
+ENOUGH = status(8, (b"grpc-message", b"enough"))
+
+
 @pytest.mark.parametrize(
-    ("trailers", "error", "says"),
+    ("end", "trailers", "error", "says"),
     [
-        (OK, trio.BrokenResourceError, "status OK, and reads no more"),
-        (status(8, (b"grpc-message", b"enough")), RpcError, "RESOURCE_EXHAUSTED: enough"),
+        (_in_one_list, OK, trio.BrokenResourceError, "status OK, and reads no more"),
+        (_in_two_lists, OK, trio.BrokenResourceError, "status OK, and reads no more"),
+        (_in_one_list, ENOUGH, RpcError, "RESOURCE_EXHAUSTED: enough"),
+        (_in_two_lists, ENOUGH, RpcError, "RESOURCE_EXHAUSTED: enough"),
+        (_without_trailers, status(2), RpcError, "UNKNOWN: the response has no grpc-status"),
     ],
 )
 @trio_test
 async def test_an_early_status_ends_the_sending(
-    engine: Engine, trailers: list[Field], error: type[Exception], says: str
+    engine: Engine,
+    end: Callable[[PeerStream, list[Field]], Awaitable[None]],
+    trailers: list[Field],
+    error: type[Exception],
+    says: str,
 ) -> None:
     async with a_client(engine) as world:
         async with world.client.stream_stream("/a.B/C") as call:
@@ -256,7 +280,7 @@ async def test_an_early_status_ends_the_sending(
                 await served.read(65_535)
                 await trio.testing.wait_all_tasks_blocked()
                 assert not stopped.is_set()
-                await served.headers([*RESPONSE, *trailers], end=True)
+                await end(served, trailers)
             with pytest.raises(error, match=says):
                 await call.send(b"2")
         # How the call went is known, though nobody has read the response to its end.

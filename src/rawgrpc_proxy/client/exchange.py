@@ -42,6 +42,7 @@ class Exchange:
         "_is_second",
         "_kept",
         "_messages",
+        "_place",
         "_reopening",
         "_request_ended",
         "_scope",
@@ -86,14 +87,14 @@ class Exchange:
         self.status: Status | None = None
         self.status_message = ""
         self.address: str | None = None
+        self._place: Place | None = None
+        """Hears how the call ended; it may be given back by then."""
 
     @property
     def headers(self) -> Metadata | None:
         """The response headers, once they are here."""
         inbox = self._inbox
-        if inbox is None or inbox.headers is None:
-            return None
-        return Metadata(inbox.headers)
+        return None if inbox is None or inbox.headers is None else Metadata(inbox.headers)
 
     @property
     def trailers(self) -> Metadata | None:
@@ -172,6 +173,7 @@ class Exchange:
         stream.inbox = stream.sink = inbox
         self._stream, self._inbox, self._sender = stream, inbox, None
         self.address = place.address
+        self._place = place
         if self._kept or self._request_ended:
             stream.send_data(self._kept or b"", end_stream=self._request_ended)
 
@@ -322,6 +324,8 @@ class Exchange:
         if not self._messages.at_boundary:
             raise _broken("the response ends in the middle of a message")
         self._complete = True
+        if self._place is not None:
+            self._place.ended(None)
         self.close()
 
     # ------------------------------------------------------------------ the end
@@ -379,6 +383,8 @@ class Exchange:
             ):
                 raised = self._too_late()  # a server that watches the deadline, too, cancels the stream then
             self.error, self.status, self.status_message = raised, raised.status, raised.message
+            if self._place is not None and not self._complete:
+                self._place.ended(raised)
         self.close()
         return raised
 

@@ -1,12 +1,13 @@
 """What a client's calls need: somebody who has places on connections, and such a place.
 
-A `Target` is such a somebody, with connections to one address. The invariant: whoever has got a place gives it back
-exactly once.
+A `Target` is such a somebody, with connections to one address, and so is a `Cluster`. The invariant: whoever has got a
+place gives it back exactly once.
 """
 
 from typing import Protocol
 
 from rawgrpc_proxy.call import CallContext
+from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.http2.headers import Headers
 from rawgrpc_proxy.net.stream import Stream
 
@@ -37,6 +38,9 @@ class Place(Protocol):
 
     async def again(self) -> "Place":
         """Another place for the same call, on another connection if there is one. This one is to be given back, too."""
+
+    def ended(self, error: RpcError | None) -> None:
+        """How the call on it ended; None: with OK. Of a call that was left nothing is told. Must not raise."""
 
     def give_back(self) -> None:
         """The call does not need it any more."""

@@ -61,7 +61,7 @@ class ResponseInbox(Inbox):
             self._wake_sender()
 
     def failed(self, error: RpcError) -> None:
-        if self.error is None and not self.ended:
+        if self.error is None:
             super().failed(error)
 
     def closed(self) -> None:

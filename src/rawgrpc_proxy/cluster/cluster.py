@@ -21,6 +21,7 @@ from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.call_policy import CallLimit
 from rawgrpc_proxy.cluster.affinity import affinity
 from rawgrpc_proxy.cluster.balance import Balance, Balancer
+from rawgrpc_proxy.cluster.client_place import ClientPlace
 from rawgrpc_proxy.cluster.ejection import Ejector
 from rawgrpc_proxy.cluster.endpoint import Endpoint, Place
 from rawgrpc_proxy.cluster.health_check import HealthChecks
@@ -215,6 +216,10 @@ class Cluster:
             return await target.take(is_patient=is_patient)
         finally:
             self.pending -= 1
+
+    async def take_place(self, context: CallContext) -> ClientPlace:
+        """`take`, for a call that a `Client` makes."""
+        return ClientPlace(await self.take(context), context)
 
     async def take_another(self, context: CallContext, endpoint: Endpoint) -> Place | None:
         """As `take`, for a call that was not processed there. None: no other endpoint can be had."""

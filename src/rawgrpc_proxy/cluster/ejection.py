@@ -11,8 +11,7 @@ from functools import partial
 
 import trio
 
-from rawgrpc_proxy.call import Call
-from rawgrpc_proxy.cluster.endpoint import Endpoint
+from rawgrpc_proxy.cluster.endpoint import Attempt, Endpoint
 from rawgrpc_proxy.cluster.outlier import Ejection, OutlierDetector, OutlierStats
 from rawgrpc_proxy.cluster.outlier_settings import OutlierDetection
 from rawgrpc_proxy.codes import Status
@@ -79,7 +78,7 @@ class Ejector:
             for stats in sweep.returned:
                 self._take_back(self._endpoints[stats])
 
-    def _ended(self, stats: OutlierStats, status: Status, call: Call) -> None:
+    def _ended(self, stats: OutlierStats, status: Status, call: Attempt) -> None:
         """An attempt at a call has ended so. Runs for each."""
         if status is _OK or status not in self._failures:
             stats.successes += 1
@@ -89,7 +88,7 @@ class Ejector:
             if ejection is not None:
                 self._eject(ejection)
 
-    def _had_time(self, call: Call) -> bool:
+    def _had_time(self, call: Attempt) -> bool:
         return time.perf_counter() - call.started >= self._settings.least_deadline_s
 
     def _eject(self, ejection: Ejection) -> None:

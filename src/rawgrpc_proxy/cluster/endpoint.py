@@ -5,7 +5,7 @@ from typing import Protocol
 
 import attrs
 
-from rawgrpc_proxy.call import Call, CallContext
+from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.discovery.found import Found
 from rawgrpc_proxy.observe.report import Standing
@@ -18,6 +18,14 @@ class Home(Protocol):
 
     async def take_another(self, context: CallContext, endpoint: "Endpoint") -> "Place | None":
         """A place at another endpoint. None: that cannot be had."""
+
+
+class Attempt(Protocol):
+    """A call, as its endpoint knows it."""
+
+    @property
+    def started(self) -> float:
+        """When, by `time.perf_counter`."""
 
 
 class Endpoint:
@@ -50,7 +58,7 @@ class Endpoint:
         self.why_ejected: str | None = None
         self.draining = False
         """Whether its source names it no more: its calls go on to their ends, and it gets no new ones."""
-        self.hear_ended: Callable[[Status, Call], None] | None = None
+        self.hear_ended: Callable[[Status, Attempt], None] | None = None
         """Hears how each attempt at a call ended, if that says something of the endpoint and anybody wants to know."""
 
     @property

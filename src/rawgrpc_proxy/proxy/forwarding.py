@@ -16,7 +16,7 @@ from typing import Protocol
 from rawgrpc_proxy.call import Call, CallContext, checked_changes, checked_deadline
 from rawgrpc_proxy.call_policy import CallLimit
 from rawgrpc_proxy.cluster.cluster import Cluster
-from rawgrpc_proxy.cluster.endpoint import Endpoint, Place
+from rawgrpc_proxy.cluster.endpoint import Attempt, Endpoint, Place
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.errors import DeadlineExceeded, IdleTimeout, RpcError, Side
 from rawgrpc_proxy.http2.frames import Data
@@ -207,7 +207,7 @@ class Forwarding:
                 self._tell_endpoint(self._endpoint.hear_ended, error)
             self._owner.forwarding_over(self, error)
 
-    def _tell_endpoint(self, hear: Callable[[Status, Call], None], error: RpcError | None) -> None:
+    def _tell_endpoint(self, hear: Callable[[Status, Attempt], None], error: RpcError | None) -> None:
         """How this attempt ended, unless that says nothing of the endpoint.
 
         As where the caller gives up, something here is wanting, or the call was refused: whoever leaves in good order

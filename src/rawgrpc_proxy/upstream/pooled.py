@@ -194,6 +194,9 @@ class PooledConnection:
         """
         return await self.owner.take_another(self)
 
+    def ended(self, _error: RpcError | None) -> None:
+        """How the call in one place ended: whoever wants to know has another kind of place."""
+
     def give_back(self) -> None:
         """Give one place back."""
         self.owner.give_back(self, failed=self.err is not None)
