@@ -12,7 +12,7 @@ from rawgrpc_proxy.cluster.health_settings import HealthCheck
 from rawgrpc_proxy.cluster.outlier_settings import FailurePercentage, OutlierDetection
 from rawgrpc_proxy.cluster.slow_start import SlowStart
 from rawgrpc_proxy.command.cli import main
-from rawgrpc_proxy.command.cluster_settings import ClusterTls, PoolSettings
+from rawgrpc_proxy.command.cluster_settings import ClusterSettings, ClusterTls, PoolSettings
 from rawgrpc_proxy.command.route_settings import MetadataChanges, RouteSettings
 from rawgrpc_proxy.command.settings_file import Settings, SettingsError, load, settings_of
 from rawgrpc_proxy.command.traffic_settings import (
@@ -22,6 +22,8 @@ from rawgrpc_proxy.command.traffic_settings import (
     SplitSettings,
 )
 from rawgrpc_proxy.config import Http2Settings
+from rawgrpc_proxy.discovery.dns_source import DnsSource
+from rawgrpc_proxy.observe.observer import PoolObserver
 
 GOOD = """
 max_connections = 5000
@@ -229,6 +231,47 @@ BROKEN = [
     (
         f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["https://h:1", "h:2"]',
         "clusters.b.endpoints mix TLS and plaintext",
+    ),
+    (
+        f"{LISTENING}{ROUTED}[clusters.b]",
+        "clusters.b.endpoints is empty; write .*, or have dns or srv find them",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\ndns = "h:1"\nendpoints = ["h:1"]',
+        "clusters.b.dns and endpoints are two ways to say the same; a cluster has one of them",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\ndns = "h:1"\nsrv = "_a._tcp.h"',
+        "clusters.b.srv and dns are two ways to say the same",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["dns:///h:1"]',
+        r'clusters\.b\.endpoints: dns:///h:1 means all addresses of a name: write dns = "h:1" instead',
+    ),
+    (f'{LISTENING}{ROUTED}[clusters.b]\ndns = "h"', "clusters.b.dns: 'h' is no address; write HOST:PORT"),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\nsrv = "_a._tcp.h:1"',
+        "clusters.b.srv: '_a._tcp.h:1': SRV records say the port themselves",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\ndns = "h:1"\ndns_servers = ["dns.internal"]',
+        "clusters.b.dns_servers: 'dns.internal' is no address",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\ndns = "h:1"\ndns_min_ttl = "10m"',
+        r"clusters\.b\.dns_min_ttl is more than dns_max_ttl \(300 s\)",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\ndns = "h:1"\ndns_min_ttl = 0',
+        "clusters.b.dns_min_ttl is 0.0; it must",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\ndns = "h:1"\ndns_family = "ipv5"',
+        "clusters.b.dns_family is 'ipv5'; it must be",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\ndns_max_ttl = 5',
+        "clusters.b.dns_max_ttl goes with dns or srv; endpoints are not looked up",
     ),
     (
         f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\ntls = {{ key = "x" }}',
@@ -584,6 +627,33 @@ def test_the_environment_can_say_all(
     assert shown['clusters."h:1".pool.max_waiting'] == ('"none"', "RAWGRPC_PROXY_MAX_WAITING")
     assert shown['clusters."h:2".endpoints'] == ('["h:2"]', "RAWGRPC_PROXY_ROUTE")
     assert shown["routes.cluster"] == ('"h:3"', "RAWGRPC_PROXY_ROUTE")
+
+
+def test_an_upstream_with_the_scheme_that_grpc_has_for_names_is_looked_up_with_all_its_addresses(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any other name is left to each dial."""
+    monkeypatch.setenv("RAWGRPC_PROXY_LISTEN", "127.0.0.1:0")
+    monkeypatch.setenv("RAWGRPC_PROXY_ROUTE", "/p.A/*=h:1")
+    monkeypatch.setenv("RAWGRPC_PROXY_UPSTREAM", "dns:///h:2")
+    shown = in_force(tmp_path, capsys, "")
+    assert shown['clusters."dns:///h:2".dns'] == ('"dns:///h:2"', "RAWGRPC_PROXY_UPSTREAM")
+    assert shown['clusters."dns:///h:2".endpoints'] == ("[]", "default")
+    assert shown['clusters."h:1".endpoints'] == ('["h:1"]', "RAWGRPC_PROXY_ROUTE")
+
+
+def test_names_that_dns_knows_speak_tls_as_endpoints_do(tmp_path: Path) -> None:
+    def cluster(text: str) -> ClusterSettings:
+        return read(tmp_path, f'{LISTENING}[[routes]]\ncluster = "a"\n[clusters.a]\n{text}').serve.clusters[
+            "a"
+        ]
+
+    assert cluster('dns = "https://orders.internal:443"').speaks_tls
+    assert cluster('srv = "_grpc._tcp.orders.internal"\ntls = {}').speaks_tls
+    assert not cluster('dns = "orders.internal:443"').speaks_tls
+    source = cluster('dns = "https://orders.internal:443"\ndns_min_ttl = "5s"').source(PoolObserver())
+    assert isinstance(source, DnsSource)
+    assert source.name == "orders.internal:443"
 
 
 CLUSTER = """

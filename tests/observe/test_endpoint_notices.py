@@ -35,3 +35,25 @@ def test_to_machines_the_same_is_told_in_fields() -> None:
         "for_s": 30.0,
         "reason": "50.0 % of its calls ended well",
     }
+
+
+def test_a_name_that_changes_is_told_of_with_what_it_is_now() -> None:
+    file = io.StringIO()
+    CallLog(file=file).addresses_changed("orders.internal:1", ["10.0.0.7:1", "10.0.0.8:1"])
+    assert file.getvalue().partition(" ")[2] == "- orders.internal:1 is now 10.0.0.7:1, 10.0.0.8:1\n"
+    file = io.StringIO()
+    CallLog("json", file).addresses_changed("orders.internal:1", [f"10.0.0.{n}:1" for n in range(200)])
+    line = json.loads(file.getvalue())
+    assert (line["event"], line["name"], line["count"]) == ("addresses_changed", "orders.internal:1", 200)
+    assert line["addresses"] == [*(f"10.0.0.{n}:1" for n in range(20)), "…"]
+
+
+def test_look_ups_that_fail_again_and_again_are_told_of_once_in_a_while() -> None:
+    file = io.StringIO()
+    log = CallLog(file=file)
+    for name in ("orders.internal:1", "orders.internal:1", "bills.internal:1"):
+        log.look_up_failed(name, 0.1, "there is no such name (NXDOMAIN)")
+    assert [line.partition(" ")[2] for line in file.getvalue().splitlines()] == [
+        f"- the look-up of {name} has failed, and its addresses stay as they were: there is no such name (NXDOMAIN)"
+        for name in ("orders.internal:1", "bills.internal:1")
+    ]

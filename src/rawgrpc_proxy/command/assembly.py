@@ -175,7 +175,7 @@ def _upstreams(
     }
     made = {
         name: Cluster(
-            cluster.addresses,
+            cluster.source(observer),
             pool=pools[kind_of[name]],
             name=name,
             ssl_context=cluster_tls[name],

@@ -19,7 +19,7 @@ import attrs
 
 from rawgrpc_proxy.command.certs import certs
 from rawgrpc_proxy.command.check import check
-from rawgrpc_proxy.command.cluster_settings import PoolSettings
+from rawgrpc_proxy.command.cluster_settings import DNS_SCHEME, PoolSettings
 from rawgrpc_proxy.command.completion import SHELLS, completion
 from rawgrpc_proxy.command.demo import run_demo
 from rawgrpc_proxy.command.options import layer_of_environment, layer_of_options
@@ -159,14 +159,15 @@ def _add_serve(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     )
     add(
         "--upstream",
-        type=_checked(Address.parse),
+        type=_checked(lambda text: Address.parse(text.removeprefix(DNS_SCHEME))),
         metavar="ADDRESS",
-        help="where calls go that no --route matches: HOST:PORT or unix:PATH (default: they are UNIMPLEMENTED)",
+        help="where calls go that no --route matches: HOST:PORT or unix:PATH (default: they are UNIMPLEMENTED); with "
+        "dns:///NAME:PORT to all addresses of a name in turn, which are followed as they change",
     )
     add(
         "--route",
         action="append",
-        type=_checked(lambda text: RouteTable.parse([text])),
+        type=_checked(lambda text: RouteTable.parse([text.replace(f"={DNS_SCHEME}", "=", 1)])),
         metavar="PATTERN=ADDRESS",
         help="where calls of one service ('/pkg.Service/*=HOST:PORT'), of one method ('/pkg.Service/Method=HOST:PORT') "
         "or all ('/*=HOST:PORT') go; repeat it for more, the first one that matches decides",

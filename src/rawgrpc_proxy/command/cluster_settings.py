@@ -10,22 +10,38 @@ from rawgrpc_proxy.cluster.outlier_settings import OutlierDetection
 from rawgrpc_proxy.cluster.slow_start import SlowStart
 from rawgrpc_proxy.command.problems import Problems
 from rawgrpc_proxy.config import Http2Settings
+from rawgrpc_proxy.discovery.dns_source import DEFAULT_MAX_ADDRESSES, DnsSource, SrvSource, default_resolver
+from rawgrpc_proxy.discovery.resolver import Family
+from rawgrpc_proxy.discovery.schedule import DEFAULT_MAX_TTL_S, DEFAULT_MIN_TTL_S
+from rawgrpc_proxy.discovery.source import Source
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.net.address import Address
+from rawgrpc_proxy.observe.observer import PoolObserver
 from rawgrpc_proxy.validators import at_least, between, held_to
 
-_PLAIN_SCHEMES = ("http://", "grpc://", "h2c://", "dns:///")
+DNS_SCHEME = "dns:///"
+"""As with gRPC's clients: all addresses of a name."""
+_PLAIN_SCHEMES = ("http://", "grpc://", "h2c://", DNS_SCHEME)
 _TLS_SCHEMES = ("https://", "grpcs://")
-
-
-def _not_empty(_instance: object, attribute: "attrs.Attribute[Any]", value: tuple[str, ...]) -> None:
-    if not value:
-        raise ConfigError(f"{attribute.name} is empty; write at least one HOST:PORT or unix:PATH")
 
 
 def _check_endpoints(endpoints: tuple[str, ...]) -> None:
     for text in endpoints:
+        if text.startswith(DNS_SCHEME):
+            address = text.removeprefix(DNS_SCHEME)
+            raise ConfigError(
+                f'{text} means all addresses of a name: write dns = "{address}" instead of endpoints'
+            )
         Address.parse(plain_address(text)[0])
+
+
+def _check_dns(text: str) -> None:
+    DnsSource(plain_address(text)[0])
+
+
+def _check_servers(servers: tuple[str, ...]) -> None:
+    if servers:  # otherwise it need not even be known whether dnspython is there
+        default_resolver(servers)
 
 
 def plain_address(text: str) -> tuple[str, bool]:
@@ -103,11 +119,40 @@ class PoolSettings:
 
 @attrs.frozen(kw_only=True)
 class ClusterSettings:
-    """Backends that are as good as each other: each call goes to one of its endpoints."""
+    """Backends that are as good as each other: each call goes to one of its endpoints.
 
-    endpoints: tuple[str, ...] = attrs.field(validator=[_not_empty, held_to(_check_endpoints)])
-    """`HOST:PORT` or `unix:PATH` each. http://, grpc:// and dns:/// in front mean plaintext, https:// and grpcs://
-    TLS."""
+    It has one of `endpoints`, `dns` and `srv`.
+    """
+
+    endpoints: tuple[str, ...] = attrs.field(default=(), validator=held_to(_check_endpoints))
+    """`HOST:PORT` or `unix:PATH` each. http:// and grpc:// in front mean plaintext, https:// and grpcs:// TLS."""
+
+    dns: str | None = attrs.field(default=None, validator=attrs.validators.optional(held_to(_check_dns)))
+    """`NAME:PORT`: all addresses of a name are its endpoints. They are looked up again when their ttl is over, after a
+    failure, and when one cannot be reached; those that are gone finish their calls. What cannot be looked up stays as
+    it was. The extra `dns` (dnspython) is what knows the ttl; without it names are looked up every 30 s. With TLS the
+    certificates have to be for the name. Schemes as for `endpoints`."""
+
+    srv: str | None = attrs.field(default=None, validator=attrs.validators.optional(held_to(SrvSource)))
+    """The same by SRV records, with their ports, weights and priorities: `_grpc._tcp.orders.internal`. With TLS the
+    certificates have to be for the domain ("orders.internal"), unless `tls.server_name` says otherwise. Needs the extra
+    `dns`."""
+
+    dns_family: Family = attrs.field(default="all")
+    """Which addresses of a name are used. A host with both counts as two endpoints."""
+
+    dns_min_ttl_s: float = attrs.field(default=DEFAULT_MIN_TTL_S, validator=at_least(0.001))
+    """How long what was looked up holds at least. Each worker looks up for itself."""
+
+    dns_max_ttl_s: float = attrs.field(default=DEFAULT_MAX_TTL_S, validator=at_least(0.001))
+    """How long it holds at the most."""
+
+    dns_max_addresses: int = attrs.field(default=DEFAULT_MAX_ADDRESSES, validator=at_least(1))
+    """What a name has beyond these is left out, and the log says so."""
+
+    dns_servers: tuple[str, ...] = attrs.field(default=(), validator=held_to(_check_servers))
+    """DNS servers to ask instead of those of /etc/resolv.conf: `ADDRESS` or `ADDRESS:PORT` each. Needs the extra
+    `dns`."""
 
     tls: ClusterTls | None = attrs.field(default=None)
     """Without it, and without https:// in front of the endpoints, the proxy speaks plaintext."""
@@ -156,9 +201,42 @@ class ClusterSettings:
     @property
     def speaks_tls(self) -> bool:
         """Whether its connections are TLS."""
-        return self.tls is not None or any(plain_address(text)[1] for text in self.endpoints)
+        return self.tls is not None or any(
+            plain_address(text)[1] for text in (*self.endpoints, self.dns or "")
+        )
+
+    def source(self, observer: PoolObserver) -> Source | tuple[str, ...]:
+        """Where its endpoints come from, or what they are. `observer` hears of look-ups. Raises `ConfigError`."""
+        if self.dns is None and self.srv is None:
+            return self.addresses
+        options: dict[str, Any] = {
+            "family": self.dns_family,
+            "min_ttl_s": self.dns_min_ttl_s,
+            "max_ttl_s": self.dns_max_ttl_s,
+            "max_addresses": self.dns_max_addresses,
+            "resolver": default_resolver(self.dns_servers),
+            "observer": observer,
+        }
+        if self.srv is not None:
+            return SrvSource(self.srv, **options)
+        assert self.dns is not None
+        return DnsSource(plain_address(self.dns)[0], **options)
 
     def problems(self) -> Problems:
         """What does not fit together."""
+        given = [name for name in ("endpoints", "dns", "srv") if getattr(self, name)]
+        if not given:
+            yield (
+                "endpoints",
+                "is empty; write at least one HOST:PORT or unix:PATH, or have dns or srv find them",
+            )
+        if len(given) > 1:
+            yield given[1], f"and {given[0]} are two ways to say the same; a cluster has one of them"
         if len({plain_address(text)[1] for text in self.endpoints}) > 1:
             yield "endpoints", "mix TLS and plaintext; a cluster has one of them: make two"
+        if self.dns_min_ttl_s > self.dns_max_ttl_s:
+            yield "dns_min_ttl", f"is more than dns_max_ttl ({self.dns_max_ttl_s:g} s)"
+        if given == ["endpoints"]:
+            for field in attrs.fields(ClusterSettings):
+                if field.name.startswith("dns_") and getattr(self, field.name) != field.default:
+                    yield field.name.removesuffix("_s"), "goes with dns or srv; endpoints are not looked up"

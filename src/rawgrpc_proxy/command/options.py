@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rawgrpc_proxy.command.cluster_settings import DNS_SCHEME
 from rawgrpc_proxy.command.settings_file import VARIABLES, SettingsError, Tree, join
 from rawgrpc_proxy.errors import ConfigError
 
@@ -75,7 +76,9 @@ class Layer:
         if "upstream" in self._given:
             routes.append(("/*", self._given["upstream"], "upstream"))
         for _, address, option in routes:
-            cluster: Tree = {"endpoints": [address]}
+            # Any other name is left to each dial.
+            is_name = address.startswith(DNS_SCHEME)
+            cluster: Tree = {"dns": address} if is_name else {"endpoints": [address]}
             if cluster_tls or self._given.get("upstream_tls"):
                 cluster["tls"] = dict(cluster_tls)
             self._set(["clusters", address], cluster, self._names[option])

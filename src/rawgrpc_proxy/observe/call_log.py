@@ -105,6 +105,7 @@ class CallLog(ServerObserver, EndpointNotices):
         self._worker = worker
         self._worker_text = "" if worker is None else f" w{worker}"
         self._worker_json = "" if worker is None else f'"worker": {worker}, '
+        EndpointNotices.__init__(self)
         self._writer = LineWriter(file if file is not None else sys.stderr, self._missing)
         self._add = self._writer.add
         self._strangers = Repeats(interval_s=_STRANGERS_LOG_INTERVAL_S, most=_REMEMBERED_STRANGERS)
