@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from interop.faults.row import Row
-from interop.faults.rows import cancels, deaths, dropped, fairness, frames, links
+from interop.faults.rows import cancels, deaths, dropped, fairness, frames, links, names
 
-ROWS: list[Row] = [*deaths.ROWS, *cancels.ROWS, *frames.ROWS, *links.ROWS, *dropped.ROWS, *fairness.ROWS]
+ROWS: list[Row] = [
+    *deaths.ROWS,
+    *cancels.ROWS,
+    *frames.ROWS,
+    *links.ROWS,
+    *names.ROWS,
+    *dropped.ROWS,
+    *fairness.ROWS,
+]
