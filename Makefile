@@ -34,7 +34,7 @@ export CHECK_PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check format interop page bounds soak faults lifecycle attacks fuzz dist bench profile clean
+.PHONY: help venv demo test check format interop page bounds soak faults lifecycle attacks balance fuzz dist bench profile clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -99,6 +99,10 @@ faults: $(DEV) ## networks, backends and callers that fail: what is promised for
 lifecycle: $(DEV) ## reloads, upgrades and killed workers under load: who loses a call (LIFECYCLE_ARGS=...)
 	sh interop/setup.sh $(BIN)/python
 	$(BIN)/python -m interop.promises.lifecycle $(LIFECYCLE_ARGS)
+
+balance: $(DEV) ## which backend gets which call, by each policy of balancing (BALANCE_ARGS=...)
+	sh interop/setup.sh $(BIN)/python
+	$(BIN)/python -m interop.promises.balance $(BALANCE_ARGS)
 
 attacks: $(DEV) ## attack the proxy from both sides, and see who is hurt (ATTACKS_ARGS=...)
 	$(BIN)/python -m interop.attacks $(ATTACKS_ARGS)
