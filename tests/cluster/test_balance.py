@@ -300,6 +300,16 @@ def test_when_one_of_n_leaves_or_joins_only_its_keys_move(
     assert owners(balancer, 2000) == before
 
 
+def test_other_endpoints_at_the_same_addresses_take_the_place_of_those_before() -> None:
+    balancer: RingHash[Endpoint] = RingHash()
+    balancer.update(endpoints(1, 1, 1))
+    before = owners(balancer, 100)
+    others = endpoints(1, 1, 1)
+    balancer.update(others)
+    assert owners(balancer, 100) == before
+    assert balancer.pick(b"key") in others
+
+
 def test_keys_are_shared_out_as_the_weights_say() -> None:
     there = endpoints(1, 2, 5)
     balancer: RingHash[Endpoint] = RingHash()

@@ -114,6 +114,48 @@ def test_with_panic_off_and_nobody_fit_the_error_says_so() -> None:
     with_a_cluster(test, panic_threshold=0)
 
 
+# ---------------------------------------------------------------- what is found
+
+
+def test_an_endpoint_with_another_weight_is_the_same_endpoint() -> None:
+    async def test(cluster: Cluster, clock: MockClock) -> None:
+        before = cluster.endpoints
+        cluster.found([Found(address, weight=3 if address == ADDRESSES[0] else 1) for address in ADDRESSES])
+        assert cluster.endpoints == before
+        assert picked(cluster, 60) == {
+            address: 30 if address == ADDRESSES[0] else 10 for address in ADDRESSES
+        }
+        cluster.found([Found(address, priority=address == ADDRESSES[0]) for address in ADDRESSES])
+        assert cluster.endpoints == before
+        assert set(picked(cluster)) == set(ADDRESSES[1:])
+
+    with_a_cluster(test)
+
+
+def test_one_that_a_source_names_twice_is_one_endpoint_and_leaves_as_one() -> None:
+    async def test(cluster: Cluster, clock: MockClock) -> None:
+        twice = [*(Found(address) for address in ADDRESSES), Found(ADDRESSES[0])]
+        for _ in range(2):
+            cluster.found(twice)
+            assert [each.address for each in cluster.endpoints] == ADDRESSES
+        target = cluster.endpoints[0].target
+        cluster.found(twice[1:-1])
+        assert target.on_trouble == []
+
+    with_a_cluster(test)
+
+
+def test_one_that_comes_back_while_it_has_calls_leaves_no_more() -> None:
+    async def test(cluster: Cluster, clock: MockClock) -> None:
+        cluster.endpoints[0].target.calls += 1
+        cluster.found([Found(address) for address in ADDRESSES[1:]])
+        assert [each.address for each in cluster.draining] == [ADDRESSES[0]]
+        cluster.found([Found(address) for address in ADDRESSES])
+        assert cluster.draining == []
+
+    with_a_cluster(test)
+
+
 # --------------------------------------------------------------------- slow start
 
 
@@ -172,6 +214,7 @@ def test_one_that_was_sick_starts_again_and_others_are_not_disturbed() -> None:
             sick.healthy = healthy
             cluster.refresh()
         assert sick.effective_weight == 0.1
+        assert f"{sick.address}: in rotation, with 10% of its weight (slow start)" in cluster.explain()
         await pass_time(clock, 30)
         assert sick.effective_weight == pytest.approx(0.5)
         await pass_time(clock, 40)

@@ -241,8 +241,13 @@ class RingHash(Generic[C]):
 
     def update(self, candidates: Sequence[C]) -> None:
         """These may be used from now on, with these weights."""
+        before = [
+            (each.address, weight) for each, weight in zip(self._candidates, self._weights, strict=True)
+        ]
         self._candidates = list(candidates)
         self._weights = weights = [each.effective_weight for each in candidates]
+        if before == [(each.address, each.effective_weight) for each in candidates]:
+            return  # it is the same ring
         self._total = sum(weights)
         heaviest = max(weights, default=1.0)
         known, self._known = self._known, {}

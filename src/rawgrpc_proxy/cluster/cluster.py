@@ -259,9 +259,19 @@ class Cluster:
     # ---------------------------------------------------------------------- endpoints
 
     def found(self, found: Sequence[Found]) -> None:
-        """These are the endpoints from now on: what is new joins, and what is gone drains."""
-        kept = {endpoint.found: endpoint for endpoint in self.endpoints}
-        self.endpoints = [kept.pop(each) if each in kept else self._join(each) for each in found]
+        """These are the endpoints from now on: what is new joins, and what is gone drains.
+
+        One that has but another weight or priority stays the same endpoint: its checks and its share go on.
+        """
+        kept = {(each.address, each.found.server_name): each for each in self.endpoints}
+        self.endpoints = []
+        for each in {(each.address, each.server_name): each for each in found}.values():
+            endpoint = kept.pop((each.address, each.server_name), None)
+            if endpoint is None:
+                endpoint = self._join(each)
+            else:
+                endpoint.found_again(each)
+            self.endpoints.append(endpoint)
         for endpoint in kept.values():
             self._leave(endpoint)
         self._checked()
@@ -269,7 +279,8 @@ class Cluster:
     @property
     def draining(self) -> list[Endpoint]:
         """Those that its source has named once, as long as they have calls."""
-        self._draining = [endpoint for endpoint in self._draining if endpoint.calls]
+        there = {endpoint.target for endpoint in self.endpoints}  # one that came back has its calls again
+        self._draining = [each for each in self._draining if each.calls and each.target not in there]
         return self._draining
 
     def refresh(self) -> None:

@@ -61,6 +61,11 @@ class Endpoint:
         self.hear_ended: Callable[[Status, Attempt], None] | None = None
         """Hears how each attempt at a call ended, if that says something of the endpoint and anybody wants to know."""
 
+    def found_again(self, found: Found) -> None:
+        """Its source says so of it now."""
+        self.effective_weight *= found.weight / self.found.weight
+        self.found = found
+
     @property
     def address(self) -> str:
         """Where it is."""
@@ -96,7 +101,10 @@ class Endpoint:
             case "unreachable":
                 return f"cannot be connected to: {self.target.trouble}"
             case _:
-                return "in rotation"
+                part = self.effective_weight / self.found.weight
+                return (
+                    "in rotation" if part == 1 else f"in rotation, with {part:.0%} of its weight (slow start)"
+                )
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.address}>"

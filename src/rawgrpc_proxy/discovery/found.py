@@ -2,6 +2,8 @@
 
 import attrs
 
+from rawgrpc_proxy.validators import at_least
+
 
 @attrs.frozen
 class Found:
@@ -13,6 +15,6 @@ class Found:
     """
 
     address: str
-    weight: int = 1
+    weight: int = attrs.field(default=1, validator=at_least(1))
     priority: int = 0
     server_name: str | None = None
