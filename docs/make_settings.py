@@ -126,7 +126,7 @@ def _kind(field: "attrs.Attribute[Any]") -> str:
     if origin is tuple:
         return "list of text"
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return "table of text"
+        return "table of whole numbers" if of[1] is int else "table of text"
     if field.name.endswith("_bytes"):
         simple = "size"
     elif field.name.endswith("_s") and not field.name.endswith("_per_s"):

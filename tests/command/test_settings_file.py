@@ -23,6 +23,7 @@ from rawgrpc_proxy.command.traffic_settings import (
 )
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.discovery.dns_source import DnsSource
+from rawgrpc_proxy.discovery.found import Found
 from rawgrpc_proxy.observe.observer import PoolObserver
 
 GOOD = """
@@ -50,6 +51,7 @@ tls = { ca = "ca.pem", server_name = "orders.internal", certificate = "me.pem", 
 pool = { size = 100, ttl = "250ms", idle = 50, max_waiting = "none" }
 balance = { policy = "ring_hash", header = "x-user", bounded_load = "none" }
 slow_start = "none"
+weights = { "unix:/run/orders.sock" = 3 }
 
 [clusters.users]
 endpoints = ["https://users.internal:443/"]
@@ -110,6 +112,8 @@ def test_a_file_says_all_there_is_to_say(tmp_path: Path) -> None:
     assert orders.balance == Balance(policy="ring_hash", header="x-user", bounded_load=None)
     assert (users.balance, users.slow_start) == (Balance(policy="least_request"), SlowStart(window_s=30))
     assert orders.slow_start is None
+    assert orders.found == [Found("10.0.0.7:50051"), Found("unix:/run/orders.sock", weight=3)]
+    assert users.found == [Found("users.internal:443")]
     assert serve.routes == (
         RouteSettings(
             match="/shop.Orders/*",
@@ -304,6 +308,14 @@ BROKEN = [
     (
         f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\nslow_start = {{ min_weight = 1 }}',
         r"clusters\.b\.slow_start\.window is missing",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\nweights = {{ "h:2" = 3 }}',
+        r"clusters\.b\.weights are for endpoints, and 'h:2' is none of these",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\nweights = {{ "h:1" = 0 }}',
+        r"clusters\.b\.weights are between 1 and 1000000, and 'h:1' has 0",
     ),
     (
         f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\npanic_threshold = 50',

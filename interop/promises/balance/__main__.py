@@ -4,7 +4,7 @@
 
 The backends are servers of grpcio in processes of their own, and say who they are; the caller is grpcio's client.
 
-- round_robin: the shares differ by 3 % at the most.
+- round_robin: the shares differ by 3 % at the most, with weights too.
 - least_request, and one backend that takes 50 ms for a call: it gets 15 % at the most.
 - ring_hash on a header: each key always gets to the same backend; when one of n is killed, 1/n + 10 % of the keys move
   at the most, and none of those that were elsewhere; and no call fails.
@@ -71,15 +71,17 @@ def backend(pause_ms: float = 0) -> Listener:
 
 
 @contextlib.contextmanager
-def a_proxy(site: Site, backends: Sequence[Listener], balance: str) -> Iterator[str]:
+def a_proxy(site: Site, backends: Sequence[Listener], balance: str, weights: Sequence[int]) -> Iterator[str]:
     """A proxy that balances so between the backends; where it listens."""
+    table = ", ".join(f'"{each.target}" = {weight}' for each, weight in zip(backends, weights, strict=True))
     endpoints = ", ".join(f'"{each.target}"' for each in backends)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "proxy.toml"
         file.write_text(
             f'workers = {site.workers}\nlog = {{ format = "none" }}\nhttp2 = {{ engine = "{site.engine}" }}\n'
             '[[listeners]]\naddress = "127.0.0.1:0"\n'
-            f"[clusters.backends]\nendpoints = [{endpoints}]\nbalance = {balance}\npool = {{ min_idle = 1 }}\n"
+            f"[clusters.backends]\nendpoints = [{endpoints}]\nbalance = {balance}\n"
+            f"weights = {{ {table} }}\npool = {{ min_idle = 1 }}\n"
             '[[routes]]\ncluster = "backends"\n',
             encoding="utf-8",
         )
@@ -89,13 +91,15 @@ def a_proxy(site: Site, backends: Sequence[Listener], balance: str) -> Iterator[
 
 
 @contextlib.contextmanager
-def three(site: Site, balance: str, *, slow: bool = False) -> Iterator[tuple[str, list[Listener]]]:
+def three(
+    site: Site, balance: str, *, slow: bool = False, weights: Sequence[int] = (1, 1, 1)
+) -> Iterator[tuple[str, list[Listener]]]:
     """Three backends, the last of which may be slow, and where the proxy before them listens."""
     with contextlib.ExitStack() as stack:
         backends = [
             stack.enter_context(backend(SLOW_MS if slow and number == 2 else 0)) for number in range(3)
         ]
-        yield stack.enter_context(a_proxy(site, backends, balance)), backends
+        yield stack.enter_context(a_proxy(site, backends, balance, weights)), backends
 
 
 async def places(site: Site, target: str, keys: Sequence[str], text: str) -> list[str]:
@@ -146,13 +150,15 @@ def percent(shares: Sequence[float]) -> str:
     return " / ".join(f"{share:.1%}" for share in shares)
 
 
-def round_robin(site: Site) -> Outcome:
-    """All alike."""
-    with three(site, '"round_robin"') as (target, backends):
+def round_robin(site: Site, weights: Sequence[int]) -> Outcome:
+    """By the weights."""
+    with three(site, '"round_robin"', weights=weights) as (target, backends):
         found, rate = call_all(site, target, [""] * site.calls, "round_robin")
         shares = shares_of(found, backends)
-    kept = all(abs(share * 3 - 1) <= 0.03 for share in shares)
-    return Outcome("round_robin", "a third each, within 3 %", percent(shares), kept, rate)
+    wanted = [weight / sum(weights) for weight in weights]
+    kept = all(abs(share / part - 1) <= 0.03 for share, part in zip(shares, wanted, strict=True))
+    promise = f"weights {', '.join(map(str, weights))}: each its share, within 3 %"
+    return Outcome("round_robin", promise, percent(shares), kept, rate)
 
 
 def least_request(site: Site) -> Outcome:
@@ -225,11 +231,12 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--engine", default="relay")
     given = parser.parse_args()
-    progress = Progress(4.1 * given.calls, pause=5)
+    progress = Progress(5.1 * given.calls, pause=5)
     site = Site(given.calls, given.in_flight, given.workers, given.engine, progress)
     try:
         outcomes = [
-            round_robin(site),
+            round_robin(site, (1, 1, 1)),
+            round_robin(site, (1, 2, 3)),
             least_request(site),
             *ring_hash(site),
             bounded_load(site),

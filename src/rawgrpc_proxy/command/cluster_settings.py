@@ -1,5 +1,6 @@
 """What can be set of a cluster: its endpoints, the TLS towards them, and the connections to each."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -11,6 +12,7 @@ from rawgrpc_proxy.cluster.slow_start import SlowStart
 from rawgrpc_proxy.command.problems import Problems
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.discovery.dns_source import DEFAULT_MAX_ADDRESSES, DnsSource, SrvSource, default_resolver
+from rawgrpc_proxy.discovery.found import Found
 from rawgrpc_proxy.discovery.resolver import Family
 from rawgrpc_proxy.discovery.schedule import DEFAULT_MAX_TTL_S, DEFAULT_MIN_TTL_S
 from rawgrpc_proxy.discovery.source import Source
@@ -21,6 +23,7 @@ from rawgrpc_proxy.validators import at_least, between, held_to
 
 DNS_SCHEME = "dns:///"
 """As with gRPC's clients: all addresses of a name."""
+_MOST_WEIGHT = 1_000_000
 _PLAIN_SCHEMES = ("http://", "grpc://", "h2c://", DNS_SCHEME)
 _TLS_SCHEMES = ("https://", "grpcs://")
 
@@ -154,6 +157,10 @@ class ClusterSettings:
     """DNS servers to ask instead of those of /etc/resolv.conf: `ADDRESS` or `ADDRESS:PORT` each. Needs the extra
     `dns`."""
 
+    weights: Mapping[str, int] = attrs.field(factory=dict)
+    """By endpoint, as it is written in `endpoints`: how many calls it gets for each call of one that has no weight, for
+    policies that go by weights. `weights = { "10.0.0.7:50051" = 3 }`."""
+
     tls: ClusterTls | None = attrs.field(default=None)
     """Without it, and without https:// in front of the endpoints, the proxy speaks plaintext."""
 
@@ -194,6 +201,11 @@ class ClusterSettings:
     level."""
 
     @property
+    def found(self) -> list[Found]:
+        """The endpoints with their weights."""
+        return [Found(plain_address(text)[0], self.weights.get(text, 1)) for text in self.endpoints]
+
+    @property
     def addresses(self) -> tuple[str, ...]:
         """The endpoints without their schemes."""
         return tuple(plain_address(text)[0] for text in self.endpoints)
@@ -205,10 +217,10 @@ class ClusterSettings:
             plain_address(text)[1] for text in (*self.endpoints, self.dns or "")
         )
 
-    def source(self, observer: PoolObserver) -> Source | tuple[str, ...]:
+    def source(self, observer: PoolObserver) -> Source | list[Found]:
         """Where its endpoints come from, or what they are. `observer` hears of look-ups. Raises `ConfigError`."""
         if self.dns is None and self.srv is None:
-            return self.addresses
+            return self.found
         options: dict[str, Any] = {
             "family": self.dns_family,
             "min_ttl_s": self.dns_min_ttl_s,
@@ -240,3 +252,8 @@ class ClusterSettings:
             for field in attrs.fields(ClusterSettings):
                 if field.name.startswith("dns_") and getattr(self, field.name) != field.default:
                     yield field.name.removesuffix("_s"), "goes with dns or srv; endpoints are not looked up"
+        for endpoint, weight in self.weights.items():
+            if endpoint not in self.endpoints:
+                yield "weights", f"are for endpoints, and {endpoint!r} is none of these"
+            if not 1 <= weight <= _MOST_WEIGHT:
+                yield "weights", f"are between 1 and {_MOST_WEIGHT}, and {endpoint!r} has {weight}"
