@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import attrs
 
 from rawgrpc_proxy.codes import Status
+from rawgrpc_proxy.errors import ConfigError
+from rawgrpc_proxy.grpc.retry_policy import HedgingPolicy, RetryPolicy
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.headers import Headers
 from rawgrpc_proxy.validators import at_least
@@ -50,7 +52,10 @@ def _every(limits: Iterable[CallLimit]) -> tuple[CallLimit, ...]:
 
 @attrs.frozen(kw_only=True)
 class CallPolicy:
-    """How calls are treated; a director answers a context that has it (`context.with_policy`)."""
+    """How calls are treated; a director answers a context that has it (`context.with_policy`).
+
+    Raises `ConfigError` for a policy with retries and hedging: a call has one of them, as in gRPC.
+    """
 
     limits: tuple[CallLimit, ...] = attrs.field(default=(), converter=_every)
     """Of each of these a call needs a place."""
@@ -63,3 +68,13 @@ class CallPolicy:
 
     From when it has gone upstream; it may take a quarter longer.
     """
+
+    retry: RetryPolicy | None = None
+    """When a call that has failed is sent once more."""
+
+    hedging: HedgingPolicy | None = None
+    """When a call is sent a second time before it has failed."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.retry is not None and self.hedging is not None:
+            raise ConfigError("a policy has retries or hedging, not both: hedging retries what fails, too")

@@ -199,10 +199,10 @@ class StreamRefused(RpcError):
 
 
 class DeadlineExceeded(RpcError):
-    """The call's deadline passed before its status arrived."""
+    """The call's deadline passed before its status arrived, or the time of its last attempt did."""
 
-    def __init__(self, message: str, *, side: Side = Side.LOCAL) -> None:
-        super().__init__(Status.DEADLINE_EXCEEDED, message, side=side, origin="proxy", cause="deadline")
+    def __init__(self, message: str, *, side: Side = Side.LOCAL, cause: str = "deadline") -> None:
+        super().__init__(Status.DEADLINE_EXCEEDED, message, side=side, origin="proxy", cause=cause)
 
 
 class IdleTimeout(RpcError):

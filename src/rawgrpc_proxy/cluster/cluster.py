@@ -34,6 +34,7 @@ from rawgrpc_proxy.cluster.watcher import Watcher
 from rawgrpc_proxy.discovery.found import Found
 from rawgrpc_proxy.discovery.source import Source, StaticSource
 from rawgrpc_proxy.errors import ConfigError, PoolExhausted, RpcError, Side, UpstreamUnavailable
+from rawgrpc_proxy.grpc.retry_policy import RetryThrottle
 from rawgrpc_proxy.net.tls import TlsContext
 from rawgrpc_proxy.upstream.pool import Pool
 from rawgrpc_proxy.upstream.pooled import PooledConnection
@@ -59,6 +60,8 @@ class Cluster:
     fewer than `panic_threshold` of the endpoints (0 to 1) are fit for calls, all get some; 0 turns that off. The pool's
     observer hears of it.
 
+    `retry_throttle` stops retries and hedging by policy while too many attempts fail.
+
     Use it as `async with Cluster(...) as cluster:`; leaving ends what it does in the background, and no call.
     """
 
@@ -80,6 +83,7 @@ class Cluster:
         limits: Iterable[CallLimit] = (),
         max_pending: int | None = None,
         rng: random.Random | None = None,
+        retry_throttle: RetryThrottle | None = None,
     ) -> None:
         """Raise `ConfigError` for what cannot work."""
         if max_pending is not None and max_pending < 0:
@@ -101,6 +105,7 @@ class Cluster:
         self.overflows = 0
         """Calls that were refused since as many waited."""
         self.max_pending = max_pending
+        self.retry_throttle = retry_throttle
         self.panics = False
         """Whether so few are fit that all are in rotation."""
         self.source: Source = StaticSource(endpoints) if isinstance(endpoints, Iterable) else endpoints
@@ -229,6 +234,17 @@ class Cluster:
             return await self.take(context, (endpoint,))
         except (UpstreamUnavailable, PoolExhausted):
             return None
+
+    async def take_untried(self, context: CallContext, tried: list[Endpoint]) -> Place:
+        """As `take`, at an endpoint that has not been tried; at any, if all have been.
+
+        What is picked is added to `tried` before anything is waited for.
+        """
+        avoid = tried.copy() if self._has_others(tried) else []
+        endpoint = self.pick(context, avoid)
+        if endpoint is not None:
+            tried.append(endpoint)
+        return await self.take(context, avoid, first=endpoint)
 
     def _has_others(self, tried: Collection[Endpoint]) -> bool:
         return any(each not in tried for each in self._rotation)

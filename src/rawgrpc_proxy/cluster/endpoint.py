@@ -8,6 +8,7 @@ import attrs
 from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.discovery.found import Found
+from rawgrpc_proxy.grpc.retry_policy import RetryThrottle
 from rawgrpc_proxy.observe.report import Standing
 from rawgrpc_proxy.upstream.pooled import PooledConnection
 from rawgrpc_proxy.upstream.target import Target
@@ -15,6 +16,11 @@ from rawgrpc_proxy.upstream.target import Target
 
 class Home(Protocol):
     """The cluster of an endpoint, as a call knows it that has a place there."""
+
+    retry_throttle: RetryThrottle | None
+
+    async def take_untried(self, context: CallContext, tried: "list[Endpoint]") -> "Place":
+        """A place at an endpoint that has not been tried, and is added to these; at any, if all have been."""
 
     async def take_another(self, context: CallContext, endpoint: "Endpoint") -> "Place | None":
         """A place at another endpoint. None: that cannot be had."""

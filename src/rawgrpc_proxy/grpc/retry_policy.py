@@ -10,7 +10,7 @@ processed, which are sent once more without any policy (`proxy/forwarding.py`).
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import attrs
@@ -22,7 +22,7 @@ from rawgrpc_proxy.validators import at_least, between
 
 MOST_ATTEMPTS = 5
 """gRFC A6 takes no more of a service's word for it either: beyond it, retries are load and not help."""
-MOST_REPLAY_BYTES = 4 * 1024 * 1024
+LEAST_REPLAY_BYTES, MOST_REPLAY_BYTES = 4096, 4 * 1024 * 1024
 PREVIOUS_ATTEMPTS = b"grpc-previous-rpc-attempts"
 _PUSHBACK = b"grpc-retry-pushback-ms"
 _NEVER = -1.0
@@ -32,9 +32,14 @@ _MOST_TOKENS = 1000
 _DAY_S = 86_400.0
 
 
-def _check_statuses(_instance: object, attribute: "attrs.Attribute[Any]", value: frozenset[Status]) -> None:
+def check_not_empty(_instance: object, attribute: "attrs.Attribute[Any]", value: Collection[object]) -> None:
+    """A validator: statuses are named."""
     if not value:
         raise ConfigError(f"{attribute.name} is empty; name the statuses, like UNAVAILABLE")
+
+
+def _check_statuses(instance: object, attribute: "attrs.Attribute[Any]", value: frozenset[Status]) -> None:
+    check_not_empty(instance, attribute, value)
     for status in value:
         if not isinstance(status, Status):
             raise ConfigError(f"{attribute.name} has {status!r}; it takes statuses, like Status.UNAVAILABLE")
@@ -42,7 +47,8 @@ def _check_statuses(_instance: object, attribute: "attrs.Attribute[Any]", value:
             raise ConfigError(f"{attribute.name} has OK, with which a call has succeeded")
 
 
-def _check_attempts(_instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+def check_attempts(_instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    """A validator: as many attempts as gRPC has."""
     if not isinstance(value, int) or not 2 <= value <= MOST_ATTEMPTS:  # noqa: PLR2004  # the first, and another one
         raise ConfigError(
             f"{attribute.name} is {value!r}; it must be between 2 and {MOST_ATTEMPTS}, the first attempt included: "
@@ -64,7 +70,7 @@ class RetryPolicy:
     `ConfigError` for a value out of range.
     """
 
-    attempts: int = attrs.field(default=3, validator=_check_attempts)
+    attempts: int = attrs.field(default=3, validator=check_attempts)
     """How often the call is sent at most, the first attempt included: 2 to 5."""
 
     on: frozenset[Status] = attrs.field(
@@ -89,7 +95,9 @@ class RetryPolicy:
     """How long an attempt may take until its response begins (its first message, or its end). The last attempt, too:
     it then ends the call with DEADLINE_EXCEEDED. None: as long as the call's deadline lets it."""
 
-    max_replay_bytes: int = attrs.field(default=64 * 1024, validator=between(0, MOST_REPLAY_BYTES))
+    max_replay_bytes: int = attrs.field(
+        default=64 * 1024, validator=between(LEAST_REPLAY_BYTES, MOST_REPLAY_BYTES)
+    )
     """So much of a request is kept; a call with a longer one is not sent again. What is kept takes memory for as long
     as the response has not begun, and counts towards `max_buffered_bytes`."""
 
@@ -107,7 +115,7 @@ class HedgingPolicy:
     that may run twice, at the same time. Raises `ConfigError` for a value out of range.
     """
 
-    attempts: int = attrs.field(default=2, validator=_check_attempts)
+    attempts: int = attrs.field(default=2, validator=check_attempts)
     """How many attempts there are at most, the first one included: 2 to 5."""
 
     delay_s: float = attrs.field(validator=between(0.0, _DAY_S))
@@ -120,7 +128,9 @@ class HedgingPolicy:
     """Statuses that an attempt may have without ending the call: the next attempt is sent at once. Any other is the
     call's."""
 
-    max_replay_bytes: int = attrs.field(default=64 * 1024, validator=between(0, MOST_REPLAY_BYTES))
+    max_replay_bytes: int = attrs.field(
+        default=64 * 1024, validator=between(LEAST_REPLAY_BYTES, MOST_REPLAY_BYTES)
+    )
     """So much of a request is kept for attempts to come; beyond it the call goes on with its first attempt alone."""
 
 

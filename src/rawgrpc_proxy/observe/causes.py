@@ -37,6 +37,7 @@ CAUSES = {
     "exception": "A director or a handler has raised something. The log has it with a traceback.",
     "stopping": "The proxy stops.",
     "deadline": "The deadline has passed.",
+    "per_attempt_timeout": "The last attempt at the call has taken longer than an attempt may.",
     "idle_timeout": "Nothing of the call has passed for too long.",
     "rate_limit": "There were more calls than the rate limit lets through.",
     "concurrency": "As many calls of the route were under way as may be.",

@@ -41,6 +41,20 @@ class CallExtras:
 
 
 @attrs.define(kw_only=True)
+class Repeats:
+    """What a policy has had a call do more than once."""
+
+    retries: int = 0
+    """Attempts that followed one that had failed."""
+    hedges: int = 0
+    """Attempts that were sent beside others."""
+    is_throttled: bool = False
+    """One more would have been sent, had not too many attempts failed at this cluster."""
+    is_exhausted: bool = False
+    """One more would have been sent, had not all been used."""
+
+
+@attrs.define(kw_only=True)
 class CallRecord:
     """What happened to a call, for logs and metrics. Bytes are of DATA, gRPC's five-byte prefixes included."""
 
@@ -61,6 +75,8 @@ class CallRecord:
     messages_are_exact: bool = True
     """False: there were so many tiny messages of all lengths that they are counted no longer, and there were more."""
     duration_s: float = 0.0
+    repeats: Repeats | None = None
+    """Of a call that a policy has sent more than once, or would have."""
     extras: CallExtras | None = None
     """For an observer that asks for more, see `ServerObserver.wants`."""
     trace: Trace | None = None

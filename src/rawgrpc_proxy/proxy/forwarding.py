@@ -34,6 +34,13 @@ from rawgrpc_proxy.upstream.target import Target
 _FRESH_CONNECTIONS = 3
 
 
+class Alarm(Protocol):
+    """A callback in time."""
+
+    def cancel(self) -> None:
+        """Never call back."""
+
+
 class Owner(Protocol):
     """Who made a forwarding, and hears of it from the middle of a reader's work: must neither wait nor raise."""
 
@@ -41,7 +48,10 @@ class Owner(Protocol):
         """The call has ended as the upstream wished (None), or with an error that the caller has to be told."""
 
     def forwarding_refused(self, forwarding: "Forwarding") -> None:
-        """The upstream did not process the call. Run `open_again` in a task."""
+        """The call shall be sent once more. Run `open_again` in a task."""
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> Alarm:
+        """Call `callback` at this moment of trio's clock, or soon after. It neither waits nor raises."""
 
 
 class Forwarding:
@@ -145,8 +155,7 @@ class Forwarding:
             if self._limits:
                 self._places = Places.of(self._limits)
             self._mind_deadline()
-            await self._find_room()
-            self._open()
+            await self._begin()
         except BaseException:
             self.stop()
             raise
@@ -156,9 +165,7 @@ class Forwarding:
         """Send the call once more, on another connection. As `open`."""
         try:
             self._check_caller()
-            await self._trade_place()
-            await self._find_room()
-            self._open()
+            await self._begin_again()
         except BaseException:
             self.stop()
             raise
@@ -190,7 +197,7 @@ class Forwarding:
             else:
                 # What the call has left in the output counts, or an upstream that does not read could have us hold any
                 # number of calls that were given up.
-                splice.upstream.sink = _Leaving(splice.upstream, self._conn)
+                splice.upstream.sink = Leaving(splice.upstream, self._conn)
                 self._conn = None
         note_outcome(self.call, splice)
         if self._places is not None:
@@ -226,8 +233,8 @@ class Forwarding:
         if splice.downstream_error is not None:
             self._end(splice.downstream_error)
         elif splice.upstream_error is not None:
-            if self._may_open_again(splice.upstream_error):
-                self._is_second = self._needs_task = True
+            if self._opens_again(splice.upstream_error):
+                self._needs_task = True
                 self._owner.forwarding_refused(self)
             else:
                 self._end(settled(splice.upstream_error, self.call.deadline))
@@ -236,9 +243,12 @@ class Forwarding:
         elif splice.upstream_closed and self._conn is not None:
             self._give_back()
 
-    def _may_open_again(self, error: RpcError) -> bool:
+    def _opens_again(self, error: RpcError) -> bool:
         """Whether the upstream provably did not process the call, its request is still here, and it was the first."""
-        return error.retry_safe and self._splice.replay is not None and not self._is_second
+        if not error.retry_safe or self._splice.replay is None or self._is_second:
+            return False
+        self._is_second = True
+        return True
 
     def _leave_limits(self, places: Places) -> None:
         self._places = None
@@ -305,9 +315,27 @@ class Forwarding:
 
     # ----------------------------------------------------------------- opening
 
+    async def _begin(self) -> None:
+        await self._find_room()
+        self._open()
+
+    async def _begin_again(self) -> None:
+        await self._trade_place()
+        await self._begin()
+
     def _open(self) -> None:
-        conn, call, context, splice = self._conn, self.call, self._context, self._splice
-        assert conn is not None
+        assert self._conn is not None
+        turn = self.call.stream.connection.turn
+        in_turn, turn.collecting = turn.collecting, True
+        try:
+            self._needs_task = False
+            self._splice.join(self._stream_on(self._conn))
+        finally:
+            turn.collecting = in_turn
+
+    def _stream_on(self, conn: PooledConnection) -> Stream:
+        """A stream there, with the request's headers; raises where they cannot be sent."""
+        call, context, splice = self.call, self._context, self._splice
         self._check_caller()
         headers = upstream_headers(call, context)
         limit = conn.peer_max_header_list_bytes
@@ -324,23 +352,17 @@ class Forwarding:
             splice.response_changes = checked_changes(context.response_changes)
         if call.status_origin is not None:
             splice.response_changes = call.status_origin.over(checked_changes(context.response_changes))
-        turn = call.stream.connection.turn
-        in_turn, turn.collecting = turn.collecting, True
-        try:
-            self._needs_task = False
-            if call.record.extras is not None:
-                call.record.extras.attempts += 1
-            if call.record.trace is not None:
-                call.record.trace.sent()
-            if self._mirror is not None:
-                mirror, self._mirror = self._mirror, None
-                splice.tee = mirror.begin(context, headers, call.stream.ended_by_headers, call.deadline)
-            splice.join(conn.open_stream(headers, call.stream.ended_by_headers))
-        finally:
-            turn.collecting = in_turn
+        if call.record.extras is not None:
+            call.record.extras.attempts += 1
+        if call.record.trace is not None:
+            call.record.trace.sent()
+        if self._mirror is not None:
+            mirror, self._mirror = self._mirror, None
+            splice.tee = mirror.begin(context, headers, call.stream.ended_by_headers, call.deadline)
+        return conn.open_stream(headers, call.stream.ended_by_headers)
 
 
-class _Leaving:
+class Leaving:
     """Sink of an upstream stream that its call has left: gives the place back when its last frame is out."""
 
     __slots__ = ("_conn", "_upstream")

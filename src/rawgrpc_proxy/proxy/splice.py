@@ -1,7 +1,7 @@
 """A splice joins the two streams of a call: what comes from one goes out on the other, straight from the reader.
 
     downstream ──(request)──► _RequestPipe ──► upstream
-    downstream ◄──────────── _ResponsePipe ◄──(response)── upstream
+    downstream ◄──────────── ResponsePipe ◄───(response)── upstream
 
 DATA is handed from the reader of one connection to the output of the other, and credited back to its sender when it
 has gone out there. Headers and trailers pass through as they are, less what belongs to one connection only, and but for
@@ -53,6 +53,7 @@ class Splice:
         "http_status",
         "kept_bytes",
         "replay",
+        "replay_limit",
         "request_bytes",
         "request_messages",
         "request_trailers",
@@ -100,6 +101,7 @@ class Splice:
         """Why the upstream stream ended without a complete response, if it did."""
         self.replay: bytes | bytearray | None = b""
         """The request so far, until the call is committed to its upstream; None from then on."""
+        self.replay_limit = REPLAY_BYTES
         self.kept_bytes = 0
         """What is counted of `replay`."""
         self.downstream_closed = False
@@ -120,8 +122,7 @@ class Splice:
         self.upstream = upstream
         self.upstream_error = None
         self.upstream_closed = False
-        changed = self.response_changes is not None
-        upstream.sink = (_ChangedResponsePipe if changed else _ResponsePipe)(self, upstream)
+        upstream.sink = self.response_pipe(upstream)
         self.downstream.sink = pipe = (_RequestPipe if self.tee is None else _TeedRequestPipe)(self)
         if inbox.error is not None:
             pipe.failed(inbox.error)
@@ -143,6 +144,20 @@ class Splice:
             upstream.send_data(b"", end_stream=True)
         if self.tee is not None and self.request_ended:
             self.tee.request_ended(self.request_trailers)
+
+    def response_pipe(self, upstream: Stream) -> "ResponsePipe":
+        """What passes the response on that comes on this stream."""
+        return (ResponsePipe if self.response_changes is None else _ChangedResponsePipe)(self, upstream)
+
+    def resend(self, upstream: Stream) -> None:
+        """Send all that there is of the request on one stream more, while `replay` is not None."""
+        ends_with_data = self.request_ended and self.request_trailers is None
+        if self.replay:
+            upstream.send_data(bytes(self.replay), end_stream=ends_with_data)
+        if self.request_trailers is not None:
+            upstream.send_headers(self.request_trailers, end_stream=True)
+        elif ends_with_data and not self.request_bytes and not self.downstream.ended_by_headers:
+            upstream.send_data(b"", end_stream=True)
 
     def trailers_upstream(self, headers: Headers) -> Headers:
         """The request's trailers as they go on."""
@@ -174,7 +189,7 @@ class Splice:
             return True
         account = self.downstream.account
         buffered = account.buffered
-        if self.request_bytes > REPLAY_BYTES or buffered.bytes >= buffered.keep_below:
+        if self.request_bytes > self.replay_limit or buffered.bytes >= buffered.keep_below:
             return False
         account.add_arrived(size)
         self.kept_bytes += size
@@ -294,7 +309,7 @@ class _TeedRequestPipe(_RequestPipe):
         self._splice.tee.request_ended(self._splice.request_trailers)
 
 
-class _ResponsePipe:
+class ResponsePipe:
     """Sink of the upstream stream. A stream that the call has left behind is heard no more."""
 
     __slots__ = ("_splice", "_upstream")
@@ -362,7 +377,7 @@ class _ResponsePipe:
             splice.changed()
 
 
-class _ChangedResponsePipe(_ResponsePipe):
+class _ChangedResponsePipe(ResponsePipe):
     """For a call whose response is changed on the way. What is noted of it is what the upstream has said."""
 
     __slots__ = ()

@@ -4,17 +4,23 @@ What it does not do: make up answers. A handler raises `RpcError`, and the serve
 """
 
 import inspect
+import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Protocol
 
 import trio
 
-from rawgrpc_proxy.call import Call, Handler
+from rawgrpc_proxy.call import Call, CallContext, Handler
+from rawgrpc_proxy.cluster.cluster import Cluster
+from rawgrpc_proxy.cluster.endpoint import Place
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.proxy.director import StreamDirector, checked
-from rawgrpc_proxy.proxy.forwarding import Forwarding, Owner
-from rawgrpc_proxy.proxy.idle import IdleWatch
+from rawgrpc_proxy.proxy.forwarding import Alarm, Forwarding, Owner
+from rawgrpc_proxy.proxy.hedging import HedgedForwarding
+from rawgrpc_proxy.proxy.retrying import RetryingForwarding
+from rawgrpc_proxy.upstream.pooled import PooledConnection
+from rawgrpc_proxy.upstream.target import Target
 
 _ORIGINS_OF_UPSTREAMS = frozenset({"upstream", "http", "reset", "lost"})
 
@@ -50,7 +56,7 @@ class TransparentHandler:
             raise
         if not isinstance(answer, tuple):
             return partial(self._forward_by, answer, call, owner)
-        forwarding = Forwarding(call, *checked(answer, call.context), owner)
+        forwarding = _forwarding(call, *checked(answer, call.context), owner)
         return forwarding if forwarding.open_now() else forwarding.open
 
     async def forward(self, call: Call, owner: Owner) -> Forwarding:
@@ -75,7 +81,7 @@ class TransparentHandler:
             except RpcError as error:
                 _note_director(error)
                 raise
-        return await Forwarding(call, *checked(answer, call.context), owner).open()
+        return await _forwarding(call, *checked(answer, call.context), owner).open()
 
     async def __call__(self, call: Call) -> None:
         """Pass the call on, and wait until it is over. Raises `RpcError` unless the upstream has ended it."""
@@ -84,10 +90,7 @@ class TransparentHandler:
         try:
             while True:
                 call.stream.connection.turn.flush()
-                if forwarding.idle is None:
-                    await waiter.news.wait()
-                else:
-                    await _news_unless_idle(waiter, forwarding, forwarding.idle)
+                await _news(waiter, forwarding)
                 if forwarding.over:
                     break
                 waiter.news = trio.Event()
@@ -104,17 +107,35 @@ def _note_director(error: RpcError) -> None:
         error.origin = "director"
 
 
-async def _news_unless_idle(waiter: "_Waiter", forwarding: Forwarding, idle: IdleWatch) -> None:
-    """Wait for news, which may be that the call was idle for too long."""
-    when: float | None = idle.begin(trio.current_time())
+async def _news(waiter: "_Waiter", forwarding: Forwarding) -> None:
+    """Wait for news. Moments at which the forwarding has to be looked at come and go meanwhile."""
+    idle = forwarding.idle
+    look_at = math.inf if idle is None else idle.begin(trio.current_time())
     while not waiter.news.is_set():
-        if when is None:
-            forwarding.idle_for_too_long()
-            return
-        with trio.move_on_at(when):
+        with trio.move_on_at(min(look_at, waiter.alarm_at)):
             await waiter.news.wait()
             return
-        when = idle.look(trio.current_time())
+        now = trio.current_time()
+        waiter.ring(now)
+        if idle is not None and now >= look_at:
+            when = idle.look(now)
+            if when is None:
+                forwarding.idle_for_too_long()
+                return
+            look_at = when
+
+
+def _forwarding(
+    call: Call, context: CallContext, where: PooledConnection | Target | Cluster | Place, owner: Owner
+) -> Forwarding:
+    """The call on its way, as its policy has it."""
+    policy = context.policy
+    if policy is not None:
+        if policy.retry is not None:
+            return RetryingForwarding(call, context, where, owner, policy.retry)
+        if policy.hedging is not None:
+            return HedgedForwarding(call, context, where, owner, policy.hedging)
+    return Forwarding(call, context, where, owner)
 
 
 class _Waiter:
@@ -123,6 +144,20 @@ class _Waiter:
     def __init__(self) -> None:
         self.news = trio.Event()
         self.error: RpcError | None = None
+        self._alarm: _Alarm | None = None
+        """A forwarding has one at a time, set while a stream is opened, which happens in our task."""
+
+    @property
+    def alarm_at(self) -> float:
+        """When to `ring`."""
+        return math.inf if self._alarm is None else self._alarm.when
+
+    def ring(self, now: float) -> None:
+        """Call the forwarding back, if it has asked for this moment."""
+        alarm = self._alarm
+        if alarm is not None and now >= alarm.when:
+            self._alarm = None
+            alarm.callback()
 
     def forwarding_over(self, _forwarding: Forwarding, error: RpcError | None) -> None:
         self.error = error
@@ -130,6 +165,21 @@ class _Waiter:
 
     def forwarding_refused(self, _forwarding: Forwarding) -> None:
         self.news.set()
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> Alarm:
+        self._alarm = _Alarm(when, callback)
+        return self._alarm
+
+
+class _Alarm:
+    """What a forwarding waits for beside its streams."""
+
+    def __init__(self, when: float, callback: Callable[[], None]) -> None:
+        self.when = when
+        self.callback = callback
+
+    def cancel(self) -> None:
+        self.when = math.inf
 
 
 def transparent_handler(director: StreamDirector) -> Handler:
