@@ -7,7 +7,7 @@ import pytest
 import trio
 from trio.testing import trio_test
 
-from rawgrpc_proxy import CallContext, CallLog, CallPolicy, Metadata
+from rawgrpc_proxy import CallContext, CallLog, CallPolicy, HedgingPolicy, Metadata, RetryPolicy, Status
 from rawgrpc_proxy.command.assembly import Process, process_of
 from rawgrpc_proxy.command.settings_file import load, settings_of
 from tests.proxy.raw_peers import connect
@@ -23,8 +23,29 @@ match = "/a.B/Watch"
 cluster = "a"
 idle_timeout = "5m"
 [[routes]]
+match = "/a.B/Retried"
+cluster = "a"
+[routes.retry]
+attempts = 4
+on = ["UNAVAILABLE", "ABORTED"]
+backoff = "10ms"
+max_backoff = "2s"
+per_attempt_timeout = "3s"
+[[routes]]
+match = "/a.B/Hedged"
+cluster = "a"
+hedge = { delay = "30ms", non_fatal = ["INTERNAL"], max_replay = "1MiB" }
+[[routes]]
 cluster = "a"
 """
+RETRY = RetryPolicy(
+    attempts=4,
+    on=[Status.UNAVAILABLE, Status.ABORTED],
+    initial_backoff_s=0.01,
+    max_backoff_s=2,
+    per_attempt_timeout_s=3,
+)
+HEDGING = HedgingPolicy(delay_s=0.03, non_fatal=[Status.INTERNAL], max_replay_bytes=2**20)
 
 
 def made_of(folder: Path) -> Process:
@@ -46,7 +67,13 @@ async def test_callers_are_told_who_has_made_their_status_where_the_settings_say
 
 
 @pytest.mark.parametrize(
-    ("method", "policy"), [("/a.B/Watch", CallPolicy(idle_timeout_s=300)), ("/a.B/Get", None)]
+    ("method", "policy"),
+    [
+        ("/a.B/Watch", CallPolicy(idle_timeout_s=300)),
+        ("/a.B/Retried", CallPolicy(retry=RETRY)),
+        ("/a.B/Hedged", CallPolicy(hedging=HEDGING)),
+        ("/a.B/Get", None),
+    ],
 )
 def test_calls_of_a_route_are_treated_as_it_says(
     tmp_path: Path, method: str, policy: CallPolicy | None
@@ -55,3 +82,18 @@ def test_calls_of_a_route_are_treated_as_it_says(
     answer = process.directors[0](CallContext(method=method, metadata=Metadata(), peer="127.0.0.1:9"), method)
     assert isinstance(answer, tuple)
     assert answer[0].policy == policy
+
+
+def test_a_cluster_has_tokens_if_its_settings_say_so(tmp_path: Path) -> None:
+    file = tmp_path / "proxy.toml"
+    file.write_text(
+        ROUTES.replace(
+            "[[routes]]", "retry_throttling = { max_tokens = 20, token_ratio = 0.5 }\n[[routes]]", 1
+        )
+        + '[clusters.b]\nendpoints = ["127.0.0.1:2"]\n'
+    )
+    process = process_of(settings_of([("proxy.toml", load(file))]), CallLog(file=io.StringIO()))
+    throttles = {cluster.name: cluster.retry_throttle for cluster in process.clusters}
+    assert throttles["a"] is not None
+    assert throttles["a"].tokens == 20
+    assert throttles["b"] is None

@@ -145,6 +145,24 @@ ROUTED = '[clusters.a]\nendpoints = ["h:1"]\n[[routes]]\ncluster = "a"\n'
 LISTENING = '[[listeners]]\naddress = "h:1"\n'
 
 BROKEN = [
+    (
+        f"{LISTENING}{ROUTED}retry = {{ attempts = 9 }}",
+        r"routes\[0\]\.retry\.attempts is 9; it must be between 2 and 5",
+    ),
+    (
+        f'{LISTENING}{ROUTED}retry = {{ on = ["UNAVAILBLE"] }}',
+        r"routes\[0\]\.retry\.on\[0\] is 'UNAVAILBLE'; it must be .*\(did you mean UNAVAILABLE\?\)",
+    ),
+    (f"{LISTENING}{ROUTED}retry = {{ on = [] }}", r"routes\[0\]\.retry\.on is empty; name the statuses"),
+    (
+        f'{LISTENING}{ROUTED}retry = {{ backoff = "5s" }}',
+        r"routes\[0\]\.retry\.backoff is longer than max_backoff",
+    ),
+    (f"{LISTENING}{ROUTED}hedge = {{}}", r"routes\[0\]\.hedge\.delay is missing"),
+    (
+        f"{LISTENING}{ROUTED}retry = {{}}\nhedge = {{ delay = 1 }}",
+        r"routes\[0\]\.hedge is set beside retry; a route has one of them",
+    ),
     ("grace = ", r"proxy\.toml: is not TOML: Invalid value \(at "),
     ("grace = 1\ngrace = 2", "is not TOML: Cannot overwrite a value"),
     (LISTENING, "routes is empty: calls would go nowhere; give --upstream"),

@@ -187,6 +187,7 @@ def _upstreams(
             panic_threshold=cluster.panic_threshold,
             limits=_limits(cluster, workers),
             max_pending=None if cluster.max_pending is None else share_of(cluster.max_pending, workers),
+            retry_throttle=None if cluster.retry_throttling is None else cluster.retry_throttling.throttle,
         )
         for name, cluster in clusters.items()
     }

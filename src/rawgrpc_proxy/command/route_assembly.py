@@ -145,6 +145,8 @@ def _policy(
         limits=() if concurrency is None else (concurrency,),
         mirror=mirror,
         idle_timeout_s=settings.idle_timeout_s,
+        retry=None if settings.retry is None else settings.retry.policy,
+        hedging=None if settings.hedge is None else settings.hedge.policy,
     )
     return None if policy == CallPolicy() else policy
 

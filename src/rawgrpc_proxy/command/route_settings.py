@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import attrs
 
 from rawgrpc_proxy.command.problems import Problems
+from rawgrpc_proxy.command.retry_settings import HedgeSettings, RetrySettings
 from rawgrpc_proxy.command.traffic_settings import (
     ConcurrencySettings,
     MirrorSettings,
@@ -94,6 +95,12 @@ class RouteSettings:
     flag `SI`, and RST_STREAM for the upstream); it may take a quarter longer. PING does not count: this is for streams
     whose peers are there and say nothing. By default they may do so for ever."""
 
+    retry: RetrySettings | None = attrs.field(default=None)
+    """When calls that have failed are sent again. By default only those are that provably were not processed."""
+
+    hedge: HedgeSettings | None = attrs.field(default=None)
+    """When copies of calls are sent that have no answer yet. A route has `retry` or `hedge`."""
+
     request_metadata: MetadataChanges = attrs.field(factory=MetadataChanges)
     """Changes to what the cluster gets. A caller cannot undo them in the trailers of its request."""
 
@@ -116,3 +123,5 @@ class RouteSettings:
             yield "sticky", "goes with split"
         if (self.max_timeout_s or math.inf) < (self.default_timeout_s or 0):
             yield "default_timeout", "is longer than max_timeout"
+        if self.retry is not None and self.hedge is not None:
+            yield "hedge", "is set beside retry; a route has one of them: hedging retries what fails, too"
