@@ -18,6 +18,7 @@ from rawgrpc_proxy.errors import (
 )
 from rawgrpc_proxy.http2.events import StreamReset
 from rawgrpc_proxy.observe.metrics import BOUNDS_S, MOST_METHODS, OTHER, Metrics, Sources
+from rawgrpc_proxy.observe.record import Repeats
 from rawgrpc_proxy.observe.report import EndpointReport, OpenCallsReport
 
 
@@ -29,6 +30,7 @@ def a_record(
     origin: str = "upstream",
     cause: str = "",
     duration_s: float = 0.002,
+    repeats: Repeats | None = None,
 ) -> CallRecord:
     return CallRecord(
         method=method,
@@ -38,6 +40,7 @@ def a_record(
         origin=origin,
         cause=cause,
         duration_s=duration_s,
+        repeats=repeats,
         request_bytes=10,
         response_bytes=20,
         request_messages=1,
@@ -247,6 +250,8 @@ def test_connections_to_upstreams_are_counted_with_dials_waits_and_refusals() ->
     metrics.endpoint_ejected("others", address, "success_rate", "so many calls have failed", 30.0)
     metrics.upstream_closed(address, ConnectionGone("gone", why="goaway"), 1.0, 41)
     metrics.call_ended(a_record())
+    metrics.call_ended(a_record(repeats=Repeats(retries=2, is_exhausted=True)))
+    metrics.call_ended(a_record(repeats=Repeats(hedges=3, is_throttled=True)))
     metrics.sources = Sources(endpoints=lambda: [an_endpoint(streams=2)])
     report = metrics.report()
     assert report["upstream"] == {
@@ -260,9 +265,13 @@ def test_connections_to_upstreams_are_counted_with_dials_waits_and_refusals() ->
         "picks": 43,
         "waits": 1,
         "refused": 1,
+        "retries": 2,
+        "hedges": 3,
+        "retries_exhausted": 1,
+        "retries_throttled": 1,
     }
     [endpoint] = report["endpoints"]
-    assert endpoint["statuses"] == {"OK": 1}
+    assert endpoint["statuses"] == {"OK": 3}
     assert endpoint["last_error"] == "UNAVAILABLE: refused"
     assert endpoint["ejections"] == {"success_rate": 2, "consecutive_failures": 1}
 

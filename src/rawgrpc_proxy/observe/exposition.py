@@ -99,6 +99,10 @@ class _Collected(Collector):
         self._add("upstream_streams_opened_total", upstream["picks"])
         self._add("upstream_calls_waited_total", upstream["waits"])
         self._add("upstream_calls_refused_total", upstream["refused"])
+        self._add("upstream_retries_total", upstream["retries"])
+        self._add("upstream_hedges_total", upstream["hedges"])
+        self._add("upstream_retries_exhausted_total", upstream["retries_exhausted"])
+        self._add("upstream_retries_throttled_total", upstream["retries_throttled"])
         self._endpoints(reports)
         for limit, told in sums["limits"].items():
             self._add("limits_reached_total", told["count"], limit)

@@ -176,6 +176,30 @@ FAMILIES = (
         (),
         "Calls that got no connection: the line was full, or the dials failed.",
     ),
+    Family(
+        PROXY + "upstream_retries_total",
+        "counter",
+        (),
+        "Attempts at calls that followed one that had failed, by the policy of a route or a director.",
+    ),
+    Family(
+        PROXY + "upstream_hedges_total",
+        "counter",
+        (),
+        "Attempts at calls that were sent beside others, by policy.",
+    ),
+    Family(
+        PROXY + "upstream_retries_exhausted_total",
+        "counter",
+        (),
+        "Calls that failed with their last attempt, and would have had another one.",
+    ),
+    Family(
+        PROXY + "upstream_retries_throttled_total",
+        "counter",
+        (),
+        "Calls that got no further attempt because too many had failed at their cluster.",
+    ),
     Family(PROXY + "endpoint_connections", "gauge", _ENDPOINT, "Connections to an endpoint."),
     Family(PROXY + "endpoint_open_calls", "gauge", _ENDPOINT, "Calls that hold a place on them."),
     Family(

@@ -23,7 +23,7 @@ from rawgrpc_proxy.errors import ConnectionFailed, ConnectionLimit, PeerAbuse, P
 from rawgrpc_proxy.http2.events import StreamReset
 from rawgrpc_proxy.observe.causes import ORIGINS, is_known
 from rawgrpc_proxy.observe.observer import PoolObserver, ServerObserver
-from rawgrpc_proxy.observe.record import CallRecord
+from rawgrpc_proxy.observe.record import CallRecord, Repeats
 from rawgrpc_proxy.observe.report import (
     EndpointReport,
     FailedCall,
@@ -150,6 +150,7 @@ class Metrics(ServerObserver, PoolObserver):
         self._dials = self._dials_failed = self._dials_succeeded = 0
         self._dial_seconds = 0.0
         self._waits = self._refused = 0
+        self._retries = self._hedges = self._exhausted = self._throttled = 0
 
     # ------------------------------------------------------------------ calls
 
@@ -171,6 +172,8 @@ class Metrics(ServerObserver, PoolObserver):
             if statuses is None:
                 statuses = self._of_address.setdefault(self._address(upstream), [0] * _STATUSES)
             statuses[status] += 1
+            if record.repeats is not None:
+                self._count_repeats(record.repeats)
         if status:
             self._note_failed(record)
 
@@ -197,6 +200,12 @@ class Metrics(ServerObserver, PoolObserver):
                 "detail": beginning(record.detail, _LONGEST_TEXT),
             }
         )
+
+    def _count_repeats(self, repeats: Repeats) -> None:
+        self._retries += repeats.retries
+        self._hedges += repeats.hedges
+        self._exhausted += repeats.is_exhausted
+        self._throttled += repeats.is_throttled
 
     def _counts_of(self, record: CallRecord) -> _Counts:
         """Where the call is counted, if not yet under its method."""
@@ -365,6 +374,10 @@ class Metrics(ServerObserver, PoolObserver):
                 "picks": self._never_less("picks", "", picks),
                 "waits": self._waits,
                 "refused": self._refused,
+                "retries": self._retries,
+                "hedges": self._hedges,
+                "retries_exhausted": self._exhausted,
+                "retries_throttled": self._throttled,
             },
             "endpoints": endpoints,
             "limits": {name: limit.copy() for name, limit in self._limits.items()},

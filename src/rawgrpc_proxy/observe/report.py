@@ -55,6 +55,10 @@ class UpstreamReport(TypedDict):
     picks: int
     waits: int
     refused: int
+    retries: int
+    hedges: int
+    retries_exhausted: int
+    retries_throttled: int
 
 
 class FailedCall(TypedDict):
