@@ -51,8 +51,13 @@ class Several:
         return self._waiting.pop(0)
 
     @property
+    def came(self) -> bool:
+        """Whether there is a request that nobody has asked for yet."""
+        return bool(self._waiting) or not all(backend.no_request_came() for backend in self.backends)
+
+    @property
     def no_request_came(self) -> bool:
-        return not self._waiting and all(backend.no_request_came() for backend in self.backends)
+        return not self.came
 
 
 @asynccontextmanager
