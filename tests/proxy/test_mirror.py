@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import trio_test
+from trio.testing import trio_test, wait_all_tasks_blocked
 
 from rawgrpc_proxy import (
     CallContext,
@@ -88,6 +88,7 @@ async def a_street(
     shadow: dict[int, int] | None = None,
     shadow_address: str | None = None,
     limit: ConcurrencyLimit | None = None,
+    stream_window_bytes: int = 1024 * 1024,
     **mirror: Any,
 ) -> AsyncIterator[Street]:
     policies: list[CallPolicy] = []
@@ -96,7 +97,7 @@ async def a_street(
     def director(context: CallContext, _method: str) -> Direction:
         return context.with_policy(policies[0]), houses[0].pool.target(houses[0].backend.address)
 
-    async with a_proxy(engine, director=director) as house:
+    async with a_proxy(engine, director=director, stream_window_bytes=stream_window_bytes) as house:
         houses.append(house)
         peer = Backend(shadow)
         await house.nursery.start(peer.run)
@@ -185,7 +186,7 @@ async def test_a_request_ends_at_the_shadow_as_it_does_at_its_backend(
 
 @trio_test
 async def test_messages_of_a_stream_go_to_the_shadow_as_they_come(engine: Engine) -> None:
-    async with a_street(engine) as street:
+    async with a_street(engine, stream_window_bytes=65_535) as street:
         call = await street.client.open(request_fields())
         at_backend, at_shadow = await street.house.backend.request(), await street.shadow.request()
         for number in range(3):
@@ -264,6 +265,10 @@ async def test_a_call_that_is_given_up_takes_its_copy_with_it(engine: Engine, co
             assert await at_shadow.expect_reset() == CANCEL
         assert street.mirror.open_copies == 0
         assert street.mirror.given_up == 1
+        if not connected:
+            target = street.house.pool.target(street.shadow.address)
+            await wait_all_tasks_blocked()
+            assert target.calls == 0, "the copy still waits for a connection"
 
 
 @pytest.mark.parametrize("end", ["reset", "lost", "HTTP"])
