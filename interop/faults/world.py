@@ -56,6 +56,8 @@ class Logged:
     detail: str
     ended: float
     seconds: float
+    began: float
+    """Since 1970, as the log has it, to a millisecond."""
 
 
 class _AdminConnection(http.client.HTTPConnection):
@@ -92,9 +94,10 @@ class Proxy:
         with contextlib.suppress(ValueError):
             told = json.loads(line)
             if told.get("event") == "call":
+                seconds = told["duration_ms"] / 1e3
                 call = Logged(
                     told["upstream"] or "", told["status"], told["origin"], told["detail"] or "",
-                    time.monotonic(), told["duration_ms"] / 1e3,
+                    time.monotonic(), seconds, told["time"] - seconds,
                 )  # fmt: skip
                 self.calls.append(call)
                 if told["status"] == "OK":

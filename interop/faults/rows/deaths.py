@@ -37,11 +37,12 @@ from interop.shared.processes import Listener
 DEATH_SECONDS = 0.1
 KILLS_OF_STREAMS = 5
 RESTARTS, CALLS_MEANWHILE = 20, 20_000
-#: Between two restarts, with both backends there.
-SETTLE_SECONDS = 0.3
+COMES_BACK_SECONDS = 10.0
 KILLS, KILL_EVERY_SECONDS = 30, 2.0
 #: Calls that begin while the end of a connection is still on its way are on it, too.
 UNHEARD_SECONDS = 0.05
+#: As precise the log's times are.
+LOG_SECONDS = 0.005
 #: PING after 10 s, the least there may be, and 1 s for its answer.
 KEEPALIVE_SECONDS = 11.0
 DIAL_SECONDS = 1.0
@@ -108,23 +109,33 @@ async def _restarts(site: Site, servers: list[Listener], anew: list[Listener]) -
         proxying(site, Settings([server.target for server in servers])) as proxy,
         calling(proxy.target, at_a_time=8) as callers,
     ):
-        every = CALLS_MEANWHILE / (len(anew) + 1)
+        every, waits = CALLS_MEANWHILE / (len(anew) + 1), [0.0]
         for number, fresh in enumerate(anew):
             # The log tells of calls when they end, so it is a count; and the restarts are spread over all calls.
             await until(partial(_has_called, proxy, (number + 1) * every), 60)
             await stop(servers[number % 2])
             servers[number % 2] = fresh
             await start(fresh)
-            await trio.sleep(SETTLE_SECONDS)
+            # Who restarts the second one before the first has calls again has none for a moment.
+            back = time.monotonic()
+            if await until(partial(_has_answered, proxy, fresh.target, len(proxy.calls)), COMES_BACK_SECONDS):
+                waits.append(time.monotonic() - back)
         await until(partial(_has_called, proxy, CALLS_MEANWHILE), 60)
         load = await callers.finish()
     seconds = time.monotonic() - started
-    text = f"{len(anew)} restarts in {seconds:.0f} s; longest gap between successes {load.longest_gap_s * 1e3:.0f} ms"
+    text = (
+        f"{len(anew)} restarts in {seconds:.0f} s; a backend has calls again after {max(waits):.1f} s at most; "
+        f"longest gap between successes {load.longest_gap_s * 1e3:.0f} ms"
+    )
     return load, proxy, text
 
 
 def _has_called(proxy: Proxy, count: float) -> bool:
     return len(proxy.calls) >= count
+
+
+def _has_answered(proxy: Proxy, target: str, since: int) -> bool:
+    return any(call.upstream == target and call.status == "OK" for call in proxy.calls[since:])
 
 
 async def restarts(site: Site) -> Outcome:
@@ -177,6 +188,9 @@ async def restarts_grpcio(site: Site) -> Outcome:
 class _Kill:
     target: str
     at: float
+    """On the monotonic clock."""
+    time: float
+    """Since 1970, as in the log."""
 
 
 async def _kill_every_2_s(site: Site, route: str) -> tuple[Load, Proxy, Sequence[_Kill]]:
@@ -189,7 +203,7 @@ async def _kill_every_2_s(site: Site, route: str) -> tuple[Load, Proxy, Sequence
         for number in range(KILLS):
             next_at = trio.current_time() + KILL_EVERY_SECONDS
             victim = servers[number % 3]
-            kills.append(_Kill(victim.target, time.monotonic()))
+            kills.append(_Kill(victim.target, time.monotonic(), time.time()))
             victim.kill()
             servers[number % 3] = start_again(victim)
             await start(servers[number % 3])
@@ -211,20 +225,24 @@ async def kills_without_retry(site: Site) -> Outcome:
     """The same without the policy: only what was in flight on the one that was killed may fail."""
     figures = Figures()
     load, proxy, kills = await _kill_every_2_s(site, "")
-    in_flight = [
-        call
+    in_flight = sum(
+        call.upstream == kill.target
+        and call.began < kill.time + LOG_SECONDS
+        and call.began + call.seconds > kill.time
         for call in proxy.calls
-        if any(
-            call.upstream == kill.target
-            and call.ended > kill.at
-            and call.ended - call.seconds < kill.at + UNHEARD_SECONDS
+        for kill in kills
+        if abs(call.began - kill.time) < KILL_EVERY_SECONDS
+    )
+    beside = [
+        each
+        for each in load.failures
+        if not any(
+            kill.target in each.details and each.started < kill.at + UNHEARD_SECONDS and each.ended > kill.at
             for kill in kills
         )
     ]
-    failed = [call for call in proxy.calls if call.status != "OK"]
-    beside = [call for call in failed if call not in in_flight]
-    note_calls(figures, load, allowed=len(in_flight))
-    figures.note(f"{len(in_flight)} were in flight on one that was killed, in {len(kills)} kills")
+    note_calls(figures, load, allowed=in_flight)
+    figures.note(f"{in_flight} were in flight on one that was killed, in {len(kills)} kills")
     figures.note(f"{len(beside)} others" + (f": {beside[0]}" if beside else ""), not beside)
     return figures.outcome()
 
