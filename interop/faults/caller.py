@@ -44,6 +44,9 @@ class Caller:
     def __init__(self, given: argparse.Namespace, numbers: Iterator[int]) -> None:
         options: list[tuple[str, Any]] = [*OPTIONS] if given.retries else [*OPTIONS, NO_RETRIES]
         if given.round_robin:
+            # By itself grpcio makes an :authority of all addresses, which is none, and is refused as malformed.
+            options.append(("grpc.default_authority", "callers.example"))
+            options += [("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 500)]
             options.append(("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'))
         channel = grpc.aio.insecure_channel(given.target, options)
         self.echo: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{SERVICE}/Echo")

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from interop.faults.row import Row
-from interop.faults.rows import cancels, deaths, dropped, fairness, frames, links, names
+from interop.faults.rows import (
+    cancels,
+    deaths,
+    dropped,
+    endurance,
+    fairness,
+    frames,
+    links,
+    names,
+    services,
+)
 
 ROWS: list[Row] = [
     *deaths.ROWS,
@@ -13,4 +23,6 @@ ROWS: list[Row] = [
     *names.ROWS,
     *dropped.ROWS,
     *fairness.ROWS,
+    *services.ROWS,
+    *endurance.ROWS,
 ]

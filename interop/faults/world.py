@@ -140,6 +140,23 @@ class Proxy:
             return True
         return False
 
+    async def worker(self) -> int:
+        """The process id of its worker; it has one."""
+        state = await trio.to_thread.run_sync(self._state)
+        return int(state["workers"][0]["pid"])
+
+    def _state(self) -> dict[str, Any]:
+        with contextlib.closing(_AdminConnection(self.file.with_name(_ADMIN))) as connection:
+            connection.request("GET", "/events")
+            answer = connection.getresponse()
+            while True:
+                line = answer.readline()
+                if line.startswith(b"data: "):
+                    state: dict[str, Any] = json.loads(line[6:])
+                    return state
+                if not line:
+                    raise Trouble("the admin listener told of no state")
+
     def workers(self) -> list[int]:
         """Process ids of the supervisor and all that come from it."""
         return proc.with_descendants(self.process.pid)
@@ -155,6 +172,9 @@ class Settings:
     pool: str = ""
     http2: str = ""
     top: str = ""
+    first: str = ""
+    """Clusters and routes before that one."""
+    log: str = 'format = "json"'
     listen: str = "127.0.0.1:0"
 
     def text(self, site: Site, admin: str) -> str:
@@ -163,10 +183,10 @@ class Settings:
         endpoints = f"endpoints = {json.dumps(list(self.endpoints))}\n" if self.endpoints else ""
         return (
             f'grace = 5\n{self.top}\nadmin = {{ address = "{admin}" }}\n'
-            'log = { format = "json", fields = ["upstream", "status", "origin", "detail", "duration_ms"] }\n'
+            f'log = {{ {self.log}, fields = ["upstream", "status", "origin", "detail", "duration_ms"] }}\n'
             f"[pool]\n{self.pool}\n[http2]\n{engine}{self.http2}\n"
             f'[[listeners]]\naddress = "{self.listen}"\n'
-            f"[clusters.backend]\n{endpoints}{self.cluster}\n"
+            f"{self.first}[clusters.backend]\n{endpoints}{self.cluster}\n"
             f'[[routes]]\ncluster = "backend"\n{self.route}\n'
         )
 
