@@ -37,7 +37,7 @@ def hearing(observer: object | None, event: str) -> Callable[..., None] | None:
         told: Callable[..., None] | None = vars(observer).get(event)
         return told
     method = _method(observer, event)
-    return None if method is None else _telling([(observer, method)])
+    return None if method is None else _telling(event, [(observer, method)])
 
 
 def _method(observer: object | None, event: str) -> Callable[..., None] | None:
@@ -51,19 +51,13 @@ def _method(observer: object | None, event: str) -> Callable[..., None] | None:
         return None
 
 
-def _telling(methods: list[tuple[object, Callable[..., None]]]) -> Callable[..., None]:
+def _telling(event: str, methods: list[tuple[object, Callable[..., None]]]) -> Callable[..., None]:
     """What calls these methods of observers, one after the other, as `tell` does it."""
-    if len(methods) == 1:
-        [(observer, method)] = methods
-
-        def told(*facts: object) -> None:
-            try:
-                method(*facts)
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # noqa: BLE001  # as in `tell`
-                report(error, observer)
-
+    if event in _OF_EVERY_CALL:
+        told = None
+        for observer, method in reversed(methods):
+            told = _telling_one_fact(observer, method, told)
+        assert told is not None
         return told
 
     def all_told(*facts: object) -> None:
@@ -78,11 +72,32 @@ def _telling(methods: list[tuple[object, Callable[..., None]]]) -> Callable[...,
     return all_told
 
 
+def _telling_one_fact(
+    observer: object, method: Callable[..., None], then: Callable[[object], None] | None = None
+) -> Callable[[object], None]:
+    """The same for events with one fact, which happen in every call: half the time."""
+
+    def told(fact: object) -> None:
+        try:
+            method(fact)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001  # as in `tell`
+            report(error, observer)
+        if then is not None:
+            then(fact)
+
+    return told
+
+
 def _is_left_out(hear: object, event: str) -> bool:
     function = getattr(hear, "__func__", None)
     return function is not None and any(
         function is vars(base).get(event) for base in (ServerObserver, PoolObserver)
     )
+
+
+_OF_EVERY_CALL = frozenset({"call_begun", "response_begun", "call_ended", "call_placed"})
 
 
 class Observers(ServerObserver, PoolObserver):
@@ -98,7 +113,7 @@ class Observers(ServerObserver, PoolObserver):
             methods = [(each, _method(each, event)) for each in observers]
             listening = [(each, method) for each, method in methods if method is not None]
             if listening:
-                setattr(self, event, _telling(listening))
+                setattr(self, event, _telling(event, listening))
 
 
 EVENTS: tuple[str, ...] = tuple(
