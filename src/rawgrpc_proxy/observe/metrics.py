@@ -92,16 +92,17 @@ class _Counts:
 
     __slots__ = (
         "buckets",
+        "failed",
         "request_bytes",
         "request_messages",
         "response_bytes",
         "response_messages",
         "seconds",
-        "statuses",
     )
 
     def __init__(self) -> None:
-        self.statuses = [0] * _STATUSES
+        self.failed = [0] * _STATUSES
+        """By status; those that are OK are the others."""
         self.buckets = [0] * (len(BOUNDS_S) + 1)
         self.seconds = 0.0
         self.request_messages = self.response_messages = 0
@@ -160,7 +161,6 @@ class Metrics(ServerObserver, PoolObserver):
         counts = (self._here if upstream is None else self._passed_on).get(record.method)
         if counts is None:
             counts = self._counts_of(record)
-        counts.statuses[status] += 1
         counts.buckets[bisect_left(BOUNDS_S, seconds)] += 1
         counts.seconds += seconds
         counts.request_messages += record.request_messages
@@ -175,6 +175,7 @@ class Metrics(ServerObserver, PoolObserver):
             if record.repeats is not None:
                 self._count_repeats(record.repeats)
         if status:
+            counts.failed[status] += 1
             self._note_failed(record)
 
     def _note_failed(self, record: CallRecord) -> None:
@@ -330,7 +331,7 @@ class Metrics(ServerObserver, PoolObserver):
             endpoint["ejections"] = dict(ejections)
             endpoint["last_error"] = endpoint["last_error"] or self._last_error.get(endpoint["address"])
         counts = [*self._here.values(), *self._passed_on.values()]
-        ended = sum(sum(each.statuses) for each in counts)
+        ended = sum(sum(each.buckets) for each in counts)
         picks = self._upstream_streams + sum(endpoint["streams"] for endpoint in endpoints)
         return {
             "worker": self.worker,
@@ -404,7 +405,8 @@ class Metrics(ServerObserver, PoolObserver):
             for label, counts in table.items():
                 if (sum_ := sums.get(label)) is None:
                     sum_ = sums[label] = _nothing()
-                for status, number in _by_name(counts.statuses).items():
+                fine = sum(counts.buckets) - sum(counts.failed)
+                for status, number in _by_name([fine, *counts.failed[1:]]).items():
                     _count(sum_["statuses"], status, number)
                 sum_["buckets"] = [a + b for a, b in zip(sum_["buckets"], counts.buckets, strict=True)]
                 sum_["seconds"] += _exact(counts.seconds)
