@@ -453,11 +453,31 @@ def methods_of(file: io.StringIO) -> list[str]:
     return [line.split()[1] for line in file.getvalue().splitlines()]
 
 
+def test_a_shorter_line_does_not_come_before_the_news_that_longer_ones_are_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = io.StringIO()
+    log = CallLog("text", file)
+    monkeypatch.setattr(line_writer, "_MAX_WAITING", 1000)
+    log.collect()
+    log.call_ended(record("/p.S/First"))
+    log.call_ended(record("/p.S/" + "x" * 1000))
+    log.call_ended(record("/p.S/Short"))
+    log.flush()
+    first, missing, last, _ = file.getvalue().split("\n")
+    assert "/p.S/First" in first
+    assert "1 lines are missing here" in missing
+    assert "/p.S/Short" in last
+    assert log.dropped_lines == 1
+
+
 def test_a_reader_who_stopped_reading_holds_up_nobody_and_costs_bounded_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     file = StuckFile()
     log = CallLog("text", file)
+    [line] = lines_of("text", lambda other: other.call_ended(record("/p.S/M0")))
+    monkeypatch.setattr(line_writer, "_MAX_WAITING", 11 * (len(line) + 1 + line_writer._LINE_OVERHEAD))
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
@@ -466,7 +486,6 @@ def test_a_reader_who_stopped_reading_holds_up_nobody_and_costs_bounded_memory(
             log.call_ended(record("/p.S/M0"))
             await trio.to_thread.run_sync(file.stuck.wait, 60)
             # What is being written has not left the memory: ten more of these lines, and no eleventh.
-            monkeypatch.setattr(line_writer, "_MAX_WAITING", 11 * log._writer._added)
             for number in range(1, 10):
                 log.call_ended(record(f"/p.S/M{number}"))
             log.call_ended(record("/p.S/Ma"))

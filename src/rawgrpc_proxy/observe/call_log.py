@@ -113,8 +113,10 @@ class CallLog(ServerObserver, EndpointNotices):
         self._limits = Repeats(interval_s=_LIMITS_LOG_INTERVAL_S, most=_REMEMBERED_LIMITS)
         self._accept_logged_at = -_ACCEPT_LOG_INTERVAL_S
         self._turned_away = 0
-        self._second = self._millisecond = -1
-        self._stamp = self._time_text = ""
+        self._second = -1
+        self._stamp = self._time_text = self._call_head = ""
+        self._time_from = self._time_until = 0.0
+        """Between these `_time_text`, and `_call_head` of JSON, are right: a millisecond."""
         self._known: dict[tuple[str, str, str | None, Status, str, str], str] = {}
         """What is made anew only where it is new: `_who` of a call."""
         check_fields(fields)
@@ -214,13 +216,14 @@ class CallLog(ServerObserver, EndpointNotices):
                     self._known.clear()
                 self._known[key] = who
         detail = record.detail
-        if len(detail) > MAX_FIELD_CHARACTERS:
+        if detail and len(detail) > MAX_FIELD_CHARACTERS:
             detail = cut(detail)
+        if not self._time_from <= (now := time.time()) < self._time_until:
+            self._set_time(now)
         if self._json:
             more = "" if record.messages_are_exact else ', "messages_are_exact": false'
             self._add(
-                f'{{"time": {time.time():.3f}, "event": "call", {self._worker_json}{who}'
-                f'"detail": {quoted(detail) if detail else _NO_TEXT}, '
+                f'{self._call_head}{who}"detail": {quoted(detail) if detail else _NO_TEXT}, '
                 f'"request_bytes": {record.request_bytes}, "request_messages": {record.request_messages}, '
                 f'"response_bytes": {record.response_bytes}, "response_messages": {record.response_messages}{more}, '
                 f'"duration_ms": {record.duration_s * 1e3:.3f}}}\n'
@@ -229,7 +232,7 @@ class CallLog(ServerObserver, EndpointNotices):
         told = f" {detail!r}" if detail else ""
         more = "" if record.messages_are_exact else "+"
         self._add(
-            f"{self._time()} {who}{told} "
+            f"{self._time_text} {who}{told} "
             f"in {record.request_messages}{more} msg/{record.request_bytes} B "
             f"out {record.response_messages}{more} msg/{record.response_bytes} B {record.duration_s * 1e3:.1f} ms\n"
         )
@@ -383,15 +386,22 @@ class CallLog(ServerObserver, EndpointNotices):
         return f"{self._time()} {text}\n"
 
     def _time(self) -> str:
-        millisecond = int(time.time() * 1000)
-        if millisecond != self._millisecond:
-            self._millisecond = millisecond
-            second, rest = divmod(millisecond, 1000)
-            if second != self._second:
-                self._second = second
-                self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-            self._time_text = f"{self._stamp}.{rest:03d}Z{self._worker_text}"
+        now = time.time()
+        if not self._time_from <= now < self._time_until:
+            self._set_time(now)
         return self._time_text
+
+    def _set_time(self, now: float) -> None:
+        millisecond = int(now * 1000)
+        self._time_from, self._time_until = millisecond / 1000, (millisecond + 1) / 1000
+        second, rest = divmod(millisecond, 1000)
+        if self._json:
+            self._call_head = f'{{"time": {second}.{rest:03d}, "event": "call", {self._worker_json}'
+            return
+        if second != self._second:
+            self._second = second
+            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        self._time_text = f"{self._stamp}.{rest:03d}Z{self._worker_text}"
 
 
 def _open_in_words(record: CallRecord) -> str:

@@ -22,8 +22,8 @@ _MAX_WAITING = 8 * 1024 * 1024
 """Characters of the lines that are not written yet: some seconds of the busiest proxy."""
 _LINE_OVERHEAD = 64
 """What Python adds to a line, in bytes: many short ones cost memory, too."""
-_AT_ONCE = 64 * 1024
-"""Characters in one write: what a pipe takes on Linux."""
+_AT_ONCE = 256
+"""Lines in one write: of calls about what a pipe takes on Linux, 64 KiB."""
 _FLUSH_TIMEOUT_S = 1.0
 
 
@@ -48,10 +48,12 @@ class LineWriter:
         self._file = file
         self._missing = missing
         self._lines: deque[str] = deque()
-        self._added = 0
-        """Characters, overhead included, of all lines so far."""
+        self._room = 0
+        """So many characters may be added before anybody has to look how much waits: with it most lines cost little."""
+        self._given = 0
+        """Characters, overhead included, of all lines so far, and `_room`."""
         self._written = 0
-        """As many of them are written. Two counts, each with one writer, need no lock."""
+        """As many of the lines are written. Two counts, each with one writer, need no lock."""
         self._dropped = 0
         self.dropped_lines = 0
         """Lines that found no room, since the start."""
@@ -61,17 +63,39 @@ class LineWriter:
 
     def add(self, line: str) -> None:
         """Write this line, or have it written. One that finds no room is counted, and told of in its place."""
+        room = self._room - len(line) - _LINE_OVERHEAD
+        if room >= 0:
+            self._room = room
+            self._lines.append(line)
+        else:
+            self._add_after_a_look(line)
+
+    def _add_after_a_look(self, line: str) -> None:
         size = len(line) + _LINE_OVERHEAD
-        if self._added - self._written + size > _MAX_WAITING:
+        if self._waiting + size > _MAX_WAITING:
             self._dropped += 1
             self.dropped_lines += 1
+            self._count(0)  # no room for a shorter one either, before this is told
             return
         if self._dropped:
             self._tell_dropped()
-        self._added += size
+        self._count(size)
         self._lines.append(line)
         if not self._collecting:
             self._write()
+        else:
+            self._room = _MAX_WAITING - self._waiting
+            self._given += self._room
+
+    @property
+    def _waiting(self) -> int:
+        """Characters of lines that are not written yet."""
+        return self._given - self._room - self._written
+
+    def _count(self, size: int) -> None:
+        """A line of this size is added, whatever room there is."""
+        self._given += size - self._room
+        self._room = 0
 
     def collect(self) -> None:
         """From now on until `flush` has written them, lines wait."""
@@ -92,17 +116,19 @@ class LineWriter:
         if self._dropped:
             self._tell_dropped()
         until = time.monotonic() + timeout_s
-        while self._added != self._written and (left := until - time.monotonic()) > 0:
+        while self._waiting and (left := until - time.monotonic()) > 0:
             self._start_thread()
             if self._thread is None:
                 break
             self._thread.join(left)
-        self._collecting = self._added != self._written
+        self._collecting = self._waiting > 0
+        if not self._collecting:
+            self._count(0)  # no room: the next line has to be written at once
 
     def _tell_dropped(self) -> None:
         dropped, self._dropped = self._dropped, 0
         line = self._missing(dropped)
-        self._added += len(line) + _LINE_OVERHEAD
+        self._count(len(line) + _LINE_OVERHEAD)
         self._lines.append(line)
 
     def _start_thread(self) -> None:
@@ -118,17 +144,14 @@ class LineWriter:
         lines = self._lines
         with self._writing:
             while lines:
-                together: list[str] = []
-                size = 0
-                while lines and size < _AT_ONCE:
-                    together.append(lines.popleft())
-                    size += len(together[-1]) + _LINE_OVERHEAD
+                together = [lines.popleft() for _ in range(min(len(lines), _AT_ONCE))]
+                text = "".join(together)
                 try:
-                    self._file.write("".join(together))
+                    self._file.write(text)
                     self._file.flush()
                 except Exception:  # noqa: BLE001, S110  # calls go on, and there is nobody to tell
                     pass
-                self._written += size
+                self._written += len(text) + len(together) * _LINE_OVERHEAD
 
 
 class DescriptorFile:
