@@ -9,6 +9,7 @@ from interop.faults.rows import (
     dropped,
     endurance,
     fairness,
+    fitness,
     frames,
     links,
     names,
@@ -23,6 +24,7 @@ ROWS: list[Row] = [
     *names.ROWS,
     *dropped.ROWS,
     *fairness.ROWS,
+    *fitness.ROWS,
     *services.ROWS,
     *endurance.ROWS,
 ]

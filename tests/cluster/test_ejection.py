@@ -204,6 +204,11 @@ async def test_an_ejected_endpoint_that_leaves_and_comes_back_starts_anew(engine
         town.cluster.found([Found(bad.address), Found(good.address)])
         assert bad in [await a_call(town) for _ in range(4)]
         assert len(ear.heard) == 1
+        for _ in range(12):
+            await a_call(town, [good])
+        assert [address for _, address, *_ in ear.heard] == [bad.address, good.address], (
+            "one may be ejected again"
+        )
 
 
 @trio_test

@@ -105,12 +105,12 @@ def test_what_is_refused_would_indeed_never_find_anything(rates: list[int], stde
 
 
 def test_one_that_fails_more_than_the_threshold_is_ejected_however_the_others_do() -> None:
-    detector, (first, *others) = a_detector(ONLY_FAILURE_PERCENTAGE, 5)
+    detector, (*others, last) = a_detector(ONLY_FAILURE_PERCENTAGE, 5)
     for stats in others:
         calls(detector, stats, good=15, bad=85)  # the threshold is not more than itself
-    calls(detector, first, good=14, bad=86)
+    calls(detector, last, good=14, bad=86)
     (ejection,) = detector.sweep(10.0).ejected
-    assert (ejection.stats, ejection.algorithm) == (first, "failure_percentage")
+    assert (ejection.stats, ejection.algorithm) == (last, "failure_percentage")
 
 
 @pytest.mark.parametrize("missing", ["a host", "volume of the bad one", "volume of a good one"])
