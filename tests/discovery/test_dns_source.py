@@ -102,7 +102,8 @@ def test_addresses_that_this_machine_knows_no_way_to_are_left_out_unless_there_a
 def test_a_name_with_thousands_of_addresses_gets_as_many_as_may_be_and_a_note() -> None:
     async def test() -> None:
         many = [f"10.1.{n // 250}.{n % 250 + 1}" for n in range(5000)]
-        source = source_of(Script(*many), max_addresses=10)
+        heard = Heard()
+        source = source_of(Script(*many), max_addresses=10, observer=heard)
         async with watched(source) as told:
             await trio.sleep(1)
             assert len(told.sets[0]) == 10
@@ -111,6 +112,7 @@ def test_a_name_with_thousands_of_addresses_gets_as_many_as_may_be_and_a_note() 
             source.look_up_soon()
             await trio.sleep(100)
             assert len(told.sets) == 1  # always the same ones
+        assert [event[0] for event in heard.events].count("look_up_noted") == 1
 
     run(test)
 

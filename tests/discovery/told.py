@@ -80,5 +80,8 @@ class Heard:
     def look_up_failed(self, name: str, duration_s: float, problem: str) -> None:
         self.events.append(("look_up_failed", name, problem))
 
+    def look_up_noted(self, name: str, note: str) -> None:
+        self.events.append(("look_up_noted", name, note))
+
     def addresses_changed(self, name: str, addresses: Sequence[str]) -> None:
         self.events.append(("addresses_changed", name, list(addresses)))

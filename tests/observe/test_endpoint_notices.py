@@ -57,3 +57,9 @@ def test_look_ups_that_fail_again_and_again_are_told_of_once_in_a_while() -> Non
         f"- the look-up of {name} has failed, and its addresses stay as they were: there is no such name (NXDOMAIN)"
         for name in ("orders.internal:1", "bills.internal:1")
     ]
+
+
+def test_what_of_an_answer_is_left_out_is_told() -> None:
+    file = io.StringIO()
+    CallLog(file=file).look_up_noted("orders.internal:1", "it has 5000 addresses")
+    assert file.getvalue().partition(" ")[2] == "- the look-up of orders.internal:1: it has 5000 addresses\n"

@@ -89,6 +89,8 @@ def a_busy_worker(worker: int = 1) -> Metrics:
     metrics.call_waits(ADDRESS, 0)
     metrics.call_refused(ADDRESS, RpcError(Status.UNAVAILABLE))
     metrics.endpoint_ejected("orders", ADDRESS, "success_rate", "so many calls have failed", 30.0)
+    metrics.looked_up("orders.internal:1", 0.1, 2)
+    metrics.look_up_failed("orders.internal:1", 0.1, "SERVFAIL")
     return metrics
 
 
@@ -177,6 +179,14 @@ def test_workers_are_added_up_and_told_apart_where_they_are_processes() -> None:
     assert value(reports, "rawgrpc_proxy_endpoint_handled_total", address=ADDRESS, grpc_code="OK") == 2
     for worker in "12":
         assert value(reports, "rawgrpc_proxy_worker_resident_memory_bytes", worker=worker) > 2**20
+
+
+def test_look_ups_are_counted_and_it_is_told_how_many_workers_they_fail_for() -> None:
+    reports = [a_busy_worker(1).report(), a_busy_worker(2).report()]
+    for outcome in ("done", "failed"):
+        labels = {"name": "orders.internal:1", "outcome": outcome}
+        assert value(reports, "rawgrpc_proxy_look_ups_total", **labels) == 2
+    assert value(reports, "rawgrpc_proxy_look_ups_failing", name="orders.internal:1") == 2
 
 
 def test_who_gets_no_calls_and_how_often_it_was_ejected_is_told() -> None:

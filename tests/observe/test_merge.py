@@ -143,6 +143,7 @@ def test_reports_of_a_version_that_told_less_of_its_endpoints_are_added_all_the_
     old, new = a_report(1), a_report(2)
     for name in ("standing", "ejections"):
         del old["endpoints"][0][name]  # type: ignore[misc]  # as it was before
+    del old["look_ups"]  # type: ignore[misc]
     del old["traffic"]  # type: ignore[misc]
     reports = Reports([{**old, "pid": 1}])
     reports.heard({**new, "pid": 2})
@@ -221,3 +222,18 @@ def test_another_process_can_go_on_from_what_one_has_counted() -> None:
     started_at = after.all()[0]["started_at"]
     after.heard({**a_report(1, calls=8), "pid": 21, "started_at": started_at})
     assert merged(after.all())["methods"]["/a.B/C"]["statuses"] == {"OK": 16}
+
+
+def test_a_look_up_fails_for_nobody_any_more_once_its_worker_is_gone_and_what_it_counted_stays() -> None:
+    failing, fine, always_fine = (Metrics(worker=worker) for worker in (1, 2, 3))
+    always_fine.looked_up("orders.internal:1", 0.1, 2)
+    failing.look_up_failed("orders.internal:1", 0.1, "SERVFAIL")
+    fine.look_up_failed("orders.internal:1", 0.1, "SERVFAIL")
+    fine.looked_up("orders.internal:1", 0.1, 2)
+    reports = Reports()
+    for pid, metrics in enumerate((failing, fine, always_fine)):
+        reports.heard({**metrics.report(), "pid": pid})
+    told = {"done": 2, "failed": 2, "failing": 1, "problem": "SERVFAIL"}
+    assert merged(reports.all())["look_ups"] == {"orders.internal:1": told}
+    reports.lost(0)
+    assert merged(reports.all())["look_ups"] == {"orders.internal:1": {**told, "failing": 0}}

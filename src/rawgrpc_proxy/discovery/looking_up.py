@@ -59,7 +59,7 @@ class LookingUp:
         self.note: str | None = None
         """What is in doubt, or left out, of what the last look-up that did not fail has brought."""
         self.observer = observer
-        """Hears `looked_up`, `look_up_failed` and `addresses_changed`."""
+        """Hears `looked_up`, `look_up_failed`, `look_up_noted` and `addresses_changed`."""
         self._max_addresses = max_addresses
         self._schedule = Schedule(
             min_ttl_s=min_ttl_s,
@@ -123,7 +123,9 @@ class LookingUp:
                 f"it has {len(found)} addresses, of which the first {self._max_addresses} are used (max_addresses)"
             )
         self.problem = None
-        self.note = printable(cut("; ".join(notes), _ERROR_CHARACTERS)) or None
+        before, self.note = self.note, printable(cut("; ".join(notes), _ERROR_CHARACTERS)) or None
+        if self.note is not None and self.note != before:
+            tell_observer(self.observer, "look_up_noted", self.name, self.note)
         return found[: self._max_addresses]
 
 

@@ -53,6 +53,10 @@ class EndpointNotices(PoolObserver):
         text = f"{word(name)} is now {', '.join(some)}"
         self.notice("addresses_changed", text, name=name, addresses=some, count=len(addresses))
 
+    def look_up_noted(self, name: str, note: str) -> None:
+        """Write what of an answer is in doubt, or left out."""
+        self.notice("look_up_noted", f"the look-up of {word(name)}: {note}", name=name, reason=note)
+
     def look_up_failed(self, name: str, duration_s: float, problem: str) -> None:
         """Write, once a minute at the most, why a name of a cluster cannot be looked up."""
         left_out = self._look_ups.left_out(name, "", time.monotonic())

@@ -111,6 +111,10 @@ class _Collected(Collector):
         self._add("trace_spans_exported_total", sums["spans"]["exported"])
         self._add("trace_spans_dropped_total", sums["spans"]["dropped"])
         self._add("tls_reload_failures_total", sums["tls_reload_failures"])
+        for name, look_ups in sums["look_ups"].items():
+            self._add("look_ups_total", look_ups["done"], name, "done")
+            self._add("look_ups_total", look_ups["failed"], name, "failed")
+            self._add("look_ups_failing", look_ups["failing"], name)
         self._workers([report for report in reports if report["state"] != GONE])
 
     def _methods(

@@ -300,6 +300,18 @@ FAMILIES = (
         "Spans of traced calls that it has not: too many waited for it, or it would not have them.",
     ),
     Family(
+        PROXY + "look_ups_total",
+        "counter",
+        ("name", "outcome"),
+        "Look-ups of a name whose addresses are a cluster's endpoints: done or failed, which changes nothing.",
+    ),
+    Family(
+        PROXY + "look_ups_failing",
+        "gauge",
+        ("name",),
+        "Workers whose last look-up of the name has failed.",
+    ),
+    Family(
         PROXY + "tls_reload_failures_total",
         "counter",
         (),

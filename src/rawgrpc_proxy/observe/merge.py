@@ -147,9 +147,9 @@ def _as_now(report: WorkerReport) -> WorkerReport:
 
 
 def _plus(before: Any, more: Any) -> Any:
-    """The sum, part by part; of texts the later one."""
+    """The sum, part by part; of texts the later one that says something."""
     if before is None or isinstance(more, str):
-        return _copy(more)
+        return _copy(more) if more or before is None else before
     if isinstance(more, dict):
         return {
             key: _plus(before.get(key), more[key]) if key in more else before[key]
@@ -210,6 +210,8 @@ def _counted(report: WorkerReport) -> WorkerReport:
         "last_failed": [],
     }
     counted["calls"]["open"] = counted["downstream"]["open"] = counted["upstream"]["open"] = 0
+    for look_ups in counted.get("look_ups", {}).values():
+        look_ups["failing"] = 0
     if "traffic" in counted:
         counted["traffic"] |= {"under_way": {}, "concurrency": {}}
     counted["endpoints"] = [

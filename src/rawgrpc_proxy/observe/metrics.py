@@ -28,6 +28,7 @@ from rawgrpc_proxy.observe.report import (
     EndpointReport,
     FailedCall,
     LimitReport,
+    LookUpReport,
     MethodReport,
     OpenCallsReport,
     TrafficReport,
@@ -133,6 +134,7 @@ class Metrics(ServerObserver, PoolObserver):
         """Calls by upstream and status."""
         self._ejections: dict[tuple[str, str], dict[str, int]] = {}
         """By cluster and address: how often an endpoint was ejected, by algorithm."""
+        self._look_ups: dict[str, LookUpReport] = {}
         self._last_error: dict[str, str] = {}
         self._failed_calls: dict[tuple[str, str], int] = {}
         """Calls by origin and cause of their status."""
@@ -311,6 +313,21 @@ class Metrics(ServerObserver, PoolObserver):
         if place in self._ejections or len(self._ejections) < _MOST_ADDRESSES:
             _count(self._ejections.setdefault(place, {}), algorithm)
 
+    def looked_up(self, name: str, duration_s: float, addresses: int) -> None:
+        look_ups = self._look_ups_of(name)
+        look_ups["done"] += 1
+        look_ups["failing"] = 0
+
+    def look_up_failed(self, name: str, duration_s: float, problem: str) -> None:
+        look_ups = self._look_ups_of(name)
+        look_ups["failed"] += 1
+        look_ups["failing"] = 1
+        look_ups["problem"] = problem
+
+    def _look_ups_of(self, name: str) -> LookUpReport:
+        # As many as there are clusters.
+        return self._look_ups.setdefault(name, {"done": 0, "failed": 0, "failing": 0, "problem": ""})
+
     # ----------------------------------------------------------------- report
 
     def report(self, opened: OpenCallsReport | None = None) -> WorkerReport:
@@ -385,6 +402,7 @@ class Metrics(ServerObserver, PoolObserver):
             "log": {"dropped_lines": sources.dropped_lines()},
             "spans": {"exported": exported, "dropped": dropped},
             "tls_reload_failures": sources.tls_reload_failures(),
+            "look_ups": {name: look_ups.copy() for name, look_ups in self._look_ups.items()},
             "traffic": sources.traffic(),
             "stuck": opened["calls"],
             "last_failed": [call.copy() for call in self._last_failed],

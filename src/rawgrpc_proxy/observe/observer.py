@@ -114,6 +114,9 @@ class PoolObserver:
     def look_up_failed(self, name: str, duration_s: float, problem: str) -> None:
         """It was not, or has no addresses: those it had stay in use."""
 
+    def look_up_noted(self, name: str, note: str) -> None:
+        """What of the last look-up's answer is in doubt, or left out. Once for each note that is another one."""
+
     def addresses_changed(self, name: str, addresses: Sequence[str]) -> None:
         """It has other addresses than before, these: the first ones, too, are a change."""
 

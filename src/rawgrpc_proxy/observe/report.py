@@ -176,6 +176,17 @@ class TrafficReport(TypedDict):
     """Copies that were not to be, or went no further, by why."""
 
 
+class LookUpReport(TypedDict):
+    """Look-ups of a name whose addresses are a cluster's endpoints."""
+
+    done: int
+    failed: int
+    failing: int
+    """Processes in which the last one has failed."""
+    problem: str
+    """Why the last one that failed has."""
+
+
 class SummedReport(TypedDict):
     """Of a report what several of them are added up in, part by part."""
 
@@ -190,6 +201,8 @@ class SummedReport(TypedDict):
     log: LogReport
     spans: SpansReport
     tls_reload_failures: int
+    look_ups: dict[str, LookUpReport]
+    """By name."""
     traffic: TrafficReport
 
 

@@ -50,6 +50,7 @@ class Told:
         self.sums: dict[str, Any] = {
             "calls": {"open": 5},
             "endpoints": [],
+            "look_ups": {"orders.internal:1": {"failing": 1}},
             "failed": {"lost": {"FIN": 3}},
             "last_failed": [{"worker": 2, "cause": "FIN"}],
         }

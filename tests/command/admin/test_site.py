@@ -97,7 +97,8 @@ def test_clusters_have_their_endpoints() -> None:
             a, b, c = ({"cluster": name, "address": f"{n}:1"} for name, n in (("x", 1), ("y", 2), ("x", 3)))
             house.source.sums["endpoints"] = [a, b, c]
             assert (await house.ask("/clusters")).json == {
-                "clusters": [{"cluster": "x", "endpoints": [a, c]}, {"cluster": "y", "endpoints": [b]}]
+                "clusters": [{"cluster": "x", "endpoints": [a, c]}, {"cluster": "y", "endpoints": [b]}],
+                "look_ups": {"orders.internal:1": {"failing": 1}},
             }
 
     run(main)

@@ -193,10 +193,14 @@ class Site:
 
     async def _clusters(self, _request: Request) -> Response:
         clusters: dict[str, list[Any]] = {}
-        for endpoint in self._source.merged(await self._source.reports())["endpoints"]:
+        merged = self._source.merged(await self._source.reports())
+        for endpoint in merged["endpoints"]:
             clusters.setdefault(endpoint["cluster"], []).append(endpoint)
         return _json(
-            {"clusters": [{"cluster": name, "endpoints": those} for name, those in clusters.items()]}
+            {
+                "clusters": [{"cluster": name, "endpoints": those} for name, those in clusters.items()],
+                "look_ups": merged["look_ups"],
+            }
         )
 
     async def _connections(self, _request: Request) -> Response:
