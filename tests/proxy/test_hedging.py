@@ -12,7 +12,7 @@ from rawgrpc_proxy.proxy.director import Direction
 from tests.proxy.directors import Wrapped
 from tests.proxy.house import a_proxy, on_every_engine, until
 from tests.proxy.policies import RESPONSE, Several, fail_at_once, fail_late, several, with_policy
-from tests.proxy.raw_peers import PeerStream, message, request_fields
+from tests.proxy.raw_peers import MAX_HEADER_LIST_SIZE, PeerStream, message, request_fields
 
 pytestmark = on_every_engine
 
@@ -366,16 +366,25 @@ async def test_where_too_much_fails_nothing_is_hedged(engine: Engine) -> None:
 
 
 @trio_test
-async def test_an_endpoint_that_cannot_be_had_costs_the_other_attempt_nothing(engine: Engine) -> None:
-    async with several(
-        engine, hedge(non_fatal=[Status.ABORTED]), pool={"size": 1, "ms": 1, "max_waiting": 0}
-    ) as town:
+async def test_an_attempt_that_gets_no_stream_costs_the_other_one_nothing(engine: Engine) -> None:
+    async with several(engine, hedge()) as town:
+        town.backends[1].settings = {MAX_HEADER_LIST_SIZE: 500}
+        call = await (await town.house.client()).request("/a.B/C", (b"x-long", b"x" * 500))
+        backend, served = await town.request()
+        assert backend is town.backends[0]
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await served.respond(b"good")
+        assert (await call.answer()).body == message(b"good")
+        await given_back(town)
+
+
+@trio_test
+async def test_when_no_attempt_gets_a_place_the_call_ends_with_the_reason(engine: Engine) -> None:
+    async with several(engine, hedge(), pool={"size": 1, "ms": 1, "max_waiting": 0}) as town:
         client = await town.house.client()
         blocked = await client.request("/a.B/Blocks")
         blocking, _ = await two(town)
-        call = await client.request()
-        answer = await call.answer()
-        assert answer.status == Status.RESOURCE_EXHAUSTED
+        assert (await (await client.request()).answer()).status == Status.RESOURCE_EXHAUSTED
         await blocking.respond()
         assert (await blocked.answer()).status == Status.OK
         await given_back(town)

@@ -164,6 +164,18 @@ async def test_headers_are_held_until_the_first_message_and_then_go_out_before_i
 
 
 @trio_test
+async def test_headers_too_long_to_be_held_go_out_at_once(engine: Engine) -> None:
+    async with with_policy(engine, retry()) as house:
+        call = await (await house.client()).request()
+        served = await house.backend.request()
+        await served.headers([*RESPONSE, (b"x-long", b"x" * 8192)])
+        await call.expect_headers()
+        await served.headers(UNAVAILABLE, end=True)
+        assert (await call.answer()).status == Status.UNAVAILABLE
+        assert house.backend.no_request_came()
+
+
+@trio_test
 async def test_a_caller_that_goes_on_with_its_request_gets_the_headers_at_once(engine: Engine) -> None:
     """It may be waiting for them before it says more."""
     async with with_policy(engine, retry()) as house:
@@ -271,6 +283,19 @@ async def test_the_next_attempt_comes_after_its_pause_and_holds_no_place_meanwhi
         await trio.testing.wait_all_tasks_blocked()
         assert house.backend.no_request_came()
         clock.jump(0.2)
+        await (await house.backend.request()).respond()
+        assert (await call.answer()).status == Status.OK
+
+
+@trio_test
+async def test_a_call_in_a_pause_says_what_it_waits_for(engine: Engine, clock: MockClock) -> None:
+    async with with_policy(engine, retry(initial_backoff_s=4.0, max_backoff_s=4.0)) as house:
+        call = await (await house.client()).request()
+        await fail_late(await house.backend.request())
+        await pausing(house)
+        [opened] = house.server.open_call_facts(10)["calls"]
+        assert opened["waits_for"].startswith("its next attempt")
+        clock.jump(5)
         await (await house.backend.request()).respond()
         assert (await call.answer()).status == Status.OK
 

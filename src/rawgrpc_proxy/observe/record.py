@@ -48,6 +48,8 @@ class Repeats:
     """Attempts that followed one that had failed."""
     hedges: int = 0
     """Attempts that were sent beside others."""
+    is_pausing: bool = False
+    """The next attempt is to come."""
     is_throttled: bool = False
     """One more would have been sent, had not too many attempts failed at this cluster."""
     is_exhausted: bool = False

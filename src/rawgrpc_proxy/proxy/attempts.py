@@ -20,7 +20,7 @@ from rawgrpc_proxy.errors import RpcError, Side, UpstreamUnavailable
 from rawgrpc_proxy.grpc.retry_policy import PREVIOUS_ATTEMPTS
 from rawgrpc_proxy.grpc.status import parse_status, status_from_http
 from rawgrpc_proxy.http2.frames import Data
-from rawgrpc_proxy.http2.headers import HeaderList, Headers
+from rawgrpc_proxy.http2.headers import HeaderList, Headers, size_of
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.observe.record import Repeats
 from rawgrpc_proxy.proxy.forwarding import Forwarding, Leaving, Owner
@@ -30,6 +30,8 @@ from rawgrpc_proxy.upstream.target import Target
 
 _PREVIOUS = frozenset({PREVIOUS_ATTEMPTS})
 _MOST_DIGITS = 4
+_MOST_HELD_BYTES = 8192
+"""Longer headers go on at once, so that what is held of many calls is not much. gRPC's own peers take no more."""
 
 
 class Judge(Protocol):
@@ -60,7 +62,7 @@ class HoldingPipe:
         if end_stream or headers[0][1] != b"200":
             if self._judge.ended(_status_of(headers, headers), headers):
                 return
-        elif splice.request_ended and splice.replay is not None:
+        elif splice.request_ended and splice.replay is not None and headers.once(size_of) <= _MOST_HELD_BYTES:
             self._held = headers
             return
         self.commit()

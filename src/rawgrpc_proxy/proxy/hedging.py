@@ -137,8 +137,8 @@ class HedgedForwarding(RepeatedForwarding):
             else:
                 with self.call.stream.connection.turn:
                     self._send(endpoint, conn, number)
-        except (UpstreamUnavailable, PoolExhausted) as error:
-            if is_everywhere(error) or not self._goes_on_without(error):
+        except RpcError as error:
+            if error.side is Side.DOWNSTREAM or not self._goes_on_without(error):
                 self._fails(error)
         except Exception as error:  # noqa: BLE001  # of this call: the race raises it
             self._fails(error)
@@ -259,8 +259,11 @@ class HedgedForwarding(RepeatedForwarding):
         return True
 
     def _goes_on_without(self, error: RpcError) -> bool:
-        """The same for an attempt that has got no place: what is lacking there is nothing to the others."""
-        return self._goes_on(error.status, others=len(self._live)) or bool(self._live or self._beginning)
+        """The same for an attempt that has got no stream: what is lacking there is nothing to the others."""
+        if self._live or self._beginning:
+            return True
+        may_be_had = isinstance(error, UpstreamUnavailable | PoolExhausted) and not is_everywhere(error)
+        return may_be_had and self._goes_on(error.status, others=0)
 
     def _forget(self, attempt: "Attempt") -> None:
         self._live.remove(attempt)

@@ -65,8 +65,8 @@ class RetryingForwarding(RepeatedForwarding):
         """Open a stream, after its pause; where none can be had, that is an attempt that has failed."""
         while True:
             if self._pause_s is not None:
-                pause_s, self._pause_s = self._pause_s, None
-                await trio.sleep(pause_s)
+                await self._pause(self._pause_s)
+                self._pause_s = None
             self._check_caller()
             try:
                 if was_refused:
@@ -81,6 +81,14 @@ class RetryingForwarding(RepeatedForwarding):
                     raise
             else:
                 return
+
+    async def _pause(self, seconds: float) -> None:
+        repeats = self._note()
+        repeats.is_pausing = True
+        try:
+            await trio.sleep(seconds)
+        finally:
+            repeats.is_pausing = False
 
     def _open(self) -> None:
         super()._open()

@@ -177,6 +177,8 @@ class OpenCallsWatch:
             return _stalled(splice.upstream, "the upstream") or _waits_on_the_wire(splice)
         if call is None:
             return "its turn: more calls came at once than are begun at once"
+        if call.record.repeats is not None and call.record.repeats.is_pausing:
+            return "its next attempt, which comes after a pause: the last one has failed"
         if call.record.upstream is not None:
             return f"a connection to {call.record.upstream}: in line for one, or for a dial"
         if type(opened.handler) is TransparentHandler:  # one of another kind may answer some calls itself
