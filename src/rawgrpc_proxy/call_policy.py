@@ -23,7 +23,10 @@ class CallLimit(Protocol):
         """Take a place, or raise `RpcError`."""
 
     def leave(self, began_at: float, now: float, status: Status | None) -> None:
-        """Give it back. `status` is OK or DEADLINE_EXCEEDED for calls by which the upstream's speed can be told."""
+        """Give it back. `status` is OK or DEADLINE_EXCEEDED for calls by which the upstream's speed can be told.
+
+        Called from the middle of a reader's work: must neither wait nor raise. Times are of trio's clock.
+        """
 
 
 class Tee(Protocol):

@@ -49,7 +49,8 @@ class Cluster:
 
     `endpoints` are addresses (`HOST:PORT` or `unix:PATH`), or a source of them. The connections are those of `pool`,
     which has to be open as long as the cluster is; its limits are for each endpoint. `name` is for people. Each call
-    needs a place of each of the `limits`, and no more than `max_pending` wait for a connection at a time.
+    that is passed on needs a place of each of the `limits`, unless its director has leased a connection; and no more
+    than `max_pending` wait for a connection at a time.
 
     `balance` says which endpoint a call gets: "round_robin", "least_request", "ring_hash", "pick_first", or a
     `Balance`. A `balancer` of one's own does that instead, and `key_of` answers what it goes by if it sends like calls

@@ -23,7 +23,7 @@ FLAGS = {
     "UF": "Upstream connection failure: it cannot be reached, speaks no HTTP/2 or no TLS, or is this proxy itself.",
     "RL": "Rate limited: there were more calls than `rate_limit` of the route lets through.",
     "UO": "Upstream overflow: its connections are full, and as many calls wait as may (`max_waiting`); or as many "
-    "calls are under way as may be (`concurrency` of the route).",
+    "calls are under way, or wait, as may (`concurrency` of the route; `max_requests`, `max_pending` of the cluster).",
     "UC": "Upstream connection termination: it was lost with the call on it.",
     "UR": "Upstream reset: it has ended the stream with RST_STREAM, or refused it.",
     "LR": "Local reset: the proxy has ended the stream. Its sender broke a rule of HTTP/2 or a limit, or the call had "
