@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+import attrs
 import pytest
 import trio
 from trio.testing import trio_test, wait_all_tasks_blocked
@@ -16,9 +17,11 @@ from rawgrpc_proxy import (
     Cluster,
     ConcurrencyLimit,
     ConfigError,
+    HedgingPolicy,
     Metadata,
     Mirror,
     Pool,
+    RetryPolicy,
     Status,
 )
 from rawgrpc_proxy.config import Engine
@@ -89,6 +92,7 @@ async def a_street(
     shadow_address: str | None = None,
     limit: ConcurrencyLimit | None = None,
     stream_window_bytes: int = 1024 * 1024,
+    policy: CallPolicy | None = None,
     **mirror: Any,
 ) -> AsyncIterator[Street]:
     policies: list[CallPolicy] = []
@@ -105,7 +109,7 @@ async def a_street(
         async with Cluster([address], pool=house.pool, limits=[] if limit is None else [limit]) as cluster:
             where = house.pool.target(address) if limit is None else cluster
             async with Mirror(where, **mirror) as made:
-                policies.append(CallPolicy(mirror=made))
+                policies.append(attrs.evolve(policy or CallPolicy(), mirror=made))
                 await house.client()
                 yield Street(house, peer, made)
                 for client in house.clients:
@@ -314,6 +318,34 @@ async def test_a_call_that_is_sent_again_is_copied_once(engine: Engine) -> None:
         await street.well(call, at_backend)
         assert street.counts() == {"sent": 1, "same": 1}
         assert street.shadow.no_request_came()
+
+
+@pytest.mark.parametrize(
+    "repeats", [{"retry": RetryPolicy(initial_backoff_s=0.001)}, {"hedging": HedgingPolicy(delay_s=3600)}]
+)
+@pytest.mark.parametrize("ends", ["before", "between"])
+@trio_test
+async def test_a_call_with_several_attempts_is_copied_once_and_holds_one_place(
+    engine: Engine, repeats: dict[str, Any], ends: str
+) -> None:
+    limit = ConcurrencyLimit(1)
+    async with a_street(engine, policy=CallPolicy(limits=[limit], **repeats)) as street:
+        call = await street.client.open(request_fields())
+        await call.data(message(b"one"), end=ends == "before")
+        first, at_shadow = await street.house.backend.request(), await street.shadow.request()
+        await first.read(8)
+        await first.headers([*RESPONSE, (b"grpc-status", b"14")], end=True)
+        second = await street.house.backend.request()
+        if ends == "between":
+            await call.data(message(b"two"), end=True)
+        whole = message(b"one") + (message(b"two") if ends == "between" else b"")
+        assert await second.request_body() == await at_shadow.request_body() == whole
+        assert limit.open_calls == 1
+        await at_shadow.respond()
+        await street.well(call, second)
+        assert street.counts() == {"sent": 1, "same": 1}
+        assert street.shadow.no_request_came()
+    assert limit.open_calls == 0
 
 
 @trio_test
