@@ -13,6 +13,7 @@ from rawgrpc_proxy import (
     CallPolicy,
     ConcurrencyLimit,
     ConfigError,
+    RetryPolicy,
     Status,
 )
 from rawgrpc_proxy.call_policy import CallLimit
@@ -43,9 +44,13 @@ class Watched:
 
 @asynccontextmanager
 async def a_limited_proxy(
-    engine: Engine, limits: Sequence[CallLimit], *, pool: dict[str, int] | None = None
+    engine: Engine,
+    limits: Sequence[CallLimit],
+    *,
+    pool: dict[str, int] | None = None,
+    retry: RetryPolicy | None = None,
 ) -> AsyncIterator[House]:
-    policy = CallPolicy(limits=limits)
+    policy = CallPolicy(limits=limits, retry=retry)
     houses: list[House] = []
 
     def director(context: CallContext, _method: str) -> Direction:
@@ -216,6 +221,20 @@ async def test_time_is_told_by_unary_calls_that_end_well_and_by_deadlines(engine
         # The first one waited for a connection, and came back for its place.
         assert limit.statuses[-4:] == [Status.OK, None, None, Status.DEADLINE_EXCEEDED]
         assert limit.times[-1] >= 1
+
+
+@on_every_engine
+@trio_test
+async def test_no_time_is_told_by_a_call_that_was_sent_again(engine: Engine) -> None:
+    limit = Watched()
+    retry = RetryPolicy(initial_backoff_s=0.001)
+    async with a_limited_proxy(engine, [limit], retry=retry) as house:
+        call, at_backend = await served(house)
+        await at_backend.headers([*RESPONSE, (b"grpc-status", b"14")], end=True)
+        await (await house.backend.request()).respond(b"at last")
+        assert (await call.answer()).status == Status.OK
+        await house.record()
+        assert limit.statuses[-1] is None
 
 
 @on_every_engine

@@ -56,12 +56,13 @@ def note_outcome(call: Call, splice: Splice) -> None:
 def telling_status(call: Call, splice: Splice) -> Status | None:
     """The status of a call whose time tells how fast its upstream is, after `note_outcome`; None for all others.
 
-    OK, of one message for one message: how long a stream takes is its peers' affair. DEADLINE_EXCEEDED: too slow.
+    OK, of one message for one message: how long a stream takes is its peers' affair. DEADLINE_EXCEEDED: too slow. With
+    several attempts there were pauses, too.
     """
     if splice.response_ended:
         record = call.record
         is_unary = record.request_messages == record.response_messages == 1
-        return Status.OK if is_unary and record.status is Status.OK else None
+        return Status.OK if is_unary and record.status is Status.OK and record.repeats is None else None
     if call.deadline is not None and trio.current_time() >= call.deadline:
         return Status.DEADLINE_EXCEEDED
     return None
