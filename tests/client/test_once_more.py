@@ -191,6 +191,35 @@ async def test_a_call_that_is_cancelled_between_its_attempts_gives_both_places_b
 
 
 @trio_test
+async def test_a_wait_that_is_cancelled_between_attempts_leaves_the_second_to_others(engine: Engine) -> None:
+    limits = {"size": 1, "max_waiting": 9}
+    async with (
+        a_client(engine, settings={MAX_CONCURRENT_STREAMS: 1}, pool=limits) as world,
+        world.client.stream_stream("/a.B/C") as call,
+    ):
+        first = await world.backend.request()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.unary, "/a.B/D", b"")  # stands in line, and gets the place
+            await trio.testing.wait_all_tasks_blocked()
+            await _refused(first)
+            async with trio.open_nursery() as impatient:
+                impatient.start_soon(call.receive)
+                other = await world.backend.request()
+                await trio.testing.wait_all_tasks_blocked()
+                impatient.cancel_scope.cancel()
+            await other.respond(b"")
+        async with trio.open_nursery() as nursery:
+
+            async def receive() -> None:
+                assert await call.receive() == b"y"
+
+            nursery.start_soon(receive)
+            second = await world.backend.request()
+            await second.headers(RESPONSE)
+            await second.data(message(b"y"))
+
+
+@trio_test
 async def test_a_call_may_be_cancelled_from_another_task_between_its_attempts(engine: Engine) -> None:
     async with a_client(
         engine, settings={MAX_CONCURRENT_STREAMS: 1}, pool={"size": 1, "max_waiting": 9}

@@ -36,6 +36,8 @@ class World:
     async def nothing_is_left(self) -> None:
         """Every place has been given back, once, and the client knows of no call."""
         assert not self.client._calls
+        assert self.client._timers is not None
+        assert not [timer for _, _, timer in self.client._timers._heap if timer.waits]
         await until(lambda: streams_of(self.pool) == 0, f"places are held: {self.pool.stats()}")
 
 
