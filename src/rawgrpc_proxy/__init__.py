@@ -27,6 +27,8 @@ from rawgrpc_proxy.cluster.outlier_settings import FailurePercentage, OutlierDet
 from rawgrpc_proxy.cluster.slow_start import SlowStart
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.config import Http2Settings
+from rawgrpc_proxy.discovery.dns_source import DnsSource, SrvSource
+from rawgrpc_proxy.discovery.found import Found
 from rawgrpc_proxy.errors import ConfigError, ProxyError, RpcError
 from rawgrpc_proxy.grpc.codec import Codec, codec, codec_with_parent, identity_codec
 from rawgrpc_proxy.grpc.health import ServingStatus
@@ -73,7 +75,9 @@ __all__ = [
     "ConcurrencyLimit",
     "ConfigError",
     "Direction",
+    "DnsSource",
     "FailurePercentage",
+    "Found",
     "Handler",
     "Health",
     "HealthCheck",
@@ -101,6 +105,7 @@ __all__ = [
     "ServerObserver",
     "ServingStatus",
     "SlowStart",
+    "SrvSource",
     "Status",
     "StreamDirector",
     "StreamStreamCall",
