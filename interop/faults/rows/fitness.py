@@ -80,7 +80,7 @@ async def ejected_at_once(site: Site) -> Outcome:
 
 async def ejected_at_the_sweep(site: Site) -> Outcome:
     """It fails every second call, so that there are never two in a row."""
-    small = "{ failure_percentage = { threshold = 40, minimum_hosts = 3 } }"
+    small = '{ interval = "5s", failure_percentage = { threshold = 40, minimum_hosts = 3 } }'
     return await _ejected(site, small, signal.SIGUSR2)
 
 
@@ -126,7 +126,7 @@ ROWS = [
     Row(
         "ejected-in-turn",
         "one of three backends fails every second call",
-        "outlier with a threshold of 40 % ejects it within 15 s, and it comes back",
+        "outlier with a threshold of 40 % each 5 s ejects it within 15 s, and it comes back",
         70,
         ejected_at_the_sweep,
         waits=True,

@@ -74,7 +74,7 @@ class OutlierDetection:
 
     Each worker judges by the calls that it has passed on itself. For clusters of three or four endpoints, where A50's
     `minimum_hosts` of 5 lets its algorithms rest and only `consecutive_failures` looks:
-    `outlier = { failure_percentage = { threshold = 40, minimum_hosts = 3 } }`.
+    `outlier = { interval = "5s", failure_percentage = { threshold = 40, minimum_hosts = 3 } }`.
     """
 
     interval_s: float = attrs.field(default=10.0, validator=at_least(0.1))
