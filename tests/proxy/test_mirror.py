@@ -1,6 +1,6 @@
 """Copies of calls for a shadow: what it gets, what is compared, and that the call itself never notices."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from random import Random
@@ -24,6 +24,8 @@ from rawgrpc_proxy import (
     RetryPolicy,
     Status,
 )
+from rawgrpc_proxy.cluster.balance import Balancer
+from rawgrpc_proxy.cluster.endpoint import Endpoint
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.proxy import shadow_call
 from rawgrpc_proxy.proxy.director import Direction
@@ -450,6 +452,40 @@ async def test_leaving_a_mirror_gives_up_what_is_under_way_and_the_calls_go_on(e
         copy.request_data(b"too late", True)
         copy.original_over(Status.OK)
         assert mirror.begin(_context(), request_fields(), False, None) is None
+
+
+class Broken(Balancer[Endpoint]):
+    """A user's balancer, with a fault in it that shows the second time."""
+
+    def __init__(self, *, at_once: bool) -> None:
+        self._at_once = at_once
+
+    def update(self, candidates: Sequence[Endpoint]) -> None:
+        """Nothing to be made of them."""
+
+    def pick(self, key: bytes | None = None, avoid: Collection[Endpoint] = ()) -> Endpoint | None:
+        if self._at_once:
+            raise ZeroDivisionError
+        self._at_once = True
+        return None
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@trio_test
+async def test_a_fault_in_the_shadows_balancer_is_counted_and_goes_no_further(
+    engine: Engine, at_once: bool
+) -> None:
+    async with (
+        a_proxy(engine) as house,
+        Cluster([NOWHERE], pool=house.pool, balancer=Broken(at_once=at_once)) as shadow,
+        Mirror(shadow) as mirror,
+    ):
+        copy = mirror.begin(_context(), request_fields(), False, None)
+        assert (copy is None) is at_once
+        await until(lambda: mirror.dropped["fault"] == 1)
+        assert mirror.open_copies == 0
+        with pytest.raises(ConfigError, match="open already"):
+            await mirror.__aenter__()
 
 
 class Chance:
