@@ -201,6 +201,19 @@ class Proxied(RuleBasedStateMachine):
         stream = call.stream if by_caller else call.served
         self.inside.do(stream.reset, CANCEL)
 
+    @precondition(lambda self: any(call.cut for call in self.calls))
+    @rule(data=st.data(), size=SIZES, by_caller=st.booleans())
+    def say_too_late(self, data: st.DataObject, size: int, by_caller: bool) -> None:
+        """Somebody goes on for a moment on a stream that the other side has cut short: nobody hears of it."""
+        call = self._some(data, lambda call: call.cut)
+        assert call is not None
+        stream, half = (call.stream, call.request) if by_caller else (call.served, call.response)
+        if call.given_up != by_caller and not half.said_end and not stream.peer.ended.is_set():
+            if not by_caller and not call.answered:
+                call.answered = True
+                self.inside.do(stream.headers, RESPONSE)
+            self.inside.do(_data, stream, PATTERN[:size], False)
+
     @rule(caller=st.integers(0, 1))
     def hang_up(self, caller: int) -> None:
         peer = self.callers[caller]
@@ -329,7 +342,8 @@ def _next(half: Half, size: int, *, end: bool) -> bytes:
 
 
 async def _data(stream: PeerStream, piece: bytes, end: bool) -> None:
-    await stream.data(piece, end=end)
+    with suppress(*BROKEN):
+        await stream.data(piece, end=end)
     # So that a step is done before the next: chance is in the order of steps, not in that of the machine.
     await _caught_up(stream.peer)
 
