@@ -48,6 +48,9 @@ KEEPALIVE_SECONDS = 11.0
 DIAL_SECONDS = 1.0
 STOPPED_SECONDS = 20.0
 DEADLINE_SECONDS = 2.0
+HEALTH = "health = { interval = 1, timeout = 1, unhealthy_threshold = 2 }"
+#: Up to a second until the next check, two of a second each with a second between them, and a tenth of it by chance.
+HEALTH_SECONDS = 4.5
 FAIL_FAST_SECONDS = 3.0
 
 
@@ -250,7 +253,7 @@ async def kills_without_retry(site: Site) -> Outcome:
 # ----------------------------------------------------------------------------------------------------------- stopped
 
 
-async def stopped(site: Site) -> Outcome:
+async def stopped(site: Site, cluster: str, safe_s: float) -> Outcome:
     """SIGSTOP one of two backends, and SIGCONT: nothing tells of it but its silence."""
     figures = Figures()
     settings = "upstream_keepalive = 10\nkeepalive_timeout = 1"
@@ -259,7 +262,10 @@ async def stopped(site: Site) -> Outcome:
         proxying(
             site,
             Settings(
-                [server.target for server in servers], http2=settings, pool=f"dial_timeout = {DIAL_SECONDS}"
+                [server.target for server in servers],
+                cluster,
+                http2=settings,
+                pool=f"dial_timeout = {DIAL_SECONDS}",
             ),
         ) as proxy,
         calling(proxy.target, at_a_time=8, timeout=DEADLINE_SECONDS, rest=0.02) as callers,
@@ -286,7 +292,7 @@ async def stopped(site: Site) -> Outcome:
     overruns = [each.ended - each.started - DEADLINE_SECONDS for each in load.failures]
     figures.at_most("the latest end after its deadline", max(overruns, default=0.0), 0.25)
     last = max((each.started - stopped_at for each in load.failures), default=0.0)
-    figures.at_most("the last call that was lost began", last, KEEPALIVE_SECONDS + DIAL_SECONDS + 0.5)
+    figures.at_most("the last call that was lost began", last, safe_s)
     meanwhile = [call for call in proxy.calls if call.status == "OK" and stopped_at < call.ended < goes_on]
     figures.note(f"{len(load.failures)} lost and {len(meanwhile)} answered while it stood still")
     figures.at_most("it has calls again after", back(), 5.0)
@@ -398,7 +404,14 @@ ROWS = [
         f"one of two backends is stopped (SIGSTOP) for {STOPPED_SECONDS:.0f} s, with keepalive 10 + 1 s",
         "deadlines are kept to 0.25 s; no call is lost that begins 12.5 s later; it has calls again 5 s after SIGCONT",
         30,
-        stopped,
+        partial(stopped, cluster="", safe_s=KEEPALIVE_SECONDS + DIAL_SECONDS + 0.5),
+    ),
+    Row(
+        "stopped_checked",
+        "the same with health checks each second, two of which have to fail",
+        "the same, but no call is lost that begins 4.5 s later",
+        30,
+        partial(stopped, cluster=HEALTH, safe_s=HEALTH_SECONDS),
     ),
     Row(
         "stopped_first",
