@@ -33,8 +33,12 @@ _WIDTHS = 16, 34, 40, 8, 74
 _HEAD = "row", "fault", "promise", "outcome", "figures"
 
 
+def _seconds(row: Row, site: Site) -> float:
+    return row.seconds * (site.endurance if row.per_call else 1)
+
+
 async def _measured(row: Row, site: Site) -> Outcome:
-    limit = 3 * row.seconds + 60
+    limit = 3 * _seconds(row, site) + 60
     with trio.move_on_after(limit) as scope:
         try:
             return await row.measure(site)
@@ -67,8 +71,8 @@ async def measure(rows: Sequence[Row], site: Site) -> dict[str, Outcome]:
             if not row.waits:
                 await run(row)
 
-    waiting = max((row.seconds for row in rows if row.waits), default=0.0)
-    total = waiting + sum(row.seconds for row in rows if not row.waits)
+    waiting = max((_seconds(row, site) for row in rows if row.waits), default=0.0)
+    total = waiting + sum(_seconds(row, site) for row in rows if not row.waits)
     progress = Progress(total, pause=PROGRESS_SECONDS)
     start = time.monotonic()
 

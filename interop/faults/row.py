@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +38,8 @@ class Row:
     """It mostly waits, so it can be measured beside others that do."""
     asked_for: bool = False
     """Only measured if it is named."""
+    per_call: bool = False
+    """`seconds` is for each call of `endurance`."""
 
 
 class Figures:
@@ -76,6 +77,3 @@ class Figures:
 def left_out(why: str) -> Outcome:
     """A row that cannot be measured on this machine, which is no failure."""
     return Outcome(kept=True, figures=why, left_out=True)
-
-
-FOREVER = math.inf

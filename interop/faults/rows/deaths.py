@@ -105,11 +105,13 @@ async def killed_in_mid_stream(site: Site) -> Outcome:
 # --------------------------------------------------------------------------------------------------------- restarted
 
 
-async def _restarts(site: Site, servers: list[Listener], anew: list[Listener]) -> tuple[Load, Proxy, str]:
+async def _restarts(
+    site: Site, servers: list[Listener], anew: list[Listener], route: str = ""
+) -> tuple[Load, Proxy, str]:
     """Restart one after the other in good order; `anew` are the processes that come after them."""
     started = time.monotonic()
     async with (
-        proxying(site, Settings([server.target for server in servers])) as proxy,
+        proxying(site, Settings([server.target for server in servers], route=route)) as proxy,
         calling(proxy.target, at_a_time=8) as callers,
     ):
         every, waits = CALLS_MEANWHILE / (len(anew) + 1), [0.0]
@@ -165,17 +167,21 @@ async def restarts(site: Site) -> Outcome:
     return figures.outcome()
 
 
-async def restarts_grpcio(site: Site) -> Outcome:
+async def restarts_grpcio(site: Site, route: str = "") -> Outcome:
     """Backends of grpcio, which answers calls that it has not begun with CANCELLED as it stops."""
     async with backends("a", "b") as servers:
         every: list[Listener] = list(servers)
         anew: list[Listener] = [start_again(servers[number % 2]) for number in range(RESTARTS)]
         try:
-            load, proxy, text = await _restarts(site, every, anew)
+            load, proxy, text = await _restarts(site, every, anew, route)
         finally:
             servers[:] = [each for each in every if isinstance(each, Backend)]
     figures = Figures()
     theirs = [call for call in proxy.calls if (call.status, call.origin) == ("CANCELLED", "upstream")]
+    if route:
+        note_calls(figures, load)
+        figures.note(text, load.total >= CALLS_MEANWHILE)
+        return figures.outcome()
     figures.note(f"{len(theirs)} of {load.total:,} calls were answered with CANCELLED by grpcio")
     others = len(load.failures) - len(theirs)
     figures.note(f"{others} failed otherwise" + (f" ({load.why()})" if others else ""), not others)
@@ -384,6 +390,13 @@ ROWS = [
         f"0 failed of at least {CALLS_MEANWHILE:,} unary calls but those that it has cancelled",
         40,
         restarts_grpcio,
+    ),
+    Row(
+        "restarts_retry",
+        f"the same, {RESTARTS} times, with retry on CANCELLED",
+        f"0 failed of at least {CALLS_MEANWHILE:,} unary calls",
+        40,
+        partial(restarts_grpcio, route='retry = { attempts = 3, on = ["CANCELLED", "UNAVAILABLE"] }'),
     ),
     Row(
         "kills_retry",
