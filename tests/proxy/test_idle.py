@@ -15,6 +15,7 @@ from rawgrpc_proxy import (
     CallContext,
     CallPolicy,
     ConfigError,
+    RetryPolicy,
     Server,
     Status,
     StreamDirector,
@@ -45,8 +46,10 @@ async def seconds_pass(clock: MockClock, seconds: float) -> None:
 
 
 @asynccontextmanager
-async def an_impatient_proxy(engine: Engine, *, by_a_handler: bool = False) -> AsyncIterator[House]:
-    policy = CallPolicy(idle_timeout_s=IDLE_S)
+async def an_impatient_proxy(
+    engine: Engine, *, by_a_handler: bool = False, retry: RetryPolicy | None = None
+) -> AsyncIterator[House]:
+    policy = CallPolicy(idle_timeout_s=IDLE_S, retry=retry)
     houses: list[House] = []
 
     def director(context: CallContext, _method: str) -> Direction:
@@ -163,6 +166,19 @@ async def test_a_caller_who_does_not_read_is_idle_and_one_who_reads_slowly_is_no
             await client.credit(call, 1000)
         await call.read(1000)
         await seconds_pass(clock, 10.4)
+        assert (await house.record()).cause == "idle_timeout"
+
+
+@on_every_engine
+@trio_test
+async def test_a_call_that_may_be_sent_again_may_not_be_idle_either(engine: Engine, clock: MockClock) -> None:
+    async with an_impatient_proxy(engine, retry=RetryPolicy()) as house:
+        call, served = await begun(house)
+        await seconds_pass(clock, 7.6)
+        assert house.server.open_calls == 1
+        await seconds_pass(clock, 2.8)
+        assert (await call.answer()).status == Status.UNAVAILABLE
+        assert await served.expect_reset() == ErrorCode.CANCEL
         assert (await house.record()).cause == "idle_timeout"
 
 

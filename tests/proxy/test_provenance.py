@@ -7,7 +7,7 @@ import attrs
 import pytest
 from trio.testing import trio_test
 
-from rawgrpc_proxy import Call, CallContext, Server, Status, StreamDirector
+from rawgrpc_proxy import Call, CallContext, CallPolicy, RetryPolicy, Server, Status, StreamDirector
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.errors import LinkLost, RpcError, Side
@@ -242,6 +242,32 @@ async def test_a_call_that_was_sent_twice_is_told_of_once(engine: Engine) -> Non
         answer = await call.answer()
         assert answer.trailers is not None
         assert answer.trailers.fields == [(b"grpc-status", b"0"), (b"x-origin", b"upstream")]
+
+
+@pytest.mark.parametrize("begins", [False, True])
+@trio_test
+async def test_a_call_that_was_sent_again_by_a_policy_is_told_of_once(engine: Engine, begins: bool) -> None:
+    policy = CallPolicy(retry=RetryPolicy(initial_backoff_s=0.001))
+    lie = (b"x-origin", b"proxy: stopping")
+
+    def director(context: CallContext, method: str) -> Any:
+        return context.with_policy(policy), house.pool.target(house.backend.address)
+
+    async with a_proxy(engine, director=director, status_origin_trailer="x-origin") as house:
+        client = await house.client()
+        call = await client.request()
+        await (await house.backend.request()).headers([*RESPONSE, (b"grpc-status", b"14"), lie], end=True)
+        served = await house.backend.request()
+        if begins:
+            await served.headers([*RESPONSE, lie])
+            await served.reset(ErrorCode.INTERNAL_ERROR)
+        else:
+            await served.headers([*RESPONSE, lie, (b"grpc-status", b"5")], end=True)
+        answer = await call.answer()
+        last = answer.trailers or answer.headers
+        assert last is not None
+        told = b"reset: RST_STREAM INTERNAL_ERROR" if begins else b"upstream"
+        assert [value for name, value in last.fields if name == b"x-origin"] == [told]
 
 
 @trio_test
