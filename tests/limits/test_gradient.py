@@ -16,7 +16,7 @@ class Upstream:
     """Serves so many calls at a time, each in `service_s`; callers always want `wanted` calls open, if they may."""
 
     def __init__(
-        self, gradient: Gradient, *, capacity: int, service_s: float = 0.02, wanted: int = 500
+        self, gradient: Gradient, *, capacity: int, service_s: float = 0.02, wanted: int = 250
     ) -> None:
         self.gradient = gradient
         self.capacity = capacity
@@ -50,10 +50,10 @@ def gradient(minimum: int = 1, maximum: int = 1000) -> Gradient:
     return Gradient(minimum, maximum, Random(1))
 
 
-@pytest.mark.parametrize("capacity", [10, 60, 150])
+@pytest.mark.parametrize("capacity", [10, 60, 100])
 def test_the_limit_comes_to_what_the_upstream_serves_at_a_time_and_stays_there(capacity: int) -> None:
     upstream = Upstream(gradient(), capacity=capacity)
-    upstream.run(30)
+    upstream.run(20)
     upstream.run(20)
     assert capacity <= upstream.gradient.limit <= 2.2 * capacity
     assert upstream.most <= 2.2 * capacity
@@ -83,7 +83,7 @@ def test_an_upstream_that_is_slower_from_now_on_is_limited_only_until_it_is_meas
 
 def test_an_overload_that_lasts_is_not_taken_for_the_way_things_are() -> None:
     upstream = Upstream(gradient(), capacity=50)
-    upstream.run(300)
+    upstream.run(120)
     assert upstream.gradient.limit <= 2.2 * 50
 
 
