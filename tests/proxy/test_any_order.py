@@ -107,11 +107,18 @@ class Call:
         self.request, self.response = Half(), Half()
         self.answered = False
         self.cut = False
-        """Somebody has cut it short: bytes may be missing."""
+        """Somebody has cut it short: bytes may be missing. Follows from what was done, whatever has been heard."""
+        self.may_be_cut = False
+        """The connection went behind its last frame, which may have arrived, or not."""
         self.given_up = False
         """It was the caller, who need not be told."""
         self.ends = 0
         """How often its end was told to the caller."""
+
+    def lost(self) -> None:
+        """A connection that it was on has gone."""
+        self.cut = self.cut or not self.response.said_end
+        self.may_be_cut = self.may_be_cut or not self.ends
 
     @property
     def caller_speaks(self) -> bool:
@@ -218,8 +225,9 @@ class Proxied(RuleBasedStateMachine):
     def hang_up(self, caller: int) -> None:
         peer = self.callers[caller]
         for call in self.calls:
-            if call.stream.peer is peer and not call.ends:
-                call.cut = call.given_up = True
+            if call.stream.peer is peer:
+                call.given_up = call.given_up or not call.ends
+                call.lost()
 
         async def anew() -> RawPeer:
             await peer.aclose()
@@ -246,8 +254,7 @@ class Proxied(RuleBasedStateMachine):
         self.inside.do(go)
         if not in_good_order:
             for call in self.calls:
-                if call.served.peer in peers and not call.ends:
-                    call.cut = True
+                call.lost()
 
     def _conns(self) -> list[PooledConnection]:
         return [
@@ -283,12 +290,12 @@ class Proxied(RuleBasedStateMachine):
             case Headers(fields, end):
                 status = dict(fields).get(b"grpc-status")
                 if end and status != b"0":
-                    assert call.cut, fields  # the proxy says why
+                    assert call.cut or call.may_be_cut, fields  # the proxy says why
                 elif end:
                     half.heard_end = True
                 call.ends += end and from_backend
             case Reset(code):
-                assert call.cut or half is call.request or code == NO_ERROR, code
+                assert call.cut or call.may_be_cut or half is call.request or code == NO_ERROR, code
                 call.ends += from_backend and code != NO_ERROR
             case Lost():
                 pass
@@ -305,7 +312,7 @@ class Proxied(RuleBasedStateMachine):
             self.inside.do(self._settle)
             for call in self.calls:
                 self._hear(call)
-                assert call.cut or call.response.heard_end
+                assert call.cut or call.may_be_cut or call.response.heard_end
                 assert call.given_up or call.ends == 1
             assert self.house.observer.unread == len(self.calls)
             self.inside.do(self._count_credit)

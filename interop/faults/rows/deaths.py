@@ -17,6 +17,7 @@ from interop.faults.world import (
     Backend,
     Failure,
     Load,
+    Logged,
     Proxy,
     Settings,
     backends,
@@ -39,8 +40,6 @@ KILLS_OF_STREAMS = 5
 RESTARTS, CALLS_MEANWHILE = 20, 20_000
 COMES_BACK_SECONDS = 10.0
 KILLS, KILL_EVERY_SECONDS = 30, 2.0
-#: Calls that begin while the end of a connection is still on its way are on it, too.
-UNHEARD_SECONDS = 0.05
 #: As precise the log's times are.
 LOG_SECONDS = 0.005
 #: PING after 10 s, the least there may be, and 1 s for its answer.
@@ -196,8 +195,6 @@ async def restarts_grpcio(site: Site, route: str = "") -> Outcome:
 @dataclass(frozen=True)
 class _Kill:
     target: str
-    at: float
-    """On the monotonic clock."""
     time: float
     """Since 1970, as in the log."""
 
@@ -212,7 +209,7 @@ async def _kill_every_2_s(site: Site, route: str) -> tuple[Load, Proxy, Sequence
         for number in range(KILLS):
             next_at = trio.current_time() + KILL_EVERY_SECONDS
             victim = servers[number % 3]
-            kills.append(_Kill(victim.target, time.monotonic(), time.time()))
+            kills.append(_Kill(victim.target, time.time()))
             victim.kill()
             servers[number % 3] = start_again(victim)
             await start(servers[number % 3])
@@ -230,28 +227,26 @@ async def kills_with_retry(site: Site) -> Outcome:
     return figures.outcome()
 
 
+def _in_flight(kill: _Kill, calls: Sequence[Logged]) -> list[Logged]:
+    """Calls on the one that was killed, until the proxy heard of it: when the first of them has failed."""
+    its = [
+        call
+        for call in calls
+        if call.upstream == kill.target
+        and kill.time < call.began + call.seconds < kill.time + KILL_EVERY_SECONDS
+    ]
+    heard = min((call.began + call.seconds for call in its if call.status != "OK"), default=kill.time)
+    return [call for call in its if call.began < heard + LOG_SECONDS]
+
+
 async def kills_without_retry(site: Site) -> Outcome:
     """The same without the policy: only what was in flight on the one that was killed may fail."""
     figures = Figures()
     load, proxy, kills = await _kill_every_2_s(site, "")
-    in_flight = sum(
-        call.upstream == kill.target
-        and call.began < kill.time + LOG_SECONDS
-        and call.began + call.seconds > kill.time
-        for call in proxy.calls
-        for kill in kills
-        if abs(call.began - kill.time) < KILL_EVERY_SECONDS
-    )
-    beside = [
-        each
-        for each in load.failures
-        if not any(
-            kill.target in each.details and each.started < kill.at + UNHEARD_SECONDS and each.ended > kill.at
-            for kill in kills
-        )
-    ]
-    note_calls(figures, load, allowed=in_flight)
-    figures.note(f"{in_flight} were in flight on one that was killed, in {len(kills)} kills")
+    in_flight = {call for kill in kills for call in _in_flight(kill, proxy.calls)}
+    beside = [call for call in proxy.calls if call.status != "OK" and call not in in_flight]
+    note_calls(figures, load, allowed=len(in_flight))
+    figures.note(f"{len(in_flight)} were in flight on one that was killed, in {len(kills)} kills")
     figures.note(f"{len(beside)} others" + (f": {beside[0]}" if beside else ""), not beside)
     return figures.outcome()
 

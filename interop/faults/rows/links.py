@@ -256,16 +256,14 @@ ROWS = [
         "link_upstream",
         "the link to the backend is slow, trickles, is reset, cut, half closed, silent",
         "slow ones succeed; RST and cut: UNAVAILABLE within 100 ms; never a truncated success, calls go on after",
-        50,
+        20,
         partial(bad_link, upstream=True),
-        waits=True,
     ),
     Row(
         "link_downstream",
         "the same between caller and proxy",
         "the same",
-        50,
+        20,
         partial(bad_link, upstream=False),
-        waits=True,
     ),
 ]
