@@ -357,7 +357,7 @@ def test_the_text_log_has_a_line_for_each_call() -> None:
             rf"^\S+Z /p\.A/Get {peer} -> {peer} OK \(upstream\) in 1 msg/6 B out 1 msg/6 B [\d.]+ ms$"
         )
         await proxy.line(
-            rf"^\S+Z /x\.Y/Z {peer} -> - UNIMPLEMENTED \(proxy\) 'no route for /x\.Y/Z' in .* [\d.]+ ms$"
+            rf"^\S+Z /x\.Y/Z {peer} -> - UNIMPLEMENTED \(proxy: no_route\) 'no route for /x\.Y/Z' in .* [\d.]+ ms$"
         )
         proxy.signal(signal.SIGTERM)
 
