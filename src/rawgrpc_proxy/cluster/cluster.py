@@ -40,8 +40,8 @@ from rawgrpc_proxy.upstream.pool import Pool
 from rawgrpc_proxy.upstream.pooled import PooledConnection
 
 PANIC = "too few are fit for calls: all get some"
-_FIRST_LOOK_UP_S = 5.0
-"""How long calls wait for the first addresses. What DNS has for a query is 5 s, too."""
+_FIRST_LOOK_UP_S = 3.0
+"""How long calls wait for the first addresses: no longer than for a backend that is down."""
 
 
 class Cluster:
