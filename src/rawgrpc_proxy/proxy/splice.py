@@ -122,7 +122,10 @@ class Splice:
         self.upstream = upstream
         self.upstream_error = None
         self.upstream_closed = False
-        upstream.sink = self.response_pipe(upstream)
+        # As `response_pipe`, without a call of it for every call.
+        upstream.sink = (ResponsePipe if self.response_changes is None else _ChangedResponsePipe)(
+            self, upstream
+        )
         self.downstream.sink = pipe = (_RequestPipe if self.tee is None else _TeedRequestPipe)(self)
         if inbox.error is not None:
             pipe.failed(inbox.error)

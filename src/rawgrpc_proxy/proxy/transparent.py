@@ -56,7 +56,9 @@ class TransparentHandler:
             raise
         if not isinstance(answer, tuple):
             return partial(self._forward_by, answer, call, owner)
-        forwarding = _forwarding(call, *checked(answer, call.context), owner)
+        context, where = checked(answer, call.context)
+        made = Forwarding if context.policy is None else _forwarding
+        forwarding = made(call, context, where, owner)
         return forwarding if forwarding.open_now() else forwarding.open
 
     async def forward(self, call: Call, owner: Owner) -> Forwarding:
