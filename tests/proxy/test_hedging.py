@@ -366,6 +366,19 @@ async def test_where_too_much_fails_nothing_is_hedged(engine: Engine) -> None:
 
 
 @trio_test
+async def test_each_attempt_that_fails_takes_a_token(engine: Engine) -> None:
+    throttle = RetryThrottle(max_tokens=10)
+    async with several(engine, hedge(), throttle=throttle) as town:
+        call = await (await town.house.client()).request()
+        one, other = await two(town)
+        await fail_late(one)
+        await fail_late(other)
+        assert (await call.answer()).status == Status.UNAVAILABLE
+        await town.house.record()
+        assert throttle.tokens == 8
+
+
+@trio_test
 async def test_an_attempt_that_gets_no_stream_costs_the_other_one_nothing(engine: Engine) -> None:
     async with several(engine, hedge()) as town:
         town.backends[1].settings = {MAX_HEADER_LIST_SIZE: 500}

@@ -209,14 +209,17 @@ async def test_a_request_that_has_not_ended_is_sent_again_and_goes_on(engine: En
         assert (await house.record()).request_bytes == 16
 
 
+@pytest.mark.parametrize("fail", [fail_late, fail_at_once, drop])
 @trio_test
-async def test_a_request_longer_than_what_is_kept_is_not_sent_again(engine: Engine) -> None:
+async def test_a_request_longer_than_what_is_kept_is_not_sent_again(
+    engine: Engine, fail: Callable[[PeerStream], Awaitable[None]]
+) -> None:
     async with with_policy(engine, retry(max_replay_bytes=10_000)) as house:
         call = await (await house.client()).open(request_fields())
         first = await house.backend.request()
         await call.body(message(bytes(10_000)), end=True)
         assert len(await first.request_body()) == 10_005
-        await fail_late(first)
+        await fail(first)
         assert (await call.answer()).status == Status.UNAVAILABLE
         assert house.backend.no_request_came()
 
