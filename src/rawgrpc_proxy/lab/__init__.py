@@ -1,0 +1,1 @@
+"""The laboratory: who wants to see, in every frame and message, what passes. Costs nothing where nobody looks."""
