@@ -1,5 +1,7 @@
 """Who is in rotation: those that are fit, all if too few are; with what share, and by which key."""
 
+import gc
+import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -152,6 +154,16 @@ def test_one_that_comes_back_while_it_has_calls_leaves_no_more() -> None:
         assert [each.address for each in cluster.draining] == [ADDRESSES[0]]
         cluster.found([Found(address) for address in ADDRESSES])
         assert cluster.draining == []
+
+    with_a_cluster(test)
+
+
+def test_those_that_are_gone_are_forgotten_though_nobody_asks_for_them() -> None:
+    async def test(cluster: Cluster, clock: MockClock) -> None:
+        gone = [weakref.ref(endpoint.target) for endpoint in cluster.endpoints]
+        cluster.found([Found("127.0.0.1:5")])
+        gc.collect()
+        assert [target() for target in gone] == [None] * 4
 
     with_a_cluster(test)
 

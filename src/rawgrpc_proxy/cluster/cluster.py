@@ -291,14 +291,19 @@ class Cluster:
             self.endpoints.append(endpoint)
         for endpoint in kept.values():
             self._leave(endpoint)
+        self._forget_drained()
         self._checked()
 
     @property
     def draining(self) -> list[Endpoint]:
         """Those that its source has named once, as long as they have calls."""
+        self._forget_drained()
+        return self._draining
+
+    def _forget_drained(self) -> None:
+        """Whether anybody asks for them or not: names may change without end."""
         there = {endpoint.target for endpoint in self.endpoints}  # one that came back has its calls again
         self._draining = [each for each in self._draining if each.calls and each.target not in there]
-        return self._draining
 
     def refresh(self) -> None:
         """Whom calls go to, after whatever has changed."""
