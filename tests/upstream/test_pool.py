@@ -6,6 +6,7 @@ import random
 import resource
 import socket
 import ssl
+import sys
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -35,6 +36,7 @@ from rawgrpc_proxy.net.inbox import Inbox
 from rawgrpc_proxy.net.tls_files import upstream_context
 from rawgrpc_proxy.upstream.lease import PoolConn
 from rawgrpc_proxy.upstream.pool import Pool, PoolStats
+from rawgrpc_proxy.upstream.pooled import PooledConnection
 from tests.upstream.backend import REQUEST, Clock, Upstream, deaf_port, run, run_with_clock
 
 IDLE = PoolStats(with_room=1, busy=0, idle=1, waiting=0)
@@ -235,6 +237,27 @@ def test_a_connection_beyond_the_size_is_kept_if_there_is_room_when_it_is_releas
             extra.close()
             await upstream.until(lambda: len(upstream.live) == 1)
             assert (await lease(pool, upstream.address)).shared is extra.shared
+
+    run(test)
+
+
+@pytest.mark.skipif(sys.implementation.name == "pypy", reason="PyPy has no reference counts")
+def test_connections_that_have_ended_are_freed_without_the_garbage_collector() -> None:
+    async def test() -> None:
+        async with pool_and_upstream(size=0, ms=1) as (pool, upstream):
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(5):
+                    conn = await pool.get_conn(upstream.address)
+                    conn.close()
+                    await upstream.until(lambda: not upstream.live)
+                del conn
+                await trio.testing.wait_all_tasks_blocked()
+                left = [thing for thing in gc.get_objects() if type(thing) is PooledConnection]
+            finally:
+                gc.enable()
+            assert not left
 
     run(test)
 

@@ -385,6 +385,7 @@ class Connection:
             finally:
                 self.session.abandon()
                 self._memory_guard.close(self)
+                self._on_change = self._on_limit = None  # opens the circle that it is in with who listens
 
     def _failure_of(self, fault: BaseException) -> ConnectionFailed:
         """Why the connection ends, when something is raised through it: cancellation, or a fault of ours."""
