@@ -59,6 +59,11 @@ class Logged:
     began: float
     """Since 1970, as the log has it, to a millisecond."""
 
+    @property
+    def over(self) -> float:
+        """When it was, in the same way; the line is read later."""
+        return self.began + self.seconds
+
 
 class _AdminConnection(http.client.HTTPConnection):
     """To an admin listener at a Unix socket, which network namespaces do not keep apart."""

@@ -232,10 +232,9 @@ def _in_flight(kill: _Kill, calls: Sequence[Logged]) -> list[Logged]:
     its = [
         call
         for call in calls
-        if call.upstream == kill.target
-        and kill.time < call.began + call.seconds < kill.time + KILL_EVERY_SECONDS
+        if call.upstream == kill.target and kill.time < call.over < kill.time + KILL_EVERY_SECONDS
     ]
-    heard = min((call.began + call.seconds for call in its if call.status != "OK"), default=kill.time)
+    heard = min((call.over for call in its if call.status != "OK"), default=kill.time)
     return [call for call in its if call.began < heard + LOG_SECONDS]
 
 

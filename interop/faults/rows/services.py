@@ -56,10 +56,10 @@ async def _etcd(figures: Figures, server: Listener, command: list[str], proxy: P
         figures.note("a put before: OK" if put["exit"] == 0 else str(put), put["exit"] == 0)
         seen = await trio.to_thread.run_sync(watch.take, 3, 5.0)
         figures.note("the watch has seen it", "before" in seen)
-        killed = time.monotonic()
+        killed = time.time()
         server.kill()
         await until(lambda: any(call.status == "UNAVAILABLE" for call in proxy.calls), 5)
-        ends = [call.ended - killed for call in proxy.calls if call.status == "UNAVAILABLE"]
+        ends = [call.over - killed for call in proxy.calls if call.status == "UNAVAILABLE"]
         # etcdctl begins its watch anew, with calls that fail as long as there is no etcd.
         figures.at_most("the watch ends as UNAVAILABLE after", min(ends, default=None), DEATH_SECONDS)
         again = Listener("etcd", command, server.port)
