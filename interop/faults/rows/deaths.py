@@ -88,7 +88,8 @@ async def killed_in_mid_stream(site: Site) -> Outcome:
         killed = max((at for at in kills if at <= failure.ended), default=None)
         if killed is None:
             others.append(failure)
-        elif failure.started > killed:
+        elif failure.started > killed and "is lost" not in failure.details:
+            # One that was on the connection before the proxy heard of its end is none of these.
             new.append(failure)
         elif failure.ended - killed > 1.0 or failure.status != "UNAVAILABLE":
             others.append(failure)
