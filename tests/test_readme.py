@@ -286,13 +286,18 @@ def test_every_name_of_the_table_exists() -> None:
         assert name in rawgrpc_proxy.__all__, name
 
 
-def test_files_the_readme_links_to_exist() -> None:
-    headings = {
+def headings(text: str) -> set[str]:
+    """Those of a page, as links name them."""
+    return {
         re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
-        for heading in re.findall(r"^#+ (.*)$", TEXT, re.MULTILINE)
+        for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     }
+
+
+def test_files_and_headings_the_readme_links_to_exist() -> None:
     for target in re.findall(r"\]\(([^):]+)\)", TEXT):
-        if target.startswith("#"):
-            assert target[1:] in headings, target
-        else:
-            assert (README.parent / target).exists(), target
+        file, _, heading = target.partition("#")
+        page = README.parent / file if file else README
+        assert page.exists(), target
+        if heading:
+            assert heading in headings(page.read_text(encoding="utf-8")), target
