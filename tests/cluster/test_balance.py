@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -308,6 +309,33 @@ def test_other_endpoints_at_the_same_addresses_take_the_place_of_those_before() 
     balancer.update(others)
     assert owners(balancer, 100) == before
     assert balancer.pick(b"key") in others
+
+
+def test_many_changes_between_two_calls_cost_one_ring() -> None:
+    there = endpoints(*[1] * 300)
+    balancer: RingHash[Endpoint] = RingHash()
+
+    def took(changes: int) -> float:
+        began = time.thread_time()
+        for count in range(changes):
+            balancer.update(there[count + 1 :])
+        balancer.pick(b"key")
+        return time.thread_time() - began
+
+    took(1)
+    assert took(100) < 20 * took(1)
+
+
+def test_each_of_very_many_endpoints_has_keys_and_few_move_when_one_leaves() -> None:
+    there = endpoints(*[1] * 1000)
+    balancer: RingHash[Endpoint] = RingHash()
+    balancer.update(there)
+    before = owners(balancer, 50_000)
+    assert len(set(before.values())) == 1000
+    assert max(Counter(before.values()).values()) < 2.5 * 50_000 / 1000
+    balancer.update(there[:-1])
+    after = owners(balancer, 50_000)
+    assert sum(before[key] != after[key] for key in before) < 50_000 / 25
 
 
 def test_keys_are_shared_out_as_the_weights_say() -> None:

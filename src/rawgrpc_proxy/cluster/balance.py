@@ -36,6 +36,11 @@ POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 _POINTS = 256
 """On the ring, for the heaviest candidate: shares are within some 6 % (one deviation) of what they should be."""
+_MOST_POINTS = 32 * 1024
+"""On the whole ring: so with more than 128 candidates each has fewer, and shares are less alike (10 % at 256, 18 % at
+1000). To make the ring is work that calls wait for, some 10 ms with so many."""
+_PLACE_BITS = 32
+_PLACE = (1 << _PLACE_BITS) - 1
 _DIGEST = struct.Struct("<8Q")
 _HEADER = re.compile(r"[0-9a-z_.-]+")
 
@@ -215,81 +220,76 @@ class RingHash(Generic[C]):
     ring that has room gets it. Calls without a key go anywhere.
     """
 
-    __slots__ = (
-        "_bound",
-        "_candidates",
-        "_known",
-        "_owners",
-        "_points",
-        "_random_bits",
-        "_total",
-        "_weights",
-    )
+    __slots__ = ("_bound", "_candidates", "_known", "_random_bits", "_ring", "_total", "_weights")
 
     def __init__(self, bounded_load: float | None = 1.25, rng: random.Random | None = None) -> None:
         self._bound = bounded_load
         self._random_bits = _own(rng).getrandbits
         self._candidates: list[C] = []
+        """In the order of their addresses: where two have the same point, it is always the same one's."""
         self._weights: list[float] = []
-        self._points: list[int] = []
-        """In order."""
-        self._owners: list[int] = []
-        """Of each point, as places in `_candidates`; behind the last one that of the first again."""
+        self._ring: list[int] | None = []
+        """The points in order, each followed by its owner's place in `_candidates`. None: to be made by the next pick,
+        since one change seldom comes alone."""
         self._known: dict[str, list[int]] = {}
         """The points of each candidate by its address, so that a change of one is not work for all."""
         self._total = 0.0
 
     def update(self, candidates: Sequence[C]) -> None:
         """These may be used from now on, with these weights."""
-        before = [
-            (each.address, weight) for each, weight in zip(self._candidates, self._weights, strict=True)
-        ]
-        self._candidates = list(candidates)
-        self._weights = weights = [each.effective_weight for each in candidates]
-        if before == [(each.address, each.effective_weight) for each in candidates]:
-            return  # it is the same ring
-        self._total = sum(weights)
+        there = sorted(candidates, key=lambda each: each.address)
+        weights = [each.effective_weight for each in there]
+        if weights != self._weights or [each.address for each in there] != [
+            each.address for each in self._candidates
+        ]:
+            self._ring = None
+        self._candidates, self._weights, self._total = there, weights, sum(weights)
+
+    def _make_ring(self) -> list[int]:
+        weights = self._weights
+        most = min(_POINTS, max(1, _MOST_POINTS // max(1, len(weights))))
         heaviest = max(weights, default=1.0)
         known, self._known = self._known, {}
-        ring: dict[int, int] = {}
-        # In the order of their addresses: where two have the same point, it is always the same one's.
-        for place in sorted(range(len(candidates)), key=lambda place: candidates[place].address):
-            address = candidates[place].address
-            points = self._known[address] = known.get(address) or _points_of(address)
-            for point in points[: max(1, round(_POINTS * weights[place] / heaviest))]:
-                ring.setdefault(point, place)
-        self._points = sorted(ring)
-        self._owners = [ring[point] for point in self._points]
-        self._owners += self._owners[:1]
+        ring: list[int] = []
+        for place, candidate in enumerate(self._candidates):
+            address = candidate.address
+            if len(points := known.get(address, [])) < most:
+                points = _points_of(address, most)
+            self._known[address] = points
+            ring += [point + place for point in points[: max(1, round(most * weights[place] / heaviest))]]
+        ring.sort()
+        self._ring = ring
+        return ring
 
     def pick(self, key: bytes | None = None, avoid: Collection[C] = ()) -> C | None:
         """The one that has the key, or the next one on the ring that has room."""
-        if not self._points:
+        ring = self._make_ring() if self._ring is None else self._ring
+        if not ring:
             return None
         at = self._random_bits(64) if key is None else _hash(key)
-        place = bisect.bisect_left(self._points, at)
-        owner = self._owners[place]
-        picked = self._candidates[owner]
+        point = bisect.bisect_left(ring, at << _PLACE_BITS) % len(ring)
         if avoid:
-            return self._next(place, avoid)
+            return self._next(ring, point, avoid)
+        owner = ring[point] & _PLACE
+        picked = self._candidates[owner]
         bound = self._bound
         if bound is None or not picked.calls:  # one without calls has room for one, whatever the others have
             return picked
         calls = 1 + sum([each.calls for each in self._candidates])  # a list, which is the fastest of its kind
         if picked.calls < math.ceil(bound * calls / self._total * self._weights[owner]):
             return picked
-        return self._next(place, avoid)
+        return self._next(ring, point, avoid)
 
-    def _next(self, place: int, avoid: Collection[C]) -> C | None:
+    def _next(self, ring: list[int], first: int, avoid: Collection[C]) -> C | None:
         """The first one that has room, from this point on."""
-        candidates, weights, owners = self._candidates, self._weights, self._owners
+        candidates, weights = self._candidates, self._weights
         usable = {each for each in range(len(candidates)) if not avoid or candidates[each] not in avoid}
         share = math.inf
         if self._bound is not None and usable:
             calls = 1 + sum(candidates[each].calls for each in usable)
             share = self._bound * calls / sum(weights[each] for each in usable)
-        for point in range(place, place + len(self._points)):
-            owner = owners[point % len(self._points)]
+        for point in range(first, first + len(ring)):
+            owner = ring[point % len(ring)] & _PLACE
             if owner not in usable:
                 continue
             if share == math.inf or candidates[owner].calls < math.ceil(share * weights[owner]):
@@ -393,8 +393,9 @@ def _hash(key: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
 
 
-def _points_of(address: str) -> list[int]:
+def _points_of(address: str, count: int) -> list[int]:
+    """At least so many, each with room for a place behind it."""
     points: list[int] = []
-    for number in range(_POINTS // 8):
+    for number in range(-(-count // 8)):
         points += _DIGEST.unpack(hashlib.blake2b(f"{number} {address}".encode()).digest())
-    return points
+    return [point << _PLACE_BITS for point in points]
