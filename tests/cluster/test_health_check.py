@@ -417,6 +417,29 @@ async def test_a_watch_that_is_lost_is_begun_anew_and_fails_as_a_check_does(
         assert "cannot connect" in (clinic.cluster.endpoints[0].why_unhealthy or "")
 
 
+@trio_test
+async def test_who_changes_its_mind_without_end_is_heard_ten_times_and_then_asked_again_in_an_interval(
+    engine: Engine, still_clock: MockClock
+) -> None:
+    ear = Ear()
+    async with a_clinic(
+        engine, still_clock, count=1, health=HealthCheck(kind="watch"), pool={"observer": ear}
+    ) as clinic:
+        [patient] = clinic.patients
+        await clinic.all_known()
+        watch = patient.watches[0]
+        await watch.request_body()
+        chatter = [message(response_of(says)) for says in (NOT_SERVING, SERVING)]
+        await watch.data(b"".join(chatter * 500))
+        assert await watch.expect_reset() == 8
+        assert len(ear.heard) == 9
+        await clinic.pass_time(4.0, step_s=1.0)
+        assert len(patient.watches) == 1
+        await clinic.pass_time(2.0, step_s=1.0)
+        assert len(patient.watches) == 2
+        assert clinic.cluster.endpoints[0].healthy
+
+
 # --------------------------------------------------------------------------- tcp
 
 

@@ -37,8 +37,7 @@ POLICIES: tuple[Policy, ...] = get_args(Policy)
 _POINTS = 256
 """On the ring, for the heaviest candidate: shares are within some 6 % (one deviation) of what they should be."""
 _MOST_POINTS = 32 * 1024
-"""On the whole ring: so with more than 128 candidates each has fewer, and shares are less alike (10 % at 256, 18 % at
-1000). To make the ring is work that calls wait for, some 10 ms with so many."""
+"""On the whole ring, which calls wait for some 10 ms: of more than 128 candidates each has fewer (at 1000: 18 %)."""
 _PLACE_BITS = 32
 _PLACE = (1 << _PLACE_BITS) - 1
 _DIGEST = struct.Struct("<8Q")

@@ -9,6 +9,7 @@ says nothing about the endpoint, since something is lacking here, changes nothin
 """
 
 import random
+from collections import deque
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -47,6 +48,8 @@ _LONGEST_RESPONSE_BYTES = 4096
 _JITTER = 0.1
 _LOOK_S = 1.0
 """How often a Watch looks whether its connection takes calls still: one that drains shall not have to wait for it."""
+_MOST_CHANGES, _FLAPS_S = 10, 10.0
+"""A Watch that tells of so many changes in that time is left for an interval: each is work for the whole cluster."""
 
 Tell = Callable[[str | None], None]
 """Hears how the endpoint is when that is first known, and when it changes: why it is not well, or None."""
@@ -171,7 +174,8 @@ class HealthChecker:
 
     async def _watch(self, client: Client, places: "_Places") -> None:
         """Hear from the endpoint how it is, until the stream ends or its connection takes no more calls."""
-        known = False
+        known = flaps = False
+        changed_at: deque[float] = deque(maxlen=_MOST_CHANGES)
         try:
             async with AsyncExitStack() as stack:
                 with trio.fail_after(self._settings.timeout_s):
@@ -179,7 +183,11 @@ class HealthChecker:
                     response = await call.receive()
                 while response is not None:
                     known = True
-                    self._told(read_status(response))
+                    if self._told(read_status(response)):
+                        changed_at.append(trio.current_time())
+                        flaps = len(changed_at) == _MOST_CHANGES and changed_at[-1] < changed_at[0] + _FLAPS_S
+                    if flaps:
+                        break
                     response = await _next_of(call, places)
             if not known:
                 raise RpcError(Status.UNAVAILABLE, "its Watch has ended without a word", side=Side.UPSTREAM)
@@ -191,6 +199,8 @@ class HealthChecker:
                 raise
         except trio.TooSlowError:
             raise DeadlineExceeded(f"no answer within {self._settings.timeout_s:g} s") from None
+        if flaps:
+            await trio.sleep(self._settings.interval_s)
 
     async def _connect(self) -> None:
         async def hang_up(transport: Transport) -> None:
@@ -218,10 +228,13 @@ class HealthChecker:
             isinstance(error, UpstreamUnavailable) and error.side is Side.LOCAL
         )
 
-    def _told(self, status: ServingStatus) -> None:
+    def _told(self, status: ServingStatus) -> bool:
+        """Whether that is something new."""
         healthy = status is ServingStatus.SERVING
-        if self._state.told(healthy=healthy):
-            self._tell(None if healthy else self._not_serving(status))
+        if not self._state.told(healthy=healthy):
+            return False
+        self._tell(None if healthy else self._not_serving(status))
+        return True
 
     def _expect_serving(self, status: ServingStatus) -> None:
         if status is not ServingStatus.SERVING:
