@@ -3,7 +3,7 @@
 import gc
 import weakref
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import pytest
@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from rawgrpc_proxy import CallContext, Cluster, ConfigError, Metadata, Pool
-from rawgrpc_proxy.cluster.balance import Balance
+from rawgrpc_proxy.cluster.balance import Balance, RoundRobin
+from rawgrpc_proxy.cluster.endpoint import Endpoint
 from rawgrpc_proxy.cluster.slow_start import SlowStart
 from rawgrpc_proxy.discovery.found import Found
-from rawgrpc_proxy.errors import UpstreamUnavailable
+from rawgrpc_proxy.errors import PoolExhausted, UpstreamUnavailable
 from tests.upstream.backend import Upstream, run
 
 ADDRESSES = [f"127.0.0.1:{port}" for port in range(1, 5)]
@@ -166,6 +167,50 @@ def test_those_that_are_gone_are_forgotten_though_nobody_asks_for_them() -> None
         assert [target() for target in gone] == [None] * 4
 
     with_a_cluster(test)
+
+
+# ------------------------------------------------------------------ what a call tries
+
+
+class Counting(RoundRobin[Endpoint]):
+    """In turn, and counted."""
+
+    picked = 0
+
+    def pick(self, key: bytes | None = None, avoid: Collection[Endpoint] = ()) -> Endpoint | None:
+        self.picked += 1
+        return super().pick(key, avoid)
+
+
+def test_while_none_of_many_endpoints_can_be_connected_to_a_call_tries_one() -> None:
+    balancer = Counting()
+
+    async def main() -> None:
+        async with (
+            Pool(connect_wait=0) as pool,
+            Cluster([f"127.0.0.{n}:1" for n in range(1, 31)], pool=pool, balancer=balancer) as cluster,
+        ):
+            with pytest.raises(UpstreamUnavailable, match="cannot connect"):
+                await cluster.take(a_context())
+            assert balancer.picked == 30
+            with pytest.raises(UpstreamUnavailable, match="cannot connect"):
+                await cluster.take(a_context())
+            assert balancer.picked == 31
+
+    trio.run(main)
+
+
+def test_while_many_endpoints_have_no_room_a_call_tries_some() -> None:
+    balancer = Counting()
+
+    async def main() -> None:
+        addresses = [f"127.0.0.{n}:1" for n in range(1, 101)]
+        async with Cluster(addresses, pool=Pool(), balancer=balancer, max_pending=0) as cluster:
+            with pytest.raises(PoolExhausted, match="max_pending"):
+                await cluster.take(a_context())
+            assert (balancer.picked, cluster.overflows) == (16, 1)
+
+    trio.run(main)
 
 
 # --------------------------------------------------------------------- slow start

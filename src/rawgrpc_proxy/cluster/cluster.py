@@ -40,6 +40,8 @@ from rawgrpc_proxy.upstream.pool import Pool
 from rawgrpc_proxy.upstream.pooled import PooledConnection
 
 PANIC = "too few are fit for calls: all get some"
+_MOST_TRIED = 16
+"""Of endpoints that have no room: if none of so many has, the call is refused."""
 _FIRST_LOOK_UP_S = 3.0
 """How long calls wait for the first addresses: no longer than for a backend that is down."""
 
@@ -197,12 +199,18 @@ class Cluster:
         while (endpoint := first or self.pick(context, tried)) is not None:
             first = None
             tried.append(endpoint)
+            is_patient = self._all_are_in_trouble or not self._has_others(tried)
             try:
-                return Place(endpoint, await self._take_at(endpoint, is_patient=not self._has_others(tried)))
+                return Place(endpoint, await self._take_at(endpoint, is_patient=is_patient))
             except (UpstreamUnavailable, PoolExhausted) as error:
                 if error.side is Side.LOCAL and isinstance(error, UpstreamUnavailable):
                     raise  # what is lacking here would be lacking there
                 problem = error
+            # To go on would be work for as many as there are, in each call, just when nothing works, or all is full.
+            if is_patient and self._all_are_in_trouble:
+                break
+            if isinstance(problem, PoolExhausted) and len(tried) >= _MOST_TRIED:
+                break
         self.overflows += isinstance(problem, _TooManyWait)
         raise problem or UpstreamUnavailable(self._nobody())
 
@@ -246,6 +254,11 @@ class Cluster:
         if endpoint is not None:
             tried.append(endpoint)
         return await self.take(context, avoid, first=endpoint)
+
+    @property
+    def _all_are_in_trouble(self) -> bool:
+        """Whether none can be connected to: otherwise the rotation has nobody in trouble."""
+        return bool(self._rotation) and self._rotation[0].target.trouble is not None
 
     def _has_others(self, tried: Collection[Endpoint]) -> bool:
         return any(each not in tried for each in self._rotation)
