@@ -6,7 +6,7 @@ set -eu
 python=$1
 here=$(cd "$(dirname "$0")" && pwd)
 as_root=$([ "$(id -u)" = 0 ] || echo sudo)
-have() { command -v "$1" >/dev/null 2>&1; }
+have() { PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null 2>&1; }
 
 packages=
 have etcd || packages="$packages etcd-server"
@@ -14,6 +14,9 @@ have etcdctl || packages="$packages etcd-client"
 have node || packages="$packages nodejs"
 have npm || packages="$packages npm"
 have h2load || packages="$packages nghttp2-client" # for the soak
+# For the faults. Debian starts no service of either.
+have dnsmasq || packages="$packages dnsmasq-base"
+have ip || packages="$packages iproute2"
 if [ -n "$packages" ]; then
     $as_root apt-get update -qq
     # shellcheck disable=SC2086  # a list of packages
