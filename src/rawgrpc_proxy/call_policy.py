@@ -69,7 +69,7 @@ class CallPolicy:
     idle_timeout_s: float | None = attrs.field(default=None, validator=at_least(0.001))
     """A call of which nothing has passed for so long, neither of the request nor of the response, ends (UNAVAILABLE).
 
-    From when it has gone upstream, one that is hedged from when an attempt was chosen; it may take a quarter longer.
+    From when it has gone upstream; it may take a quarter longer. Each attempt that is sent counts as the request's.
     """
 
     retry: RetryPolicy | None = None

@@ -15,6 +15,7 @@ from rawgrpc_proxy import (
     CallContext,
     CallPolicy,
     ConfigError,
+    HedgingPolicy,
     RetryPolicy,
     Server,
     Status,
@@ -47,9 +48,14 @@ async def seconds_pass(clock: MockClock, seconds: float) -> None:
 
 @asynccontextmanager
 async def an_impatient_proxy(
-    engine: Engine, *, by_a_handler: bool = False, retry: RetryPolicy | None = None
+    engine: Engine,
+    *,
+    by_a_handler: bool = False,
+    retry: RetryPolicy | None = None,
+    hedging: HedgingPolicy | None = None,
+    backend: dict[int, int] | None = None,
 ) -> AsyncIterator[House]:
-    policy = CallPolicy(idle_timeout_s=IDLE_S, retry=retry)
+    policy = CallPolicy(idle_timeout_s=IDLE_S, retry=retry, hedging=hedging)
     houses: list[House] = []
 
     def director(context: CallContext, _method: str) -> Direction:
@@ -68,6 +74,7 @@ async def an_impatient_proxy(
         engine,
         director=director,
         configure=wrapped if by_a_handler else lambda _server, _director: None,
+        backend=backend,
         downstream_keepalive_s=math.inf,
         upstream_keepalive_s=math.inf,
     ) as house:
@@ -179,6 +186,72 @@ async def test_a_call_that_may_be_sent_again_may_not_be_idle_either(engine: Engi
         await seconds_pass(clock, 2.8)
         assert (await call.answer()).status == Status.UNAVAILABLE
         assert await served.expect_reset() == ErrorCode.CANCEL
+        assert (await house.record()).cause == "idle_timeout"
+
+
+@on_every_engine
+@pytest.mark.parametrize("by_a_handler", [False, True])
+@trio_test
+async def test_a_hedged_call_may_not_be_idle_while_none_of_its_attempts_has_an_answer(
+    engine: Engine, by_a_handler: bool, clock: MockClock
+) -> None:
+    """The time begins anew when an attempt is sent, for then the request has passed once more."""
+    hedging = HedgingPolicy(delay_s=4.0)
+    async with an_impatient_proxy(engine, by_a_handler=by_a_handler, hedging=hedging) as house:
+        call, one = await begun(house)
+        await seconds_pass(clock, 4.2)
+        other = await house.backend.request()
+        await seconds_pass(clock, 7.4)
+        assert house.server.open_calls == 1
+        await seconds_pass(clock, 2.8)
+        answer = await call.answer()
+        assert answer.status == Status.UNAVAILABLE
+        assert answer.message == b"nothing of the call has passed for 8 s, either way (idle_timeout)"
+        assert await one.expect_reset() == await other.expect_reset() == ErrorCode.CANCEL
+        assert (await house.record()).cause == "idle_timeout"
+
+
+@on_every_engine
+@trio_test
+async def test_what_passes_of_a_hedged_call_keeps_it_before_and_after_an_attempt_counts(
+    engine: Engine, clock: MockClock
+) -> None:
+    async with an_impatient_proxy(engine, hedging=HedgingPolicy(delay_s=0.0)) as house:
+        call, one = await begun(house)
+        other = await house.backend.request()
+        for _ in range(2):
+            await seconds_pass(clock, 7.2)
+            await call.data(b"x")
+            await one.expect_data()
+            await other.expect_data()
+        await seconds_pass(clock, 7.2)
+        await other.headers(RESPONSE)
+        await call.expect_headers()
+        await seconds_pass(clock, 7.2)
+        assert house.server.open_calls == 1
+        await seconds_pass(clock, 3.2)
+        assert (await house.record()).cause == "idle_timeout"
+
+
+@on_every_engine
+@trio_test
+async def test_a_copy_that_is_read_slowly_keeps_a_hedged_call(engine: Engine, clock: MockClock) -> None:
+    """Beside one that is not read at all."""
+    small = {INITIAL_WINDOW_SIZE: 1000}
+    async with an_impatient_proxy(engine, hedging=HedgingPolicy(delay_s=0.0), backend=small) as house:
+        call, one = await begun(house)
+        other = await house.backend.request()
+        one.peer.credits = False
+        await call.body(message(bytes(2995)), end=True)
+        await one.read(1000)
+        for _ in range(2):
+            await other.read(1000)
+            await seconds_pass(clock, 7.2)
+            await other.peer.credit(other, 1000)
+        await other.read(1000)
+        await seconds_pass(clock, 7.2)
+        assert house.server.open_calls == 1
+        await seconds_pass(clock, 3.2)
         assert (await house.record()).cause == "idle_timeout"
 
 

@@ -177,11 +177,12 @@ class Forwarding:
 
     def idle_for_too_long(self) -> None:
         """Nothing has passed for as long as it may be so."""
+        self._end(self._was_idle())
+
+    def _was_idle(self) -> IdleTimeout:
         assert self.idle is not None
-        self._end(
-            IdleTimeout(
-                f"nothing of the call has passed for {self.idle.timeout_s:g} s, either way (idle_timeout)"
-            )
+        return IdleTimeout(
+            f"nothing of the call has passed for {self.idle.timeout_s:g} s, either way (idle_timeout)"
         )
 
     def stop(self) -> None:

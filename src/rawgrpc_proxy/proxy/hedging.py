@@ -22,14 +22,14 @@ from rawgrpc_proxy.cluster.endpoint import Endpoint, Place
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.errors import PoolExhausted, RpcError, Side, UpstreamUnavailable
 from rawgrpc_proxy.grpc.retry_policy import HedgingPolicy, pushback_s
-from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.headers import Headers
-from rawgrpc_proxy.http2.stream_state import CreditSource
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.proxy.attempts import HoldingPipe, RepeatedForwarding, is_everywhere, leave
+from rawgrpc_proxy.proxy.copies import Copies
 from rawgrpc_proxy.proxy.forwarding import Owner
+from rawgrpc_proxy.proxy.idle import IdleWatch
 from rawgrpc_proxy.proxy.outcome import settled
-from rawgrpc_proxy.proxy.splice import Splice
+from rawgrpc_proxy.proxy.splice import Splice, held_by
 from rawgrpc_proxy.upstream.pooled import PooledConnection
 from rawgrpc_proxy.upstream.target import Target
 
@@ -77,6 +77,8 @@ class HedgedForwarding(RepeatedForwarding):
         self._problem: BaseException | None = None
         """Why the call ends without an attempt that counts."""
         self._news = trio.Event()
+        if self.idle is not None:
+            self.idle = IdleWatch(self._passed, self.idle.timeout_s)
 
     # -------------------------------------------------------------- the call's task
 
@@ -93,6 +95,7 @@ class HedgedForwarding(RepeatedForwarding):
 
     async def _race(self) -> None:
         """Send attempts until it is known which counts. Raises if none does."""
+        look_at = math.inf
         async with trio.open_nursery() as nursery:
             while not self._is_decided and self._problem is None:
                 if self._is_due():
@@ -102,11 +105,30 @@ class HedgedForwarding(RepeatedForwarding):
                     nursery.start_soon(self._attempt, self._sent)
                     continue
                 self._news = trio.Event()
-                with trio.move_on_at(self._next_at if self._may_send else math.inf):
+                if self.idle is not None:
+                    look_at = self._look(self.idle, look_at)
+                with trio.move_on_at(min(look_at, self._next_at if self._may_send else math.inf)):
                     await self._news.wait()
             nursery.cancel_scope.cancel()
         if self._problem is not None and not self._is_decided:
             raise self._problem
+
+    def _look(self, idle: IdleWatch, look_at: float) -> float:
+        """When to see whether the call is idle; if that is now, see. Only attempts on their way may be idle."""
+        now = trio.current_time()
+        if not self._live:
+            return math.inf
+        if look_at == math.inf:
+            return idle.begin(now)
+        when = idle.look(now) if now >= look_at else look_at
+        if when is None:
+            self._fails(self._was_idle())
+            return math.inf
+        return when
+
+    def _passed(self) -> tuple[object, ...]:
+        """As `Splice.passed`, of all attempts. Each that is sent, or fails, is a sign of life."""
+        return self._sent, self._splice.passed(), *[held_by(attempt.stream) for attempt in self._live]
 
     @property
     def _may_send(self) -> bool:
@@ -179,7 +201,7 @@ class HedgedForwarding(RepeatedForwarding):
         if len(self._live) > 1:
             splice.resend(stream)
         else:
-            splice.join(_Copies(self, stream))
+            splice.join(Copies(self, stream))
 
     # -------------------------------------------------- what becomes of the attempts
 
@@ -360,33 +382,6 @@ class _HedgePipe(HoldingPipe):
     def closed(self) -> None:
         self._attempt.is_closed = True
         self._upstream.sink = self._upstream.inbox  # opens the circle that the two are in
-
-
-class _Copies(Stream):
-    """Stands for the streams of all attempts, to which the request goes until one of them counts."""
-
-    __slots__ = ("_forwarding",)
-
-    def __init__(self, forwarding: HedgedForwarding, first: Stream) -> None:
-        super().__init__(first.connection, first.id, first.headers)
-        self._forwarding = forwarding
-
-    def send_headers(self, headers: Headers, end_stream: bool = False) -> None:
-        for stream in self._forwarding.copies():
-            stream.send_headers(headers, end_stream)
-
-    def send_data(
-        self, data: Data, end_stream: bool = False, source: CreditSource | None = None, credit: int = 0
-    ) -> None:
-        if source is not None:
-            self._forwarding.first_counts().send_data(data, end_stream, source, credit)
-            return
-        for stream in self._forwarding.copies():
-            stream.send_data(data, end_stream)
-
-    def reset(self, error_code: int) -> None:
-        for stream in self._forwarding.copies():
-            stream.reset(error_code)
 
 
 def _is_cancellation(error: BaseException) -> bool:

@@ -175,10 +175,10 @@ class Splice:
 
     def passed(self) -> tuple[object, ...]:
         """What is another value whenever something of the call has passed, be it to where it waits for its peer."""
-        downstream, upstream = self.downstream, self.upstream
+        upstream = self.upstream
         return (
-            downstream.connection.session.held_data(downstream.id)[0],
-            0 if upstream is None else upstream.connection.session.held_data(upstream.id)[0],
+            held_by(self.downstream),
+            0 if upstream is None else held_by(upstream),
             self.request_bytes,
             self.request_ended,
             self.response_bytes,
@@ -412,6 +412,11 @@ class _ChangedResponsePipe(ResponsePipe):
         splice.response_trailers = headers
         splice.downstream.send_end(splice.response_changes.last(headers.once(_passed_on)))
         splice.response_complete()
+
+
+def held_by(stream: Stream) -> int:
+    """Bytes that wait for the peer of this stream."""
+    return stream.connection.session.held_data(stream.id)[0]
 
 
 def splice_of(downstream: Stream) -> Splice | None:
