@@ -219,7 +219,9 @@ def test_padding_and_priority_are_left_out() -> None:
     told = peers.say(CLIENT, h2.frame_header(h2.DATA, h2.PADDED, 1, len(payload)) + payload)
     [message] = [event for event in told if isinstance(event, MessageSeen)]
     assert message.payload == b"m"
-    assert message.stream.request.data_bytes == 6
+    assert (message.stream.method, message.stream.request.data_bytes) == ("/pkg.S/Do", 6)
+    [headers] = [event for event in peers.events if isinstance(event, HeadersSeen)]
+    assert headers.headers == [(name.encode(), value.encode()) for name, value in REQUEST]
 
 
 @pytest.mark.parametrize("sender", [CLIENT, SERVER])

@@ -1,0 +1,69 @@
+"""Messages read by their schema: a file of descriptors, of `protoc --include_imports --descriptor_set_out=FILE`.
+
+Needs protobuf (`pip install 'rawgrpc-proxy[protobuf]'`). A method that is not in the file, and a message that its
+schema does not fit, are read without one.
+"""
+
+import json
+from pathlib import Path
+
+from rawgrpc_proxy.errors import ConfigError
+from rawgrpc_proxy.lab.protobuf_guess import Json
+from rawgrpc_proxy.lab.readable import Decoder, Payload, Readable, guessed
+
+_MAX_TEXT = 2000
+
+
+def by_descriptors(file: Path) -> Decoder:
+    """A decoder for the methods of this file. Raises `ConfigError`."""
+    try:
+        from google.protobuf import (  # noqa: PLC0415  # an extra
+            descriptor_pb2,
+            descriptor_pool,
+            json_format,
+            message_factory,
+        )
+    except ImportError:
+        raise ConfigError(
+            "--descriptor-set needs the package protobuf: pip install 'rawgrpc-proxy[protobuf]'"
+        ) from None
+    try:
+        files = descriptor_pb2.FileDescriptorSet.FromString(file.read_bytes()).file
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from None
+    except Exception:  # noqa: BLE001  # protobuf's own, which differ from version to version
+        raise ConfigError(
+            f"{file} is no set of descriptors; make one with protoc --descriptor_set_out"
+        ) from None
+    pool = descriptor_pool.DescriptorPool()
+    methods = {}
+    try:
+        for each in files:
+            pool.Add(each)
+        for each in files:
+            for service in each.service:
+                name = f"{each.package}.{service.name}".lstrip(".")
+                for method in pool.FindServiceByName(name).methods:
+                    methods[f"/{name}/{method.name}"] = tuple(
+                        message_factory.GetMessageClass(kind)
+                        for kind in (method.input_type, method.output_type)
+                    )
+    except Exception as error:  # noqa: BLE001  # the same
+        raise ConfigError(
+            f"{file}: {error}; make it with protoc --include_imports --descriptor_set_out"
+        ) from None
+
+    def decode(method: str, is_request: bool, payload: Payload) -> Readable | None:
+        kinds = methods.get(method)
+        if kinds is None or not payload.is_whole:
+            return guessed(method, is_request, payload)
+        try:
+            message = kinds[0 if is_request else 1].FromString(payload.data)
+            said: Json = json_format.MessageToDict(
+                message, preserving_proto_field_name=True, descriptor_pool=pool
+            )
+        except Exception:  # noqa: BLE001  # the same; and it is a peer's message
+            return guessed(method, is_request, payload)
+        return Readable(json.dumps(said, ensure_ascii=False)[:_MAX_TEXT], said)
+
+    return decode

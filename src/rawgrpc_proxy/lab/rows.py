@@ -1,0 +1,371 @@
+"""What `rawgrpc-proxy tap` tells: events become rows, plain facts that are JSON as they are (docs/tap.md).
+
+    rows = Rows(write, mode="messages")         # write(row) gets each
+    server = Server(..., tap=Views(rows.tell))
+
+What it does not do: make lines of rows (`row_text.py`). The invariant: memory is bounded by the open calls. Of a
+call of which it depends on its end whether it is shown no more than `MAX_HELD` rows are held, the rest is counted.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import attrs
+
+from rawgrpc_proxy.codes import ErrorCode, Status
+from rawgrpc_proxy.errors import ConfigError, Side
+from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status, status_from_http, status_from_reset
+from rawgrpc_proxy.http2 import frames as h2
+from rawgrpc_proxy.lab.events import (
+    Event,
+    FrameSeen,
+    HeadersKind,
+    HeadersSeen,
+    LinkClosed,
+    LinkOpened,
+    MessageSeen,
+    Sender,
+    Stream,
+    StreamEnded,
+    Unreadable,
+    who,
+)
+from rawgrpc_proxy.lab.filters import Facts, Filter
+from rawgrpc_proxy.lab.frame_details import (
+    GoAway,
+    Malformed,
+    Ping,
+    Priority,
+    PushPromise,
+    RstStream,
+    Settings,
+    WindowUpdate,
+    details,
+    flag_names,
+    frame_name,
+)
+from rawgrpc_proxy.lab.readable import Decoder, Readable, plain, raw
+from rawgrpc_proxy.lab.redact import Redactor
+from rawgrpc_proxy.net.tapped import Link
+from rawgrpc_proxy.observe.record import CallRecord
+
+Row = dict[str, Any]
+Mode = Literal["frames", "messages"]
+MAX_HELD = 200
+_MAX_RECORDS = 1024
+_WITH_HEADERS = (h2.HEADERS, h2.CONTINUATION, h2.PUSH_PROMISE)
+
+
+@attrs.define(eq=False)
+class _Call:
+    stream: Stream
+    facts: Facts
+    is_decided: bool
+    """Whether its rows are shown as they come."""
+    is_wanted: bool
+    held: list[Row] = attrs.field(factory=list)
+    left_out: int = 0
+
+
+class Rows:
+    """Turns events into rows; see above. `decode` reads messages, where somebody wants that.
+
+    With `hears_records` somebody gives `call_ended` what a server observer hears, and calls `settle` now and then: the
+    ends of callers' streams then say who has made the status.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[Row], None],
+        *,
+        mode: Mode,
+        filters: Sequence[Filter] = (),
+        redactor: Redactor | None = None,
+        decode: Decoder | None = None,
+        hears_records: bool = False,
+    ) -> None:
+        if mode not in get_args(Mode):
+            raise ConfigError(f"{mode!r} is no mode; there are: {', '.join(get_args(Mode))}")
+        self._write = write
+        self._frames = mode == "frames"
+        self._filters = filters
+        self._redactor = redactor or Redactor()
+        self._decode = decode
+        self._calls: dict[tuple[int, int], _Call] = {}
+        self._pending: tuple[FrameSeen, Row] | None = None
+        """A frame with headers, until they are told as well."""
+        self._lost: set[tuple[int, Sender]] = set()
+        """Whose headers cannot be read."""
+        self._hears_records = hears_records
+        self._records: OrderedDict[tuple[str, int], CallRecord] = OrderedDict()
+        """Of calls whose last frame was not told yet."""
+        self._ends: OrderedDict[tuple[str, int], StreamEnded] = OrderedDict()
+        """Of calls of which the server has not spoken yet."""
+
+    def call_ended(self, record: CallRecord) -> None:
+        """What the server says of a call, with "extras": before or behind its last frame, but not much."""
+        if record.extras is None:
+            return
+        key = record.peer, record.extras.stream_id
+        ended = self._ends.pop(key, None)
+        if ended is not None:
+            self._end(ended, record)
+        else:
+            self._records[key] = record
+            if len(self._records) > _MAX_RECORDS:
+                self._records.popitem(last=False)
+
+    def settle(self, before: float) -> None:
+        """Of calls that have ended before this time the server will say nothing more."""
+        while self._ends:
+            key, ended = next(iter(self._ends.items()))
+            if ended.at >= before:
+                return
+            del self._ends[key]
+            self._end(ended, None)
+
+    def tell(self, event: Event) -> None:
+        """A sink."""
+        match event:
+            case FrameSeen():
+                if self._frames:
+                    self._frame(event)
+            case HeadersSeen():
+                self._headers(event)
+            case MessageSeen():
+                if not self._frames:
+                    self._message(event)
+            case StreamEnded():
+                self._flush()
+                self._ended(event)
+            case Unreadable():
+                self._unreadable(event)
+            case LinkOpened() if self._frames:
+                self._emit(event.link, None, _about(event.link, event.at, "open", tls=event.link.tls))
+            case LinkClosed():
+                self._lost -= {(event.link.number, sender) for sender in Sender}
+                if self._frames:
+                    self._flush()
+                    self._emit(event.link, None, _about(event.link, event.at, "close"))
+            case _:
+                pass
+
+    # ----------------------------------------------------------------- frames
+
+    def _frame(self, event: FrameSeen) -> None:
+        self._flush()
+        row = _from(event.link, event.at, "frame", event.sender)
+        row["stream"] = event.stream_id
+        row |= {"frame": frame_name(event.type), "flags": flag_names(event.type, event.flags)}
+        row["length"] = event.length
+        row |= _said(event)
+        ends_block = event.type in _WITH_HEADERS and event.flags & h2.END_HEADERS
+        if ends_block and (event.link.number, event.sender) not in self._lost:
+            self._pending = event, row
+        else:
+            self._emit(event.link, event.stream_id, row)
+
+    def _flush(self) -> None:
+        if self._pending is not None:
+            event, row = self._pending
+            self._pending = None
+            self._emit(event.link, event.stream_id, row)
+
+    def _headers(self, event: HeadersSeen) -> None:
+        call = None if event.stream is None else self._begin(event, event.stream)
+        shown = [list(pair) for pair in self._redactor.shown(event.headers)]
+        if self._pending is not None:
+            self._pending[1].update(kind=event.kind.value, headers=shown)
+            self._flush()
+        elif not self._frames and call is not None and event.kind is HeadersKind.REQUEST:
+            row = _from(event.link, event.at, "begin", event.sender)
+            row |= {"stream": event.stream_id, "headers": shown}
+            self._emit(event.link, event.stream_id, row)
+
+    def _begin(self, event: HeadersSeen, stream: Stream) -> _Call:
+        key = event.link.number, stream.id
+        call = self._calls.get(key)
+        if call is None:
+            headers = event.headers if event.kind is HeadersKind.REQUEST else ()
+            facts = Facts(method=stream.method, peer=event.link.peer, headers=headers)
+            maybe = [each for each in self._filters if each.may_match(facts)]
+            at_once = not self._filters or any(not each.needs_status for each in maybe)
+            call = self._calls[key] = _Call(stream, facts, is_decided=at_once or not maybe, is_wanted=at_once)
+        return call
+
+    # --------------------------------------------------------------- messages
+
+    def _message(self, event: MessageSeen) -> None:
+        call = self._calls.get((event.link.number, event.stream.id))
+        if call is not None and call.is_decided and not call.is_wanted:
+            return
+        row = _from(event.link, event.at, "message", event.sender)
+        row |= {"stream": event.stream.id, "index": event.index, "length": event.length}
+        half = event.stream.half(event.sender)
+        if event.flag:
+            row["compressed"] = half.encoding if event.flag == 1 else f"flag {event.flag}"
+        if self._decode is not None and event.payload is not None:
+            row |= self._decoded(self._decode, event, half.encoding, event.payload)
+        self._emit(event.link, event.stream.id, row)
+
+    def _decoded(self, decode: Decoder, event: MessageSeen, encoding: str, payload: bytes) -> Row:
+        before = plain(payload, event.flag, encoding, is_whole=event.is_whole)
+        if isinstance(before, str):
+            return {"undecoded": before}
+        is_request = event.sender is Sender.CLIENT
+        said: Readable = decode(event.stream.method, is_request, before) or raw(before)
+        about: Row = {"text": said.text, "message": said.json}
+        if not before.is_whole:
+            about["cut"] = True
+        return about
+
+    # -------------------------------------------------------------------- end
+
+    def _ended(self, event: StreamEnded) -> None:
+        key = event.link.peer, event.stream.id
+        if not self._hears_records or event.link.side is not Side.DOWNSTREAM:
+            self._end(event, None)
+        elif key in self._records:
+            self._end(event, self._records.pop(key))
+        else:
+            if key in self._ends:  # a client with the same address and port, and its same stream
+                self._end(self._ends.pop(key), None)
+            self._ends[key] = event
+
+    def _end(self, event: StreamEnded, record: CallRecord | None) -> None:
+        stream = event.stream
+        status = _status(event) if record is None else record.status
+        row = _about(event.link, event.at, "end")
+        row |= {
+            "stream": stream.id,
+            "status": status.name,
+            "detail": decode_grpc_message(stream.grpc_message.encode()),
+        }
+        row["ended_by"] = "link" if event.sender is None else who(event.link, event.sender)
+        if event.frame_type is not None:
+            row["frame"] = frame_name(event.frame_type)
+        if event.error_code is not None:
+            row["error_code"] = _code(event.error_code)
+        if event.reset_by is not None and event.frame_type != h2.RST_STREAM and event.reset_code is not None:
+            row |= {"reset_by": who(event.link, event.reset_by), "reset_code": _code(event.reset_code)}
+        if record is not None:
+            row |= {"origin": record.origin, "cause": record.cause, "upstream": record.upstream}
+            row["detail"] = row["detail"] or record.detail
+        row |= {
+            "duration_ms": round((event.at - stream.began_at) * 1000, 3),
+            "request_messages": stream.request.messages,
+            "response_messages": stream.response.messages,
+            "request_bytes": stream.request.data_bytes,
+            "response_bytes": stream.response.data_bytes,
+        }
+        if stream.http_status not in (None, 200):
+            row["http_status"] = stream.http_status
+        self._decide(event, status)
+        self._emit(event.link, stream.id, row)
+        self._calls.pop((event.link.number, stream.id), None)
+
+    def _decide(self, event: StreamEnded, status: Status) -> None:
+        call = self._calls.get((event.link.number, event.stream.id))
+        if call is None or call.is_decided:
+            return
+        call.is_decided = True
+        facts = attrs.evolve(call.facts, status=int(status))
+        call.is_wanted = any(each.matches(facts) for each in self._filters)
+        if call.is_wanted:
+            for row in call.held:
+                self._write(row)
+            if call.left_out:
+                row = _about(event.link, event.at, "left_out")
+                row |= {"stream": event.stream.id, "method": event.stream.method, "rows": call.left_out}
+                self._write(row)
+        call.held.clear()
+
+    def _unreadable(self, event: Unreadable) -> None:
+        self._flush()
+        if event.what in ("headers", "link"):
+            self._lost.add((event.link.number, event.sender))
+        row = _from(event.link, event.at, "unreadable", event.sender)
+        row |= {"stream": event.stream_id, "what": event.what, "reason": event.reason}
+        self._emit(event.link, event.stream_id, row)
+        if event.what == "stream":
+            self._calls.pop((event.link.number, event.stream_id), None)
+
+    def _emit(self, link: Link, stream_id: int | None, row: Row) -> None:
+        """Show this row, or hold it, or leave it out."""
+        call = None if stream_id is None else self._calls.get((link.number, stream_id))
+        if call is None:
+            facts = Facts(method="", peer=link.peer)
+            if not self._filters or any(
+                not each.looks_at_calls and each.may_match(facts) for each in self._filters
+            ):
+                self._write(row)
+            return
+        row["method"] = call.stream.method
+        if not call.is_decided:
+            if len(call.held) < MAX_HELD:
+                call.held.append(row)
+            else:
+                call.left_out += 1
+        elif call.is_wanted:
+            self._write(row)
+
+
+def _about(link: Link, at: float, event: str, **more: object) -> Row:
+    return {
+        "time": round(at, 6), "event": event, "link": link.number, "side": link.side.value, "peer": link.peer, **more
+    }  # fmt: skip
+
+
+def _from(link: Link, at: float, event: str, sender: Sender) -> Row:
+    other = Sender.SERVER if sender is Sender.CLIENT else Sender.CLIENT
+    return _about(link, at, event) | {"from": who(link, sender), "to": who(link, other)}
+
+
+def _said(frame: FrameSeen) -> Row:
+    """What the frame says beside its header."""
+    match details(frame):
+        case Settings(_, entries):
+            return {"settings": {_setting(each): value for each, value in entries}}
+        case Ping(_, opaque):
+            return {"opaque": opaque.hex()}
+        case GoAway(last, code, debug):
+            return {"last_stream": last, "error_code": _code(code), "debug": debug[:200].decode("latin-1")}
+        case WindowUpdate(increment):
+            return {"increment": increment}
+        case RstStream(code):
+            return {"error_code": _code(code)}
+        case Priority(depends_on, weight):
+            return {"depends_on": depends_on, "weight": weight}
+        case PushPromise(promised):
+            return {"promised_stream": promised}
+        case Malformed(reason):
+            return {"malformed": reason}
+        case _:
+            return {}
+
+
+def _setting(number: int) -> str:
+    try:
+        return h2.Setting(number).name
+    except ValueError:
+        return f"{number:#x}"
+
+
+def _code(number: int) -> str:
+    try:
+        return ErrorCode(number).name
+    except ValueError:
+        return f"{number:#x}"
+
+
+def _status(event: StreamEnded) -> Status:
+    """As a gRPC client would see it."""
+    stream = event.stream
+    if stream.grpc_status is not None:
+        return parse_status(str(stream.grpc_status).encode()) or Status.OK
+    if event.sender is None or event.frame_type == h2.GOAWAY:
+        return Status.UNAVAILABLE
+    if event.error_code is not None:
+        return Status.CANCELLED if event.sender is Sender.CLIENT else status_from_reset(event.error_code)
+    return status_from_http(stream.http_status or 200)
