@@ -131,7 +131,8 @@ def _named(argument: Argument) -> list[str]:
     value = f"\\fI{_text(argument.value)}\\fR"
     if not argument.names:
         return [value]
-    return [f"\\fB{_text(name)}\\fR" + (f" {value}" if argument.value else "") for name in argument.names]
+    *names, last = [f"\\fB{_text(name)}\\fR" for name in argument.names]
+    return [*names, f"{last} {value}" if argument.value else last]
 
 
 def _items(items: list[tuple[str, str]]) -> Iterator[str]:

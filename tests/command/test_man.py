@@ -39,7 +39,7 @@ def test_groff_shows_every_command_and_option_with_its_help_and_warns_of_nothing
         assert f"{command.name} {' '.join(command.description.split())}" in words
         for argument in command.arguments:
             if "-h" not in argument.names:
-                named = " ".join(filter(None, [*argument.names, argument.value]))
+                named = " ".join(filter(None, [", ".join(argument.names), argument.value]))
                 about = argument.about[:1].upper() + argument.about[1:]
                 assert f" {named} {about}." in words, (command.name, argument)
 

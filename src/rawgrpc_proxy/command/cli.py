@@ -1,4 +1,4 @@
-"""The command line: the arguments of `rawgrpc-proxy serve`, `check`, `certs`, `demo`, `completion`, and their mistakes.
+"""The command line: the arguments of `rawgrpc-proxy serve` and the other commands, and their mistakes.
 
 What the commands do is in the modules of their names. What is wrong with the arguments is said in one line, with what
 to write instead, and the exit code is 2. Nothing here is needed to use the proxy as a library.
@@ -26,6 +26,7 @@ from rawgrpc_proxy.command.options import layer_of_environment, layer_of_options
 from rawgrpc_proxy.command.serve import serve
 from rawgrpc_proxy.command.settings import LogSettings, ServeSettings, check_listener
 from rawgrpc_proxy.command.settings_file import Settings, SettingsError, load, settings_of
+from rawgrpc_proxy.command.tap import add_tap
 from rawgrpc_proxy.config import ENGINES, Http2Settings
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.net.address import Address
@@ -122,6 +123,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_demo(
         commands.add_parser("demo", help="show calls going through to a built-in backend", allow_abbrev=False)
+    )
+    add_tap(
+        commands.add_parser("tap", help="show each message, or frame, while it passes", allow_abbrev=False)
     )
     _add_completion(
         commands.add_parser("completion", help="complete these arguments in a shell", allow_abbrev=False)

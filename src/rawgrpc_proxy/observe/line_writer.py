@@ -101,11 +101,11 @@ class LineWriter:
         """From now on until `flush` has written them, lines wait."""
         self._collecting = True
 
-    async def run(self) -> None:
+    async def run(self, *, interval_s: float = _INTERVAL_S) -> None:
         """Collect lines, and have them written four times a second, until cancelled; then they wait for `flush`."""
         self.collect()
         while True:
-            await trio.sleep(_INTERVAL_S)
+            await trio.sleep(interval_s)
             if self._dropped and not self._lines:
                 self._tell_dropped()
             if self._lines:

@@ -1,0 +1,284 @@
+"""`rawgrpc-proxy tap`: a proxy before one upstream that shows each frame, or each message, while it passes.
+
+One process, without a supervisor. Lines are written by a thread (`observe/line_writer.py`): a terminal or a disk that
+is slow loses lines, which are counted where they are missing, and slows no call. Rows, and what is left out of them,
+are made in `lab/rows.py`.
+"""
+
+import argparse
+import contextlib
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import IO, TextIO
+
+import attrs
+import trio
+
+from rawgrpc_proxy.call import CallContext
+from rawgrpc_proxy.config import ENGINES, Http2Settings
+from rawgrpc_proxy.errors import ConfigError, Side
+from rawgrpc_proxy.lab.descriptors import by_descriptors
+from rawgrpc_proxy.lab.filters import Filter
+from rawgrpc_proxy.lab.link_view import Views
+from rawgrpc_proxy.lab.readable import MAX_READABLE_BYTES, Decoder, guessed
+from rawgrpc_proxy.lab.redact import Redactor
+from rawgrpc_proxy.lab.row_text import Style, json_of, missing_json, missing_text, text_of
+from rawgrpc_proxy.lab.rows import Row, Rows
+from rawgrpc_proxy.net.address import Address
+from rawgrpc_proxy.net.tls import TlsContext
+from rawgrpc_proxy.net.tls_files import listener_context, upstream_context
+from rawgrpc_proxy.observe.call_log import CallLog
+from rawgrpc_proxy.observe.line_writer import LineFile, LineWriter, unbuffered
+from rawgrpc_proxy.observe.record import CallRecord
+from rawgrpc_proxy.proxy.transparent import transparent_handler
+from rawgrpc_proxy.server.server import Server
+from rawgrpc_proxy.upstream.pool import Pool
+from rawgrpc_proxy.upstream.target import Target
+
+_WRITE_EVERY_S = 0.01
+_STDOUT = "-"
+_SIDES = {
+    "downstream": (Side.DOWNSTREAM,),
+    "upstream": (Side.UPSTREAM,),
+    "both": (Side.DOWNSTREAM, Side.UPSTREAM),
+}
+
+
+def add_tap(parser: argparse.ArgumentParser) -> None:
+    """Add its options."""
+    parser.description = (
+        "Accept gRPC calls, forward them to one upstream, and show what passes: each message, or each frame, while it "
+        "passes, and who ended each call. Secrets in metadata are left out. SIGINT or SIGTERM ends it."
+    )
+    add = parser.add_argument_group("where calls come from, and go").add_argument
+    add(
+        "--listen",
+        default="127.0.0.1:0",
+        metavar="ADDRESS",
+        help="where to accept calls: HOST:PORT, :PORT or unix:PATH (default: a free port of this machine)",
+    )
+    add("--upstream", required=True, metavar="ADDRESS", help="where they go: HOST:PORT or unix:PATH")
+    add("--tls-cert", metavar="FILE", help="the certificate that callers get (PEM)")
+    add("--tls-key", metavar="FILE", help="its private key")
+    add(
+        "--upstream-tls", action="store_true", help="speak TLS to the upstream, with the system's authorities"
+    )
+    add(
+        "--upstream-ca", metavar="FILE", help="speak TLS to the upstream, and trust these authorities instead"
+    )
+    add(
+        "--engine",
+        choices=ENGINES,
+        default=Http2Settings().engine,
+        help="which implementation of HTTP/2 to use",
+    )
+    group = parser.add_argument_group("what is shown")
+    how = group.add_mutually_exclusive_group()
+    how.add_argument("--messages", action="store_true", help="a line for each message (this is the default)")
+    how.add_argument("--frames", action="store_true", help="a line for each frame of HTTP/2")
+    add = group.add_argument
+    add(
+        "--side",
+        choices=tuple(_SIDES),
+        help="which connections to show: callers', the upstream's, or both (default: downstream for messages, both for "
+        "frames)",
+    )
+    add(
+        "--filter",
+        action="append",
+        default=[],
+        metavar="WORDS",
+        help="show only calls for which all of these hold: method=/pkg.Service/*, peer=10.0.*, metadata.NAME=VALUE, "
+        "status=UNAVAILABLE; != for the opposite; repeat it for calls that match another one. By status a call is "
+        "shown when it has ended",
+    )
+    add("--decode", action="store_true", help="show what is in messages, guessed without their schema")
+    add(
+        "--descriptor-set",
+        type=Path,
+        metavar="FILE",
+        help="show what is in messages, by the schema in this file (of protoc --include_imports --descriptor_set_out)",
+    )
+    add(
+        "--redact",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="leave out the values of this metadata, too; repeat it for more (default: authorization, cookies, and "
+        "names with words like token in them)",
+    )
+    add("--show-secrets", action="store_true", help="leave nothing out")
+    add(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="write JSON Lines there as well; '-' writes them to standard output, in place of lines for people",
+    )
+    parser.set_defaults(command=tap)
+
+
+def tap(options: argparse.Namespace) -> int:
+    """Run until a signal comes, and answer the exit code. Raises `ConfigError`."""
+    decode: Decoder | None = guessed if options.decode else None
+    if options.descriptor_set is not None:
+        decode = by_descriptors(options.descriptor_set)
+    mode = "frames" if options.frames else "messages"
+    with contextlib.ExitStack() as files:
+        outputs = list(_outputs(options.output, files))
+
+        def write(row: Row) -> None:
+            for each in outputs:
+                each.writer.add(each.line(row))
+
+        rows = Rows(
+            write,
+            mode="frames" if options.frames else "messages",
+            filters=[Filter.parse(text) for text in options.filter],
+            redactor=Redactor(more=options.redact, show_all=options.show_secrets),
+            decode=decode,
+            hears_records=True,
+        )
+        views = Views(
+            rows.tell,
+            sides=_SIDES[options.side or ("both" if mode == "frames" else "downstream")],
+            payload_bytes=0 if decode is None else MAX_READABLE_BYTES,
+        )
+        house = _House.of(options, rows, views)
+        try:
+            trio.run(_run, house, outputs)
+        finally:
+            rows.settle(math.inf)
+            house.log.flush()
+            for each in outputs:
+                each.writer.flush()
+    dropped = sum(each.writer.dropped_lines for each in outputs)
+    if dropped:
+        print(f"rawgrpc-proxy: {dropped} lines were not written in time", file=sys.stderr)
+    return 0
+
+
+@attrs.frozen
+class _Output:
+    writer: LineWriter
+    line: Callable[[Row], str]
+
+
+def _outputs(output: str | None, files: contextlib.ExitStack) -> Iterable[_Output]:
+    """Where rows are written, and how."""
+    if output != _STDOUT:
+        style = _style(sys.stdout)
+        yield _Output(LineWriter(unbuffered(sys.stdout), missing_text), partial(text_of, style=style))
+    if output is not None:
+        yield _Output(LineWriter(_opened(output, files), missing_json), json_of)
+
+
+def _opened(output: str, files: contextlib.ExitStack) -> LineFile | IO[str]:
+    if output == _STDOUT:
+        return unbuffered(sys.stdout)
+    try:
+        return files.enter_context(Path(output).open("w", encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--output: {output}: {error.strerror}") from None
+
+
+def _style(file: TextIO | None) -> Style:
+    if file is None:
+        return Style()
+    colours = file.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    try:
+        "→←…".encode(file.encoding or "ascii")
+    except UnicodeEncodeError:
+        return Style(colours=colours, unicode=False)
+    return Style(colours=colours)
+
+
+class _Log(CallLog):
+    """Says on standard error what goes wrong with connections; of calls the rows tell."""
+
+    wants = frozenset({"extras"})
+
+    def __init__(self, rows: Rows) -> None:
+        super().__init__(file=unbuffered(sys.stderr))
+        self.wants = frozenset({"extras"})
+        self._rows = rows
+
+    def call_ended(self, record: CallRecord) -> None:
+        self._rows.call_ended(record)
+
+
+@attrs.frozen(kw_only=True)
+class _House:
+    """What runs, checked; nothing is open yet."""
+
+    listen: str
+    rows: Rows
+    server: Server
+    pool: Pool
+    log: _Log
+    listener_tls: TlsContext | None
+    is_on_stdout: bool
+
+    @classmethod
+    def of(cls, options: argparse.Namespace, rows: Rows, views: Views) -> "_House":
+        """By the options. Raises `ConfigError`."""
+        if (options.tls_cert is None) != (options.tls_key is None):
+            raise ConfigError("--tls-cert and --tls-key go together")
+        listener = None
+        if options.tls_cert is not None:
+            listener = listener_context(options.tls_cert, options.tls_key)
+        upstream_tls = None
+        if options.upstream_tls or options.upstream_ca is not None:
+            upstream_tls = upstream_context(ca=options.upstream_ca)
+        Address.parse(options.upstream)
+        settings = Http2Settings(engine=options.engine)
+        log = _Log(rows)
+        pool = Pool(settings=settings, observer=log, tap=views)
+        target = pool.target(options.upstream, ssl_context=upstream_tls)
+
+        def director(context: CallContext, _method: str) -> tuple[CallContext, Target]:
+            return context, target
+
+        server = Server(
+            unknown_service_handler=transparent_handler(director), settings=settings, observer=log, tap=views
+        )
+        return cls(
+            listen=options.listen,
+            rows=rows,
+            server=server,
+            pool=pool,
+            log=log,
+            listener_tls=listener,
+            is_on_stdout=options.output != _STDOUT,
+        )
+
+
+async def _run(house: _House, outputs: list[_Output]) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with house.pool, trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
+            nursery.start_soon(house.log.run)
+            serve = partial(house.server.serve, house.listen, ssl_context=house.listener_tls)
+            address = await nursery.start(serve)
+            print(
+                f"listening on {address}", file=sys.stdout if house.is_on_stdout else sys.stderr, flush=True
+            )
+            nursery.start_soon(_settle, house.rows)
+            for each in outputs:
+                nursery.start_soon(partial(each.writer.run, interval_s=_WRITE_EVERY_S))
+
+
+async def _settle(rows: Rows) -> None:
+    while True:
+        await trio.sleep(_WRITE_EVERY_S)
+        rows.settle(time.time() - _WRITE_EVERY_S)
+
+
+async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    await anext(signals)
+    scope.cancel()
