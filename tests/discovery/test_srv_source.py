@@ -12,6 +12,7 @@ import trio
 from rawgrpc_proxy.discovery.dns_resolver import DnsResolver
 from rawgrpc_proxy.discovery.dns_source import DnsSource, SrvSource, default_resolver
 from rawgrpc_proxy.discovery.found import Found
+from rawgrpc_proxy.discovery.resolver import Service, Services
 from rawgrpc_proxy.discovery.system_resolver import SystemResolver
 from rawgrpc_proxy.errors import ConfigError
 from tests.discovery.dns_server import DnsServer, dns_server
@@ -48,6 +49,22 @@ def test_a_service_is_its_hosts_with_their_ports_priorities_and_weights() -> Non
         ]
 
     run(test)
+
+
+def test_many_hosts_on_many_ports_are_not_all_joined() -> None:
+    resolver = Script(*(f"127.0.0.{number}" for number in range(1, 201)))
+    resolver.services_answer = Services(
+        found=[Service(host="a.internal.", port=port, priority=0, weight=1) for port in range(1, 3001)]
+    )
+    source = SrvSource(SERVICE, resolver=resolver, max_addresses=100)
+
+    async def main() -> None:
+        brought = await source.look_up()
+        assert 100 < len(brought.found) <= 500
+        assert {each.address.rpartition(":")[2] for each in brought.found} <= set("123456")
+        assert "no others are looked at" in brought.notes[-1]
+
+    trio.run(main)
 
 
 def test_certificates_are_checked_against_the_domain_asked_for_and_not_against_what_an_answer_names() -> None:

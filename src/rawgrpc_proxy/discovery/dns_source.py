@@ -24,6 +24,8 @@ from rawgrpc_proxy.observe.observer import PoolObserver
 DEFAULT_MAX_ADDRESSES = 256
 _LOOK_UP_S = 5.0
 """For one question: resolvers ask for about as long."""
+_LOOKED_AT = 4
+"""Times `max_addresses`: so many of a service are looked at, for those that there is a way to."""
 _AT_ONCE = 16
 """Hosts of a service that are asked for at the same time."""
 
@@ -179,23 +181,31 @@ class SrvSource(LookingUp):
                 for host in self._hosts.values():
                     nursery.start_soon(look_up, host)
         notes += [f"{host.name}: {note}" for host in self._hosts.values() for note in host.notes]
-        reachable = set(_within_reach([each for host in self._hosts.values() for each in host.addresses]))
         has_zero = any(each.weight == 0 for each in offers) and any(each.weight for each in offers)
-        found: dict[str, Found] = {}
-        for each in offers:
+        found: dict[str, tuple[str, Found]] = {}
+        # Two hosts that are the same: it counts as the better of them, which comes first.
+        for each in sorted(offers, key=lambda each: (each.priority, each.host, each.port)):
             if each.host not in self._hosts:
                 continue
+            # All hosts on all ports could be a million.
+            if len(found) > _LOOKED_AT * self._max_addresses:
+                notes.append(f"it has more than {len(found)} addresses, of which no others are looked at")
+                break
             # "A very small chance" for a weight of 0, where others have one (RFC 2782).
             weight = (each.weight * 100 if has_zero else each.weight) or 1
-            for number in reachable.intersection(self._hosts[each.host].addresses):
+            for number in self._hosts[each.host].addresses:
                 address = str(Address(host=number, port=each.port))
-                one = Found(address, weight, each.priority, self._server_name)
-                # Two hosts that are the same: it counts as the better of them.
-                found[address] = min(one, found.get(address, one), key=lambda each: each.priority)
+                if address not in found:
+                    found[address] = number, Found(address, weight, each.priority, self._server_name)
+        reachable = set(_within_reach(list({number for number, _ in found.values()})))
         ttls = [host.ttl_s for host in self._hosts.values() if host.ttl_s is not None]
         if services.ttl_s is not None:
             ttls.append(services.ttl_s)
-        return LookUp(found=list(found.values()), ttl_s=min(ttls, default=None), notes=notes)
+        return LookUp(
+            found=[one for number, one in found.values() if number in reachable],
+            ttl_s=min(ttls, default=None),
+            notes=notes,
+        )
 
     async def _services(self) -> Services:
         with trio.move_on_after(_LOOK_UP_S):
