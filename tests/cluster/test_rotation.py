@@ -3,7 +3,7 @@
 import gc
 import weakref
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from rawgrpc_proxy import CallContext, Cluster, ConfigError, Metadata, Pool
+from rawgrpc_proxy import CallContext, Cluster, ConfigError, Metadata, Pool, PoolObserver
 from rawgrpc_proxy.cluster.balance import Balance, RoundRobin
 from rawgrpc_proxy.cluster.endpoint import Endpoint
 from rawgrpc_proxy.cluster.slow_start import SlowStart
@@ -211,6 +211,67 @@ def test_while_many_endpoints_have_no_room_a_call_tries_some() -> None:
             assert (balancer.picked, cluster.overflows) == (16, 1)
 
     trio.run(main)
+
+
+class Faulty(RoundRobin[Endpoint]):
+    """A user's own, with a fault."""
+
+    def update(self, candidates: Sequence[Endpoint]) -> None:
+        super().update(candidates)
+        if any(each.target.trouble is not None for each in candidates):
+            raise ValueError("a fault")
+
+
+def test_a_balancer_that_raises_at_an_update_ends_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[object] = []
+    monkeypatch.setattr("sys.unraisablehook", lambda raised: reported.append(raised.exc_value))
+
+    async def test() -> None:
+        async with trio.open_nursery() as nursery:
+            upstream = Upstream()
+            await nursery.start(upstream.serve)
+            async with (
+                Pool(connect_wait=0) as pool,
+                Cluster([ADDRESSES[0]], pool=pool, balancer=Faulty()) as cluster,
+            ):
+                with pytest.raises(UpstreamUnavailable, match="cannot connect"):
+                    await cluster.take(a_context())
+                (await pool.get_conn(upstream.address)).close()
+            nursery.cancel_scope.cancel()
+
+    run(test)
+    assert [str(error) for error in reported] == ["a fault"]
+
+
+class DialCount(PoolObserver):
+    """Counts dials."""
+
+    dials = 0
+
+    def dial_started(self, address: str) -> None:
+        self.dials += 1
+
+
+def test_an_endpoint_that_cannot_be_connected_to_is_dialled_no_more_once_it_is_gone() -> None:
+    dials = DialCount()
+    clock = MockClock()
+
+    async def main() -> None:
+        async with (
+            Pool(connect_wait=0, observer=dials) as pool,
+            Cluster([ADDRESSES[0]], pool=pool) as cluster,
+        ):
+            with pytest.raises(UpstreamUnavailable):
+                await cluster.take(a_context())
+            cluster.found([])
+            before = dials.dials
+            for _ in range(20):
+                clock.jump(1)
+                await wait_all_tasks_blocked(0.01)
+            assert dials.dials == before
+            assert pool.stats() == {}
+
+    trio.run(main, clock=clock)
 
 
 # --------------------------------------------------------------------- slow start

@@ -36,6 +36,7 @@ from rawgrpc_proxy.discovery.source import Source, StaticSource
 from rawgrpc_proxy.errors import ConfigError, PoolExhausted, RpcError, Side, UpstreamUnavailable
 from rawgrpc_proxy.grpc.retry_policy import RetryThrottle
 from rawgrpc_proxy.net.tls import TlsContext
+from rawgrpc_proxy.observe.tell import report
 from rawgrpc_proxy.upstream.pool import Pool
 from rawgrpc_proxy.upstream.pooled import PooledConnection
 
@@ -329,7 +330,10 @@ class Cluster:
         reachable = [each for each in rotation if each.target.trouble is None] or rotation
         first = min((each.found.priority for each in reachable), default=0)
         self._rotation = [each for each in reachable if each.found.priority == first]
-        self._balancer.update(self._rotation)
+        try:
+            self._balancer.update(self._rotation)
+        except Exception as error:  # noqa: BLE001  # a user's own: whoever is at work here has others' calls in hand
+            report(error, self._balancer)
 
     def _join(self, found: Found) -> Endpoint:
         target = self._pool.target(
@@ -363,7 +367,10 @@ class Cluster:
         self.refresh()
 
     def _trouble_changed(self) -> None:
-        self.source.look_up_soon()
+        try:
+            self.source.look_up_soon()
+        except Exception as error:  # noqa: BLE001  # as in `refresh`
+            report(error, self.source)
         self.refresh()
 
     def explain(self) -> list[str]:

@@ -522,7 +522,8 @@ class Target:
         return self.record.expires_at(conn)
 
     def let_go(self) -> None:
-        """Nobody will ask for it soon: its connections end, each with its last call."""
+        """Nobody will ask for it soon: its connections end, each with its last call, and it is not dialled in vain."""
+        self._asked_at = -math.inf
         for conn in (*self.record.with_room, *self.record.busy):
             if conn.phase is _READY:
                 conn.drain(ConnectionGone("its address is not among those of the cluster any more"))
