@@ -307,3 +307,17 @@ def test_a_policy_has_no_idle_timeout_of_no_time() -> None:
     with pytest.raises(ConfigError, match=r"idle_timeout_s is 0; it must be 0\.001 or more"):
         CallPolicy(idle_timeout_s=0)
     assert CallPolicy().idle_timeout_s is None
+
+
+@on_every_engine
+@trio_test
+async def test_an_upstream_cannot_have_a_call_pause_for_longer_than_it_may_be_idle(
+    engine: Engine, clock: MockClock
+) -> None:
+    async with an_impatient_proxy(engine, retry=RetryPolicy()) as house:
+        call, served = await begun(house)
+        pushback = (b"grpc-retry-pushback-ms", b"2147483647")
+        await served.headers([*RESPONSE, (b"grpc-status", b"14"), pushback], end=True)
+        answer = await call.answer()
+        assert (answer.status, answer.get(pushback[0])) == (Status.UNAVAILABLE, pushback[1])
+        await house.record()

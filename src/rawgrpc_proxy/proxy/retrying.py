@@ -176,6 +176,8 @@ class RetryingForwarding(RepeatedForwarding):
         if deadline is not None and trio.current_time() + pause_s >= deadline:
             # What the upstream said tells more than a deadline that passes in a pause.
             return False
+        if self.idle is not None and pause_s >= self.idle.timeout_s:
+            return False  # an upstream could have calls wait for weeks that may not be idle for so long
         self._pauses, self._pause_s = pauses, pause_s
         self._counted = False
         self._leave_attempt()
