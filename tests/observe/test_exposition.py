@@ -330,6 +330,13 @@ def test_the_panels_of_the_dashboard_have_a_source_and_do_not_overlap() -> None:
     assert max(x for x, _ in taken) == 23
 
 
+def test_no_two_panels_of_the_dashboard_have_the_same_id() -> None:
+    """A link to one panel names it by that."""
+    panels = json.loads((DOCS / "grafana-dashboard.json").read_text(encoding="utf-8"))["panels"]
+    numbers = [panel["id"] for panel in panels]
+    assert sorted(numbers) == sorted(set(numbers))
+
+
 def test_every_alert_says_what_is_wrong() -> None:
     rules = (DOCS / "alerts.yml").read_text(encoding="utf-8").split("- alert: ")[1:]
     assert len(rules) > 5
