@@ -13,7 +13,7 @@ import pytest
 import trio
 from trio.testing import trio_test
 
-from rawgrpc_proxy import CallContext, Cluster, Pool, Status
+from rawgrpc_proxy import CallContext, Cluster, Http2Settings, Pool, Status
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.discovery.dns_resolver import DnsResolver
 from rawgrpc_proxy.discovery.dns_source import DnsSource
@@ -201,6 +201,18 @@ async def test_a_name_that_cannot_be_looked_up_from_the_start_fails_calls_with_t
         assert answer.status == Status.UNAVAILABLE
         assert b"there is no such name (NXDOMAIN)" in (answer.message or b"")
         await town.house.record()
+
+
+@trio_test
+async def test_the_cluster_explains_that_not_all_addresses_are_used(engine: Engine) -> None:
+    async with dns_server() as server, Pool(settings=Http2Settings(engine=engine)) as pool:
+        server.set(NAME, "A", "127.0.0.1", "127.0.0.2", "127.0.0.3")
+        source = DnsSource(f"{NAME}:1", resolver=DnsResolver([server.address]), max_addresses=2)
+        async with Cluster(source, pool=pool) as cluster:
+            await until(lambda: bool(cluster.endpoints))
+            assert cluster.explain()[-1] == (
+                "about its addresses: it has 3 ipv4 addresses, of which 2 are used (max_addresses)"
+            )
 
 
 @trio_test

@@ -381,6 +381,8 @@ class Cluster:
             lines.append(PANIC)
         if self.source.problem is not None:
             lines.append(f"the last look-up failed: {self.source.problem}")
+        if self.source.note is not None:
+            lines.append(f"about its addresses: {self.source.note}")
         return lines
 
     def __repr__(self) -> str:

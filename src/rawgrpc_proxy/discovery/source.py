@@ -17,6 +17,10 @@ class Source(Protocol):
     def problem(self) -> str | None:
         """Why the last look-up failed, if it did."""
 
+    @property
+    def note(self) -> str | None:
+        """What is in doubt, or left out, of what the last look-up that did not fail has brought."""
+
     async def watch(self, tell: Callable[[Sequence[Found]], None]) -> None:
         """Tell each new set as a whole, until cancelled. A look-up that fails tells nothing: the old set stays."""
 
@@ -28,6 +32,7 @@ class StaticSource:
     """Addresses that never change."""
 
     problem: str | None = None
+    note: str | None = None
 
     def __init__(self, endpoints: Iterable[str | Found]) -> None:
         """Raise `ConfigError` for what is no address, for one that is there twice, and if there is none."""
