@@ -11,7 +11,7 @@ from typing import Any
 import dns.rcode
 import pytest
 import trio
-from trio.testing import trio_test
+from trio.testing import MockClock, trio_test
 
 from rawgrpc_proxy import CallContext, Cluster, Http2Settings, Pool, Status
 from rawgrpc_proxy.config import Engine
@@ -30,6 +30,19 @@ pytestmark = [
 ]
 
 NAME = "orders.internal"
+
+
+@pytest.fixture(name="clock")
+def time_that_stands_still() -> MockClock:
+    """A clock that goes on only when a test says so."""
+    return MockClock()
+
+
+async def time_passes_until(condition: Callable[[], bool], clock: MockClock) -> None:
+    """In steps, each with all that comes of it on the sockets."""
+    while not condition():
+        clock.jump(0.25)
+        await trio.testing.wait_all_tasks_blocked(0.01)
 
 
 @dataclass
@@ -176,7 +189,7 @@ async def test_while_the_name_cannot_be_looked_up_calls_go_where_they_went(engin
 
 @trio_test
 async def test_an_address_that_moves_is_looked_up_again_when_dials_fail_and_the_call_goes_there(
-    engine: Engine,
+    engine: Engine, clock: MockClock
 ) -> None:
     """However long the ttl."""
     async with a_town(engine, 1, pool={"connect_wait": 2.0}) as town:
@@ -185,6 +198,7 @@ async def test_an_address_that_moves_is_looked_up_again_when_dials_fail_and_the_
         await town.backends[0].stop_listening()
         town.name_means(2)
         call = await town.house.clients[0].request(body=b"hello")
+        await time_passes_until(lambda: not town.backends[1].no_request_came(), clock)
         await (await town.backends[1].request()).respond()
         assert (await call.answer()).status == Status.OK
         await town.house.record()
@@ -193,10 +207,11 @@ async def test_an_address_that_moves_is_looked_up_again_when_dials_fail_and_the_
 
 @trio_test
 async def test_a_name_that_cannot_be_looked_up_from_the_start_fails_calls_with_the_cause(
-    engine: Engine,
+    engine: Engine, clock: MockClock
 ) -> None:
     async with a_town(engine) as town:
         call = await town.house.clients[0].request(body=b"hello")
+        await time_passes_until(lambda: town.house.observer.unread > 0, clock)
         answer = await call.answer()
         assert answer.status == Status.UNAVAILABLE
         assert b"there is no such name (NXDOMAIN)" in (answer.message or b"")
