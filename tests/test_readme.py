@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 import rawgrpc_proxy
-from rawgrpc_proxy import Client, ServedCall, codec, identity_codec, stream_stream, unary_unary
+from rawgrpc_proxy import Client, RpcError, ServedCall, codec, identity_codec, stream_stream, unary_unary
 from rawgrpc_proxy.call import Call
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.command import cli
@@ -195,6 +195,41 @@ def test_the_client_of_the_readme_makes_its_calls(folder: Path, capsys: pytest.C
     ]
 
 
+def test_calls_to_the_cluster_of_the_readme_are_shared_out_and_sent_again_where_its_policy_says_so(
+    folder: Path,
+) -> None:
+    proxy, one, other = (f"unix:{folder}/{name}" for name in ("proxy", "one", "other"))
+    addresses = {"0.0.0.0:8080": proxy, "10.0.0.7:50051": one, "10.0.0.8:50051": other}
+    reached: list[tuple[str, str]] = []
+
+    async def run_failing_at_first(address: str, name: str) -> None:
+        async def answer(call: Call) -> None:
+            if call.context.method.endswith("Health/Check"):
+                raise RpcError(Status.UNIMPLEMENTED, "no such service")
+            reached.append((name, call.context.method))
+            if sum(method == call.context.method for _, method in reached) == 1:
+                raise RpcError(Status.UNAVAILABLE, "not yet")
+            call.send_headers()
+            call.end(Status.OK)
+
+        await Server(unknown_service_handler=answer).serve(address)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery, Pool() as client:
+            nursery.start_soon(run_failing_at_first, one, "one")
+            nursery.start_soon(run_failing_at_first, other, "other")
+            async with running(program_with("Cluster("), addresses):
+                with trio.fail_after(60):
+                    read, wrote = "/com.example.Catalogue/Get", "/com.example.Orders/Put"
+                    assert (await ask(client, proxy, read, "x"))[0] is Status.OK
+                    assert {name for name, _ in reached} == {"one", "other"}
+                    assert (await ask(client, proxy, wrote, "x"))[0] is Status.UNAVAILABLE
+                    assert sum(method == wrote for _, method in reached) == 1
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
 def test_a_director_that_changes_metadata_as_in_the_readme(folder: Path) -> None:
     upstream = f"unix:{folder}/upstream"
     code = program_with("x-forwarded-by").replace("127.0.0.1:50051", upstream)
@@ -218,7 +253,7 @@ def test_the_route_table_of_the_readme_is_one() -> None:
 
 
 def test_every_python_example_of_the_readme_is_covered_by_a_test_above() -> None:
-    assert len(blocks("python")) == 5
+    assert len(blocks("python")) == 6
 
 
 def test_every_command_of_the_readme_is_understood() -> None:
@@ -263,10 +298,13 @@ def test_the_extras_of_the_readme_are_those_of_the_project() -> None:
     assert told == list(project["optional-dependencies"])
 
 
-def test_the_settings_file_of_the_readme_is_one() -> None:
-    [example] = blocks("toml")
-    serve = settings_of([("README.md", tomllib.loads(example))]).serve
-    assert serve.clusters["orders"].addresses == ("10.0.0.7:50051", "10.0.0.8:50051")
+def test_the_settings_files_of_the_readme_are_some() -> None:
+    several, command = (settings_of([("README.md", tomllib.loads(each))]).serve for each in blocks("toml"))
+    for serve in (several, command):
+        assert serve.clusters["orders"].addresses == ("10.0.0.7:50051", "10.0.0.8:50051")
+    assert several.clusters["orders"].health is not None
+    assert several.clusters["orders"].outlier is not None
+    assert [route.retry is not None for route in several.routes] == [True, False]
 
 
 def test_every_make_target_of_the_readme_exists() -> None:

@@ -29,6 +29,7 @@ from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.discovery.dns_source import DnsSource, SrvSource
 from rawgrpc_proxy.discovery.found import Found
+from rawgrpc_proxy.discovery.source import Source
 from rawgrpc_proxy.errors import ConfigError, ProxyError, RpcError
 from rawgrpc_proxy.grpc.codec import Codec, codec, codec_with_parent, identity_codec
 from rawgrpc_proxy.grpc.health import ServingStatus
@@ -105,6 +106,7 @@ __all__ = [
     "ServerObserver",
     "ServingStatus",
     "SlowStart",
+    "Source",
     "SrvSource",
     "Status",
     "StreamDirector",
