@@ -148,6 +148,16 @@ def test_one_that_a_source_names_twice_is_one_endpoint_and_leaves_as_one() -> No
     with_a_cluster(test)
 
 
+def test_a_source_that_tells_what_is_no_address_changes_nothing() -> None:
+    async def test(cluster: Cluster, clock: MockClock) -> None:
+        with pytest.raises(ConfigError, match="nowhere"):
+            cluster.found([Found("127.0.0.1:5"), Found("nowhere")])
+        assert [each.address for each in cluster.endpoints] == ADDRESSES
+        assert set(picked(cluster)) == set(ADDRESSES)
+
+    with_a_cluster(test)
+
+
 def test_one_that_comes_back_while_it_has_calls_leaves_no_more() -> None:
     async def test(cluster: Cluster, clock: MockClock) -> None:
         cluster.endpoints[0].target.calls += 1

@@ -35,6 +35,7 @@ from rawgrpc_proxy.discovery.found import Found
 from rawgrpc_proxy.discovery.source import Source, StaticSource
 from rawgrpc_proxy.errors import ConfigError, PoolExhausted, RpcError, Side, UpstreamUnavailable
 from rawgrpc_proxy.grpc.retry_policy import RetryThrottle
+from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.tls import TlsContext
 from rawgrpc_proxy.observe.tell import report
 from rawgrpc_proxy.upstream.pool import Pool
@@ -292,8 +293,11 @@ class Cluster:
     def found(self, found: Sequence[Found]) -> None:
         """These are the endpoints from now on: what is new joins, and what is gone drains.
 
-        One that has but another weight or priority stays the same endpoint: its checks and its share go on.
+        One that has but another weight or priority stays the same endpoint: its checks and its share go on. Raises
+        `ConfigError`, with nothing changed, if one of them is no address.
         """
+        for each in found:
+            Address.parse(each.address)
         kept = {(each.address, each.found.server_name): each for each in self.endpoints}
         self.endpoints = []
         for each in {(each.address, each.server_name): each for each in found}.values():
