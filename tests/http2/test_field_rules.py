@@ -182,6 +182,17 @@ def test_an_authority_is_a_name_or_an_address_and_maybe_a_port(authority: bytes)
 
 
 @pytest.mark.parametrize(
+    "authority", [b"127.0.0.1:1,127.0.0.1:50051", b"[::1]:1,[2001:db8::7]:443,10.0.0.7:1"]
+)
+def test_an_authority_may_be_several_addresses_as_grpc_clients_with_such_a_target_send_it(
+    authority: bytes,
+) -> None:
+    assert field_rules.request_problem(with_authority(authority)) is None
+    assert field_rules.request_problem([*without(b":authority"), (b"host", authority)]) is not None
+    assert field_rules.request_problem([*with_authority(authority), (b"host", authority)]) is not None
+
+
+@pytest.mark.parametrize(
     "authority",
     [
         b"", b"a/b", b"/", b"a b", b" a", b"a,b", b"a?b", b"a#b", b"a:99999999", b"a:65536", b"a:-1", b"a:b", b":443",

@@ -24,10 +24,14 @@ _CONNECTION_SPECIFIC = frozenset(
 _REQUEST_PSEUDO = frozenset({b":method", b":scheme", b":path", b":authority"})
 _TE_TRAILERS = (b"te", b"trailers")
 # RFC 3986 §3.2 without user information (RFC 9113 §8.3.1). A comma, which the letter allows in a name, is none here: it
-# is how two values of one field are joined.
+# is how two values of one field are joined; but for what follows.
 _AUTHORITY = re.compile(
     rb"(?:\[[0-9A-Fa-f:.]+(?:%25[\w.~%-]+)?\]|[A-Za-z0-9._~%!$&'()*+;=-]+)(?::([0-9]{0,5}))?\Z"
 )
+# What gRPC's C core sends for a target of several addresses ("ipv4:10.0.0.7:443,10.0.0.8:443"), which names no host. As
+# a Host field it would be two values.
+_ADDRESS = rb"(?:\d{1,3}(?:\.\d{1,3}){3}|\[[0-9A-Fa-f:.]+\]):\d{1,5}"
+_ADDRESSES = re.compile(_ADDRESS + rb"(?:," + _ADDRESS + rb")+\Z")
 _SCHEME = re.compile(rb"[a-zA-Z][a-zA-Z0-9+.-]*\Z")  # RFC 3986 §3.1
 _ONCE = frozenset({b"host", b"content-type", b"grpc-timeout"})
 """Fields of a request of which a second one would let two readers read two different things."""
@@ -135,7 +139,11 @@ def _target_problem(pseudo: dict[bytes, bytes], host: bytes | None) -> str | Non
     authority = pseudo.get(b":authority", host)
     if authority is None:
         return "there is neither :authority nor host"
-    if authority not in _known_authorities and not _is_authority(authority):
+    if (
+        authority not in _known_authorities
+        and not _is_authority(authority)
+        and (host is not None or not _ADDRESSES.match(authority))
+    ):
         return f"the :authority, or the host, is {_show(authority)}: a name or an address, and maybe a port"
     if host is not None and host.lower() != authority.lower():
         return f"the host is {_show(host)}, and the :authority {_show(authority)}"
