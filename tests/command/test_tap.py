@@ -3,6 +3,8 @@
 import json
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,10 +17,12 @@ from trio.testing import trio_test
 from rawgrpc_proxy import RpcError, Status
 from rawgrpc_proxy.client.client import Client
 from rawgrpc_proxy.command import cli
+from rawgrpc_proxy.command.certs import write_certificates
 from rawgrpc_proxy.command.demo import ECHO_SERVICE, TRIALS, Trial, backend, make_call
 from rawgrpc_proxy.config import Http2Settings
+from rawgrpc_proxy.net.tls_files import listener_context, upstream_context
 from rawgrpc_proxy.observe.call_log import CallLog
-from tests.processes import Program, program
+from tests.processes import TIMEOUT_S, Program, program
 
 BIDI = f"/{ECHO_SERVICE}/Bidi"
 ROOT = Path(__file__).parents[2]
@@ -134,6 +138,57 @@ async def test_who_reads_nothing_slows_no_call() -> None:
                 for trial in TRIALS:
                     assert await make_call(client, trial) == list(trial.replies)
             await stop(running)
+
+
+@trio_test
+async def test_a_terminal_that_takes_nothing_slows_no_call_nor_the_end() -> None:
+    async with a_backend() as upstream:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-m", "rawgrpc_proxy", "tap", "--upstream", upstream, "--frames", "-o", "-"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        async with process.stdout, process.stderr:
+            try:
+                with trio.fail_after(TIMEOUT_S):
+                    said = b""
+                    while b"\n" not in said:
+                        said += await process.stderr.receive_some()
+                    async with Client(said.decode().split()[-1]) as client:
+                        # Ten times what a pipe holds.
+                        for _ in range(100):
+                            await make_call(client, TRIALS[0])
+                    process.send_signal(signal.SIGTERM)
+                    assert await process.wait() == 0
+            finally:
+                if process.returncode is None:
+                    process.kill()
+
+
+@trio_test
+async def test_tls_is_spoken_on_both_sides(tmp_path: Path) -> None:
+    pytest.importorskip("trustme")
+    folder = tmp_path / "certs"
+    write_certificates(folder)
+    ca, pem, key = (str(folder / name) for name in ("ca.pem", "server.pem", "server.key"))
+    quiet = CallLog()
+    quiet.level = "none"
+    async with trio.open_nursery() as nursery:
+        echo = backend(Http2Settings(), quiet)
+        upstream = await nursery.start(
+            partial(echo.serve, "127.0.0.1:0", ssl_context=listener_context(pem, key))
+        )
+        tls = ("--tls-cert", pem, "--tls-key", key, "--upstream-ca", ca)
+        async with program("tap", "--upstream", upstream, "--frames", *tls) as running:
+            async with Client(await running.address(), ssl_context=upstream_context(ca=ca)) as client:
+                assert await make_call(client, TRIALS[0]) == list(TRIALS[0].replies)
+            for side in ("downstream", "upstream  "):
+                await running.line(rf"{side} +connection with \S+ TLSv1\.3$", "stdout")
+            await running.line(r"caller   ← proxy    HEADERS .* grpc-status: 0$", "stdout")
+            await stop(running)
+        nursery.cancel_scope.cancel()
 
 
 @trio_test

@@ -16,7 +16,7 @@ from rawgrpc_proxy.lab import rows as rows_module
 from rawgrpc_proxy.lab.events import Sender
 from rawgrpc_proxy.lab.filters import Filter
 from rawgrpc_proxy.lab.link_view import LinkView
-from rawgrpc_proxy.lab.readable import guessed
+from rawgrpc_proxy.lab.readable import MAX_READABLE_BYTES, Payload, guessed, plain
 from rawgrpc_proxy.lab.redact import REDACTED
 from rawgrpc_proxy.lab.row_text import Style, json_of, missing_json, missing_text, text_of
 from rawgrpc_proxy.lab.rows import Row, Rows
@@ -187,7 +187,7 @@ def test_by_status_a_call_is_shown_whole_when_it_has_ended(monkeypatch: pytest.M
 
 
 def test_what_belongs_to_no_call_is_shown_by_peer_only() -> None:
-    for text, shown in (("peer=127.*", True), ("peer=10.*", False), ("method=/pkg.S/*", False)):
+    for text, shown in (("peer=127.*", True), ("peer=10.*", False), ("method!=/x/*", False)):
         told = Told(mode="frames", filters=[Filter.parse(text)])
         assert ("frame" in told.kinds) is shown, text
 
@@ -209,6 +209,9 @@ def test_of_a_bomb_no_more_is_read_than_of_other_messages() -> None:
     told.say(CLIENT, data(encode_message(bomb, compressed=True)))
     assert told.rows[-1]["cut"]
     assert told.rows[-1]["text"] == "…"
+    before = plain(bomb, 1, "gzip", is_whole=True)
+    assert isinstance(before, Payload)
+    assert len(before.data) == MAX_READABLE_BYTES
 
 
 def test_what_cannot_be_read_is_told() -> None:
