@@ -192,6 +192,15 @@ async def test_tls_is_spoken_on_both_sides(tmp_path: Path) -> None:
 
 
 @trio_test
+async def test_where_reflection_tells_nothing_messages_are_guessed_and_that_is_said() -> None:
+    async with a_tap("--reflection") as (running, client):
+        await running.line(r"^rawgrpc-proxy: no schema by reflection, messages are guessed: ", "stderr")
+        await make_call(client, Trial(BIDI, (HELLO,), (HELLO,)))
+        await running.line(r'#0 7 B 1: "hello"$', "stdout")
+        await stop(running)
+
+
+@trio_test
 async def test_what_an_upstream_that_is_not_there_does_to_calls_is_told() -> None:
     async with program("tap", "--upstream", "127.0.0.1:1") as running:
         async with Client(await running.address()) as client:

@@ -21,13 +21,15 @@ import attrs
 import trio
 
 from rawgrpc_proxy.call import CallContext
+from rawgrpc_proxy.client.client import Client
 from rawgrpc_proxy.config import ENGINES, Http2Settings
-from rawgrpc_proxy.errors import ConfigError, Side
-from rawgrpc_proxy.lab.descriptors import by_descriptors
+from rawgrpc_proxy.errors import ConfigError, RpcError, Side
+from rawgrpc_proxy.lab.descriptors import by_descriptors, check_protobuf, decoder_of
 from rawgrpc_proxy.lab.filters import Filter
 from rawgrpc_proxy.lab.link_view import Views
 from rawgrpc_proxy.lab.readable import MAX_READABLE_BYTES, Decoder, guessed
 from rawgrpc_proxy.lab.redact import Redactor
+from rawgrpc_proxy.lab.reflection import reflected
 from rawgrpc_proxy.lab.row_text import Style, json_of, missing_json, missing_text, text_of
 from rawgrpc_proxy.lab.rows import Row, Rows
 from rawgrpc_proxy.net.address import Address
@@ -36,12 +38,14 @@ from rawgrpc_proxy.net.tls_files import listener_context, upstream_context
 from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.line_writer import LineFile, LineWriter, unbuffered
 from rawgrpc_proxy.observe.record import CallRecord
+from rawgrpc_proxy.observe.words import printable
 from rawgrpc_proxy.proxy.transparent import transparent_handler
 from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.upstream.pool import Pool
 from rawgrpc_proxy.upstream.target import Target
 
 _WRITE_EVERY_S = 0.01
+_REFLECTION_TIMEOUT_S = 5.0
 _STDOUT = "-"
 _SIDES = {
     "downstream": (Side.DOWNSTREAM,),
@@ -106,6 +110,11 @@ def add_tap(parser: argparse.ArgumentParser) -> None:
         help="show what is in messages, by the schema in this file (of protoc --include_imports --descriptor_set_out)",
     )
     add(
+        "--reflection",
+        action="store_true",
+        help="the same, by the schema that the upstream tells (gRPC server reflection); it is asked once, at the start",
+    )
+    add(
         "--redact",
         action="append",
         default=[],
@@ -125,9 +134,11 @@ def add_tap(parser: argparse.ArgumentParser) -> None:
 
 def tap(options: argparse.Namespace) -> int:
     """Run until a signal comes, and answer the exit code. Raises `ConfigError`."""
-    decode: Decoder | None = guessed if options.decode else None
+    decode: Decoder | None = guessed if options.decode or options.reflection else None
     if options.descriptor_set is not None:
         decode = by_descriptors(options.descriptor_set)
+    if options.reflection:
+        check_protobuf()
     mode = "frames" if options.frames else "messages"
     with contextlib.ExitStack() as files:
         outputs = list(_outputs(options.output, files))
@@ -217,6 +228,8 @@ class _House:
     """What runs, checked; nothing is open yet."""
 
     listen: str
+    asks: Client | None
+    """Who is to ask the upstream for its schema, on a connection that nobody sees."""
     rows: Rows
     server: Server
     pool: Pool
@@ -249,6 +262,7 @@ class _House:
         )
         return cls(
             listen=options.listen,
+            asks=Client(options.upstream, ssl_context=upstream_tls) if options.reflection else None,
             rows=rows,
             server=server,
             pool=pool,
@@ -263,6 +277,8 @@ async def _run(house: _House, outputs: list[_Output]) -> None:
         async with house.pool, trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
             nursery.start_soon(house.log.run)
+            if house.asks is not None:
+                house.rows.decode = await _schema_by(house.asks)
             serve = partial(house.server.serve, house.listen, ssl_context=house.listener_tls)
             address = await nursery.start(serve)
             print(
@@ -271,6 +287,21 @@ async def _run(house: _House, outputs: list[_Output]) -> None:
             nursery.start_soon(_settle, house.rows)
             for each in outputs:
                 nursery.start_soon(partial(each.writer.run, interval_s=_WRITE_EVERY_S))
+
+
+async def _schema_by(asking: Client) -> Decoder:
+    """A decoder by what the upstream tells of itself; one that guesses if it tells nothing, which is said."""
+    problem = f"no answer within {_REFLECTION_TIMEOUT_S:g} s"
+    with trio.move_on_after(_REFLECTION_TIMEOUT_S):
+        try:
+            async with asking as client:
+                return decoder_of(await reflected(client), "the upstream's reflection")
+        except (RpcError, ConfigError) as error:
+            problem = str(error)
+    print(
+        f"rawgrpc-proxy: no schema by reflection, messages are guessed: {printable(problem)}", file=sys.stderr
+    )
+    return guessed
 
 
 async def _settle(rows: Rows) -> None:

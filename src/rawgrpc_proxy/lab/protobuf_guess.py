@@ -205,6 +205,30 @@ def guess(data: bytes, *, cut: bool = False) -> Message | None:
         return None
 
 
+def delimited_fields(data: bytes, number: int) -> list[bytes]:
+    """The length-delimited values of this field, at the top of the message, as far as it is one. Nothing is guessed."""
+    found: list[bytes] = []
+    position, end = 0, len(data)
+    try:
+        while position < end:
+            tag, position = _varint(data, position, end)
+            kind = tag & 7
+            if kind == _VARINT:
+                position = _varint(data, position, end)[1]
+            elif kind == _LEN:
+                size, position = _varint(data, position, end)
+                if tag >> 3 == number and position + size <= end:
+                    found.append(data[position : position + size])
+                position += size
+            elif kind in (_I64, _I32):
+                position += 8 if kind == _I64 else 4
+            else:
+                break
+    except _NotProtobuf:
+        pass
+    return found
+
+
 def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
     value = shift = 0
     for at in range(position, min(end, position + _MAX_VARINT_BYTES)):

@@ -91,7 +91,8 @@ class Rows:
         self._frames = mode == "frames"
         self._filters = filters
         self._redactor = redactor or Redactor()
-        self._decode = decode
+        self.decode = decode
+        """May be set while it is in use."""
         self._calls: dict[tuple[int, int], _Call] = {}
         self._pending: tuple[FrameSeen, Row] | None = None
         """A frame with headers, until they are told as well."""
@@ -205,8 +206,8 @@ class Rows:
         half = event.stream.half(event.sender)
         if event.flag:
             row["compressed"] = half.encoding if event.flag == 1 else f"flag {event.flag}"
-        if self._decode is not None and event.payload is not None:
-            row |= self._decoded(self._decode, event, half.encoding, event.payload)
+        if self.decode is not None and event.payload is not None:
+            row |= self._decoded(self.decode, event, half.encoding, event.payload)
         self._emit(event.link, event.stream.id, row)
 
     def _decoded(self, decode: Decoder, event: MessageSeen, encoding: str, payload: bytes) -> Row:
