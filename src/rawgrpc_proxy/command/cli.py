@@ -23,6 +23,7 @@ from rawgrpc_proxy.command.cluster_settings import DNS_SCHEME, PoolSettings
 from rawgrpc_proxy.command.completion import SHELLS, completion
 from rawgrpc_proxy.command.demo import run_demo
 from rawgrpc_proxy.command.options import layer_of_environment, layer_of_options
+from rawgrpc_proxy.command.record import add_record
 from rawgrpc_proxy.command.serve import serve
 from rawgrpc_proxy.command.settings import LogSettings, ServeSettings, check_listener
 from rawgrpc_proxy.command.settings_file import Settings, SettingsError, load, settings_of
@@ -126,6 +127,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_tap(
         commands.add_parser("tap", help="show each message, or frame, while it passes", allow_abbrev=False)
+    )
+    add_record(
+        commands.add_parser(
+            "record", help="forward calls, and write every frame to a file", allow_abbrev=False
+        )
     )
     _add_completion(
         commands.add_parser("completion", help="complete these arguments in a shell", allow_abbrev=False)

@@ -1,0 +1,63 @@
+"""`rawgrpc-proxy record`, in a process of its own."""
+
+import signal
+from pathlib import Path
+
+import trio
+
+from rawgrpc_proxy import Client
+from rawgrpc_proxy.codes import Status
+from rawgrpc_proxy.command.demo import backend
+from rawgrpc_proxy.config import Http2Settings
+from rawgrpc_proxy.errors import Side
+from rawgrpc_proxy.lab.recording import Frame, read
+from rawgrpc_proxy.observe.call_log import CallLog
+from tests.processes import program
+
+UNARY = "/rawgrpc.demo.Echo/Unary"
+
+
+def test_calls_go_through_and_are_in_the_file_after_a_signal(tmp_path: Path) -> None:
+    path = tmp_path / "calls.jsonl"
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            upstream: str = await nursery.start(backend(Http2Settings(), CallLog()).serve, "127.0.0.1:0")
+            arguments = ("record", "-o", str(path), "--listen", "127.0.0.1:0", "--upstream", upstream)
+            async with program(*arguments) as recording:
+                async with Client(await recording.address()) as client:
+                    assert await client.unary_unary(UNARY, b"hello") == b"hello"
+                recording.signal(signal.SIGTERM)
+                assert await recording.exit_code() == 0
+                assert recording.stderr == []
+                assert recording.stdout[-1] == f"2 connections recorded in {path}"
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    recording = read(path)
+    assert recording.complete
+    for side in (Side.DOWNSTREAM, Side.UPSTREAM):
+        [link] = recording.side(side)
+        frames = [entry for entry in link.entries if isinstance(entry, Frame)]
+        assert [frame.payload for frame in frames if frame.type == 0 and frame.payload] == [
+            b"\0\0\0\0\x05hello"
+        ] * 2
+        assert (b"grpc-status", b"%d" % Status.OK) in [
+            field for frame in frames for field in frame.headers or ()
+        ]
+
+
+def test_what_cannot_be_is_said_in_a_line(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.touch()
+
+    async def main() -> None:
+        async with program(
+            "record", "-o", str(there), "--listen", "127.0.0.1:0", "--upstream", "127.0.0.1:1"
+        ) as refused:
+            assert await refused.exit_code() == 2
+            assert refused.stderr == [
+                f"rawgrpc-proxy: {there} is there already, and is left as it is: give another name"
+            ]
+
+    trio.run(main)
