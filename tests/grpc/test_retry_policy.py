@@ -81,7 +81,9 @@ def test_a_hedging_policy_is_held_to_its_bounds(wrong: dict[str, Any]) -> None:
         ([], None),
         ([b"0"], 0),
         ([b"1500"], 1.5),
-        ([b"2147483647"], 2147483.647),
+        ([b"60000"], 60),
+        ([b"60001"], -1),
+        ([b"2147483647"], -1),
         ([b"2147483648"], -1),
         ([b"-1"], -1),
         ([b"007"], -1),
@@ -92,7 +94,7 @@ def test_a_hedging_policy_is_held_to_its_bounds(wrong: dict[str, Any]) -> None:
         ([b"5", b"5"], -1),
     ],
 )
-def test_pushback_that_cannot_be_read_forbids_another_attempt(
+def test_pushback_that_cannot_be_read_or_is_beyond_a_minute_forbids_another_attempt(
     values: list[bytes], pause_s: float | None
 ) -> None:
     fields = [(b"grpc-status", b"14"), *((b"grpc-retry-pushback-ms", value) for value in values)]

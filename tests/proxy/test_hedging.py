@@ -182,12 +182,13 @@ async def test_one_failure_leaves_the_other_attempt_its_chance(engine: Engine) -
         assert (await call.answer()).body == message(b"good")
 
 
+@pytest.mark.parametrize("value", [b"-1", b"2000000000"])
 @trio_test
-async def test_an_upstream_may_forbid_further_attempts(engine: Engine) -> None:
+async def test_an_upstream_may_forbid_further_attempts(engine: Engine, value: bytes) -> None:
     async with several(engine, hedge(delay_s=LONG_S)) as town:
         call = await (await town.house.client()).request()
         _, served = await town.request()
-        await fail_late(served, (PUSHBACK, b"-1"))
+        await fail_late(served, (PUSHBACK, value))
         assert (await call.answer()).status == Status.UNAVAILABLE
         assert town.no_request_came
 

@@ -317,7 +317,7 @@ async def test_an_upstream_may_say_how_long_to_wait(engine: Engine, clock: MockC
         assert (await call.answer()).status == Status.OK
 
 
-@pytest.mark.parametrize("value", [b"-1", b"soon"])
+@pytest.mark.parametrize("value", [b"-1", b"soon", b"2000000000"])
 @trio_test
 async def test_an_upstream_may_forbid_another_attempt(engine: Engine, value: bytes) -> None:
     async with with_policy(engine, retry()) as house:

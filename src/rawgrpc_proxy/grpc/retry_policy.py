@@ -27,7 +27,9 @@ PREVIOUS_ATTEMPTS = b"grpc-previous-rpc-attempts"
 _PUSHBACK = b"grpc-retry-pushback-ms"
 _NEVER = -1.0
 _MILLISECONDS = re.compile(rb"(?:0|[1-9][0-9]{0,9})\Z")
-_MOST_MS = 2**31 - 1
+_MOST_MS = 60_000
+"""A call that waits keeps a task and its request, and no timeout of the proxy's ends that, while gRPC lets an upstream
+ask for weeks. A caller who is to come back in more than a minute is better told so, and may wait without us."""
 _MOST_TOKENS = 1000
 _DAY_S = 86_400.0
 
@@ -174,7 +176,7 @@ class RetryThrottle:
 def pushback_s(fields: Headers) -> float | None:
     """How long the upstream asks to wait before another attempt: negative, if there shall be none; None: it is silent.
 
-    What cannot be read asks for none, as gRFC A6 says.
+    What cannot be read asks for none, as gRFC A6 says. Who asks for more than a minute does so, too.
     """
     values = [value for name, value in fields if name == _PUSHBACK]
     if not values:
