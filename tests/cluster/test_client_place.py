@@ -8,9 +8,10 @@ import pytest
 import trio
 from trio.testing import trio_test
 
-from rawgrpc_proxy import Client, Cluster, Http2Settings, Pool, RpcError
+from rawgrpc_proxy import Client, Cluster, ConcurrencyLimit, Http2Settings, Pool, RpcError
 from rawgrpc_proxy.cluster.outlier_settings import OutlierDetection
 from rawgrpc_proxy.config import Engine
+from rawgrpc_proxy.errors import TooManyCalls
 from tests.proxy.house import Baseline, on_every_engine, streams_of, until
 from tests.proxy.raw_peers import Backend, PeerStream
 
@@ -112,6 +113,46 @@ async def test_calls_of_a_client_count_for_ejection(engine: Engine) -> None:
         assert ejected.address == backends[0].address
         for _ in range(6):
             assert await client.unary_unary("/a.B/C", b"") == b"y"
+        nursery.cancel_scope.cancel()
+
+
+@trio_test
+async def test_calls_of_a_client_count_towards_the_limits_of_the_cluster(engine: Engine) -> None:
+    """As those that are passed on: until they are over, however they end, and once, be they made twice."""
+    limit = ConcurrencyLimit(1, name="max_requests")
+    async with (
+        a_client_of_three(engine, limits=[limit]) as (client, backends, cluster),
+        trio.open_nursery() as nursery,
+    ):
+        served: list[PeerStream] = []
+        came = trio.Event()
+
+        async def refuse_the_first(stream: PeerStream) -> None:
+            served.append(stream)
+            if len(served) == 1:
+                await stream.reset(7)
+            else:
+                came.set()
+
+        for backend in backends:
+            nursery.start_soon(backend.answer_all, refuse_the_first)
+        async with client.unary_stream("/a.B/C", b"") as call:
+            nursery.start_soon(call.receive_headers)
+            await came.wait()
+            assert limit.open_calls == 1
+            with pytest.raises(TooManyCalls, match=r"1 calls are under way, as many as may be now"):
+                await client.unary_unary("/a.B/C", b"")
+            await answer(served[-1])
+            assert [message async for message in call] == [b"y"]
+        await until(lambda: limit.open_calls == 0)
+
+        with trio.move_on_after(0):
+            await client.unary_unary("/a.B/C", b"")
+        cluster.found([])
+        with pytest.raises(RpcError, match="has no endpoint"):
+            await client.unary_unary("/a.B/C", b"")
+        await until(lambda: limit.open_calls == 0)
+        assert limit.refused == 1
         nursery.cancel_scope.cancel()
 
 

@@ -35,6 +35,7 @@ from rawgrpc_proxy.discovery.found import Found
 from rawgrpc_proxy.discovery.source import Source, StaticSource
 from rawgrpc_proxy.errors import ConfigError, PoolExhausted, RpcError, Side, UpstreamUnavailable
 from rawgrpc_proxy.grpc.retry_policy import RetryThrottle
+from rawgrpc_proxy.limits.concurrency import Places
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.tls import TlsContext
 from rawgrpc_proxy.observe.tell import report
@@ -53,8 +54,8 @@ class Cluster:
 
     `endpoints` are addresses (`HOST:PORT` or `unix:PATH`), or a source of them. The connections are those of `pool`,
     which has to be open as long as the cluster is; its limits are for each endpoint. `name` is for people. Each call
-    that is passed on needs a place of each of the `limits`, unless its director has leased a connection; and no more
-    than `max_pending` wait for a connection at a time.
+    that is passed on, or made by a `Client`, needs a place of each of the `limits`, unless its director has leased a
+    connection; and no more than `max_pending` wait for a connection at a time.
 
     `balance` says which endpoint a call gets: "round_robin", "least_request", "ring_hash", "pick_first", or a
     `Balance`. A `balancer` of one's own does that instead, and `key_of` answers what it goes by if it sends like calls
@@ -234,8 +235,14 @@ class Cluster:
             self.pending -= 1
 
     async def take_place(self, context: CallContext) -> ClientPlace:
-        """`take`, for a call that a `Client` makes."""
-        return ClientPlace(await self.take(context), context)
+        """`take`, for a call that a `Client` makes. Raises `RpcError` if one of the limits is full."""
+        limits = Places.of(self.limits) if self.limits else None
+        try:
+            return ClientPlace(await self.take(context), context, limits)
+        except BaseException:
+            if limits is not None:
+                limits.leave(None)
+            raise
 
     async def take_another(self, context: CallContext, endpoint: Endpoint) -> Place | None:
         """As `take`, for a call that was not processed there. None: no other endpoint can be had."""
