@@ -304,6 +304,19 @@ def test_the_same_trouble_with_an_upstream_is_told_of_once_a_second_with_the_num
         assert lines[3].endswith("cannot connect (4 more of these since the last line)")
 
 
+def test_an_upstream_that_stays_down_does_not_fill_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def is_down_for_an_hour(log: CallLog) -> None:
+        nonlocal now
+        for _ in range(1000):
+            log.upstream_failed("10.0.0.2:50051", UpstreamUnavailable("cannot connect"))
+            now += 3.6
+
+    assert len(lines_of("text", is_down_for_an_hour)) < 70
+
+
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_a_limit_that_a_peer_runs_into_with_every_call_is_told_of_once_a_second(
     log_format: LogFormat, monkeypatch: pytest.MonkeyPatch

@@ -9,6 +9,18 @@ def test_what_repeats_is_told_once_a_minute_with_the_number_left_out() -> None:
     assert told == [0, *[None] * 5, 5, *[None] * 5, 5, *[None] * 5, 5, None]
 
 
+def test_what_goes_on_is_told_less_and_less_often_and_anew_once_it_was_quiet() -> None:
+    repeats = Repeats(interval_s=1, longest_s=60, most=1024)
+
+    def told(*moments: int) -> dict[int, int]:
+        answers = {now: repeats.left_out("10.0.0.1", "refused", now) for now in moments}
+        return {now: left_out for now, left_out in answers.items() if left_out is not None}
+
+    assert told(*range(0, 240, 4)) == {0: 0, 4: 0, 8: 0, 12: 0, 20: 1, 36: 3, 68: 7, 128: 14, 188: 14}
+    assert told(240) == {}
+    assert told(290, 294) == {290: 13, 294: 0}
+
+
 def test_each_host_and_each_event_is_told_by_itself() -> None:
     repeats = Repeats(interval_s=60, most=1024)
 

@@ -54,6 +54,8 @@ _MAX_KNOWN_CHARACTERS = 512
 _NO_TEXT = '""'
 _ACCEPT_LOG_INTERVAL_S = 1.0
 _UPSTREAM_LOG_INTERVAL_S = 1.0
+_UPSTREAM_LONGEST_INTERVAL_S = 60.0
+"""Of what goes on: an endpoint with health checks that is down is dialled every few seconds, as long as it takes."""
 _REMEMBERED_UPSTREAM_CAUSES = 256
 _LIMITS_LOG_INTERVAL_S = 1.0
 _REMEMBERED_LIMITS = 256
@@ -109,7 +111,11 @@ class CallLog(ServerObserver, EndpointNotices):
         self._writer = LineWriter(file if file is not None else sys.stderr, self._missing)
         self._add = self._writer.add
         self._strangers = Repeats(interval_s=_STRANGERS_LOG_INTERVAL_S, most=_REMEMBERED_STRANGERS)
-        self._upstream_causes = Repeats(interval_s=_UPSTREAM_LOG_INTERVAL_S, most=_REMEMBERED_UPSTREAM_CAUSES)
+        self._upstream_causes = Repeats(
+            interval_s=_UPSTREAM_LOG_INTERVAL_S,
+            longest_s=_UPSTREAM_LONGEST_INTERVAL_S,
+            most=_REMEMBERED_UPSTREAM_CAUSES,
+        )
         self._limits = Repeats(interval_s=_LIMITS_LOG_INTERVAL_S, most=_REMEMBERED_LIMITS)
         self._accept_logged_at = -_ACCEPT_LOG_INTERVAL_S
         self._turned_away = 0
@@ -322,7 +328,7 @@ class CallLog(ServerObserver, EndpointNotices):
         self._trouble("connection_error", text, facts, error)
 
     def upstream_failed(self, address: str, error: ProxyError) -> None:
-        """Write, once a second at the most, what is wrong with an upstream, and how often that was left out since."""
+        """Write what is wrong with an upstream: once a second at the most, and less and less often while it goes on."""
         left_out = self._upstream_causes.left_out(address, str(error), time.monotonic())
         if left_out is None:
             return
