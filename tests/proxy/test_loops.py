@@ -4,13 +4,14 @@ import pytest
 import trio
 from trio.testing import MockClock, trio_test
 
-from rawgrpc_proxy import Pool, Server, Status, transparent_handler
+from rawgrpc_proxy import CallPolicy, HedgingPolicy, Pool, Server, Status, transparent_handler
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine, Http2Settings
 from rawgrpc_proxy.net.listen import bound_address
 from rawgrpc_proxy.proxy.routes import RouteTable
 from tests.net.test_listen import LOOPBACK, open_listener
 from tests.proxy.house import A_TEST_S, House, a_proxy, on_every_engine
+from tests.proxy.policies import with_policy
 from tests.proxy.raw_peers import PeerStream, RawPeer, request_fields
 from tests.upstream.backend import REQUEST
 
@@ -87,6 +88,17 @@ async def test_a_caller_who_gives_up_every_call_delays_nobody_elses(engine: Engi
         call = await patient.request()
         assert await comes_at_once(house, call)
         await (await house.backend.request()).respond()
+        assert (await call.answer()).status == Status.OK
+
+
+@trio_test
+async def test_whoever_gives_up_hedged_calls_is_held_up_too(engine: Engine, clock: MockClock) -> None:
+    async with with_policy(engine, CallPolicy(hedging=HedgingPolicy(delay_s=1000.0))) as house:
+        client = await house.client()
+        await give_up(house, clock, client, 150)
+        call = await client.request()
+        assert not await comes_at_once(house, call)
+        await (await served(house, clock)).respond()
         assert (await call.answer()).status == Status.OK
 
 

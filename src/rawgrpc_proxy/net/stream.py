@@ -8,7 +8,7 @@ to its other side. What it does not do: know about the stream's other side, or o
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from rawgrpc_proxy.errors import RpcError
+from rawgrpc_proxy.errors import ConnectionFailed, RpcError
 from rawgrpc_proxy.grpc.status import status_fields
 from rawgrpc_proxy.http2.buffered import Account
 from rawgrpc_proxy.http2.frames import Data
@@ -28,6 +28,8 @@ class Carrier(Protocol):
     session: Session
     turn: Turn
     heard_at: float
+    error: ConnectionFailed | None
+    """Why it has ended, once it has."""
 
     @property
     def socket_is_full(self) -> bool:

@@ -291,6 +291,8 @@ class Calls:
 
     def _contained(self, call: Call, scope: trio.CancelScope, error: BaseException) -> BaseException | None:
         """End the call with what its step has raised, and answer the part that is not the call's to keep."""
+        if call.stream.inbox.error is not None and call.stream.connection.error is None:
+            self._count_given_up(call, 1)  # one that is hedged has been sent upstream, more than once maybe
         if _holds(error, KeyboardInterrupt):
             self._fail(call, _shutting_down())
             return error
