@@ -197,6 +197,30 @@ async def test_who_is_refused_by_one_limit_takes_no_place_of_the_others(engine: 
 
 @on_every_engine
 @trio_test
+async def test_a_limit_that_raises_when_a_call_leaves_is_reported_and_all_else_goes_on(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Faulty(Watched):
+        def leave(self, began_at: float, now: float, status: Status | None) -> None:
+            raise ValueError("a fault")
+
+    reported: list[str] = []
+    monkeypatch.setattr("sys.unraisablehook", lambda raised: reported.append(str(raised.exc_value)))
+    last = ConcurrencyLimit(5)
+    async with a_limited_proxy(engine, [Faulty(), last]) as house:
+        other, other_served = await served(house)
+        call, upstream = await served(house)
+        await upstream.respond()
+        assert (await call.answer()).status == Status.OK
+        await other_served.respond()
+        assert (await other.answer()).status == Status.OK
+        assert last.open_calls == 0
+        assert house.server.open_calls == 0
+    assert set(reported) == {"a fault"}
+
+
+@on_every_engine
+@trio_test
 async def test_time_is_told_by_unary_calls_that_end_well_and_by_deadlines(engine: Engine) -> None:
     limit = Watched()
     async with a_limited_proxy(engine, [limit]) as house:

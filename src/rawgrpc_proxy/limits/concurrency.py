@@ -16,6 +16,7 @@ from rawgrpc_proxy.call_policy import CallLimit
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.errors import ConfigError, TooManyCalls
 from rawgrpc_proxy.limits.gradient import Gradient
+from rawgrpc_proxy.observe.tell import report
 
 _PUSHBACK_MS = 100
 """What the refused are told to wait: nobody knows when a place is free."""
@@ -112,4 +113,7 @@ class Places:
         limits, self._limits = self._limits, ()
         now = trio.current_time() if limits else 0.0
         for limit in limits:
-            limit.leave(self._began_at, now, status)
+            try:
+                limit.leave(self._began_at, now, status)
+            except Exception as error:  # noqa: BLE001  # a user's own; we are in the middle of a reader's work
+                report(error, limit)
