@@ -386,6 +386,28 @@ def test_connections_to_each_endpoint_are_ready_before_any_call_and_until_it_is_
     run(test)
 
 
+def test_an_endpoint_that_leaves_one_of_two_clusters_is_kept_ready_for_the_other() -> None:
+    async def test() -> None:
+        async with trio.open_nursery() as nursery:
+            upstream = Upstream()
+            await nursery.start(upstream.serve)
+            async with (
+                Pool() as pool,
+                Cluster([upstream.address], pool=pool, min_idle=2),
+                Cluster([upstream.address], pool=pool, min_idle=1) as other,
+            ):
+                connections = await upstream.connected(2)
+                await wait_all_tasks_blocked(0.01)
+                other.found([])
+                await wait_all_tasks_blocked(0.01)
+                assert upstream.live == connections
+                await connections[0].close()
+                await upstream.until(lambda: len(upstream.connections) == 3)
+            nursery.cancel_scope.cancel()
+
+    run(test)
+
+
 def test_no_more_can_be_ready_than_the_pool_keeps_and_the_pool_has_to_be_open() -> None:
     async def test() -> None:
         with pytest.raises(ConfigError, match="min_idle is 3; it must be between 0 and 2"):

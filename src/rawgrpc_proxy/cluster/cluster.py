@@ -172,7 +172,7 @@ class Cluster:
         for endpoint in self.endpoints:
             endpoint.target.on_trouble.remove(self._trouble_changed)
             if self._min_idle:
-                endpoint.target.keep_ready(0)
+                endpoint.target.keep_ready(0, wanted_by=self)
             for watcher in self._watchers:
                 watcher.leave(endpoint)
         self.endpoints = []
@@ -352,7 +352,7 @@ class Cluster:
         )
         target.on_trouble.append(self._trouble_changed)
         if self._min_idle and self._pool.is_open:
-            target.keep_ready(self._min_idle)
+            target.keep_ready(self._min_idle, wanted_by=self)
         endpoint = Endpoint(self, target, found)
         for watcher in self._watchers:
             watcher.join(endpoint)
@@ -366,8 +366,9 @@ class Cluster:
         self._draining.append(endpoint)
         if all(each.target is not endpoint.target for each in self.endpoints):
             if self._min_idle:
-                endpoint.target.keep_ready(0)
-            endpoint.target.let_go()
+                endpoint.target.keep_ready(0, wanted_by=self)
+            if not endpoint.target.on_trouble:  # else it is another cluster's, too
+                endpoint.target.let_go()
 
     def _checked(self) -> None:
         """What is known of the endpoints has changed: calls wait until one is well, or all are known not to be."""

@@ -60,6 +60,7 @@ class Target:
         "_dialling",
         "_line",
         "_trouble",
+        "_wanted",
         "_warm",
         "address",
         "calls",
@@ -99,6 +100,8 @@ class Target:
         """When a call last found no connection with room."""
         self._warm: Warm | None = None
         """Keeps connections ready, if that is asked for."""
+        self._wanted: dict[object, int] = {}
+        """How many, by who has asked."""
 
     # ------------------------------------------------------- a place for a call
 
@@ -454,24 +457,30 @@ class Target:
 
     # --------------------------------------------------------------- kept ready
 
-    def keep_ready(self, count: int) -> None:
+    def keep_ready(self, count: int, *, wanted_by: object = None) -> None:
         """Have so many connections there at any time, dialled before calls need them; 0: only for calls, as without.
 
         A successor is dialled before a connection comes to its ttl, as long as `size` leaves room for it. While the
         upstream is in trouble it is dialled without a call, too, and so is found when it is back. Holds until the pool
-        closes. Raises `ConfigError` if the pool is not open, or keeps less than that.
+        closes. Of several who want some, each with its own `wanted_by`, the most count. Raises `ConfigError` if the
+        pool is not open, or keeps less than that.
         """
         state, limits = self.state, self.state.limits
         if not 0 <= count <= min(limits.idle, limits.size):
             raise ConfigError(
                 f"{count} connections cannot be kept ready where idle is {limits.idle} and size {limits.size}"
             )
+        if count and state.nursery is None:
+            raise ConfigError("the pool is not open: use it inside `async with Pool(...) as pool:`")
+        self._wanted.pop(wanted_by, None)
+        if count:
+            self._wanted[wanted_by] = count
+        count = max(self._wanted.values(), default=0)
         if self._warm is not None:
             self._warm.count = count
             self._warm.look()
         elif count:
-            if state.nursery is None:
-                raise ConfigError("the pool is not open: use it inside `async with Pool(...) as pool:`")
+            assert state.nursery is not None
             state.in_use.setdefault(self.key, self)
             self._warm = Warm(self, count, min(state.dial_timeout_s, limits.ttl_s / 2))
             state.nursery.start_soon(self._warm.run)
@@ -490,6 +499,7 @@ class Target:
     def kept_ready_no_more(self) -> None:
         """Connections are for calls only, again."""
         self._warm = None
+        self._wanted.clear()
         self._forget_if_unused()
 
     # -------------------------------------------------------------- connections
