@@ -13,8 +13,9 @@ from typing import Any, Literal
 import attrs
 
 from rawgrpc_proxy.command.options import _CLUSTER_TLS, _LISTENER_TLS, PATHS
+from rawgrpc_proxy.command.remedies import key_of
 from rawgrpc_proxy.command.settings import ServeSettings
-from rawgrpc_proxy.command.settings_file import _IN_A_WORD, key_of
+from rawgrpc_proxy.command.settings_file import _IN_A_WORD
 
 PAGE = Path(__file__).with_name("settings.md")
 INTRODUCTION = """\

@@ -808,6 +808,14 @@ SERVE = ["serve", "--listen", "127.0.0.1:0", "--upstream", "127.0.0.1:1"]
         ([*SERVE, "--log-format", "xml"], "argument --log-format: invalid choice: 'xml'"),
         ([*SERVE, "--up", "127.0.0.1:1"], "unrecognized arguments: --up"),
         (
+            [*SERVE, "--upstream", "h:1", "--upstream", "h:2"],
+            "argument --upstream: is there twice; several are",
+        ),
+        (
+            [*SERVE, "--upstream", "h:1,h:2"],
+            "argument --upstream: 'h:1,h:2' is more than one address; several are",
+        ),
+        (
             [*SERVE, "--listen", "unix:/no/such/folder/x"],
             "cannot listen on unix:/no/such/folder/x: No such file",
         ),

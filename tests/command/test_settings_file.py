@@ -156,7 +156,59 @@ BROKEN = [
     (f"{LISTENING}{ROUTED}retry = {{ on = [] }}", r"routes\[0\]\.retry\.on is empty; name the statuses"),
     (
         f'{LISTENING}{ROUTED}retry = {{ backoff = "5s" }}',
-        r"routes\[0\]\.retry\.backoff is longer than max_backoff",
+        r"routes\[0\]\.retry\.backoff is longer than max_backoff \(1 s\); raise that, too",
+    ),
+    (
+        f"{LISTENING}{ROUTED}retry = true",
+        r"routes\[0\]\.retry is true or false; it must be a table; \{\} has the defaults, or \"none\"$",
+    ),
+    (
+        f"{LISTENING}{ROUTED}concurrency = 100",
+        r"concurrency is a number; it must be a table, with some of max, adaptive, min, or ",
+    ),
+    (
+        f'{LISTENING}{ROUTED}rate_limit = "100/s"',
+        r"rate_limit is text; it must be a table, like \{ rate = … \}, or ",
+    ),
+    (
+        f'{LISTENING}{ROUTED}retry = {{ on = "UNAVAILABLE" }}',
+        r"""retry\.on is text; it must be a list, like \["UNAVAILABLE"\]$""",
+    ),
+    (
+        f'{LISTENING}{ROUTED}retry = {{ on = ["unavailable"] }}',
+        r"retry\.on\[0\] is 'unavailable'; .*\(did you mean UNAVAILABLE\?\)",
+    ),
+    (
+        f'{LISTENING}{ROUTED}mirror = {{ cluster = "a", share = "10%" }}',
+        r"mirror\.share is '10%'; it must be a number: 10% is 0\.1$",
+    ),
+    (
+        f'{LISTENING}{ROUTED}mirror = {{ cluster = "a", max_buffered = "64KiB" }}',
+        r"mirror\.max_call_buffered is more than max_buffered, 65536; raise that, too",
+    ),
+    (
+        f"{LISTENING}{ROUTED}split = {{ a = 1 }}",
+        r"split is a table; it must be a list of tables: \[\{ cluster = …, weight = … \}\]$",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\nmin_idle = 2',
+        r"clusters\.b\.min_idle is not known \(did you mean clusters\.b\.pool\.min_idle\?\); known here",
+    ),
+    (
+        f"{LISTENING}{ROUTED}[clusters.a.pool]\nretry = {{}}",
+        r"clusters\.a\.pool\.retry is not known; it belongs into \[\[routes\]\]; known here",
+    ),
+    (
+        f"{LISTENING}{ROUTED}[clusters.a.balance]\nchoices = 3",
+        r'balance\.choices is for "least_request", and the policy is "round_robin"$',
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.a.balance]\npolicy = "least_request"\nbounded_load = 2',
+        r'balance\.bounded_load is for "ring_hash", and the policy is "least_request"$',
+    ),
+    (
+        f"{LISTENING}{ROUTED}[clusters.a.outlier]\nfailures = []",
+        r"outlier\.failures: is empty: nobody would ever be ejected",
     ),
     (f"{LISTENING}{ROUTED}hedge = {{}}", r"routes\[0\]\.hedge\.delay is missing"),
     (
@@ -190,7 +242,7 @@ BROKEN = [
     ),
     (
         f'reflection = "A"\n{LISTENING}{ROUTED}',
-        r"reflection is 'A', which is no cluster; known: a",
+        r"reflection is 'A', which is no cluster \(did you mean a\?\); known: a",
     ),
     (f'health = "own"\n{LISTENING}{ROUTED}', "health is text; it must be a list"),
     (f'{LISTENING}{ROUTED}[http2]\nstream_window = "1Mb"', "http2.stream_window is '1Mb'; it must be a size"),
@@ -305,7 +357,7 @@ BROKEN = [
     ),
     (
         f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\npool = {{ min_idle = 3, size = 2 }}',
-        r"clusters\.b\.pool\.min_idle of 3 is more than are kept: size is 2",
+        r"clusters\.b\.pool\.min_idle of 3 is more than are kept: size is 2; raise that, too",
     ),
     (
         f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\nbalance = "fair"',
@@ -329,7 +381,27 @@ BROKEN = [
     ),
     (
         f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\nweights = {{ "h:2" = 3 }}',
-        r"clusters\.b\.weights are for endpoints, and 'h:2' is none of these",
+        r"clusters\.b\.weights are by endpoint, as it is written there, and 'h:2' is none of these",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\nbalance = "pick_first"\nslow_start = "9s"',
+        r'clusters\.b\.slow_start is for policies that go by weights; "pick_first" knows none',
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\nbalance = "pick_first"\nweights = {{ "h:1" = 2 }}',
+        r'clusters\.b\.weights is for policies that go by weights; "pick_first" knows none',
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\ndns = "h:1"\nweights = {{ "h:1" = 2 }}',
+        r"clusters\.b\.weights go with endpoints; those of srv have their records', and those of dns none",
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1", "h:1"]',
+        r'clusters\.b\.endpoints have h:1 twice; for more calls there write weights = \{ "h:1" = 2 \}$',
+    ),
+    (
+        f'{LISTENING}{ROUTED}[clusters.b]\ndns = "h:1"\ndns_servers = ["dns.example"]',
+        r"clusters\.b\.dns_servers: 'dns\.example' is no address of a DNS server; write ADDRESS",
     ),
     (
         f'{LISTENING}{ROUTED}[clusters.b]\nendpoints = ["h:1"]\nweights = {{ "h:1" = 0 }}',

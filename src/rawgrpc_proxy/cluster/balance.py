@@ -367,6 +367,11 @@ class Balance:
         """What does not fit together."""
         if self.header is not None and self.policy != "ring_hash":
             yield "header", f'is for "ring_hash"; "{self.policy}" looks at no header'
+        defaults = attrs.fields(Balance)
+        if self.bounded_load != defaults.bounded_load.default and self.policy != "ring_hash":
+            yield "bounded_load", f'is for "ring_hash", and the policy is "{self.policy}"'
+        if self.choices != defaults.choices.default and self.policy != "least_request":
+            yield "choices", f'is for "least_request", and the policy is "{self.policy}"'
 
     def make(self, rng: random.Random | None = None) -> "Balancer[Any]":
         """A balancer with this policy, without candidates yet. Raises `ConfigError` for what does not fit together."""

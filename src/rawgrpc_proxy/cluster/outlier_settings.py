@@ -16,6 +16,8 @@ _MOST = 10**9
 
 
 def _check_failures(names: tuple[str, ...]) -> None:
+    if not names:
+        raise ConfigError("is empty: nobody would ever be ejected; name statuses, like UNAVAILABLE")
     for name in names:
         if name not in Status.__members__ or name in ("OK", "CANCELLED"):
             able = ", ".join(status.name for status in Status if status > Status.CANCELLED)

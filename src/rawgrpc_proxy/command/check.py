@@ -10,7 +10,8 @@ from typing import Any
 import attrs
 
 from rawgrpc_proxy.command.assembly import collector_tls, tls_contexts
-from rawgrpc_proxy.command.settings_file import Settings, join, key_of
+from rawgrpc_proxy.command.remedies import join, key_of
+from rawgrpc_proxy.command.settings_file import Settings
 
 _COMMENT_AT = 60
 

@@ -139,6 +139,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_SEVERAL = "several are the endpoints of a cluster, in a settings file (--config)"
+
+
 def _add_serve(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     """Add the options of `serve`; answer those that are settings."""
     pool, http2, process = PoolSettings(), Http2Settings(), attrs.fields_dict(ServeSettings)
@@ -169,7 +172,8 @@ def _add_serve(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     )
     add(
         "--upstream",
-        type=_checked(lambda text: Address.parse(text.removeprefix(DNS_SCHEME))),
+        action=_Once,
+        type=_checked(_check_upstream),
         metavar="ADDRESS",
         help="where calls go that no --route matches: HOST:PORT or unix:PATH (default: they are UNIMPLEMENTED); with "
         "dns:///NAME:PORT to all addresses of a name in turn, which are followed as they change",
@@ -377,6 +381,27 @@ def _add_engine(add: Callable[..., object], **about: object) -> None:
         help=f"which implementation of HTTP/2 to use: {' or '.join(ENGINES)} (default: {Http2Settings().engine})",
         **about,
     )
+
+
+class _Once(argparse.Action):
+    """An option that counts once: of two the first would be forgotten without a word."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002  # argparse's
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        if getattr(namespace, self.dest, None) is not None:
+            raise argparse.ArgumentError(self, f"is there twice; {_SEVERAL}")
+        setattr(namespace, self.dest, values)
+
+
+def _check_upstream(text: str) -> None:
+    if "," in text:
+        raise ConfigError(f"{text!r} is more than one address; {_SEVERAL}")
+    Address.parse(text.removeprefix(DNS_SCHEME))
 
 
 def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:

@@ -118,7 +118,10 @@ class PoolSettings:
             yield "size", 'of 0 would never let a call through: give max_waiting "none", too'
         for name, kept in (("idle", self.idle), ("size", self.size)):
             if self.min_idle > kept:
-                yield "min_idle", f"of {self.min_idle} is more than are kept: {name} is {kept}"
+                yield (
+                    "min_idle",
+                    f"of {self.min_idle} is more than are kept: {name} is {kept}; raise that, too",
+                )
 
 
 @attrs.frozen(kw_only=True)
@@ -248,6 +251,11 @@ class ClusterSettings:
             )
         if len(given) > 1:
             yield given[1], f"and {given[0]} are two ways to say the same; a cluster has one of them"
+        for address in sorted({each for each in self.addresses if self.addresses.count(each) > 1}):
+            yield (
+                "endpoints",
+                f'have {address} twice; for more calls there write weights = {{ "{address}" = 2 }}',
+            )
         if len({plain_address(text)[1] for text in self.endpoints}) > 1:
             yield "endpoints", "mix TLS and plaintext; a cluster has one of them: make two"
         if self.dns_min_ttl_s > self.dns_max_ttl_s:
@@ -256,8 +264,18 @@ class ClusterSettings:
             for field in attrs.fields(ClusterSettings):
                 if field.name.startswith("dns_") and getattr(self, field.name) != field.default:
                     yield field.name.removesuffix("_s"), "goes with dns or srv; endpoints are not looked up"
+        yield from self._problems_of_weights(given)
+
+    def _problems_of_weights(self, given: list[str]) -> Problems:
+        if self.balance.policy == "pick_first":
+            for name in ("weights", "slow_start"):
+                if getattr(self, name):
+                    yield name, 'is for policies that go by weights; "pick_first" knows none'
+        if self.weights and "endpoints" not in given:
+            yield "weights", "go with endpoints; those of srv have their records', and those of dns none"
+            return
         for endpoint, weight in self.weights.items():
             if endpoint not in self.endpoints:
-                yield "weights", f"are for endpoints, and {endpoint!r} is none of these"
+                yield "weights", f"are by endpoint, as it is written there, and {endpoint!r} is none of these"
             if not 1 <= weight <= _MOST_WEIGHT:
                 yield "weights", f"are between 1 and {_MOST_WEIGHT}, and {endpoint!r} has {weight}"

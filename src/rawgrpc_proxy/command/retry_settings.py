@@ -76,7 +76,7 @@ class RetrySettings:
     def problems(self) -> Problems:
         """What does not fit together."""
         if self.backoff_s > self.max_backoff_s:
-            yield "backoff", "is longer than max_backoff"
+            yield "backoff", f"is longer than max_backoff ({self.max_backoff_s:g} s); raise that, too"
 
 
 @attrs.frozen(kw_only=True)

@@ -10,7 +10,6 @@ opened here but the file.
 """
 
 import copy
-import difflib
 import re
 import tomllib
 import types
@@ -21,6 +20,7 @@ from typing import Any, Literal
 
 import attrs
 
+from rawgrpc_proxy.command.remedies import belongs, join, key_of, list_like, meant, number_like, table_like
 from rawgrpc_proxy.command.settings import ServeSettings
 from rawgrpc_proxy.config import DOWNSTREAM_ONLY, UPSTREAM_ONLY
 from rawgrpc_proxy.errors import ConfigError
@@ -116,11 +116,6 @@ def settings_of(layers: Iterable[tuple[str | Mapping[str, str], Tree]]) -> Setti
         raise SettingsError(reader.problems)
     assert serve is not None
     return Settings(serve, sources)
-
-
-def key_of(name: str) -> str:
-    """What a field is called in the file: without its unit, which belongs to the value there."""
-    return name if name.endswith("_per_s") else name.removesuffix("_s").removesuffix("_bytes")
 
 
 def _lay_over(
@@ -225,7 +220,7 @@ def _check_clusters(tree: Tree, reader: "_Reader") -> None:
             known = ", ".join(sorted(clusters)) or "there are none: write [clusters.NAME]"
             reader.object_to(
                 path,
-                f"is {name!r}, which is no cluster{_meant(name, clusters)}; known: {known}",
+                f"is {name!r}, which is no cluster{meant(name, clusters)}; known: {known}",
             )
 
 
@@ -256,22 +251,11 @@ def _check_sides(tree: Tree, reader: "_Reader") -> None:
                     )
 
 
-def join(path: str, key: str) -> str:
-    """The path of a key in a table."""
-    shown = key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else f'"{key}"'
-    return f"{path}.{shown}" if path else shown
-
-
 def _name_of(path: str, sources: Mapping[str, str]) -> str:
     source = sources.get(path, "")
     if source.startswith("--"):
         return f"argument {source}"
     return source if source.startswith(VARIABLES) else path
-
-
-def _meant(text: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(text, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _kind(value: object) -> str:
@@ -311,10 +295,11 @@ class _Reader:
         """Note a problem."""
         self.problems.append(f"{self._named(path)} {text}")
 
-    def table(self, cls: type[Any], tree: object, path: str) -> Any:
+    def table(self, cls: type[Any], tree: object, path: str, *, is_needed: bool = True) -> Any:
         """An object of this class, or None, with the problems noted."""
         if not isinstance(tree, dict):
-            self.object_to(path, f"is {_kind(tree)}; it must be a table")
+            none = "" if is_needed else f', or "{_ALONE}"'
+            self.object_to(path, f"is {_kind(tree)}; it must be {table_like(cls)}{none}")
             return None
         before = len(self.problems)
         fields = {key_of(field.name): field for field in attrs.fields(attrs.resolve_types(cls))}
@@ -323,7 +308,9 @@ class _Reader:
             here = join(path, key)
             field = fields.get(key)
             if field is None:
-                self.object_to(here, f"is not known{_meant(key, fields)}; known here: {', '.join(fields)}")
+                self.object_to(
+                    here, f"is not known{belongs(key, cls, path)}; known here: {', '.join(fields)}"
+                )
                 continue
             wrong = len(self.problems)
             values[field.name] = read = self._value(field.type, value, here, field.name)
@@ -357,7 +344,7 @@ class _Reader:
             return self.table(kind, value, path)
         if origin is tuple:
             if not isinstance(value, list):
-                self.object_to(path, f"is {_kind(value)}; it must be a list")
+                self.object_to(path, f"is {_kind(value)}; it must be {list_like(value, of[0])}")
                 return None
             return tuple(
                 self._value(of[0], each, f"{path}[{place}]", name) for place, each in enumerate(value)
@@ -372,7 +359,7 @@ class _Reader:
                 return None
             attempts = [each for each in of if each is not types.NoneType]
             if attrs.has(attempts[0]):
-                return self.table(attempts[0], value, path)
+                return self.table(attempts[0], value, path, is_needed=types.NoneType not in of)
         else:
             attempts = [kind]
         expected = []
@@ -394,7 +381,7 @@ def _simple(kind: Any, value: Any, name: str) -> Any:
         allowed = typing.get_args(kind)
         if value in allowed and isinstance(value, str):
             return value
-        raise _Wrong(" or ".join(f'"{each}"' for each in allowed) + _meant(str(value), allowed))
+        raise _Wrong(" or ".join(f'"{each}"' for each in allowed) + meant(str(value), allowed))
     if kind in _PLAIN:
         if isinstance(value, kind):
             return value
@@ -417,4 +404,4 @@ def _simple(kind: Any, value: Any, name: str) -> Any:
         raise _Wrong("a whole number")
     if is_number:
         return float(value)
-    raise _Wrong("a number")
+    raise _Wrong(number_like(value))

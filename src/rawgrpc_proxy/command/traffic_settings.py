@@ -109,3 +109,11 @@ class MirrorSettings:
 
     max_buffered_bytes: int = attrs.field(default=16 * 1024 * 1024, validator=at_least(1))
     """The same for all of them together, in each worker."""
+
+    def problems(self) -> Problems:
+        """What does not fit together."""
+        if self.max_call_buffered_bytes > self.max_buffered_bytes:
+            yield (
+                "max_call_buffered",
+                f"is more than max_buffered, {self.max_buffered_bytes}; raise that, too",
+            )

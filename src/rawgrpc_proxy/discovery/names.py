@@ -41,9 +41,12 @@ def server_of(text: str) -> tuple[str, int]:
     """A server to ask: `ADDRESS` or `ADDRESS:PORT`, its address as a number. Raises `ConfigError`."""
     if is_number(text):
         return text, DNS_PORT
-    address = Address.parse(text)
-    if not is_number(address.host):
+    try:
+        address = Address.parse(text)
+    except ConfigError:
+        address = None
+    if address is None or not is_number(address.host):
         raise ConfigError(
             f"{text!r} is no address of a DNS server; write ADDRESS or ADDRESS:PORT, with a number"
-        )
+        ) from None
     return address.host, address.port
