@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from trio.testing import trio_test, wait_all_tasks_blocked
+from trio.testing import MockClock, trio_test, wait_all_tasks_blocked
 
 from rawgrpc_proxy import (
     CallContext,
@@ -402,8 +402,16 @@ async def test_a_share_of_the_calls_is_copied(engine: Engine) -> None:
         assert street.shadow.no_request_came()
 
 
+@pytest.fixture
+def still_clock() -> MockClock:
+    """Time passes only where a test says so."""
+    return MockClock()
+
+
 @trio_test
-async def test_the_shadow_is_told_the_deadline_and_ends_with_it(engine: Engine) -> None:
+async def test_the_shadow_is_told_the_deadline_and_ends_with_it(
+    engine: Engine, still_clock: MockClock
+) -> None:
     async with a_street(engine) as street:
         call, at_backend, at_shadow = await street.call((b"grpc-timeout", b"1S"))
         [timeout] = at_shadow.request.get_all(b"grpc-timeout")
@@ -412,6 +420,7 @@ async def test_the_shadow_is_told_the_deadline_and_ends_with_it(engine: Engine) 
         await street.well(call, at_backend)
         assert street.mirror.open_copies == 1
         await at_shadow.request_body()
+        still_clock.jump(1)
         assert await at_shadow.expect_reset() == CANCEL
         assert street.counts() == {"sent": 1, "late": 1}
 
