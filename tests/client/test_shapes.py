@@ -213,7 +213,7 @@ async def test_compressed_messages_are_understood(engine: Engine) -> None:
 
 
 @trio_test
-async def test_hundreds_of_calls_at_once_share_connections(engine: Engine) -> None:
+async def test_more_than_a_hundred_calls_at_once_share_connections(engine: Engine) -> None:
     async with a_client_of_ours(engine) as client:
         done = []
 
@@ -227,12 +227,12 @@ async def test_hundreds_of_calls_at_once_share_connections(engine: Engine) -> No
             done.append(n)
 
         async with trio.open_nursery() as nursery:
-            for n in range(300):
+            for n in range(120):
                 nursery.start_soon(calls, n)
-        assert len(done) == 300
+        assert len(done) == 120
         assert client._pool is not None
         [stats] = client._pool.stats().values()
-        assert stats.with_room + stats.busy <= 300 / 20
+        assert stats.with_room + stats.busy <= 120 / 20
 
 
 @trio_test
