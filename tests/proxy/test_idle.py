@@ -3,6 +3,7 @@
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -310,13 +311,16 @@ def test_a_policy_has_no_idle_timeout_of_no_time() -> None:
 
 
 @on_every_engine
+@pytest.mark.parametrize(
+    "policy", [{"retry": RetryPolicy()}, {"hedging": HedgingPolicy(delay_s=4.0)}], ids=["retry", "hedging"]
+)
 @trio_test
 async def test_an_upstream_cannot_have_a_call_pause_for_longer_than_it_may_be_idle(
-    engine: Engine, clock: MockClock
+    engine: Engine, policy: dict[str, Any], clock: MockClock
 ) -> None:
-    async with an_impatient_proxy(engine, retry=RetryPolicy()) as house:
+    async with an_impatient_proxy(engine, **policy) as house:
         call, served = await begun(house)
-        pushback = (b"grpc-retry-pushback-ms", b"2147483647")
+        pushback = (b"grpc-retry-pushback-ms", b"30000")
         await served.headers([*RESPONSE, (b"grpc-status", b"14"), pushback], end=True)
         answer = await call.answer()
         assert (answer.status, answer.get(pushback[0])) == (Status.UNAVAILABLE, pushback[1])

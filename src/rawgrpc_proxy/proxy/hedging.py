@@ -277,6 +277,8 @@ class HedgedForwarding(RepeatedForwarding):
                 return False
             if self.call.deadline is not None and self._next_at >= self.call.deadline:
                 return False
+            if self.idle is not None and pushback is not None and pushback >= self.idle.timeout_s:
+                return False  # the call would be idle for too long
         self._counted = False
         return True
 
