@@ -48,6 +48,7 @@ def test_files_may_come_in_any_order() -> None:
 
 def test_a_set_that_is_not_complete_is_refused() -> None:
     files = descriptor_pb2.FileDescriptorSet()
-    files.file.add(name="a.proto", dependency=["gone.proto"])
+    file = files.file.add(name="a.proto", dependency=["gone.proto"])
+    file.service.add(name="S").method.add(name="Do", input_type=".Gone", output_type=".Gone")
     with pytest.raises(ConfigError, match=r"^x: .*--include_imports"):
         decoder_of(files.SerializeToString(), "x")
