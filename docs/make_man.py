@@ -51,7 +51,10 @@ SIGNALS = [
 ]
 EXIT_CODES = [
     ("0", "After a stop by signal, or if all is well."),
-    ("1", "After a crash, whose traceback is in the log; of demo, if an answer was not as expected."),
+    (
+        "1",
+        "After a crash, whose traceback is in the log; of demo, if an answer was wrong; of lint, if there were errors.",
+    ),
     (
         "2",
         "If the arguments or settings are wrong, or it cannot listen; a line for each mistake says which.",

@@ -22,6 +22,7 @@ from rawgrpc_proxy.command.check import check
 from rawgrpc_proxy.command.cluster_settings import DNS_SCHEME, PoolSettings
 from rawgrpc_proxy.command.completion import SHELLS, completion
 from rawgrpc_proxy.command.demo import run_demo
+from rawgrpc_proxy.command.lint import add_lint
 from rawgrpc_proxy.command.options import layer_of_environment, layer_of_options
 from rawgrpc_proxy.command.record import add_record
 from rawgrpc_proxy.command.serve import serve
@@ -133,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
             "record", help="forward calls, and write every frame to a file", allow_abbrev=False
         )
     )
+    add_lint(commands.add_parser("lint", help="name who breaks a rule of HTTP/2 or gRPC", allow_abbrev=False))
     _add_completion(
         commands.add_parser("completion", help="complete these arguments in a shell", allow_abbrev=False)
     )
