@@ -199,3 +199,9 @@ async def test_a_caller_beyond_the_rate_is_told_when_to_come_again_and_nothing_g
 @pytest.fixture
 def clock() -> MockClock:
     return MockClock()
+
+
+@pytest.mark.parametrize("per", ["ip", "Client", "address"])
+def test_a_caller_s_address_is_not_taken_for_a_header_that_nobody_sends(per: str) -> None:
+    with pytest.raises(ConfigError, match='write "peer" for the caller'):
+        RateLimit.of("1/s", per=per)

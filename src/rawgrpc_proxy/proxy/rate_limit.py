@@ -78,8 +78,14 @@ def parse_rate(text: str) -> float:
     return float(match[1]) / _SECONDS[match[2]]
 
 
+_MEANT_FOR_PEERS = {"address", "caller", "client", "host", "ip", "remote"}
+"""As headers nobody sends them: all calls would share one bucket."""
+
+
 def check_per(per: str) -> None:
     """Raises `ConfigError` if it is neither "route" nor "peer" nor the key of a header."""
+    if per.lower() in _MEANT_FOR_PEERS:
+        raise ConfigError(f'{per!r} would be a header of that name; write "peer" for the caller\'s address')
     try:
         header_name(per)
     except ConfigError as error:
