@@ -57,8 +57,9 @@ async def a_cluster(
 
 @trio_test
 async def test_a_cluster_has_no_more_calls_than_it_may_whatever_route_they_come_by(engine: Engine) -> None:
-    limit = ConcurrencyLimit(1, name="max_requests")
-    async with a_cluster(engine, limits=[limit]) as (house, _, [backend]):
+    async with a_cluster(engine, max_requests=1) as (house, cluster, [backend]):
+        [limit] = cluster.limits
+        assert isinstance(limit, ConcurrencyLimit)
         call = await house.clients[0].request()
         served = await backend.request()
         answer = await (await house.clients[0].request()).answer()

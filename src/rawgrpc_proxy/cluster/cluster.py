@@ -35,7 +35,7 @@ from rawgrpc_proxy.discovery.found import Found
 from rawgrpc_proxy.discovery.source import Source, StaticSource
 from rawgrpc_proxy.errors import ConfigError, PoolExhausted, RpcError, Side, UpstreamUnavailable
 from rawgrpc_proxy.grpc.retry_policy import RetryThrottle
-from rawgrpc_proxy.limits.concurrency import Places
+from rawgrpc_proxy.limits.concurrency import ConcurrencyLimit, Places
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.tls import TlsContext
 from rawgrpc_proxy.observe.tell import report
@@ -53,9 +53,10 @@ class Cluster:
     """Endpoints that are as good as each other: what a director answers, for the proxy to choose one of them.
 
     `endpoints` are addresses (`HOST:PORT` or `unix:PATH`), or a source of them. The connections are those of `pool`,
-    which has to be open as long as the cluster is; its limits are for each endpoint. `name` is for people. Each call
-    that is passed on, or made by a `Client`, needs a place of each of the `limits`, unless its director has leased a
-    connection; and no more than `max_pending` wait for a connection at a time.
+    which has to be open as long as the cluster is; its limits are for each endpoint. `name` is for people. No more
+    than `max_requests` calls are under way at a time, and no more than `max_pending` wait for a connection; and each
+    call needs a place of each of the `limits`. That holds calls that are passed on, or made by a `Client`, unless their
+    director has leased a connection.
 
     `balance` says which endpoint a call gets: "round_robin", "least_request", "ring_hash", "pick_first", or a
     `Balance`. A `balancer` of one's own does that instead, and `key_of` answers what it goes by if it sends like calls
@@ -87,6 +88,7 @@ class Cluster:
         outlier: OutlierDetection | None = None,
         panic_threshold: float = 0.5,
         limits: Iterable[CallLimit] = (),
+        max_requests: int | None = None,
         max_pending: int | None = None,
         rng: random.Random | None = None,
         retry_throttle: RetryThrottle | None = None,
@@ -104,7 +106,7 @@ class Cluster:
         self._draining: list[Endpoint] = []
         self._rotation: list[Endpoint] = []
         """Those that the balancer has."""
-        self.limits = tuple(limits)
+        self.limits = (*limits, *_at_once(max_requests))
         """Of each of these a call needs a place, be it let in by whatever route."""
         self.pending = 0
         """Calls that wait for a connection; counted only where there is a `max_pending`."""
@@ -399,6 +401,10 @@ class Cluster:
 
     def __repr__(self) -> str:
         return f"<Cluster {self.name or ', '.join(each.address for each in self.endpoints)}>"
+
+
+def _at_once(max_requests: int | None) -> list[CallLimit]:
+    return [] if max_requests is None else [ConcurrencyLimit(max_requests, name="max_requests")]
 
 
 class _TooManyWait(PoolExhausted):

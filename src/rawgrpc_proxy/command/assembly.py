@@ -15,7 +15,7 @@ import trio
 
 from rawgrpc_proxy.cluster.cluster import Cluster
 from rawgrpc_proxy.cluster.facts import cluster_facts
-from rawgrpc_proxy.command.cluster_settings import ClusterSettings, ClusterTls, PoolSettings
+from rawgrpc_proxy.command.cluster_settings import ClusterTls, PoolSettings
 from rawgrpc_proxy.command.cores import cores
 from rawgrpc_proxy.command.link import Answers
 from rawgrpc_proxy.command.remedies import join
@@ -30,7 +30,6 @@ from rawgrpc_proxy.command.settings_file import Settings
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.descriptors import DescriptorPlan
 from rawgrpc_proxy.errors import ConfigError
-from rawgrpc_proxy.limits.concurrency import ConcurrencyLimit
 from rawgrpc_proxy.memory_limit import default_max_buffered_bytes
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.listen import bound_address
@@ -186,19 +185,13 @@ def _upstreams(
             slow_start=cluster.slow_start,
             min_idle=cluster.pool.min_idle,
             panic_threshold=cluster.panic_threshold,
-            limits=_limits(cluster, workers),
+            max_requests=None if cluster.max_requests is None else share_of(cluster.max_requests, workers),
             max_pending=None if cluster.max_pending is None else share_of(cluster.max_pending, workers),
             retry_throttle=None if cluster.retry_throttling is None else cluster.retry_throttling.throttle,
         )
         for name, cluster in clusters.items()
     }
     return list(pools.values()), made
-
-
-def _limits(cluster: ClusterSettings, workers: int) -> list[ConcurrencyLimit]:
-    if cluster.max_requests is None:
-        return []
-    return [ConcurrencyLimit(share_of(cluster.max_requests, workers), name="max_requests")]
 
 
 def _targets(clusters: Mapping[str, Cluster]) -> dict[str, list[Target]]:
