@@ -10,7 +10,7 @@ upstream connections. Messages are opaque bytes; nothing is decoded, re-encoded 
 """
 
 from rawgrpc_proxy.call import Call, CallContext, Handler
-from rawgrpc_proxy.call_policy import CallPolicy
+from rawgrpc_proxy.call_policy import CallLimit, CallPolicy
 from rawgrpc_proxy.client.calls import (
     ClientCall,
     StreamStreamCall,
@@ -20,8 +20,9 @@ from rawgrpc_proxy.client.calls import (
 )
 from rawgrpc_proxy.client.client import Client
 from rawgrpc_proxy.client.places import TakesCalls
-from rawgrpc_proxy.cluster.balance import Balance
+from rawgrpc_proxy.cluster.balance import Balance, Balancer
 from rawgrpc_proxy.cluster.cluster import Cluster
+from rawgrpc_proxy.cluster.endpoint import Endpoint
 from rawgrpc_proxy.cluster.health_settings import HealthCheck
 from rawgrpc_proxy.cluster.outlier_settings import FailurePercentage, OutlierDetection, SuccessRate
 from rawgrpc_proxy.cluster.slow_start import SlowStart
@@ -64,8 +65,10 @@ from rawgrpc_proxy.upstream.target import Target
 __all__ = [
     "AdaptiveLimit",
     "Balance",
+    "Balancer",
     "Call",
     "CallContext",
+    "CallLimit",
     "CallLog",
     "CallPolicy",
     "CallRecord",
@@ -77,6 +80,7 @@ __all__ = [
     "ConfigError",
     "Direction",
     "DnsSource",
+    "Endpoint",
     "FailurePercentage",
     "Found",
     "Handler",
