@@ -326,6 +326,15 @@ def test_many_changes_between_two_calls_cost_one_ring() -> None:
     assert took(100) < 20 * took(1)
 
 
+def test_a_heavy_one_among_very_many_has_its_share() -> None:
+    there = endpoints(100, *[1] * 1000)
+    balancer: RingHash[Endpoint] = RingHash()
+    balancer.update(there)
+    shares = Counter(owners(balancer).values())
+    assert shares[there[0].address] / 10_000 == pytest.approx(100 / 1100, rel=0.3)
+    assert len(shares) > 900
+
+
 def test_each_of_very_many_endpoints_has_keys_and_few_move_when_one_leaves() -> None:
     there = endpoints(*[1] * 1000)
     balancer: RingHash[Endpoint] = RingHash()

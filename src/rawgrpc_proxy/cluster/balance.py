@@ -246,16 +246,18 @@ class RingHash(Generic[C]):
 
     def _make_ring(self) -> list[int]:
         weights = self._weights
-        most = min(_POINTS, max(1, _MOST_POINTS // max(1, len(weights))))
         heaviest = max(weights, default=1.0)
+        # By their weights: a heavy one among many has as many as it would alone, or it could not have its share.
+        most = min(_POINTS, max(1, int(_MOST_POINTS * heaviest / (self._total or 1.0))))
         known, self._known = self._known, {}
         ring: list[int] = []
         for place, candidate in enumerate(self._candidates):
             address = candidate.address
-            if len(points := known.get(address, [])) < most:
-                points = _points_of(address, most)
+            count = max(1, round(most * weights[place] / heaviest))
+            if len(points := known.get(address, [])) < count:
+                points = _points_of(address, count)
             self._known[address] = points
-            ring += [point + place for point in points[: max(1, round(most * weights[place] / heaviest))]]
+            ring += [point + place for point in points[:count]]
         ring.sort()
         self._ring = ring
         return ring
