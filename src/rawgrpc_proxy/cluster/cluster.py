@@ -277,7 +277,8 @@ class Cluster:
     async def get_conn(self, context: CallContext) -> ClusterConn:
         """A lease on a connection to one of the endpoints; as `Pool.get_conn`.
 
-        A director does better to answer the cluster itself: nothing is held then before the call's stream is opened.
+        A director does better to answer the cluster itself: nothing is held then before the call's stream is opened,
+        and the call has a place of each of the `limits`, which a lease has not.
         """
         return ClusterConn(self._pool, await self.take(context))
 
