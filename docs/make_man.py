@@ -53,7 +53,7 @@ EXIT_CODES = [
     ("0", "After a stop by signal, or if all is well."),
     (
         "1",
-        "After a crash, whose traceback is in the log; of demo, if an answer was wrong; of lint, if there were errors.",
+        "After a crash, whose traceback is in the log; of a tool, if not all is as expected, or lint has found errors.",
     ),
     (
         "2",

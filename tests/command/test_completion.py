@@ -52,7 +52,21 @@ def folder(tmp_path: Path) -> Path:
 PATHS = ["prod", "proxy one.toml", "proxy*.toml"]
 # The words of the line, of which the last is to be completed; and what it may become.
 LINES = [
-    ("", ["certs", "check", "completion", "demo", "lint", "record", "serve", "tap"]),
+    (
+        "",
+        [
+            "certs",
+            "check",
+            "completion",
+            "demo",
+            "lint",
+            "record",
+            "replay",
+            "serve",
+            "serve-recording",
+            "tap",
+        ],
+    ),
     ("ch", ["check"]),
     ("--v", ["--version"]),
     ("serve --log", ["--log-format"]),

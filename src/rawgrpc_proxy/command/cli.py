@@ -25,6 +25,7 @@ from rawgrpc_proxy.command.demo import run_demo
 from rawgrpc_proxy.command.lint import add_lint
 from rawgrpc_proxy.command.options import layer_of_environment, layer_of_options
 from rawgrpc_proxy.command.record import add_record
+from rawgrpc_proxy.command.replay import add_replay, add_serve_recording
 from rawgrpc_proxy.command.serve import serve
 from rawgrpc_proxy.command.settings import LogSettings, ServeSettings, check_listener
 from rawgrpc_proxy.command.settings_file import Settings, SettingsError, load, settings_of
@@ -132,6 +133,14 @@ def _parser() -> argparse.ArgumentParser:
     add_record(
         commands.add_parser(
             "record", help="forward calls, and write every frame to a file", allow_abbrev=False
+        )
+    )
+    add_replay(
+        commands.add_parser("replay", help="play the clients of a recording to a server", allow_abbrev=False)
+    )
+    add_serve_recording(
+        commands.add_parser(
+            "serve-recording", help="play the server of a recording to any client", allow_abbrev=False
         )
     )
     add_lint(commands.add_parser("lint", help="name who breaks a rule of HTTP/2 or gRPC", allow_abbrev=False))

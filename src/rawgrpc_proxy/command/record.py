@@ -45,12 +45,12 @@ def add_record(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--listen",
-        type=_address(to_listen=True),
+        type=address_argument(to_listen=True),
         metavar="ADDRESS",
         required=True,
         help="where callers connect",
     )
-    add("--upstream", type=_address(), metavar="ADDRESS", required=True, help="where calls go")
+    add("--upstream", type=address_argument(), metavar="ADDRESS", required=True, help="where calls go")
     add(
         "--side",
         choices=tuple(_SIDES),
@@ -67,7 +67,7 @@ def add_record(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--rotate-bytes",
-        type=_bytes,
+        type=positive,
         metavar="N",
         help="go on in FILE.2, FILE.3, ... when there are so many bytes in one (default: never)",
     )
@@ -133,7 +133,9 @@ async def _run(options: argparse.Namespace) -> int:
     return 1 if recorder.failure is not None or recorder.lost_links else 0
 
 
-def _address(*, to_listen: bool = False) -> Callable[[str], str]:
+def address_argument(*, to_listen: bool = False) -> Callable[[str], str]:
+    """An argument that is an address."""
+
     def checked(text: str) -> str:
         try:
             Address.parse(text, to_listen=to_listen)
@@ -144,7 +146,8 @@ def _address(*, to_listen: bool = False) -> Callable[[str], str]:
     return checked
 
 
-def _bytes(text: str) -> int:
+def positive(text: str) -> int:
+    """An argument that is a whole number of 1 or more."""
     if not (text.isascii() and text.isdigit() and int(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
     return int(text)

@@ -1,0 +1,121 @@
+"""`rawgrpc-proxy replay` and `serve-recording`, each in a process of its own."""
+
+import signal
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+import trio
+
+from rawgrpc_proxy import Client, Server, identity_codec, unary_unary
+from rawgrpc_proxy.command.cli import main as run_command
+from rawgrpc_proxy.lab.recorder import Recorder
+from rawgrpc_proxy.services.methods import ServedCall
+from tests.processes import program
+
+DO = "/a.B/Do"
+
+
+def a_server(suffix: bytes, recorder: Recorder | None = None) -> Server:
+    async def do(request: bytes, _call: ServedCall) -> bytes:
+        return request + suffix
+
+    server = Server(codec=identity_codec(), tap=recorder)
+    server.add_method(DO, unary_unary(do, bytes))
+    return server
+
+
+async def record(path: Path) -> None:
+    with Recorder(path) as recorder:
+        async with trio.open_nursery() as nursery:
+            address: str = await nursery.start(a_server(b"!", recorder).serve, "127.0.0.1:0")
+            async with Client(address) as client:
+                assert await client.unary_unary(DO, b"one") == b"one!"
+                assert await client.unary_unary(DO, b"two") == b"two!"
+            nursery.cancel_scope.cancel()
+
+
+def test_a_server_that_answers_as_recorded_passes_and_one_that_does_not_is_told_of(tmp_path: Path) -> None:
+    path, xml = tmp_path / "calls.jsonl", tmp_path / "result.xml"
+
+    async def main() -> None:
+        await record(path)
+        for suffix, code in ((b"!", 0), (b"?", 1)):
+            async with trio.open_nursery() as nursery:
+                address: str = await nursery.start(a_server(suffix).serve, "127.0.0.1:0")
+                arguments = ("replay", str(path), "--to", address, "--speed", "max", "--junit", str(xml))
+                async with program(*arguments) as replayed:
+                    assert await replayed.exit_code() == code, replayed.stderr
+                    assert replayed.stderr == []
+                nursery.cancel_scope.cancel()
+            suite = ET.fromstring(xml.read_bytes())  # noqa: S314  # our own
+            assert (suite.get("tests"), suite.get("failures")) == ("2", "0" if code == 0 else "2")
+            if code == 0:
+                assert replayed.stdout[-1] == "2 calls replayed: all as recorded"
+            else:
+                assert replayed.stdout[-1] == "2 calls replayed: 2 differ"
+                assert "      message 0 has other bytes (the first at byte 3)" in replayed.stdout
+                failure = suite.find("testcase/failure")
+                assert failure is not None
+                assert failure.get("message") == "message 0 has other bytes (the first at byte 3)"
+
+    trio.run(main)
+
+
+def test_a_recording_that_is_served_exactly_is_what_replay_finds_as_recorded(tmp_path: Path) -> None:
+    path = tmp_path / "calls.jsonl"
+
+    async def main() -> None:
+        await record(path)
+        async with program("serve-recording", str(path), "--listen", "127.0.0.1:0", "--exact") as served:
+            arguments = ("replay", str(path), "--to", await served.address(), "--speed", "max")
+            async with program(*arguments) as replayed:
+                assert await replayed.exit_code() == 0, replayed.stdout
+            served.signal(signal.SIGTERM)
+            assert await served.exit_code() == 0, served.stdout
+            assert served.stdout[1:] == ["0 recorded connections were not asked for"]
+
+    trio.run(main)
+
+
+def test_a_client_is_served_from_a_recording(tmp_path: Path) -> None:
+    path = tmp_path / "calls.jsonl"
+
+    async def main() -> None:
+        await record(path)
+        async with program("serve-recording", str(path), "--listen", "127.0.0.1:0") as served:
+            async with Client(await served.address()) as client:
+                assert await client.unary_unary(DO, b"two") == b"two!"
+            served.signal(signal.SIGINT)
+            assert await served.exit_code() == 0
+            assert served.stdout[1:] == ["1 recorded calls were not asked for"]
+
+    trio.run(main)
+
+
+def test_a_server_that_is_not_there_fails_every_call(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "calls.jsonl"
+    trio.run(record, path)
+    assert run_command(["replay", str(path), "--to", "127.0.0.1:1"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.count("      the call was not made") == 2
+    assert lines[2].startswith("      no connection: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--speed", "0x"], "is no speed; write 2x, 0.5x or max"),
+        (["--side", "upstream"], "no upstream connection was recorded"),
+        (["--slower", "soon"], "is no number of seconds"),
+    ],
+)
+def test_mistakes_are_said_in_a_line(
+    tmp_path: Path, arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "calls.jsonl"
+    trio.run(record, path)
+    assert run_command(["replay", str(path), "--to", "127.0.0.1:1", *arguments]) == 2
+    assert why in capsys.readouterr().err
