@@ -131,6 +131,15 @@ class Proxy:
         """How many calls are open on it."""
         return int((await self.ask("/calls"))["open"])
 
+    async def tasks(self) -> int:
+        """How many tasks its workers have."""
+        lines = str(await self.ask("/metrics")).splitlines()
+        return sum(
+            int(float(line.rpartition(" ")[2]))
+            for line in lines
+            if line.startswith("rawgrpc_proxy_worker_tasks{")
+        )
+
     async def held_places(self) -> int:
         """Calls that its connections to backends carry, or that wait for one."""
         clusters = (await self.ask("/clusters"))["clusters"]

@@ -283,6 +283,7 @@ def test_a_report_tells_of_its_process_and_can_be_written_as_json() -> None:
             dropped_lines=lambda: 4,
             spans=lambda: (6, 7),
             tls_reload_failures=lambda: 5,
+            tasks=lambda: 8,
             state=lambda: "draining",
         ),
     )
@@ -292,6 +293,7 @@ def test_a_report_tells_of_its_process_and_can_be_written_as_json() -> None:
     assert (report["worker"], report["state"]) == (3, "draining")
     assert (report["log"], report["tls_reload_failures"]) == ({"dropped_lines": 4}, 5)
     assert report["spans"] == {"exported": 6, "dropped": 7}
+    assert report["tasks"] == 8
     assert len(held) < report["rss_bytes"] < 2**34
     assert report["cpu_s"] > 0
     before = report["open_files"]

@@ -20,6 +20,8 @@ from interop.shared import proc
 from interop.shared.processes import Lines
 
 PROCESSES = 2
+TASKS_A_CONNECTION = 3
+"""Of one to a backend: its life, what it reads, and what it writes."""
 SAMPLE_SECONDS = 2.0
 #: Over the second half: the line through all samples, from its beginning to its end.
 SLOPE = 0.01
@@ -96,6 +98,7 @@ async def _state(proxy: Proxy, worker: int) -> dict[str, float]:
     upstream = await proxy.connections("upstream")
     return {
         "descriptors": proc.open_files(worker) - len(upstream),
+        "tasks": await proxy.tasks() - TASKS_A_CONNECTION * len(upstream),
         "calls": await proxy.open_calls(),
         "places": await proxy.held_places(),
         "callers' connections": len(await proxy.connections("downstream")),
@@ -156,7 +159,7 @@ ROWS = [
     Row(
         "endurance",
         "very many calls, of which a fifth is cancelled, a tenth expires, and a tenth is reset",
-        "memory's slope 0 ± 1 %; descriptors, calls, places and credit are as before",
+        "memory's slope 0 ± 1 %; descriptors, tasks, calls, places and credit are as before",
         1 / 1000,
         endurance,
         asked_for=True,

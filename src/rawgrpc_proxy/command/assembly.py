@@ -116,6 +116,7 @@ def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
         metrics.sources = Sources(
             open_calls=server.open_call_facts,
             endpoints=partial(cluster_facts, clusters),
+            tasks=lambda: trio.lowlevel.current_statistics().tasks_living,
             dropped_lines=lambda: log.dropped_lines,
             spans=lambda: (0, 0) if tracing is None else (tracing.exported, tracing.dropped),
             traffic=partial(traffic_report, routes, clusters),

@@ -186,6 +186,8 @@ class _Collected(Collector):
             self._add("worker_cpu_seconds_total", newest["cpu_s"], worker)
             self._add("worker_resident_memory_bytes", sum(report["rss_bytes"] for report in those), worker)
             self._add("worker_open_files", sum(report["open_files"] for report in those), worker)
+            # A report from before an upgrade may come from a version that told nothing of them.
+            self._add("worker_tasks", sum(report.get("tasks", 0) for report in those), worker)
             self._add("worker_start_time_seconds", newest["started_at"], worker)
             self._add("worker_open_calls", sum(report["calls"]["open"] for report in those), worker)
             self._add("worker_connections", sum(report["downstream"]["open"] for report in those), worker)

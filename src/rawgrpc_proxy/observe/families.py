@@ -332,6 +332,12 @@ FAMILIES = (
     Family(PROXY + "worker_resident_memory_bytes", "gauge", _WORKER, "Memory of a worker."),
     Family(PROXY + "worker_open_files", "gauge", _WORKER, "Open file descriptors of a worker."),
     Family(
+        PROXY + "worker_tasks",
+        "gauge",
+        _WORKER,
+        "Tasks of a worker: some for itself, and for each connection; an open call has none.",
+    ),
+    Family(
         PROXY + "worker_start_time_seconds", "gauge", _WORKER, "When a worker began, in seconds since 1970."
     ),
     Family(PROXY + "worker_open_calls", "gauge", _WORKER, "Calls that are open on a worker."),

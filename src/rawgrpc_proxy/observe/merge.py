@@ -206,6 +206,7 @@ def _counted(report: WorkerReport) -> WorkerReport:
         "cpu_s": 0.0,
         "rss_bytes": 0,
         "open_files": 0,
+        "tasks": 0,
         "stuck": [],
         "last_failed": [],
     }

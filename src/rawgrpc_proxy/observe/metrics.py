@@ -76,6 +76,8 @@ class Sources:
     """`Server.open_call_facts`."""
     endpoints: Callable[[], list[EndpointReport]] | None = None
     """`partial(cluster_facts, clusters)`, see `cluster/facts.py`."""
+    tasks: Callable[[], int] = int
+    """Of trio: `lambda: trio.lowlevel.current_statistics().tasks_living`."""
     dropped_lines: Callable[[], int] = int
     """Of the log: `lambda: log.dropped_lines`."""
     spans: Callable[[], tuple[int, int]] = lambda: (0, 0)
@@ -358,6 +360,7 @@ class Metrics(ServerObserver, PoolObserver):
             "cpu_s": time.process_time(),
             "rss_bytes": _resident_bytes(),
             "open_files": _open_files(),
+            "tasks": sources.tasks(),
             "version": version(),
             "python": python(),
             "calls": {

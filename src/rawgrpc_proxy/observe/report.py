@@ -219,6 +219,7 @@ class WorkerReport(SummedReport):
     cpu_s: float
     rss_bytes: int
     open_files: int
+    tasks: int
     version: str
     python: str
     bounds_s: list[float]
