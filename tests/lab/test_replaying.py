@@ -305,6 +305,34 @@ async def test_a_peer_that_is_silent_or_gone_is_told_of_and_waited_for_no_longer
 
 
 @trio_test
+async def test_settings_that_nobody_has_recorded_are_acknowledged(autojump_clock: MockClock) -> None:
+    again = h2.settings({h2.Setting.MAX_CONCURRENT_STREAMS: 7})
+    played = await played_to(CALL, changed(CALL, data(message(b"one")), again, data(message(b"one"))))
+    assert played.differences() == []
+    assert played.bytes_of(CLIENT).count(h2.SETTINGS_ACK) == 2
+
+
+@trio_test
+async def test_behind_a_reset_of_ours_nothing_more_of_the_call_is_waited_for(
+    autojump_clock: MockClock,
+) -> None:
+    begun = [(entry.at, entry.sender, entry.raw) for entry in CALL.entries[1:8]]
+    cancelled = a_link(
+        *begun,
+        (3.5, CLIENT, h2.rst_stream(1, 8)),
+        (3.5, SERVER, data(message(b"one"))),  # on its way when the reset was sent
+        (4.0, CLIENT, h2.ping(b"12345678")),
+        (4.0, SERVER, h2.ping(b"12345678", ack=True)),
+    )
+    obedient = attrs.evolve(
+        cancelled, entries=tuple(each for each in cancelled.entries if each.raw != data(message(b"one")))
+    )
+    played = await played_to(cancelled, obedient)
+    assert played.problem is None
+    assert played.bytes_of(CLIENT) == cancelled.bytes_of(CLIENT)
+
+
+@trio_test
 async def test_data_wait_for_room_in_the_windows_of_this_peer(autojump_clock: MockClock) -> None:
     small = h2.settings({h2.Setting.INITIAL_WINDOW_SIZE: 2})
     server = a_link(

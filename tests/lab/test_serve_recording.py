@@ -151,3 +151,26 @@ async def test_calls_at_the_same_time_get_an_answer_each() -> None:
             nursery.start_soon(ask)
             nursery.start_soon(ask)
         assert sorted(got) == [b"first", b"third"]
+
+
+@trio_test
+async def test_a_request_that_leaves_the_recorded_one_later_is_refused_there() -> None:
+    async with a_client(LINK) as (client, _), client.stream_stream("/p.S/Talk") as talk:
+        await talk.send(b"1")
+        assert await talk.receive() == b"one"
+        await talk.send(b"3")
+        with pytest.raises(RpcError, match="message 1 of the request has other bytes"):
+            await talk.receive()
+    async with a_client(LINK) as (client, _), client.stream_stream("/p.S/Talk") as talk:
+        await talk.send_all([b"1", b"2", b"3"])
+        assert await talk.receive() == b"one"
+        with pytest.raises(RpcError, match="the request goes on after 2 messages"):
+            await talk.receive()
+
+
+@trio_test
+async def test_a_request_that_another_one_begins_with_gets_its_own_answer() -> None:
+    link = a_link(*a_call(1, [b"a", b"b"], b"of two"), *a_call(3, [b"a"], b"of one"))
+    async with a_client(link) as (client, _):
+        assert await client.stream_unary("/p.S/Do", [b"a"]) == b"of one"
+        assert await client.stream_unary("/p.S/Do", [b"a", b"b"]) == b"of two"

@@ -63,9 +63,10 @@ class Answers:
         """The call to play; it is taken once there is no other one that it may be."""
         if method not in self._calls:
             raise _differs("no call of this method was recorded")
-        index = 0
+        ended = False
         while True:
-            left = self._calls[method]
+            # Looked at anew after each wait: other calls may have been answered meanwhile.
+            left, asked = self._calls[method], len(request.seen)
             if not left:
                 if self._lenient:
                     return self._last[method]
@@ -74,20 +75,15 @@ class Answers:
                 return self._take(method, left[0])
             fit = [call for call in left if _begins_with(call, request.seen)]
             if not fit:
-                raise _differs(f"message {index - 1} of the request is in no recorded call of this method")
-            if len(fit) == 1 or not _goes_on_alike(fit, index):
+                raise _differs(f"message {asked - 1} of the request is in no recorded call of this method")
+            if ended:
+                fit = [call for call in fit if len(_asked(call)) == asked]
+                if not fit:
+                    raise _differs(f"the request ends after {asked} messages")
+            if ended or len(fit) == 1 or not _goes_on_alike(fit, asked):
                 return self._take(method, fit[0])
-            # The answer depends on what is yet to come, and none of the calls had one before that.
-            if not await request.has(index):
-                ended = [call for call in fit if len(_asked(call)) == index]
-                if not ended:
-                    raise _differs(f"the request ends after {index} messages")
-                # Others may have gone on in the meantime.
-                still = [call for call in ended if call in self._calls[method]]
-                if still:
-                    return self._take(method, still[0])
-                continue
-            index += 1
+            # Which call it is depends on what is yet to come, and none of them had an answer before that.
+            ended = not await request.has(asked)
 
     def _take(self, method: str, call: CallSeen) -> CallSeen:
         self._calls[method].remove(call)
