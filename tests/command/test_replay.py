@@ -25,13 +25,16 @@ def a_server(suffix: bytes, recorder: Recorder | None = None) -> Server:
     return server
 
 
-async def record(path: Path) -> None:
+async def record(path: Path, connections: int = 1) -> None:
     with Recorder(path) as recorder:
         async with trio.open_nursery() as nursery:
             address: str = await nursery.start(a_server(b"!", recorder).serve, "127.0.0.1:0")
             async with Client(address) as client:
                 assert await client.unary_unary(DO, b"one") == b"one!"
                 assert await client.unary_unary(DO, b"two") == b"two!"
+            for number in range(2, connections + 1):
+                async with Client(address) as client:
+                    assert await client.unary_unary(DO, b"%d" % number) == b"%d!" % number
             nursery.cancel_scope.cancel()
 
 
@@ -62,13 +65,16 @@ def test_a_server_that_answers_as_recorded_passes_and_one_that_does_not_is_told_
     trio.run(main)
 
 
-def test_a_recording_that_is_served_exactly_is_what_replay_finds_as_recorded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("--concurrency", "2")])
+def test_a_recording_that_is_served_exactly_is_what_replay_finds_as_recorded(
+    tmp_path: Path, more: tuple[str, ...]
+) -> None:
     path = tmp_path / "calls.jsonl"
 
     async def main() -> None:
-        await record(path)
+        await record(path, connections=6)
         async with program("serve-recording", str(path), "--listen", "127.0.0.1:0", "--exact") as served:
-            arguments = ("replay", str(path), "--to", await served.address(), "--speed", "max")
+            arguments = ("replay", str(path), "--to", await served.address(), "--speed", "max", *more)
             async with program(*arguments) as replayed:
                 assert await replayed.exit_code() == 0, replayed.stdout
             served.signal(signal.SIGTERM)

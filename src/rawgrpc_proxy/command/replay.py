@@ -180,21 +180,25 @@ async def _serve_exact(links: Sequence[RecordedLink], listen: str) -> int:
     left = list(links)
     different: list[str] = []
 
-    async def serve(stream: trio.SocketStream) -> None:
-        if not left:
-            await stream.aclose()
-            return
-        link = left.pop(0)
+    async def serve(stream: trio.SocketStream, link: RecordedLink) -> None:
         played = await play(link, Sender.SERVER, stream, speed=math.inf)
         if played.problem is not None:
             different.append(f"link {link.number}: {played.problem}")
         elif played.bytes_of(Sender.CLIENT) != link.bytes_of(Sender.CLIENT):
             different.append(f"link {link.number}: the client has sent other bytes")
 
+    async def accept(listener: trio.SocketListener, nursery: trio.Nursery) -> None:
+        async with listener:
+            while left:
+                # Which connection it is, is decided here: tasks begin in any order.
+                stream = await listener.accept()
+                nursery.start_soon(serve, stream, left.pop(0))
+
     listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(each)) for each in sockets]
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(trio.serve_listeners, serve, listeners)
+            for listener in listeners:
+                nursery.start_soon(accept, listener, nursery)
             print(f"listening on {address_of(sockets, asked)}", flush=True)
             await anext(signals)
             nursery.cancel_scope.cancel()

@@ -51,28 +51,31 @@ async def replay(
     of the connection's calls.
     """
     began = trio.current_time()
-    places = trio.CapacityLimiter(concurrency or max(len(links), 1))
+    places = trio.Semaphore(concurrency or max(len(links), 1))
     found: dict[int, list[Verdict]] = {}
     first = min((link.opened_at for link in links), default=0.0)
 
-    async def one(link: RecordedLink) -> None:
-        if not math.isinf(speed):
-            await trio.sleep_until(began + (link.opened_at - first) / speed)
-        async with places:
+    async def one(link: RecordedLink, stream: trio.abc.HalfCloseableStream) -> None:
+        played = await play(link, Sender.CLIENT, stream, speed=speed, patience_s=patience_s)
+        found[link.number] = list(_verdicts(played, slower_s))
+        places.release()
+
+    async with trio.open_nursery() as nursery:
+        # One after another, so that connections are opened in the order in which they were.
+        for link in links:
             if link.lost is not None:
                 found[link.number] = [_of_link(link, f"not played: {link.lost}")]
-                return
+                continue
+            if not math.isinf(speed):
+                await trio.sleep_until(began + (link.opened_at - first) / speed)
+            await places.acquire()
             try:
                 stream = await dial()
             except OSError as error:
                 found[link.number] = [_of_link(link, f"no connection: {error}"), *_not_made(link)]
-                return
-            played = await play(link, Sender.CLIENT, stream, speed=speed, patience_s=patience_s)
-            found[link.number] = list(_verdicts(played, slower_s))
-
-    async with trio.open_nursery() as nursery:
-        for link in links:
-            nursery.start_soon(one, link)
+                places.release()
+            else:
+                nursery.start_soon(one, link, stream)
     return [verdict for link in links for verdict in found[link.number]]
 
 
