@@ -12,6 +12,7 @@ from rawgrpc_proxy.command.demo import TRIALS, backend, make_call
 from rawgrpc_proxy.config import Engine, Http2Settings
 from rawgrpc_proxy.errors import Side
 from rawgrpc_proxy.http2 import frames as h2
+from rawgrpc_proxy.lab import link_view
 from rawgrpc_proxy.lab.events import Sender
 from rawgrpc_proxy.lab.link_view import LinkView, Views
 from rawgrpc_proxy.lab.lint.findings import MAX_METHODS, OTHER_METHODS, Findings
@@ -79,6 +80,45 @@ def test_what_has_crossed_on_the_way_is_no_finding() -> None:
     talk.server(headers(1, [*RESPONSE, *TRAILERS], end_stream=True), rst_stream(1, 0))
     talk.client(data(1), headers(1, [(b"x", b"y")], end_stream=True), rst_stream(1, ErrorCode.CANCEL))
     talk.server(rst_stream(1, ErrorCode.STREAM_CLOSED))
+    assert talk.told == []
+
+
+def test_a_stream_that_has_crossed_goaway_is_no_finding() -> None:
+    talk = Talk()
+    talk.greet()
+    talk.server(goaway(2**31 - 1))
+    talk.later(1)
+    talk.ask()
+    talk.answer()
+    assert talk.told == []
+
+
+def test_settings_that_come_in_a_row_are_acknowledged_in_a_row() -> None:
+    talk = Talk()
+    talk.greet()
+    talk.server(settings({INITIAL_WINDOW_SIZE: 100}) * 100)
+    talk.client(SETTINGS_ACK * 100)
+    assert talk.told == []
+    talk.client(SETTINGS_ACK)
+    assert talk.found == [("settings-ack-unexpected", CLIENT, "")]
+
+
+def test_a_server_may_answer_in_the_encoding_of_the_request() -> None:
+    talk = Talk()
+    talk.greet()
+    talk.ask([*REQUEST, (b"grpc-encoding", b"zstd"), (b"grpc-accept-encoding", b"gzip, br")])
+    talk.answer([*RESPONSE, (b"grpc-encoding", b"zstd")])
+    talk.ask([*REQUEST, (b"grpc-accept-encoding", b"gzip, br")], stream=3)
+    talk.answer([*RESPONSE, (b"grpc-encoding", b"br")], stream=3)
+    assert talk.told == []
+
+
+def test_who_has_nothing_to_send_misses_no_window() -> None:
+    talk = Talk()
+    talk.greet(client={INITIAL_WINDOW_SIZE: 0})
+    talk.ask()
+    talk.later(60)
+    talk.client(rst_stream(1))
     assert talk.told == []
 
 
@@ -263,6 +303,17 @@ def test_memory_is_bounded_however_many_streams_and_methods_there_are() -> None:
     assert other.count == 2000 - MAX_METHODS
     talk.view.close(talk.now)
     assert talk.linter._links == {}
+
+
+def test_a_stream_that_the_view_forgets_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_view, "MAX_STREAMS", 10)
+    talk = Talk()
+    talk.greet()
+    for stream in range(1, 101, 2):
+        talk.ask(stream=stream)
+    [state] = talk.linter._links.values()
+    assert len(state.streams) == 10
+    assert talk.told == []
 
 
 def test_what_peers_write_is_cut_and_printable() -> None:

@@ -132,7 +132,7 @@ def _late(state: LinkState, event: HeadersSeen) -> None:
         _say(state, event, "frame-on-idle-stream", f"HEADERS on stream {number}, which is not open yet")
     elif number in state.closed:
         # It is a request for a stream that was there, or trailers that have crossed a reset.
-        if sender in state.closed[number][1] and not state.frame_found:
+        if sender in state.closed[number][1]:
             _say(state, event, "frame-on-closed-stream", "HEADERS behind the end of the stream")
     elif sender is Sender.CLIENT and first(event.headers, b":method") is not None:
         _say(
