@@ -25,6 +25,7 @@ from tests.http2.peer import (
     MAX_CONCURRENT_STREAMS,
     PREFACE,
     SETTINGS_ACK,
+    block,
     data,
     goaway,
     headers,
@@ -145,15 +146,13 @@ def test_pings_that_answer_data_are_no_keepalive() -> None:
 
 
 def test_no_status_is_missed_where_header_lists_cannot_be_read() -> None:
-    talk = Talk()
-    talk.greet()
-    talk.ask()
-    talk.server(
-        headers(1, encoded=b"\xff\xff\xff\xff\xff\x0f"),
-        data(1, MESSAGE),
-        headers(1, TRAILERS, end_stream=True),
-    )
-    assert [rule for rule, _, _ in talk.found] == ["header-block-undecodable"]
+    lost = b"\xff\xff\xff\xff\xff\x0f"
+    for first, last in ((lost, block(TRAILERS)), (block(RESPONSE), lost)):
+        talk = Talk()
+        talk.greet()
+        talk.ask()
+        talk.server(headers(1, encoded=first), data(1, MESSAGE), headers(1, encoded=last, end_stream=True))
+        assert [rule for rule, _, _ in talk.found] == ["header-block-undecodable"]
 
 
 @on_every_engine
