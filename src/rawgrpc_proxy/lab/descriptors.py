@@ -53,6 +53,7 @@ def decoder_of(descriptor_set: bytes, source: str) -> Decoder:
     try:
         for each in _needed_first(files):
             pool.Add(each)
+            pool.FindFileByName(each.name)  # protobuf in pure Python only now looks whether all is there
         for each in files:
             for service in each.service:
                 name = f"{each.package}.{service.name}".lstrip(".")
