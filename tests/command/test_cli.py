@@ -885,7 +885,7 @@ def test_no_arguments_at_all_show_the_short_help(capsys: pytest.CaptureFixture[s
     assert captured.out == ""
     assert "serve" in captured.err
     assert "demo" in captured.err
-    assert captured.err.count("\n") < 20
+    assert captured.err.count("\n") < 24  # a terminal has so many lines
 
 
 def test_whoever_reads_the_output_may_have_enough(tmp_path: Path) -> None:
