@@ -24,7 +24,7 @@ from rawgrpc_proxy.proxy.transparent import transparent_handler
 from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.upstream.pool import Pool
 from rawgrpc_proxy.upstream.target import Target
-from tests.client.test_against_grpcio import SERVER as GRPCIO_SERVER
+from tests.client.grpcio_server import SERVER as GRPCIO_SERVER
 from tests.processes import program
 
 CLIENT, SERVER = Sender.CLIENT, Sender.SERVER
