@@ -103,6 +103,7 @@ class PooledConnection:
 
     __slots__ = (
         "_cut_off",
+        "_keepalive_s",
         "_scope",
         "connection",
         "created_at",
@@ -133,6 +134,8 @@ class PooledConnection:
         self.waiting: list[Waiting] = []
         """Callers with a place on it, for whom it is dialled."""
         self._scope = trio.CancelScope()
+        self._keepalive_s = owner.keepalive_s
+        """How often the peer is asked for a sign of life."""
         self._cut_off = False
         """Calls held it still when it had ended."""
 
@@ -300,7 +303,7 @@ class PooledConnection:
         """Run it to its end, whatever that is, and let the observer hear if it was none in good order."""
         owner, state = self.owner, self.owner.state
         assert state.timers is not None
-        interval_s = owner.keepalive_s
+        interval_s = self._keepalive_s = owner.keepalive_s
         keepalive = Keepalive(
             connection,
             state.timers.add,
@@ -327,9 +330,6 @@ class PooledConnection:
                     connection.session.streams_opened,
                 )
         error = connection.error
-        if error is not None and pinged_too_often(error):
-            # Of what this one had: others may have been told so at the same time.
-            owner.keepalive_s = max(owner.keepalive_s, 2 * interval_s)
         if self.connection is connection:
             assert error is not None
             orderly = isinstance(error, ConnectionGone) and not error.error_code
@@ -360,7 +360,11 @@ class PooledConnection:
                 self.peer_limit = limit
                 self.owner.allows(limit)
         else:
-            self.err = self.err or connection.error
+            error = connection.error
+            if error is not None and pinged_too_often(error):
+                # Before a call can dial the next one. Of what this one had: others may be told so at the same time.
+                self.owner.keepalive_s = max(self.owner.keepalive_s, 2 * self._keepalive_s)
+            self.err = self.err or error
         self.owner.changed(self)
 
     def __repr__(self) -> str:

@@ -557,7 +557,14 @@ class Target:
         self.state.connection_ended(conn)
 
     def _forget_if_unused(self) -> None:
-        if not self._connections and not self._line and self._trouble is None and self._warm is None:
+        if (
+            not self._connections
+            and not self._line
+            and self._trouble is None
+            and self._warm is None
+            # An upstream that has complained of PINGs would be asked as often again.
+            and self.keepalive_s == self.state.settings.upstream_keepalive_s
+        ):
             self.state.in_use.pop(self.key, None)
 
     # ------------------------------------------------------------------ for people
