@@ -144,12 +144,14 @@ class TlsTransport(SocketTransport):
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
         )
         self._read_bytes = READ_BYTES
+        self._version: str | None = None
+        """What the handshake has come to. OpenSSL's own word is gone when the peer has ended TLS with an alert."""
         self.heard = False
         """Whether the peer has said anything; until the handshake is done."""
 
     @property
     def tls_version(self) -> str | None:
-        return self._tls.version()
+        return self._version
 
     @property
     def alpn_protocol(self) -> str | None:
@@ -175,6 +177,7 @@ class TlsTransport(SocketTransport):
                 raise
             else:
                 break
+        self._version = self._tls.version()
         await self._send_outgoing()
         try:
             certificate = self._tls.getpeercert()
