@@ -25,6 +25,7 @@ from rawgrpc_proxy.http2.headers import Headers, size_of
 from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.failures import headers_too_long
 from rawgrpc_proxy.net.stream import Stream
+from rawgrpc_proxy.net.timers import Timer
 from rawgrpc_proxy.observe.record import CallExtras, CallRecord
 from rawgrpc_proxy.peer_identity import PeerIdentity, identity_of
 from rawgrpc_proxy.stopping import Stopping
@@ -136,6 +137,7 @@ class Call:
     __slots__ = (
         "_ended",
         "_headers_sent",
+        "call_at",
         "context",
         "counts_messages",
         "deadline",
@@ -152,6 +154,7 @@ class Call:
         stream: Stream,
         context: CallContext,
         stopping: Stopping,
+        call_at: Callable[[float, Callable[[], None]], Timer],
         *,
         counts_messages: bool = True,
         on_response: Callable[[CallRecord], None] | None = None,
@@ -160,6 +163,8 @@ class Call:
         self.context = context
         self.stopping = stopping
         """Whether the server stops: for handlers that go on for as long as their callers like."""
+        self.call_at = call_at
+        """Calls back at a moment of trio's clock, or soon after; what it calls must neither wait nor raise."""
         self.counts_messages = counts_messages
         """Whether somebody wants to know how many messages pass."""
         self.on_response = on_response

@@ -26,6 +26,7 @@ from rawgrpc_proxy import (
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.proxy.director import Direction
+from rawgrpc_proxy.proxy.forwarding import Forwarding
 from rawgrpc_proxy.proxy.idle import IdleWatch
 from tests.proxy.house import House, a_proxy, on_every_engine
 from tests.proxy.raw_peers import INITIAL_WINDOW_SIZE, OK, RESPONSE, PeerStream, message, request_fields
@@ -266,7 +267,8 @@ async def test_no_call_is_watched_when_it_is_over(engine: Engine, clock: MockClo
             await call.answer()
             await house.record()
         [calls] = house.server._calls
-        assert not calls._idle
+        waiting = [timer._callback for _, _, timer in calls._timers._heap if timer.waits]
+        assert not [each for each in waiting if isinstance(getattr(each, "__self__", None), Forwarding)]
         await seconds_pass(clock, 24)
         assert house.observer.unread == 0
 

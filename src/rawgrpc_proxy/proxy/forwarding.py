@@ -13,6 +13,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+import trio
+
 from rawgrpc_proxy.call import Call, CallContext, checked_changes, checked_deadline
 from rawgrpc_proxy.call_policy import CallLimit
 from rawgrpc_proxy.cluster.cluster import Cluster
@@ -24,6 +26,7 @@ from rawgrpc_proxy.http2.headers import HeaderList
 from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.limits.concurrency import Places
 from rawgrpc_proxy.net.stream import Stream
+from rawgrpc_proxy.net.timers import Timer
 from rawgrpc_proxy.proxy.idle import IdleWatch
 from rawgrpc_proxy.proxy.outcome import note_outcome, settled, telling_status
 from rawgrpc_proxy.proxy.splice import Splice
@@ -32,13 +35,6 @@ from rawgrpc_proxy.upstream.pooled import PooledConnection
 from rawgrpc_proxy.upstream.target import Target
 
 _FRESH_CONNECTIONS = 3
-
-
-class Alarm(Protocol):
-    """A callback in time."""
-
-    def cancel(self) -> None:
-        """Never call back."""
 
 
 class Owner(Protocol):
@@ -50,9 +46,6 @@ class Owner(Protocol):
     def forwarding_refused(self, forwarding: "Forwarding") -> None:
         """The call shall be sent once more. Run `open_again` in a task."""
 
-    def call_at(self, when: float, callback: Callable[[], None]) -> Alarm:
-        """Call `callback` at this moment of trio's clock, or soon after. It neither waits nor raises."""
-
 
 class Forwarding:
     """One call between its downstream stream and the upstream's."""
@@ -62,6 +55,8 @@ class Forwarding:
         "_conn",
         "_context",
         "_endpoint",
+        "_idle",
+        "_idle_timer",
         "_is_second",
         "_limits",
         "_mirror",
@@ -71,7 +66,6 @@ class Forwarding:
         "_splice",
         "_target",
         "call",
-        "idle",
         "over",
     )
 
@@ -120,8 +114,9 @@ class Forwarding:
             on_response=None if hear is None else partial(hear, call.record),
         )
         idle_timeout_s = None if policy is None else policy.idle_timeout_s
-        self.idle = None if idle_timeout_s is None else IdleWatch(self._splice.passed, idle_timeout_s)
-        """For whoever minds the call while it is on its way: if it may be idle only for so long."""
+        self._idle = None if idle_timeout_s is None else IdleWatch(self._splice.passed, idle_timeout_s)
+        """If the call may be idle only for so long, while it is on its way."""
+        self._idle_timer: Timer | None = None
         if (extras := call.record.extras) is not None:
             extras.refresh = partial(note_outcome, call, self._splice)
 
@@ -175,21 +170,13 @@ class Forwarding:
         """The deadline has passed."""
         self._end(DeadlineExceeded("Deadline Exceeded"))
 
-    def idle_for_too_long(self) -> None:
-        """Nothing has passed for as long as it may be so."""
-        self._end(self._was_idle())
-
-    def _was_idle(self) -> IdleTimeout:
-        assert self.idle is not None
-        return IdleTimeout(
-            f"nothing of the call has passed for {self.idle.timeout_s:g} s, either way (idle_timeout)"
-        )
-
     def stop(self) -> None:
         """Leave the upstream, without a word to the owner. Nothing happens if the call is over."""
         if self.over:
             return
         self.over = True
+        if self._idle_timer is not None:
+            self._mind_idle_no_more()
         splice = self._splice
         splice.end()
         if self._conn is not None:
@@ -235,14 +222,19 @@ class Forwarding:
             self._end(splice.downstream_error)
         elif splice.upstream_error is not None:
             if self._opens_again(splice.upstream_error):
-                self._needs_task = True
-                self._owner.forwarding_refused(self)
+                self._waits_for_task()
             else:
                 self._end(settled(splice.upstream_error, self.call.deadline))
         elif splice.downstream_closed and splice.response_ended:
             self._end(None)
         elif splice.upstream_closed and self._conn is not None:
             self._give_back()
+
+    def _waits_for_task(self) -> None:
+        """The call is sent once more, which takes a task."""
+        self._needs_task = True
+        self._mind_idle_no_more()
+        self._owner.forwarding_refused(self)
 
     def _opens_again(self, error: RpcError) -> bool:
         """Whether the upstream provably did not process the call, its request is still here, and it was the first."""
@@ -251,11 +243,42 @@ class Forwarding:
         self._is_second = True
         return True
 
+    # -------------------------------------------------------------------- idle
+
+    def _mind_idle(self) -> None:
+        """From now on it counts if nothing passes, if that may be so only for some time."""
+        if self._idle is not None and not self.over and not self._needs_task:
+            self._mind_idle_no_more()
+            self._look_at(self._idle.begin(trio.current_time()))
+
+    def _mind_idle_no_more(self) -> None:
+        timer, self._idle_timer = self._idle_timer, None
+        if timer is not None:
+            timer.cancel()
+
+    def _look_at(self, when: float) -> None:
+        self._idle_timer = self.call.call_at(when, self._look)
+
+    def _look(self) -> None:
+        """See whether anything of the call has passed."""
+        assert self._idle is not None
+        when = self._idle.look(trio.current_time())
+        if when is None:
+            timeout_s = self._idle.timeout_s
+            self._idle_for_too_long(
+                IdleTimeout(f"nothing of the call has passed for {timeout_s:g} s, either way (idle_timeout)")
+            )
+        else:
+            self._look_at(when)
+
+    def _idle_for_too_long(self, error: IdleTimeout) -> None:
+        self._end(error)
+
+    # ------------------------------------------------------------------- place
+
     def _leave_limits(self, places: Places) -> None:
         self._places = None
         places.leave(telling_status(self.call, self._splice))
-
-    # ------------------------------------------------------------------- place
 
     def _take_now(self) -> PooledConnection | None:
         target = self._target
@@ -333,6 +356,8 @@ class Forwarding:
             self._splice.join(self._stream_on(self._conn))
         finally:
             turn.collecting = in_turn
+        if self._idle is not None:
+            self._mind_idle()
 
     def _stream_on(self, conn: PooledConnection) -> Stream:
         """A stream there, with the request's headers; raises where they cannot be sent."""

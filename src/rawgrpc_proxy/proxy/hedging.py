@@ -20,7 +20,7 @@ from rawgrpc_proxy.call import Call, CallContext
 from rawgrpc_proxy.cluster.cluster import Cluster
 from rawgrpc_proxy.cluster.endpoint import Endpoint, Place
 from rawgrpc_proxy.codes import Status
-from rawgrpc_proxy.errors import PoolExhausted, RpcError, Side, UpstreamUnavailable
+from rawgrpc_proxy.errors import IdleTimeout, PoolExhausted, RpcError, Side, UpstreamUnavailable
 from rawgrpc_proxy.grpc.retry_policy import HedgingPolicy, pushback_s
 from rawgrpc_proxy.http2.headers import Headers
 from rawgrpc_proxy.net.stream import Stream
@@ -77,8 +77,8 @@ class HedgedForwarding(RepeatedForwarding):
         self._problem: BaseException | None = None
         """Why the call ends without an attempt that counts."""
         self._news = trio.Event()
-        if self.idle is not None:
-            self.idle = IdleWatch(self._passed, self.idle.timeout_s)
+        if self._idle is not None:
+            self._idle = IdleWatch(self._passed, self._idle.timeout_s)
 
     # -------------------------------------------------------------- the call's task
 
@@ -95,7 +95,6 @@ class HedgedForwarding(RepeatedForwarding):
 
     async def _race(self) -> None:
         """Send attempts until it is known which counts. Raises if none does."""
-        look_at = math.inf
         async with trio.open_nursery() as nursery:
             while not self._is_decided and self._problem is None:
                 if self._is_due():
@@ -105,26 +104,11 @@ class HedgedForwarding(RepeatedForwarding):
                     nursery.start_soon(self._attempt, self._sent)
                     continue
                 self._news = trio.Event()
-                if self.idle is not None:
-                    look_at = self._look(self.idle, look_at)
-                with trio.move_on_at(min(look_at, self._next_at if self._may_send else math.inf)):
+                with trio.move_on_at(self._next_at if self._may_send else math.inf):
                     await self._news.wait()
             nursery.cancel_scope.cancel()
         if self._problem is not None and not self._is_decided:
             raise self._problem
-
-    def _look(self, idle: IdleWatch, look_at: float) -> float:
-        """When to see whether the call is idle; if that is now, see. Only attempts on their way may be idle."""
-        now = trio.current_time()
-        if not self._live:
-            return math.inf
-        if look_at == math.inf:
-            return idle.begin(now)
-        when = idle.look(now) if now >= look_at else look_at
-        if when is None:
-            self._fails(self._was_idle())
-            return math.inf
-        return when
 
     def _passed(self) -> tuple[object, ...]:
         """As `Splice.passed`, of all attempts. Each that is sent, or fails, is a sign of life."""
@@ -202,6 +186,7 @@ class HedgedForwarding(RepeatedForwarding):
             splice.resend(stream)
         else:
             splice.join(Copies(self, stream))
+            self._mind_idle()
 
     # -------------------------------------------------- what becomes of the attempts
 
@@ -277,7 +262,7 @@ class HedgedForwarding(RepeatedForwarding):
                 return False
             if self.call.deadline is not None and self._next_at >= self.call.deadline:
                 return False
-            if self.idle is not None and pushback is not None and pushback >= self.idle.timeout_s:
+            if self._idle is not None and pushback is not None and pushback >= self._idle.timeout_s:
                 return False  # the call would be idle for too long
         self._counted = False
         return True
@@ -294,6 +279,7 @@ class HedgedForwarding(RepeatedForwarding):
         attempt.leave()
         self._news.set()
         if not self._live:
+            self._mind_idle_no_more()  # only attempts on their way may be idle
             splice = self._splice
             splice.upstream = None
             # What comes of the request meanwhile waits there, and a caller who goes ends the call's task.
@@ -303,6 +289,12 @@ class HedgedForwarding(RepeatedForwarding):
         if self._problem is None:
             self._problem = problem
         self._news.set()
+
+    def _idle_for_too_long(self, error: IdleTimeout) -> None:
+        if self._is_decided:
+            super()._idle_for_too_long(error)
+        else:
+            self._fails(error)
 
     def _may_follow(self, status: Status) -> bool:
         return status in self._policy.non_fatal

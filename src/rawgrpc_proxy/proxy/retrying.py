@@ -18,8 +18,9 @@ from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.errors import DeadlineExceeded, PoolExhausted, RpcError, Side, UpstreamUnavailable
 from rawgrpc_proxy.grpc.retry_policy import RetryPolicy, pushback_s
 from rawgrpc_proxy.http2.headers import Headers
+from rawgrpc_proxy.net.timers import Timer
 from rawgrpc_proxy.proxy.attempts import HoldingPipe, RepeatedForwarding, is_everywhere, leave
-from rawgrpc_proxy.proxy.forwarding import Alarm, Owner
+from rawgrpc_proxy.proxy.forwarding import Owner
 from rawgrpc_proxy.proxy.splice import ResponsePipe
 from rawgrpc_proxy.upstream.pooled import PooledConnection
 from rawgrpc_proxy.upstream.target import Target
@@ -51,7 +52,7 @@ class RetryingForwarding(RepeatedForwarding):
         """Pauses since the upstream last asked for one of another length."""
         self._pause_s: float | None = None
         """Before the attempt that is to come; None: it comes at once, as the call was not processed."""
-        self._timeout: Alarm | None = None
+        self._timeout: Timer | None = None
 
     # ------------------------------------------------------------- the next attempt
 
@@ -99,7 +100,7 @@ class RetryingForwarding(RepeatedForwarding):
         upstream.sink = HoldingPipe(splice, upstream, upstream.sink, self)
         timeout_s = self._policy.per_attempt_timeout_s
         if timeout_s is not None:
-            self._timeout = self._owner.call_at(trio.current_time() + timeout_s, self._takes_too_long)
+            self._timeout = self.call.call_at(trio.current_time() + timeout_s, self._takes_too_long)
 
     def stop(self) -> None:
         self._forget_timeout()
@@ -129,8 +130,7 @@ class RetryingForwarding(RepeatedForwarding):
         if not self._goes_on(status, fields, takes_too_long=takes_too_long):
             return False
         self._tell_of_attempt(status)
-        self._needs_task = True
-        self._owner.forwarding_refused(self)
+        self._waits_for_task()
         return True
 
     def _opens_again(self, error: RpcError) -> bool:
@@ -176,7 +176,7 @@ class RetryingForwarding(RepeatedForwarding):
         if deadline is not None and trio.current_time() + pause_s >= deadline:
             # What the upstream said tells more than a deadline that passes in a pause.
             return False
-        if self.idle is not None and pause_s >= self.idle.timeout_s:
+        if self._idle is not None and pause_s >= self._idle.timeout_s:
             return False  # an upstream could have calls wait for weeks that may not be idle for so long
         self._pauses, self._pause_s = pauses, pause_s
         self._counted = False

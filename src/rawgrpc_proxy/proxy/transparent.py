@@ -4,7 +4,6 @@ What it does not do: make up answers. A handler raises `RpcError`, and the serve
 """
 
 import inspect
-import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Protocol
@@ -16,7 +15,7 @@ from rawgrpc_proxy.cluster.cluster import Cluster
 from rawgrpc_proxy.cluster.endpoint import Place
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.proxy.director import StreamDirector, checked
-from rawgrpc_proxy.proxy.forwarding import Alarm, Forwarding, Owner
+from rawgrpc_proxy.proxy.forwarding import Forwarding, Owner
 from rawgrpc_proxy.proxy.hedging import HedgedForwarding
 from rawgrpc_proxy.proxy.retrying import RetryingForwarding
 from rawgrpc_proxy.upstream.pooled import PooledConnection
@@ -92,7 +91,7 @@ class TransparentHandler:
         try:
             while True:
                 call.stream.connection.turn.flush()
-                await _news(waiter, forwarding)
+                await waiter.news.wait()
                 if forwarding.over:
                     break
                 waiter.news = trio.Event()
@@ -107,24 +106,6 @@ def _note_director(error: RpcError) -> None:
     """A director may let through the error of a call of its own: that status is of no upstream of this call."""
     if error.origin in _ORIGINS_OF_UPSTREAMS:
         error.origin = "director"
-
-
-async def _news(waiter: "_Waiter", forwarding: Forwarding) -> None:
-    """Wait for news. Moments at which the forwarding has to be looked at come and go meanwhile."""
-    idle = forwarding.idle
-    look_at = math.inf if idle is None else idle.begin(trio.current_time())
-    while not waiter.news.is_set():
-        with trio.move_on_at(min(look_at, waiter.alarm_at)):
-            await waiter.news.wait()
-            return
-        now = trio.current_time()
-        waiter.ring(now)
-        if idle is not None and now >= look_at:
-            when = idle.look(now)
-            if when is None:
-                forwarding.idle_for_too_long()
-                return
-            look_at = when
 
 
 def _forwarding(
@@ -146,20 +127,6 @@ class _Waiter:
     def __init__(self) -> None:
         self.news = trio.Event()
         self.error: RpcError | None = None
-        self._alarm: _Alarm | None = None
-        """A forwarding has one at a time, set while a stream is opened, which happens in our task."""
-
-    @property
-    def alarm_at(self) -> float:
-        """When to `ring`."""
-        return math.inf if self._alarm is None else self._alarm.when
-
-    def ring(self, now: float) -> None:
-        """Call the forwarding back, if it has asked for this moment."""
-        alarm = self._alarm
-        if alarm is not None and now >= alarm.when:
-            self._alarm = None
-            alarm.callback()
 
     def forwarding_over(self, _forwarding: Forwarding, error: RpcError | None) -> None:
         self.error = error
@@ -167,21 +134,6 @@ class _Waiter:
 
     def forwarding_refused(self, _forwarding: Forwarding) -> None:
         self.news.set()
-
-    def call_at(self, when: float, callback: Callable[[], None]) -> Alarm:
-        self._alarm = _Alarm(when, callback)
-        return self._alarm
-
-
-class _Alarm:
-    """What a forwarding waits for beside its streams."""
-
-    def __init__(self, when: float, callback: Callable[[], None]) -> None:
-        self.when = when
-        self.callback = callback
-
-    def cancel(self) -> None:
-        self.when = math.inf
 
 
 def transparent_handler(director: StreamDirector) -> Handler:

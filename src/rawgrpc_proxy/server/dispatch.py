@@ -76,7 +76,6 @@ class Calls:
         "_hear_begun",
         "_hear_ended",
         "_hear_response",
-        "_idle",
         "_makes_extras",
         "_notes_routes",
         "_observer",
@@ -86,6 +85,7 @@ class Calls:
         "_tracing",
         "answering",
         "in_steps",
+        "call_at",
     )
 
     def __init__(self, nursery: trio.Nursery, answering: Answering) -> None:
@@ -104,19 +104,15 @@ class Calls:
         self._tracing = answering.tracing
         self._runners = CallRunners(nursery, current_turn())
         self._timers = Timers(nursery)
+        self.call_at = self._timers.add
+        """Calls back at a moment of trio's clock, or soon after; what it calls must neither wait nor raise."""
         self._context = contextvars.copy_context()
         self._fresh: list[Stream] = []
         self._given_up: dict[Carrier, int] = {}
         """Calls that a caller gave up in vain, by its connection."""
         self._deadlines: dict[Forwarding, Timer] = {}
-        self._idle: dict[Forwarding, Timer] = {}
-        """When to look whether they are, of calls that may be idle only for so long."""
         self.in_steps: dict[Stream, Call] = {}
         """Calls that wait for something in a task, by their streams: for those who ask what they wait for."""
-
-    def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
-        """Call `callback` at this moment of trio's clock, or soon after. It must neither wait nor raise."""
-        return self._timers.add(when, callback)
 
     def take(self, stream: Stream) -> None:
         """The peer has opened `stream` for a call."""
@@ -197,6 +193,7 @@ class Calls:
             stream,
             context,
             self._stopping,
+            self.call_at,
             counts_messages=self._counts_messages,
             on_response=self._hear_response,
         )
@@ -311,28 +308,12 @@ class Calls:
     # ------------------------------------------------- calls on their way, without a task
 
     def _watch(self, forwarding: Forwarding) -> None:
-        """Nobody waits for the call any more: mind its deadline, and that it is not idle for too long."""
+        """Nobody waits for the call any more: mind its deadline."""
         deadline = forwarding.call.deadline
         if deadline is not None and not forwarding.over:
             self._deadlines[forwarding] = self._timers.add(deadline, forwarding.expire)
-        if forwarding.idle is not None and not forwarding.over:
-            self._look_again(forwarding, forwarding.idle.begin(trio.current_time()))
-
-    def _look_again(self, forwarding: Forwarding, when: float) -> None:
-        self._idle[forwarding] = self._timers.add(when, partial(self._look, forwarding))
-
-    def _look(self, forwarding: Forwarding) -> None:
-        """See whether anything of the call has passed."""
-        assert forwarding.idle is not None
-        when = forwarding.idle.look(trio.current_time())
-        if when is None:
-            forwarding.idle_for_too_long()
-        else:
-            self._look_again(forwarding, when)
 
     def _unwatch(self, forwarding: Forwarding) -> None:
-        if self._idle and (timer := self._idle.pop(forwarding, None)) is not None:
-            timer.cancel()
         if self._deadlines:
             timer = self._deadlines.pop(forwarding, None)
             if timer is not None:
