@@ -5,8 +5,6 @@ to write instead, and the exit code is 2. Nothing here is needed to use the prox
 """
 
 import argparse
-import contextlib
-import math
 import os
 import platform
 import signal
@@ -17,6 +15,7 @@ from typing import NoReturn
 
 import attrs
 
+from rawgrpc_proxy.command.argument_types import checked, count, positive, seconds
 from rawgrpc_proxy.command.certs import certs
 from rawgrpc_proxy.command.check import check
 from rawgrpc_proxy.command.cluster_settings import DNS_SCHEME, PoolSettings
@@ -176,7 +175,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     add = group("where calls go")
     add(
         "--listen",
-        type=_checked(check_listener),
+        type=checked(check_listener),
         metavar="ADDRESS",
         help="where to accept calls: HOST:PORT (port 0 picks a free one), :PORT for every address of this machine, "
         "unix:PATH or unix:@NAME, fd:N for a socket from whoever starts this (systemd)",
@@ -184,7 +183,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     add(
         "--upstream",
         action=_Once,
-        type=_checked(_check_upstream),
+        type=checked(_check_upstream),
         metavar="ADDRESS",
         help="where calls go that no --route matches: HOST:PORT or unix:PATH (default: they are UNIMPLEMENTED); with "
         "dns:///NAME:PORT to all addresses of a name in turn, which are followed as they change",
@@ -192,14 +191,14 @@ def _add_serve(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     add(
         "--route",
         action="append",
-        type=_checked(lambda text: RouteTable.parse([text.replace(f"={DNS_SCHEME}", "=", 1)])),
+        type=checked(lambda text: RouteTable.parse([text.replace(f"={DNS_SCHEME}", "=", 1)])),
         metavar="PATTERN=ADDRESS",
         help="where calls of one service ('/pkg.Service/*=HOST:PORT'), of one method ('/pkg.Service/Method=HOST:PORT') "
         "or all ('/*=HOST:PORT') go; repeat it for more, the first one that matches decides",
     )
     add(
         "--hop-limit",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="refuse calls that have passed N proxies like this one, counted in the metadata 'via' (default: none)",
     )
@@ -214,25 +213,25 @@ def _add_serve(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     add = group("connections to each upstream")
     add(
         "--size",
-        type=_count,
+        type=count,
         metavar="N",
         help=f"connections kept (default: {pool.size})",
     )
     add(
         "--ttl",
-        type=_seconds,
+        type=seconds,
         metavar="SECONDS",
         help=f"how long a connection takes new calls, in seconds (default: {pool.ttl_s:g})",
     )
     add(
         "--idle",
-        type=_count,
+        type=count,
         metavar="N",
         help=f"connections without calls kept (default: {pool.idle})",
     )
     add(
         "--ms",
-        type=_positive,
+        type=positive,
         metavar="N",
         help=f"calls at a time on one connection (default: {pool.ms})",
     )
@@ -246,7 +245,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     add = group("limits for clients")
     add(
         "--max-connections",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="clients' connections that a process has open; one without a call makes room for the next one, which "
         "is closed at once if there is none (default: two thirds of the files that it may have open)",
@@ -273,20 +272,20 @@ def _add_serve(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     add = group("peers that are silent (--config FILE can say other times for single listeners and clusters)")
     add(
         "--upstream-keepalive",
-        type=_setting("upstream_keepalive_s", _seconds),
+        type=_setting("upstream_keepalive_s", seconds),
         metavar="SECONDS",
         help="an upstream that has calls and has sent nothing for so long gets a PING; 'inf': none "
         f"(default: {http2.upstream_keepalive_s:g})",
     )
     add(
         "--downstream-keepalive",
-        type=_setting("downstream_keepalive_s", _seconds),
+        type=_setting("downstream_keepalive_s", seconds),
         metavar="SECONDS",
         help=f"the same for a client with calls; 'inf': none (default: {http2.downstream_keepalive_s:g})",
     )
     add(
         "--keepalive-timeout",
-        type=_setting("keepalive_timeout_s", _seconds),
+        type=_setting("keepalive_timeout_s", seconds),
         metavar="SECONDS",
         help="how long a peer has to send anything after that PING, until its connection counts as lost "
         f"(default: {http2.keepalive_timeout_s:g})",
@@ -301,14 +300,14 @@ def _add_serve(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     )
     add(
         "--grace",
-        type=_seconds,
+        type=seconds,
         metavar="SECONDS",
         help="how long running calls may go on after SIGINT or SIGTERM, in seconds "
         f"(default: {process['grace_s'].default:g})",
     )
     add(
         "--admin",
-        type=_checked(check_listener),
+        type=checked(check_listener),
         metavar="ADDRESS",
         help="where to answer operators by HTTP: /metrics, /livez, /readyz, a page at /; no password, so keep it to "
         "this machine, for example 127.0.0.1:9901 (default: nowhere)",
@@ -415,36 +414,16 @@ def _check_upstream(text: str) -> None:
     Address.parse(text.removeprefix(DNS_SCHEME))
 
 
-def _checked(parse: Callable[[str], object]) -> Callable[[str], str]:
-    """An argument that stays text, and has to be one that `parse` understands."""
-
-    def check(text: str) -> str:
-        try:
-            parse(text)
-        except ConfigError as error:
-            # This one names the option in front of the message.
-            raise argparse.ArgumentTypeError(str(error)) from error
-        return text
-
-    return check
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 or more")
-    return int(text)
-
-
 def _count_or_none(text: str) -> int | None:
     if text == "none":
         return None
     try:
-        return _count(text)
+        return count(text)
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"{error}, nor 'none'") from None
 
 
-def _setting(name: str, read: Callable[[str], float] = _count) -> Callable[[str], float]:
+def _setting(name: str, read: Callable[[str], float] = count) -> Callable[[str], float]:
     """A number, a whole one unless `read` has others: one of the settings of HTTP/2, in the range that it has."""
 
     def check(text: str) -> float:
@@ -458,22 +437,8 @@ def _setting(name: str, read: Callable[[str], float] = _count) -> Callable[[str]
     return check
 
 
-def _positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
-    return int(text)
-
-
 def _workers(text: str) -> int | str:
-    return text if text == "auto" else _positive(text)
-
-
-def _seconds(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        seconds = float(text)
-        if seconds >= 0 and not math.isnan(seconds):
-            return seconds
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds; write 0 or more, for example 2.5")
+    return text if text == "auto" else positive(text)
 
 
 def _runs_on() -> str:

@@ -1,40 +1,29 @@
 """`rawgrpc-proxy lint`: a proxy before one upstream that names the end that breaks a rule of HTTP/2 or gRPC.
 
-One process, without a supervisor. Each kind of finding is a line when it is first seen, and a row of the table at the
+Each kind of finding is a line when it is first seen, and a row of the table at the
 end, with its count. What it finds is in `lab/lint/`; what can be done about it, in docs/lint.md.
 """
 
 import argparse
 import contextlib
 import json
-import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
-import attrs
 import trio
 
-from rawgrpc_proxy.call import CallContext
-from rawgrpc_proxy.config import ENGINES, Http2Settings
+from rawgrpc_proxy.command.one_upstream import Links, OneUpstream, add_one_upstream, until_signal
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.lab.link_view import Views
 from rawgrpc_proxy.lab.lint.findings import Counted, Finding, Findings
 from rawgrpc_proxy.lab.lint.linter import Linter
 from rawgrpc_proxy.lab.lint.rules import RULES, Severity
-from rawgrpc_proxy.net.address import Address
-from rawgrpc_proxy.net.tls import TlsContext
-from rawgrpc_proxy.net.tls_files import listener_context, upstream_context
 from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.line_writer import LineWriter, unbuffered
 from rawgrpc_proxy.observe.record import CallRecord
-from rawgrpc_proxy.proxy.transparent import transparent_handler
-from rawgrpc_proxy.server.server import Server
-from rawgrpc_proxy.upstream.pool import Pool
-from rawgrpc_proxy.upstream.target import Target
 
 _FOUND = 1
 _FAIL_ON = {"warning": Severity.WARNING, "error": Severity.ERROR, "never": None}
@@ -48,28 +37,7 @@ def add_lint(parser: argparse.ArgumentParser) -> None:
         "each finding when it is first seen, a table at the end. SIGINT or SIGTERM ends it; the exit code is 1 then if "
         "there were errors. docs/lint.md explains each rule."
     )
-    add = parser.add_argument_group("where calls come from, and go").add_argument
-    add(
-        "--listen",
-        default="127.0.0.1:0",
-        metavar="ADDRESS",
-        help="where to accept calls: HOST:PORT, :PORT or unix:PATH (default: a free port of this machine)",
-    )
-    add("--upstream", required=True, metavar="ADDRESS", help="where they go: HOST:PORT or unix:PATH")
-    add("--tls-cert", metavar="FILE", help="the certificate that callers get (PEM)")
-    add("--tls-key", metavar="FILE", help="its private key")
-    add(
-        "--upstream-tls", action="store_true", help="speak TLS to the upstream, with the system's authorities"
-    )
-    add(
-        "--upstream-ca", metavar="FILE", help="speak TLS to the upstream, and trust these authorities instead"
-    )
-    add(
-        "--engine",
-        choices=ENGINES,
-        default=Http2Settings().engine,
-        help="which implementation of HTTP/2 to use",
-    )
+    add_one_upstream(parser)
     add = parser.add_argument_group("what counts").add_argument
     add(
         "--fail-on",
@@ -99,9 +67,9 @@ def lint(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as files:
         file = None if options.json is None else files.enter_context(_opened(options.json))
         log = _Log(file=unbuffered(sys.stderr))
-        house = _House.of(options, Views(linter.tell), log)
+        house = OneUpstream(Links.of(options), Views(linter.tell), log)
         try:
-            trio.run(_run, house, writer)
+            trio.run(_run, house, log, writer)
         finally:
             log.flush()
             for line in table(findings.counted):
@@ -200,52 +168,7 @@ class _Log(CallLog):
         """It is no finding."""
 
 
-@attrs.frozen(kw_only=True)
-class _House:
-    """What runs, checked; nothing is open yet."""
-
-    listen: str
-    server: Server
-    pool: Pool
-    log: CallLog
-    listener_tls: TlsContext | None
-
-    @classmethod
-    def of(cls, options: argparse.Namespace, views: Views, log: CallLog) -> "_House":
-        """By the options. Raises `ConfigError`."""
-        if (options.tls_cert is None) != (options.tls_key is None):
-            raise ConfigError("--tls-cert and --tls-key go together")
-        listener = None
-        if options.tls_cert is not None:
-            listener = listener_context(options.tls_cert, options.tls_key)
-        upstream_tls = None
-        if options.upstream_tls or options.upstream_ca is not None:
-            upstream_tls = upstream_context(ca=options.upstream_ca)
-        Address.parse(options.upstream)
-        settings = Http2Settings(engine=options.engine)
-        pool = Pool(settings=settings, observer=log, tap=views)
-        target = pool.target(options.upstream, ssl_context=upstream_tls)
-
-        def director(context: CallContext, _method: str) -> tuple[CallContext, Target]:
-            return context, target
-
-        server = Server(
-            unknown_service_handler=transparent_handler(director), settings=settings, observer=log, tap=views
-        )
-        return cls(listen=options.listen, server=server, pool=pool, log=log, listener_tls=listener)
-
-
-async def _run(house: _House, writer: LineWriter) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with house.pool, trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
-            nursery.start_soon(house.log.run)
-            serve = partial(house.server.serve, house.listen, ssl_context=house.listener_tls)
-            address = await nursery.start(serve)
-            print(f"listening on {address}", flush=True)
-            nursery.start_soon(writer.run)
-
-
-async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    await anext(signals)
-    scope.cancel()
+async def _run(house: OneUpstream, log: CallLog, writer: LineWriter) -> None:
+    async with until_signal(house, log) as nursery:
+        print(f"listening on {await nursery.start(house.serve)}", flush=True)
+        nursery.start_soon(writer.run)

@@ -3,21 +3,14 @@
 import argparse
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import trio
 
-from rawgrpc_proxy.call import CallContext
-from rawgrpc_proxy.config import Http2Settings
-from rawgrpc_proxy.errors import ConfigError, Side
+from rawgrpc_proxy.command.argument_types import positive
+from rawgrpc_proxy.command.one_upstream import Links, OneUpstream, add_one_upstream
+from rawgrpc_proxy.errors import Side
 from rawgrpc_proxy.lab.recorder import Recorder
-from rawgrpc_proxy.net.address import Address
-from rawgrpc_proxy.net.tls_files import listener_context, upstream_context
-from rawgrpc_proxy.proxy.transparent import transparent_handler
-from rawgrpc_proxy.server.server import Server
-from rawgrpc_proxy.upstream.pool import Pool
-from rawgrpc_proxy.upstream.target import Target
 
 _SIDES = {
     "both": (Side.DOWNSTREAM, Side.UPSTREAM),
@@ -44,14 +37,6 @@ def add_record(parser: argparse.ArgumentParser) -> None:
         help="what to write; must not be there yet",
     )
     add(
-        "--listen",
-        type=address_argument(to_listen=True),
-        metavar="ADDRESS",
-        required=True,
-        help="where callers connect",
-    )
-    add("--upstream", type=address_argument(), metavar="ADDRESS", required=True, help="where calls go")
-    add(
         "--side",
         choices=tuple(_SIDES),
         default="both",
@@ -71,22 +56,16 @@ def add_record(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="go on in FILE.2, FILE.3, ... when there are so many bytes in one (default: never)",
     )
-    add("--tls-cert", metavar="FILE", help="the certificate that callers get, in PEM (default: no TLS)")
-    add("--tls-key", metavar="FILE", help="its private key")
-    add("--upstream-ca", metavar="FILE", help="speak TLS to the upstream, and trust these authorities")
+    add_one_upstream(parser, listens_by_itself=False)
     parser.set_defaults(command=_record)
 
 
 def _record(options: argparse.Namespace) -> int:
-    if (options.tls_cert is None) != (options.tls_key is None):
-        raise ConfigError("--tls-cert and --tls-key belong together: give both, or none")
     return trio.run(_run, options)
 
 
 async def _run(options: argparse.Namespace) -> int:
-    settings = Http2Settings()
-    server_tls = None if options.tls_cert is None else listener_context(options.tls_cert, options.tls_key)
-    client_tls = None if options.upstream_ca is None else upstream_context(ca=options.upstream_ca)
+    links = Links.of(options)
 
     def failed(error: OSError) -> None:
         print(f"rawgrpc-proxy: {options.output}: {error.strerror}; nothing more is recorded", file=sys.stderr)
@@ -99,15 +78,10 @@ async def _run(options: argparse.Namespace) -> int:
         on_failure=failed,
     )
     try:
+        house = OneUpstream(links, recorder)
+        server = house.server
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            async with Pool(settings=settings, tap=recorder) as pool, trio.open_nursery() as nursery:
-
-                def director(context: CallContext, _method: str) -> tuple[CallContext, Target]:
-                    return context, pool.target(options.upstream, ssl_context=client_tls)
-
-                server = Server(
-                    unknown_service_handler=transparent_handler(director), settings=settings, tap=recorder
-                )
+            async with house.pool, trio.open_nursery() as nursery:
 
                 async def stop_on_signal() -> None:
                     async for _ in signals:
@@ -116,7 +90,7 @@ async def _run(options: argparse.Namespace) -> int:
                         server.stop(grace_s=_GRACE_S)
 
                 async def serve(task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
-                    await server.serve(options.listen, ssl_context=server_tls, task_status=task_status)
+                    await house.serve(task_status=task_status)
                     nursery.cancel_scope.cancel()
 
                 address: str = await nursery.start(serve)
@@ -131,23 +105,3 @@ async def _run(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 1 if recorder.failure is not None or recorder.lost_links else 0
-
-
-def address_argument(*, to_listen: bool = False) -> Callable[[str], str]:
-    """An argument that is an address."""
-
-    def checked(text: str) -> str:
-        try:
-            Address.parse(text, to_listen=to_listen)
-        except ConfigError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-        return text
-
-    return checked
-
-
-def positive(text: str) -> int:
-    """An argument that is a whole number of 1 or more."""
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
-    return int(text)

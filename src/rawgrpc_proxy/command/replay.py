@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from rawgrpc_proxy.command.record import address_argument, positive
+from rawgrpc_proxy.command.argument_types import address, listening_address, positive, seconds
 from rawgrpc_proxy.errors import ConfigError, Side
 from rawgrpc_proxy.grpc.codec import identity_codec
 from rawgrpc_proxy.lab.events import Sender
@@ -34,7 +34,7 @@ def add_replay(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     _add_recording(add)
-    add("--to", type=address_argument(), metavar="ADDRESS", required=True, help="the server")
+    add("--to", type=address, metavar="ADDRESS", required=True, help="the server")
     add(
         "--speed",
         type=_speed,
@@ -50,7 +50,7 @@ def add_replay(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--slower",
-        type=_seconds,
+        type=seconds,
         default=math.inf,
         metavar="SECONDS",
         help="a call that takes so much longer than it did differs (default: time makes no difference)",
@@ -71,7 +71,7 @@ def add_serve_recording(parser: argparse.ArgumentParser) -> None:
     _add_recording(add)
     add(
         "--listen",
-        type=address_argument(to_listen=True),
+        type=listening_address,
         metavar="ADDRESS",
         required=True,
         help="where clients connect",
@@ -218,15 +218,3 @@ def _speed(text: str) -> float:
     if not 0 < speed < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is no speed; write 2x, 0.5x or max")
     return speed
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not seconds >= 0:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no number of seconds; write 0 or more, for example 0.5"
-        )
-    return seconds

@@ -1,6 +1,6 @@
 """`rawgrpc-proxy tap`: a proxy before one upstream that shows each frame, or each message, while it passes.
 
-One process, without a supervisor. Lines are written by a thread (`observe/line_writer.py`): a terminal or a disk that
+Lines are written by a thread (`observe/line_writer.py`): a terminal or a disk that
 is slow loses lines, which are counted where they are missing, and slows no call. Rows, and what is left out of them,
 are made in `lab/rows.py`.
 """
@@ -9,10 +9,9 @@ import argparse
 import contextlib
 import math
 import os
-import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import IO, TextIO
@@ -20,9 +19,8 @@ from typing import IO, TextIO
 import attrs
 import trio
 
-from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.client.client import Client
-from rawgrpc_proxy.config import ENGINES, Http2Settings
+from rawgrpc_proxy.command.one_upstream import Links, OneUpstream, add_one_upstream, until_signal
 from rawgrpc_proxy.errors import ConfigError, RpcError, Side
 from rawgrpc_proxy.lab.descriptors import by_descriptors, check_protobuf, decoder_of
 from rawgrpc_proxy.lab.filters import Filter
@@ -32,17 +30,10 @@ from rawgrpc_proxy.lab.redact import Redactor
 from rawgrpc_proxy.lab.reflection import reflected
 from rawgrpc_proxy.lab.row_text import Style, json_of, missing_json, missing_text, text_of
 from rawgrpc_proxy.lab.rows import Row, Rows
-from rawgrpc_proxy.net.address import Address
-from rawgrpc_proxy.net.tls import TlsContext
-from rawgrpc_proxy.net.tls_files import listener_context, upstream_context
 from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.line_writer import LineFile, LineWriter, unbuffered
 from rawgrpc_proxy.observe.record import CallRecord
 from rawgrpc_proxy.observe.words import printable
-from rawgrpc_proxy.proxy.transparent import transparent_handler
-from rawgrpc_proxy.server.server import Server
-from rawgrpc_proxy.upstream.pool import Pool
-from rawgrpc_proxy.upstream.target import Target
 
 _WRITE_EVERY_S = 0.01
 _REFLECTION_TIMEOUT_S = 5.0
@@ -60,28 +51,7 @@ def add_tap(parser: argparse.ArgumentParser) -> None:
         "Accept gRPC calls, forward them to one upstream, and show what passes: each message, or each frame, while it "
         "passes, and who ended each call. Secrets in metadata are left out. SIGINT or SIGTERM ends it."
     )
-    add = parser.add_argument_group("where calls come from, and go").add_argument
-    add(
-        "--listen",
-        default="127.0.0.1:0",
-        metavar="ADDRESS",
-        help="where to accept calls: HOST:PORT, :PORT or unix:PATH (default: a free port of this machine)",
-    )
-    add("--upstream", required=True, metavar="ADDRESS", help="where they go: HOST:PORT or unix:PATH")
-    add("--tls-cert", metavar="FILE", help="the certificate that callers get (PEM)")
-    add("--tls-key", metavar="FILE", help="its private key")
-    add(
-        "--upstream-tls", action="store_true", help="speak TLS to the upstream, with the system's authorities"
-    )
-    add(
-        "--upstream-ca", metavar="FILE", help="speak TLS to the upstream, and trust these authorities instead"
-    )
-    add(
-        "--engine",
-        choices=ENGINES,
-        default=Http2Settings().engine,
-        help="which implementation of HTTP/2 to use",
-    )
+    add_one_upstream(parser)
     group = parser.add_argument_group("what is shown")
     how = group.add_mutually_exclusive_group()
     how.add_argument("--messages", action="store_true", help="a line for each message (this is the default)")
@@ -160,12 +130,16 @@ def tap(options: argparse.Namespace) -> int:
             sides=_SIDES[options.side or ("both" if mode == "frames" else "downstream")],
             payload_bytes=0 if decode is None else MAX_READABLE_BYTES,
         )
-        house = _House.of(options, rows, views)
+        log = _Log(rows)
+        links = Links.of(options)
+        house = OneUpstream(links, views, log)
+        asks = Client(links.upstream, ssl_context=links.upstream_tls) if options.reflection else None
+        tell = partial(print, file=sys.stderr if options.output == _STDOUT else sys.stdout, flush=True)
         try:
-            trio.run(_run, house, outputs)
+            trio.run(_run, house, log, rows, outputs, asks, tell)
         finally:
             rows.settle(math.inf)
-            house.log.flush()
+            log.flush()
             for each in outputs:
                 each.writer.flush()
     dropped = sum(each.writer.dropped_lines for each in outputs)
@@ -223,70 +197,22 @@ class _Log(CallLog):
         self._rows.call_ended(record)
 
 
-@attrs.frozen(kw_only=True)
-class _House:
-    """What runs, checked; nothing is open yet."""
-
-    listen: str
-    asks: Client | None
-    """Who is to ask the upstream for its schema, on a connection that nobody sees."""
-    rows: Rows
-    server: Server
-    pool: Pool
-    log: _Log
-    listener_tls: TlsContext | None
-    is_on_stdout: bool
-
-    @classmethod
-    def of(cls, options: argparse.Namespace, rows: Rows, views: Views) -> "_House":
-        """By the options. Raises `ConfigError`."""
-        if (options.tls_cert is None) != (options.tls_key is None):
-            raise ConfigError("--tls-cert and --tls-key go together")
-        listener = None
-        if options.tls_cert is not None:
-            listener = listener_context(options.tls_cert, options.tls_key)
-        upstream_tls = None
-        if options.upstream_tls or options.upstream_ca is not None:
-            upstream_tls = upstream_context(ca=options.upstream_ca)
-        Address.parse(options.upstream)
-        settings = Http2Settings(engine=options.engine)
-        log = _Log(rows)
-        pool = Pool(settings=settings, observer=log, tap=views)
-        target = pool.target(options.upstream, ssl_context=upstream_tls)
-
-        def director(context: CallContext, _method: str) -> tuple[CallContext, Target]:
-            return context, target
-
-        server = Server(
-            unknown_service_handler=transparent_handler(director), settings=settings, observer=log, tap=views
-        )
-        return cls(
-            listen=options.listen,
-            asks=Client(options.upstream, ssl_context=upstream_tls) if options.reflection else None,
-            rows=rows,
-            server=server,
-            pool=pool,
-            log=log,
-            listener_tls=listener,
-            is_on_stdout=options.output != _STDOUT,
-        )
-
-
-async def _run(house: _House, outputs: list[_Output]) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with house.pool, trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
-            nursery.start_soon(house.log.run)
-            if house.asks is not None:
-                house.rows.decode = await _schema_by(house.asks)
-            serve = partial(house.server.serve, house.listen, ssl_context=house.listener_tls)
-            address = await nursery.start(serve)
-            print(
-                f"listening on {address}", file=sys.stdout if house.is_on_stdout else sys.stderr, flush=True
-            )
-            nursery.start_soon(_settle, house.rows)
-            for each in outputs:
-                nursery.start_soon(partial(each.writer.run, interval_s=_WRITE_EVERY_S))
+async def _run(
+    house: OneUpstream,
+    log: CallLog,
+    rows: Rows,
+    outputs: list[_Output],
+    asks: Client | None,
+    tell: Callable[[str], None],
+) -> None:
+    """`asks` is to ask the upstream for its schema, on a connection that nobody sees; `tell` where it listens."""
+    async with until_signal(house, log) as nursery:
+        if asks is not None:
+            rows.decode = await _schema_by(asks)
+        tell(f"listening on {await nursery.start(house.serve)}")
+        nursery.start_soon(_settle, rows)
+        for each in outputs:
+            nursery.start_soon(partial(each.writer.run, interval_s=_WRITE_EVERY_S))
 
 
 async def _schema_by(asking: Client) -> Decoder:
@@ -308,8 +234,3 @@ async def _settle(rows: Rows) -> None:
     while True:
         await trio.sleep(_WRITE_EVERY_S)
         rows.settle(time.time() - _WRITE_EVERY_S)
-
-
-async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    await anext(signals)
-    scope.cancel()

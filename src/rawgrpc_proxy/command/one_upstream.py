@@ -1,0 +1,130 @@
+"""A proxy before one upstream whose connections are looked at: what `tap`, `lint` and `record` have in common.
+
+One process, without a supervisor. What becomes of what is seen is each command's own matter.
+"""
+
+import argparse
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import attrs
+import trio
+
+from rawgrpc_proxy.call import CallContext
+from rawgrpc_proxy.command.argument_types import address, listening_address
+from rawgrpc_proxy.config import ENGINES, Http2Settings
+from rawgrpc_proxy.errors import ConfigError
+from rawgrpc_proxy.net.tapped import Tap
+from rawgrpc_proxy.net.tls import TlsContext
+from rawgrpc_proxy.net.tls_files import listener_context, upstream_context
+from rawgrpc_proxy.observe.call_log import CallLog
+from rawgrpc_proxy.proxy.transparent import transparent_handler
+from rawgrpc_proxy.server.server import Server
+from rawgrpc_proxy.upstream.pool import Pool
+from rawgrpc_proxy.upstream.target import Target
+
+
+def add_one_upstream(parser: argparse.ArgumentParser, *, listens_by_itself: bool = True) -> None:
+    """Add the options for both sides; without `listens_by_itself` the address has to be given."""
+    add = parser.add_argument_group("where calls come from, and go").add_argument
+    where = "where to accept calls: HOST:PORT, :PORT or unix:PATH"
+    if listens_by_itself:
+        where += " (default: a free port of this machine)"
+    add(
+        "--listen",
+        type=listening_address,
+        required=not listens_by_itself,
+        default="127.0.0.1:0" if listens_by_itself else None,
+        metavar="ADDRESS",
+        help=where,
+    )
+    add(
+        "--upstream",
+        type=address,
+        required=True,
+        metavar="ADDRESS",
+        help="where they go: HOST:PORT or unix:PATH",
+    )
+    add("--tls-cert", metavar="FILE", help="the certificate that callers get (PEM)")
+    add("--tls-key", metavar="FILE", help="its private key")
+    add(
+        "--upstream-tls", action="store_true", help="speak TLS to the upstream, with the system's authorities"
+    )
+    add(
+        "--upstream-ca", metavar="FILE", help="speak TLS to the upstream, and trust these authorities instead"
+    )
+    add(
+        "--engine",
+        choices=ENGINES,
+        default=Http2Settings().engine,
+        help="which implementation of HTTP/2 to use",
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Links:
+    """What the options say of both sides, checked; certificates are read."""
+
+    listen: str
+    upstream: str
+    listener_tls: TlsContext | None
+    upstream_tls: TlsContext | None
+    settings: Http2Settings
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> "Links":
+        """Raises `ConfigError`."""
+        if (options.tls_cert is None) != (options.tls_key is None):
+            raise ConfigError("--tls-cert and --tls-key go together")
+        listener_tls = upstream_tls = None
+        if options.tls_cert is not None:
+            listener_tls = listener_context(options.tls_cert, options.tls_key)
+        if options.upstream_tls or options.upstream_ca is not None:
+            upstream_tls = upstream_context(ca=options.upstream_ca)
+        return cls(
+            listen=options.listen,
+            upstream=options.upstream,
+            listener_tls=listener_tls,
+            upstream_tls=upstream_tls,
+            settings=Http2Settings(engine=options.engine),
+        )
+
+
+class OneUpstream:
+    """The proxy between the two; `tap` sees all connections, `log` hears of them. Nothing is open yet."""
+
+    def __init__(self, links: Links, tap: Tap, log: CallLog | None = None) -> None:
+        self.pool = Pool(settings=links.settings, observer=log, tap=tap)
+        self._links = links
+        target = self.pool.target(links.upstream, ssl_context=links.upstream_tls)
+
+        def director(context: CallContext, _method: str) -> tuple[CallContext, Target]:
+            return context, target
+
+        self.server = Server(
+            unknown_service_handler=transparent_handler(director),
+            settings=links.settings,
+            observer=log,
+            tap=tap,
+        )
+
+    async def serve(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve, while the pool is open. Answers, if started, the address it listens on."""
+        links = self._links
+        await self.server.serve(links.listen, ssl_context=links.listener_tls, task_status=task_status)
+
+
+@asynccontextmanager
+async def until_signal(house: OneUpstream, log: CallLog) -> AsyncIterator[trio.Nursery]:
+    """Open the pool, and a nursery for the rest, which SIGINT and SIGTERM end."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with house.pool, trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
+            nursery.start_soon(log.run)
+            yield nursery
+
+
+async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    await anext(signals)
+    scope.cancel()
