@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,8 @@ from trio.testing import trio_test
 
 from rawgrpc_proxy import Client
 from rawgrpc_proxy.command import cli
-from rawgrpc_proxy.command.certs import write_certificates
-from rawgrpc_proxy.command.demo import TRIALS, backend, make_call
-from rawgrpc_proxy.config import Http2Settings
-from rawgrpc_proxy.net.tls_files import listener_context, upstream_context
-from rawgrpc_proxy.observe.call_log import CallLog
+from rawgrpc_proxy.command.demo import TRIALS, make_call
+from tests.command.echo import an_echo_with_tls
 from tests.http2.peer import Header
 from tests.lab.lint.talk import METHOD, REQUEST, RESPONSE
 from tests.processes import program
@@ -121,24 +117,15 @@ def test_arguments_that_cannot_be_used_are_named(capsys: pytest.CaptureFixture[s
 
 @trio_test
 async def test_it_looks_into_tls_on_both_sides(tmp_path: Path) -> None:
-    pytest.importorskip("trustme")
-    write_certificates(tmp_path)
-    ca, pem, key = (str(tmp_path / name) for name in ("ca.pem", "server.pem", "server.key"))
-    quiet = CallLog()
-    quiet.level = "none"
-    async with trio.open_nursery() as nursery:
-        echo = backend(Http2Settings(), quiet)
-        upstream = await nursery.start(
-            partial(echo.serve, "127.0.0.1:0", ssl_context=listener_context(pem, key))
-        )
-        tls = ("--tls-cert", pem, "--tls-key", key, "--upstream-ca", ca)
-        async with program("lint", "--upstream", upstream, *tls) as proxy:
-            async with Client(await proxy.address(), ssl_context=upstream_context(ca=ca)) as client:
-                assert await make_call(client, TRIALS[0]) == list(TRIALS[0].replies)
-            proxy.signal(signal.SIGINT)
-            assert await proxy.exit_code() == 0
-            assert proxy.stdout[1:] == ["no findings", "looked at 2 streams on 2 connections"]
-        nursery.cancel_scope.cancel()
+    async with (
+        an_echo_with_tls(tmp_path) as echo,
+        program("lint", "--upstream", echo.upstream, *echo.options) as proxy,
+    ):
+        async with Client(await proxy.address(), ssl_context=echo.client) as client:
+            assert await make_call(client, TRIALS[0]) == list(TRIALS[0].replies)
+        proxy.signal(signal.SIGINT)
+        assert await proxy.exit_code() == 0
+        assert proxy.stdout[1:] == ["no findings", "looked at 2 streams on 2 connections"]
 
 
 # --- grpcio on both sides

@@ -7,11 +7,9 @@ import trio
 
 from rawgrpc_proxy import Client
 from rawgrpc_proxy.codes import Status
-from rawgrpc_proxy.command.demo import backend
-from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import Side
 from rawgrpc_proxy.lab.recording import Frame, read
-from rawgrpc_proxy.observe.call_log import CallLog
+from tests.command.echo import an_echo
 from tests.processes import program
 
 UNARY = "/rawgrpc.demo.Echo/Unary"
@@ -21,8 +19,7 @@ def test_calls_go_through_and_are_in_the_file_after_a_signal(tmp_path: Path) -> 
     path = tmp_path / "calls.jsonl"
 
     async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            upstream: str = await nursery.start(backend(Http2Settings(), CallLog()).serve, "127.0.0.1:0")
+        async with an_echo() as upstream:
             arguments = ("record", "-o", str(path), "--listen", "127.0.0.1:0", "--upstream", upstream)
             async with program(*arguments) as recording:
                 async with Client(await recording.address()) as client:
@@ -31,7 +28,6 @@ def test_calls_go_through_and_are_in_the_file_after_a_signal(tmp_path: Path) -> 
                 assert await recording.exit_code() == 0
                 assert recording.stderr == []
                 assert recording.stdout[-1] == f"2 connections recorded in {path}"
-            nursery.cancel_scope.cancel()
 
     trio.run(main)
     recording = read(path)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,11 +16,8 @@ from trio.testing import trio_test
 from rawgrpc_proxy import RpcError, Status
 from rawgrpc_proxy.client.client import Client
 from rawgrpc_proxy.command import cli
-from rawgrpc_proxy.command.certs import write_certificates
-from rawgrpc_proxy.command.demo import ECHO_SERVICE, TRIALS, Trial, backend, make_call
-from rawgrpc_proxy.config import Http2Settings
-from rawgrpc_proxy.net.tls_files import listener_context, upstream_context
-from rawgrpc_proxy.observe.call_log import CallLog
+from rawgrpc_proxy.command.demo import ECHO_SERVICE, TRIALS, Trial, make_call
+from tests.command.echo import an_echo, an_echo_with_tls
 from tests.processes import TIMEOUT_S, Program, program
 
 BIDI = f"/{ECHO_SERVICE}/Bidi"
@@ -30,19 +26,9 @@ HELLO = b"\x0a\x05hello"
 
 
 @asynccontextmanager
-async def a_backend() -> AsyncIterator[str]:
-    """The echo service of the demo, and its address."""
-    quiet = CallLog()
-    quiet.level = "none"
-    async with trio.open_nursery() as nursery:
-        yield await nursery.start(partial(backend(Http2Settings(), quiet).serve, "127.0.0.1:0"))
-        nursery.cancel_scope.cancel()
-
-
-@asynccontextmanager
 async def a_tap(*options: str) -> AsyncIterator[tuple[Program, Client]]:
     """A tap before an echo, and a client of it."""
-    async with a_backend() as upstream, program("tap", "--upstream", upstream, *options) as running:
+    async with an_echo() as upstream, program("tap", "--upstream", upstream, *options) as running:
         listening = await running.line(r"^listening on (\S+)$", "stderr" if "-" in options else "stdout")
         async with Client(listening[1]) as client:
             yield running, client
@@ -129,7 +115,7 @@ async def test_json_can_go_to_standard_output_alone() -> None:
 
 @trio_test
 async def test_who_reads_nothing_slows_no_call() -> None:
-    async with a_backend() as upstream:
+    async with an_echo() as upstream:
         command = ["-m", "rawgrpc_proxy", "tap", "--upstream", upstream, "--frames"]
         async with program(python=command) as running:
             address = await running.address()
@@ -142,7 +128,7 @@ async def test_who_reads_nothing_slows_no_call() -> None:
 
 @trio_test
 async def test_a_terminal_that_takes_nothing_slows_no_call_nor_the_end() -> None:
-    async with a_backend() as upstream:
+    async with an_echo() as upstream:
         process = await trio.lowlevel.open_process(
             [sys.executable, "-m", "rawgrpc_proxy", "tap", "--upstream", upstream, "--frames", "-o", "-"],
             stdout=subprocess.PIPE,
@@ -169,26 +155,16 @@ async def test_a_terminal_that_takes_nothing_slows_no_call_nor_the_end() -> None
 
 @trio_test
 async def test_tls_is_spoken_on_both_sides(tmp_path: Path) -> None:
-    pytest.importorskip("trustme")
-    folder = tmp_path / "certs"
-    write_certificates(folder)
-    ca, pem, key = (str(folder / name) for name in ("ca.pem", "server.pem", "server.key"))
-    quiet = CallLog()
-    quiet.level = "none"
-    async with trio.open_nursery() as nursery:
-        echo = backend(Http2Settings(), quiet)
-        upstream = await nursery.start(
-            partial(echo.serve, "127.0.0.1:0", ssl_context=listener_context(pem, key))
-        )
-        tls = ("--tls-cert", pem, "--tls-key", key, "--upstream-ca", ca)
-        async with program("tap", "--upstream", upstream, "--frames", *tls) as running:
-            async with Client(await running.address(), ssl_context=upstream_context(ca=ca)) as client:
-                assert await make_call(client, TRIALS[0]) == list(TRIALS[0].replies)
-            for side in ("downstream", "upstream  "):
-                await running.line(rf"{side} +connection with \S+ TLSv1\.3$", "stdout")
-            await running.line(r"caller   ← proxy    HEADERS .* grpc-status: 0$", "stdout")
-            await stop(running)
-        nursery.cancel_scope.cancel()
+    async with (
+        an_echo_with_tls(tmp_path / "certs") as echo,
+        program("tap", "--upstream", echo.upstream, "--frames", *echo.options) as running,
+    ):
+        async with Client(await running.address(), ssl_context=echo.client) as client:
+            assert await make_call(client, TRIALS[0]) == list(TRIALS[0].replies)
+        for side in ("downstream", "upstream  "):
+            await running.line(rf"{side} +connection with \S+ TLSv1\.3$", "stdout")
+        await running.line(r"caller   ← proxy    HEADERS .* grpc-status: 0$", "stdout")
+        await stop(running)
 
 
 @trio_test
