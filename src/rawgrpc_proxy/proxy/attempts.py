@@ -17,7 +17,7 @@ from rawgrpc_proxy.cluster.cluster import Cluster
 from rawgrpc_proxy.cluster.endpoint import Endpoint, Home, Place
 from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.errors import RpcError, Side, UpstreamUnavailable
-from rawgrpc_proxy.grpc.retry_policy import PREVIOUS_ATTEMPTS
+from rawgrpc_proxy.grpc.retry_policy import PREVIOUS_ATTEMPTS, pushback_s
 from rawgrpc_proxy.grpc.status import parse_status, status_from_http
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.headers import HeaderList, Headers, size_of
@@ -140,6 +140,18 @@ class RepeatedForwarding(Forwarding):
     def _may_follow(self, status: Status) -> bool:
         """Whether an attempt with this status may be followed by another one."""
         raise NotImplementedError
+
+    def _heed(self, status: Status, fields: Headers, *, may_follow: bool) -> tuple[float | None, bool]:
+        """What an attempt that ended so asks for: a pause in seconds if any, and whether it forbids another attempt.
+
+        One that has failed in a way that counts takes a token of the throttle.
+        """
+        pushback = pushback_s(fields)
+        is_forbidden = pushback is not None and pushback < 0
+        if self._throttle is not None and (may_follow or is_forbidden) and status is not Status.OK:
+            self._throttle.failed()
+            self._counted = True
+        return pushback, is_forbidden
 
     def _note(self) -> Repeats:
         """What is counted of this call."""

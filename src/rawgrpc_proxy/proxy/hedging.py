@@ -21,7 +21,7 @@ from rawgrpc_proxy.cluster.cluster import Cluster
 from rawgrpc_proxy.cluster.endpoint import Endpoint, Place
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.errors import IdleTimeout, PoolExhausted, RpcError, Side, UpstreamUnavailable
-from rawgrpc_proxy.grpc.retry_policy import HedgingPolicy, pushback_s
+from rawgrpc_proxy.grpc.retry_policy import HedgingPolicy
 from rawgrpc_proxy.http2.headers import Headers
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.proxy.attempts import HoldingPipe, RepeatedForwarding, is_everywhere, leave
@@ -244,13 +244,8 @@ class HedgedForwarding(RepeatedForwarding):
 
     def _goes_on(self, status: Status, fields: Headers = _NOTHING, *, others: int) -> bool:
         """Whether an attempt with this status is followed by one that is to come, or by one of `others`."""
-        throttle = self._throttle
-        pushback = pushback_s(fields)
-        is_forbidden = pushback is not None and pushback < 0
         may_follow = self._may_follow(status)
-        if throttle is not None and (may_follow or is_forbidden):
-            throttle.failed()
-            self._counted = True
+        pushback, is_forbidden = self._heed(status, fields, may_follow=may_follow)
         if not may_follow:
             return False
         self._is_enough = self._is_enough or is_forbidden

@@ -16,7 +16,7 @@ from rawgrpc_proxy.cluster.cluster import Cluster
 from rawgrpc_proxy.cluster.endpoint import Place
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.errors import DeadlineExceeded, PoolExhausted, RpcError, Side, UpstreamUnavailable
-from rawgrpc_proxy.grpc.retry_policy import RetryPolicy, pushback_s
+from rawgrpc_proxy.grpc.retry_policy import RetryPolicy
 from rawgrpc_proxy.http2.headers import Headers
 from rawgrpc_proxy.net.timers import Timer
 from rawgrpc_proxy.proxy.attempts import HoldingPipe, RepeatedForwarding, is_everywhere, leave
@@ -153,12 +153,8 @@ class RetryingForwarding(RepeatedForwarding):
     def _goes_on(self, status: Status, fields: Headers = _NOTHING, *, takes_too_long: bool = False) -> bool:
         """Whether the call is sent again. Then its attempt has been left, and the pause is known."""
         policy, splice, throttle = self._policy, self._splice, self._throttle
-        pushback = pushback_s(fields)
-        is_forbidden = pushback is not None and pushback < 0
         may_follow = takes_too_long or status in policy.on
-        if throttle is not None and (may_follow or is_forbidden) and status is not Status.OK:
-            throttle.failed()
-            self._counted = True
+        pushback, is_forbidden = self._heed(status, fields, may_follow=may_follow)
         if not may_follow or is_forbidden or splice.replay is None:
             return False
         if self._failed + 1 >= policy.attempts:
