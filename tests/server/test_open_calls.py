@@ -11,7 +11,7 @@ from rawgrpc_proxy import CallContext, Health, Server, StreamDirector, Target
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.observe.report import OpenCall, OpenCallsReport
 from rawgrpc_proxy.services.own_health import own_health
-from rawgrpc_proxy.upstream.endpoints import endpoint_facts, upstream_connection_facts
+from rawgrpc_proxy.upstream.endpoints import endpoint_fact, upstream_connection_facts
 from tests.proxy.house import House, a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import INITIAL_WINDOW_SIZE, RESPONSE, message, request_fields
 
@@ -130,7 +130,7 @@ async def test_a_call_without_an_upstream_yet_waits_for_the_director_and_then_fo
             told = await waits_for(house, f"a connection to {address}")
             assert told["upstream"] == address
             target = house.pool.target(address)
-            [endpoint] = endpoint_facts({"orders": [target]})
+            endpoint = endpoint_fact("orders", target)
             assert (endpoint["state"], endpoint["dialling"], endpoint["waiting"]) == ("connecting", 1, 1)
             await call.reset()
             await until(lambda: house.server.open_call_facts()["open"] == 0)
@@ -201,14 +201,14 @@ async def test_connections_tell_their_bytes_and_calls_where_the_system_counts_th
         await served.request_body()
         [down] = house.server.open_connection_facts()
         assert (down["side"], down["calls"], down["tls"], down["draining"]) == ("downstream", 1, None, False)
-        [up] = upstream_connection_facts({"orders": [house.pool.target(house.backend.address)]})
+        [up] = upstream_connection_facts([house.pool.target(house.backend.address)])
         assert (up["side"], up["peer"], up["calls"]) == ("upstream", house.backend.address, 1)
         if sys.platform == "linux":
             assert 3000 < (down["bytes_in"] or 0) < 4000
             assert 3000 < (up["bytes_out"] or 0) < 4000
             assert 0 < (up["bytes_in"] or 0) < 1000
         assert house.server.open_connection_facts(limit=0) == []
-        [endpoint] = endpoint_facts({"orders": [house.pool.target(house.backend.address)]})
+        endpoint = endpoint_fact("orders", house.pool.target(house.backend.address))
         assert (endpoint["state"], endpoint["connections"], endpoint["calls"], endpoint["streams"]) == (
             "ready",
             1,
@@ -227,10 +227,10 @@ async def test_an_endpoint_that_cannot_be_reached_is_in_backoff_and_says_why(eng
 
     async with a_proxy(engine, director=director, pool={"connect_wait": 0}) as house:
         target = house.pool.target(address)
-        assert endpoint_facts({"orders": [target]})[0]["state"] == "idle"
+        assert endpoint_fact("orders", target)["state"] == "idle"
         client = await house.client()
         await (await client.request()).answer()
-        [endpoint] = endpoint_facts({"orders": [target]})
+        endpoint = endpoint_fact("orders", target)
         assert endpoint["state"] in {"backoff", "connecting"}
         assert "refused" in (endpoint["last_error"] or "")
 

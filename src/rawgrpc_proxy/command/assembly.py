@@ -195,12 +195,13 @@ def _upstreams(
     return list(pools.values()), made
 
 
-def _targets(clusters: Mapping[str, Cluster]) -> dict[str, list[Target]]:
-    """Those that each cluster has at present."""
-    return {
-        name: [endpoint.target for endpoint in (*cluster.endpoints, *cluster.draining)]
-        for name, cluster in clusters.items()
-    }
+def _targets(clusters: Mapping[str, Cluster]) -> list[Target]:
+    """Those that the clusters have at present."""
+    return [
+        endpoint.target
+        for cluster in clusters.values()
+        for endpoint in (*cluster.endpoints, *cluster.draining)
+    ]
 
 
 def _tracing(settings: TracingSettings | None) -> Tracing | None:

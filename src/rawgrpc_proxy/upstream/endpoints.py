@@ -1,29 +1,17 @@
-"""How the upstreams of each cluster are, for those who ask. Nothing is kept for it."""
+"""How upstreams are, for those who ask. Nothing is kept for it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from rawgrpc_proxy.net.connection_facts import connection_fact
 from rawgrpc_proxy.observe.report import EndpointReport, OpenConnection
 from rawgrpc_proxy.upstream.pooled import PooledConnection
 from rawgrpc_proxy.upstream.target import Target
 
-Clusters = Mapping[str, Iterable[Target]]
-"""The targets of each cluster, by its name, as `pool.target` has made them."""
 
-
-def endpoint_facts(clusters: Clusters) -> list[EndpointReport]:
-    """How each target is: its connections, calls and dials.
-
-    `statuses` and `ejections` are left empty, `Metrics` knows them. For the thread of the pool. A target that two
-    clusters have in common is there twice.
-    """
-    return [endpoint_fact(name, target) for name, targets in clusters.items() for target in targets]
-
-
-def upstream_connection_facts(clusters: Clusters, limit: int = 1000) -> list[OpenConnection]:
-    """Of at most `limit` connections to these targets how they are; each once."""
+def upstream_connection_facts(targets: Iterable[Target], limit: int = 1000) -> list[OpenConnection]:
+    """Of at most `limit` connections to these targets how they are; each once. For the thread of the pool."""
     facts: list[OpenConnection] = []
-    for target in dict.fromkeys(target for targets in clusters.values() for target in targets):
+    for target in dict.fromkeys(targets):
         for conn in _established(target):
             if len(facts) >= limit:
                 return facts
@@ -41,7 +29,10 @@ def _established(target: Target) -> list[PooledConnection]:
 
 
 def endpoint_fact(cluster: str, target: Target) -> EndpointReport:
-    """How one target is, of whichever cluster it is; that gives it calls, as far as is known here."""
+    """How one target is, of whichever cluster it is; that gives it calls, as far as is known here.
+
+    `statuses` and `ejections` are left empty, `Metrics` knows them. For the thread of the pool.
+    """
     pooled = _established(target)
     beyond = max(0, target.established - len(pooled))
     sharing = sum(len(conn.waiting) for conn in target.record.with_room)
