@@ -8,7 +8,7 @@ from typing import get_args
 import attrs
 
 from rawgrpc_proxy.cluster import cluster
-from rawgrpc_proxy.cluster.balance import POLICIES, Balance
+from rawgrpc_proxy.cluster.balance_settings import POLICIES, Balance
 from rawgrpc_proxy.cluster.cluster import PANIC
 from rawgrpc_proxy.cluster.health_settings import HealthCheck
 from rawgrpc_proxy.cluster.outlier_settings import OutlierDetection

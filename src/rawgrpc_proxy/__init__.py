@@ -20,7 +20,8 @@ from rawgrpc_proxy.client.calls import (
 )
 from rawgrpc_proxy.client.client import Client
 from rawgrpc_proxy.client.places import TakesCalls
-from rawgrpc_proxy.cluster.balance import Balance, Balancer
+from rawgrpc_proxy.cluster.balance import Balancer
+from rawgrpc_proxy.cluster.balance_settings import Balance
 from rawgrpc_proxy.cluster.cluster import Cluster
 from rawgrpc_proxy.cluster.endpoint import Endpoint
 from rawgrpc_proxy.cluster.health_settings import HealthCheck

@@ -16,14 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rawgrpc_proxy.cluster.balance import (
-    POLICIES,
-    Balance,
     Balancer,
     LeastRequest,
     PickFirst,
     RingHash,
     RoundRobin,
 )
+from rawgrpc_proxy.cluster.balance_settings import POLICIES, Balance
 from rawgrpc_proxy.errors import ConfigError
 
 

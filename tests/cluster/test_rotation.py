@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from rawgrpc_proxy import CallContext, Cluster, ConfigError, Metadata, Pool, PoolObserver
-from rawgrpc_proxy.cluster.balance import Balance, RoundRobin
+from rawgrpc_proxy.cluster.balance import RoundRobin
+from rawgrpc_proxy.cluster.balance_settings import Balance
 from rawgrpc_proxy.cluster.endpoint import Endpoint
 from rawgrpc_proxy.cluster.slow_start import SlowStart
 from rawgrpc_proxy.discovery.found import Found

@@ -20,7 +20,8 @@ import trio
 from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.call_policy import CallLimit
 from rawgrpc_proxy.cluster.affinity import affinity
-from rawgrpc_proxy.cluster.balance import Balance, Balancer
+from rawgrpc_proxy.cluster.balance import Balancer
+from rawgrpc_proxy.cluster.balance_settings import Balance
 from rawgrpc_proxy.cluster.client_place import ClientPlace
 from rawgrpc_proxy.cluster.ejection import Ejector
 from rawgrpc_proxy.cluster.endpoint import Endpoint, Place

@@ -5,7 +5,7 @@ from typing import Any
 
 import attrs
 
-from rawgrpc_proxy.cluster.balance import Balance
+from rawgrpc_proxy.cluster.balance_settings import Balance
 from rawgrpc_proxy.cluster.health_settings import HealthCheck
 from rawgrpc_proxy.cluster.outlier_settings import OutlierDetection
 from rawgrpc_proxy.cluster.slow_start import SlowStart
