@@ -8,7 +8,7 @@ import time
 from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.cluster.endpoint import Place
 from rawgrpc_proxy.codes import Status
-from rawgrpc_proxy.errors import DeadlineExceeded, RpcError, Side
+from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.http2.headers import Headers
 from rawgrpc_proxy.limits.concurrency import Places
 from rawgrpc_proxy.net.stream import Stream
@@ -64,14 +64,8 @@ class ClientPlace:
         return ClientPlace(place, self._context, limits)
 
     def ended(self, error: RpcError | None) -> None:
-        """The endpoint is told, unless this says nothing of it: something here is wanting, or it refused the call."""
-        hear = self.endpoint.hear_ended
-        if hear is None:
-            return
-        if error is None:
-            hear(Status.OK, self)
-        elif isinstance(error, DeadlineExceeded) or (error.side is Side.UPSTREAM and not error.retry_safe):
-            hear(error.status, self)
+        """The endpoint is told."""
+        self.endpoint.attempt_ended(Status.OK, self, error)
 
     def give_back(self) -> None:
         """The call does not need it any more."""

@@ -8,6 +8,7 @@ import attrs
 from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.discovery.found import Found
+from rawgrpc_proxy.errors import DeadlineExceeded, RpcError, Side
 from rawgrpc_proxy.grpc.retry_policy import RetryThrottle
 from rawgrpc_proxy.observe.report import Standing
 from rawgrpc_proxy.upstream.pooled import PooledConnection
@@ -71,6 +72,20 @@ class Endpoint:
         """Its source says so of it now."""
         self.effective_weight *= found.weight / self.found.weight
         self.found = found
+
+    def attempt_ended(self, status: Status, attempt: Attempt, error: RpcError | None = None) -> None:
+        """An attempt at a call here has ended with its upstream's status, or with an error.
+
+        Errors that say nothing of the endpoint are not told. The caller gave up, something here is wanting, or the call
+        was refused: whoever leaves in good order (GOAWAY) is not to be blamed, and the call goes to another one.
+        """
+        hear = self.hear_ended
+        if hear is None:
+            return
+        if error is None:
+            hear(status, attempt)
+        elif isinstance(error, DeadlineExceeded) or (error.side is Side.UPSTREAM and not error.retry_safe):
+            hear(error.status, attempt)
 
     @property
     def address(self) -> str:

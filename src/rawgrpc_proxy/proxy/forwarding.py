@@ -9,7 +9,6 @@ The invariants: the place on a connection is given back exactly once; the owner 
 step that ran in a task has raised.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
@@ -18,9 +17,9 @@ import trio
 from rawgrpc_proxy.call import Call, CallContext, checked_changes, checked_deadline
 from rawgrpc_proxy.call_policy import CallLimit
 from rawgrpc_proxy.cluster.cluster import Cluster
-from rawgrpc_proxy.cluster.endpoint import Attempt, Endpoint, Place
+from rawgrpc_proxy.cluster.endpoint import Endpoint, Place
 from rawgrpc_proxy.codes import Status
-from rawgrpc_proxy.errors import DeadlineExceeded, IdleTimeout, RpcError, Side
+from rawgrpc_proxy.errors import DeadlineExceeded, IdleTimeout, RpcError
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.headers import HeaderList
 from rawgrpc_proxy.http2.session import UNLIMITED
@@ -199,19 +198,8 @@ class Forwarding:
         if not self.over:
             self.stop()
             if self._endpoint is not None and self._endpoint.hear_ended is not None:
-                self._tell_endpoint(self._endpoint.hear_ended, error)
+                self._endpoint.attempt_ended(self.call.record.status, self.call, error)
             self._owner.forwarding_over(self, error)
-
-    def _tell_endpoint(self, hear: Callable[[Status, Attempt], None], error: RpcError | None) -> None:
-        """How this attempt ended, unless that says nothing of the endpoint.
-
-        As where the caller gives up, something here is wanting, or the call was refused: whoever leaves in good order
-        (GOAWAY) is not to be blamed, and the call goes to another one.
-        """
-        if error is None:
-            hear(self.call.record.status, self.call)
-        elif isinstance(error, DeadlineExceeded) or (error.side is Side.UPSTREAM and not error.retry_safe):
-            hear(error.status, self.call)
 
     def _advance(self) -> None:
         """One of the streams has closed, or failed."""

@@ -345,8 +345,8 @@ class Attempt:
 
     def tell(self, status: Status) -> None:
         """Let the endpoint know how it went."""
-        if self.endpoint is not None and self.endpoint.hear_ended is not None:
-            self.endpoint.hear_ended(status, self._forwarding.call)
+        if self.endpoint is not None:
+            self.endpoint.attempt_ended(status, self._forwarding.call)
 
     def leave(self) -> None:
         """Hear nothing of it any more, and give its place back."""

@@ -144,8 +144,8 @@ class RetryingForwarding(RepeatedForwarding):
         return True
 
     def _tell_of_attempt(self, status: Status) -> None:
-        if self._endpoint is not None and self._endpoint.hear_ended is not None:
-            self._endpoint.hear_ended(status, self.call)
+        if self._endpoint is not None:
+            self._endpoint.attempt_ended(status, self.call)
 
     def _may_follow(self, status: Status) -> bool:
         return status in self._policy.on
