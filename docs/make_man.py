@@ -75,7 +75,7 @@ rawgrpc-proxy check proxy.toml && rawgrpc-proxy serve --config proxy.toml
 
 def page() -> str:
     """The whole page."""
-    program, commands = commands_of(_parser())
+    program, commands = commands_of(_parser(whole=True))
     version = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["version"]
     return "\n".join(
         [

@@ -284,7 +284,7 @@ def test_the_options_that_people_need_first_are_ten_and_all_others_are_in_the_ma
     table = re.findall(r"^\| (`--.*?) \|", TEXT, re.MULTILINE)
     assert len(re.findall("`--", "".join(table))) == 10
     man = (README.parent / "docs" / "rawgrpc-proxy.1").read_text(encoding="utf-8").replace("\\-", "-")
-    _, commands = commands_of(cli._parser())
+    _, commands = commands_of(cli._parser(whole=True))
     for command in commands:
         for option in command.options:
             assert option.names[-1] == "--help" or re.search(

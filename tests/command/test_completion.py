@@ -85,7 +85,7 @@ LINES = [
 
 def in_bash(folder: Path, *words: str) -> list[str]:
     """What bash offers for the last of these words."""
-    arguments = ("--norc", "--noprofile", "-c", _ASK_BASH, "bash", script("bash", cli._parser()))
+    arguments = ("--norc", "--noprofile", "-c", _ASK_BASH, "bash", script("bash", cli._parser(whole=True)))
     return sorted(run(shell("bash"), *arguments, "rawgrpc-proxy", *words, folder=folder).splitlines())
 
 
@@ -102,7 +102,7 @@ def test_bash_offers_values_behind_an_equals_sign_which_is_a_word_of_its_own_the
 
 @pytest.mark.parametrize(("line", "offered"), LINES, ids=[line for line, _ in LINES])
 def test_fish_offers_what_may_stand_there(folder: Path, line: str, offered: list[str]) -> None:
-    ask = f"{script('fish', cli._parser())}\ncomplete -C 'rawgrpc-proxy {line}'"
+    ask = f"{script('fish', cli._parser(whole=True))}\ncomplete -C 'rawgrpc-proxy {line}'"
     lines = run(shell("fish"), "--no-config", "-c", ask, folder=folder).splitlines()
     assert sorted(line.split("\t")[0].rstrip("/").replace("\\", "") for line in lines) == offered
 
@@ -145,7 +145,7 @@ class Zsh:
 
 @pytest.fixture
 def zsh(folder: Path) -> Iterator[Zsh]:
-    (folder / "completion.zsh").write_text(script("zsh", cli._parser()))
+    (folder / "completion.zsh").write_text(script("zsh", cli._parser(whole=True)))
     terminal = Zsh(folder)
     try:
         # What is completed is not run but shown, between signs that were not typed.
@@ -184,7 +184,7 @@ def test_every_command_and_option_is_in_the_script_that_is_printed(
 ) -> None:
     assert cli.main(["completion", name]) == 0
     printed = capsys.readouterr().out
-    program, commands = commands_of(cli._parser())
+    program, commands = commands_of(cli._parser(whole=True))
     assert len(commands) > 4
     for command in (program, *commands):
         assert command.name in printed

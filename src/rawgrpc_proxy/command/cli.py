@@ -5,13 +5,14 @@ to write instead, and the exit code is 2. Nothing here is needed to use the prox
 """
 
 import argparse
+import importlib
 import os
 import platform
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import attrs
 
@@ -21,14 +22,10 @@ from rawgrpc_proxy.command.check import check
 from rawgrpc_proxy.command.cluster_settings import DNS_SCHEME, PoolSettings
 from rawgrpc_proxy.command.completion import SHELLS, completion
 from rawgrpc_proxy.command.demo import run_demo
-from rawgrpc_proxy.command.lint import add_lint
 from rawgrpc_proxy.command.options import layer_of_environment, layer_of_options
-from rawgrpc_proxy.command.record import add_record
-from rawgrpc_proxy.command.replay import add_replay, add_serve_recording
 from rawgrpc_proxy.command.serve import serve
 from rawgrpc_proxy.command.settings import LogSettings, ServeSettings, check_listener
 from rawgrpc_proxy.command.settings_file import Settings, SettingsError, load, settings_of
-from rawgrpc_proxy.command.tap import add_tap
 from rawgrpc_proxy.config import ENGINES, Http2Settings
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.net.address import Address
@@ -39,6 +36,14 @@ from rawgrpc_proxy.version import python, version
 _USAGE_ERROR = 2
 _INTERRUPTED = 128 + signal.SIGINT
 _UNREAD = 128 + signal.SIGPIPE
+_LATE = (
+    ("tap", "tap:add_tap", "show each message, or frame, while it passes"),
+    ("record", "record:add_record", "forward calls, and write every frame to a file"),
+    ("replay", "replay:add_replay", "play the clients of a recording to a server"),
+    ("serve-recording", "replay:add_serve_recording", "play the server of a recording to any client"),
+    ("lint", "lint:add_lint", "name who breaks a rule of HTTP/2 or gRPC"),
+)
+"""Commands that look into what passes: imported when they are given, and `serve` starts sooner."""
 _TLS_OPTIONS = (
     ("--tls-cert", "FILE", "the certificate that callers get, and behind it those that lead to its root"),
     ("--tls-key", "FILE", "its private key"),
@@ -100,7 +105,27 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message} (see {self.prog} --help)")
 
 
-def _parser() -> argparse.ArgumentParser:
+class _CommandParser(_Parser):
+    """Of one command; `late` is who adds its arguments, `MODULE:FUNCTION`, when they are needed."""
+
+    def __init__(self, *, late: str = "", **settings: Any) -> None:
+        super().__init__(**settings)
+        self._late = late
+
+    def complete(self) -> None:
+        """Add the arguments, unless they have been."""
+        if self._late:
+            module, _, add = self._late.partition(":")
+            self._late = ""
+            getattr(importlib.import_module(f"rawgrpc_proxy.command.{module}"), add)(self)
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        self.complete()
+        return super().parse_known_args(*args, **kwargs)
+
+
+def _parser(*, whole: bool = False) -> argparse.ArgumentParser:
+    """With `whole` it has the arguments of all commands, for those who read it."""
     parser = _Parser(
         prog="rawgrpc-proxy",
         description="A transparent gRPC reverse proxy that forwards HTTP/2 frames and never decodes a message.",
@@ -108,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.set_defaults(command=None)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_CommandParser)
     settings = _add_serve(
         commands.add_parser(
             "serve", help="forward calls to upstreams", allow_abbrev=False, argument_default=argparse.SUPPRESS
@@ -126,26 +151,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(
         commands.add_parser("demo", help="show calls going through to a built-in backend", allow_abbrev=False)
     )
-    add_tap(
-        commands.add_parser("tap", help="show each message, or frame, while it passes", allow_abbrev=False)
-    )
-    add_record(
-        commands.add_parser(
-            "record", help="forward calls, and write every frame to a file", allow_abbrev=False
-        )
-    )
-    add_replay(
-        commands.add_parser("replay", help="play the clients of a recording to a server", allow_abbrev=False)
-    )
-    add_serve_recording(
-        commands.add_parser(
-            "serve-recording", help="play the server of a recording to any client", allow_abbrev=False
-        )
-    )
-    add_lint(commands.add_parser("lint", help="name who breaks a rule of HTTP/2 or gRPC", allow_abbrev=False))
+    for name, late, about in _LATE:
+        commands.add_parser(name, help=about, allow_abbrev=False, late=late)
     _add_completion(
         commands.add_parser("completion", help="complete these arguments in a shell", allow_abbrev=False)
     )
+    if whole:
+        for command in commands.choices.values():
+            command.complete()
     return parser
 
 
@@ -349,7 +362,7 @@ def _add_completion(parser: argparse.ArgumentParser) -> None:
         'eval "$(rawgrpc-proxy completion bash)"; for fish: rawgrpc-proxy completion fish | source.'
     )
     parser.add_argument("shell", choices=SHELLS, help="which shell it is for")
-    parser.set_defaults(command=lambda options: completion(options.shell, _parser()))
+    parser.set_defaults(command=lambda options: completion(options.shell, _parser(whole=True)))
 
 
 def _settings(options: argparse.Namespace, actions: list[argparse.Action]) -> Settings:
