@@ -4,7 +4,6 @@ Leaving the block closes the clients and checks that nothing is left behind: no 
 descriptor.
 """
 
-import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -164,7 +163,6 @@ class Baseline:
     """Tasks and file descriptors of the process at one moment."""
 
     def __init__(self) -> None:
-        gc.collect()  # what a failed test before this one has left
         current_poller()  # has a task and a file for as long as the run
         self.tasks = trio.lowlevel.current_statistics().tasks_living
         self.files = _open_files()
