@@ -223,7 +223,8 @@ class _Player:
                 lambda: self._over or self._received_bytes >= expected, math.inf, "the last bytes"
             )
         if self._part is Sender.CLIENT:
-            await self._stream.send_eof()
+            async with self._sending:
+                await self._stream.send_eof()
         with trio.move_on_after(_MAY_COME_S if self._part is Sender.CLIENT else self._patience_s):
             await self._until(lambda: self._over, math.inf, "the end")
 
