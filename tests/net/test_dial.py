@@ -579,3 +579,19 @@ def test_cancelled_in_the_middle_of_tls_it_leaves_nothing_open() -> None:
                 await gone.wait()
 
     run(test)
+
+
+def test_whoever_connects_in_a_way_of_their_own_is_told_what_went_wrong_there() -> None:
+    async def over_there(_address: Address) -> trio.abc.Stream:
+        raise OSError("the tunnel is closed")
+
+    async def main() -> None:
+        where = Address.parse("far.away:1")
+        with pytest.raises(UpstreamUnavailable, match=r"cannot connect to far\.away:1: the tunnel is closed"):
+            await dial(where, ssl_context=None, timeout_s=PATIENCE_S, greet=at_once, connect=over_there)
+        with pytest.raises(UpstreamUnavailable, match="TLS is for connections that the pool makes itself"):
+            await dial(
+                where, ssl_context=upstream_context(), timeout_s=PATIENCE_S, greet=at_once, connect=over_there
+            )
+
+    trio.run(main)

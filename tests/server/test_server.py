@@ -15,14 +15,18 @@ from trio.testing import MockClock, trio_test
 
 from rawgrpc_proxy import (
     CallContext,
+    Client,
     ConfigError,
     Http2Settings,
+    Pool,
     PoolConn,
     Server,
     Status,
 )
+from rawgrpc_proxy.call import Call
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.errors import ConnectionLimit
+from rawgrpc_proxy.net.address import Address
 from tests.http2 import peer as wire
 from tests.http2.peer import MAX_CONCURRENT_STREAMS
 from tests.proxy.house import a_proxy, on_every_engine, until
@@ -613,3 +617,30 @@ async def test_a_preface_that_takes_too_long_is_given_up(engine: Engine) -> None
             await slow.send_all(PREFACE[:10])
             got = await _reads_to_the_end(slow)
             assert got[9 + 3 : 9 + 4] == b"\7"
+
+
+@trio_test
+async def test_a_connection_over_any_stream_is_served_like_one_that_was_accepted(engine: Engine) -> None:
+    async def answer(call: Call) -> None:
+        call.send_headers()
+        call.stream.send_data(message(call.context.peer.encode()))
+        call.end(Status.OK)
+
+    server = Server(unknown_service_handler=answer, settings=Http2Settings(engine=engine))
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def over_there(address: Address) -> trio.abc.Stream:
+        assert str(address) == "far.away:1"
+        return ours
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(server.serve_stream, theirs, peer="a tunnel"))
+            async with Pool(connect=over_there) as pool, Client(pool.target("far.away:1")) as client:
+                async with client.unary_stream("/p.S/Do", b"") as call:
+                    assert await call.receive() == b"a tunnel"
+                    assert await call.receive() is None
+                assert call.status is Status.OK
+                assert server.open_connections == 1
+                server.stop()
+        assert server.open_connections == 0

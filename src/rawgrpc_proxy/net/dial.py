@@ -15,11 +15,13 @@ from rawgrpc_proxy.net.address import Address, in_words
 from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.poller import current_poller
 from rawgrpc_proxy.net.tls import TlsContext, TlsTransport, UpstreamContext, context_of, tls_problem
-from rawgrpc_proxy.net.transport import SocketTransport, Transport
+from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
 
 T = TypeVar("T")
 OnHandshake = Callable[[float, Exception | None], None]
 """Hears how long a handshake took, in seconds, and why it failed, if it did. Must neither wait nor raise."""
+Connect = Callable[[Address], Awaitable[trio.abc.Stream]]
+"""Connects in a way of its own: in memory, through a tunnel. Raises `OSError` if it cannot."""
 
 
 async def dial(
@@ -31,6 +33,7 @@ async def dial(
     server_name: str | None = None,
     loop_guard: LoopGuard | None = None,
     on_handshake: OnHandshake | None = None,
+    connect: Connect | None = None,
 ) -> T:
     """Connect within `timeout_s` seconds, TLS and `greet` included, and answer what `greet` answers.
 
@@ -39,7 +42,7 @@ async def dial(
     third of the time, the others have a try as well, and the first of all that is done wins. `greet` may be cancelled
     then, or its answer be dropped. With TLS the peer's certificate has to be for the context's own `server_name`, else
     for that given here, else for the address's host, which is asked for by SNI. `on_handshake` hears of each handshake
-    of TLS that is over.
+    of TLS that is over. `connect` connects instead of the system, without TLS.
 
     Raises `UpstreamUnavailable` with the cause in its message, that of the first address if all fail; its side is
     `LOCAL` if the cause is a lack of something here. What else `greet` raises is raised. Cancellation leaves nothing
@@ -53,9 +56,12 @@ async def dial(
     async def attempt(host: str, failed: trio.Event) -> None:
         nonlocal linked
         try:
-            transport = await _connect(
-                address, ssl_context, server_name, host, tried, loop_guard, on_handshake
-            )
+            if connect is None:
+                transport = await _connect(
+                    address, ssl_context, server_name, host, tried, loop_guard, on_handshake
+                )
+            else:
+                transport = await _connect_by(connect, address, ssl_context)
             linked = True
             answer = await greet(transport)
         except Exception as error:  # noqa: BLE001  # raised below, if no address is better
@@ -155,6 +161,14 @@ async def _connect(
     if on_handshake is not None:
         on_handshake(trio.current_time() - began, None)
     return tls
+
+
+async def _connect_by(connect: Connect, address: Address, ssl_context: TlsContext | None) -> Transport:
+    if ssl_context is not None:
+        raise ValueError(
+            "connect= answers a stream as it is: TLS is for connections that the pool makes itself"
+        )
+    return StreamTransport(await connect(address), str(address))
 
 
 async def _shake_hands(tls: TlsTransport) -> None:

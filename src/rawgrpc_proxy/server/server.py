@@ -43,7 +43,7 @@ from rawgrpc_proxy.net.networks import Networks
 from rawgrpc_proxy.net.proxy_peers import read_source
 from rawgrpc_proxy.net.tapped import Tap, tapped
 from rawgrpc_proxy.net.tls import TlsContext, TlsTransport, context_of, tls_problem
-from rawgrpc_proxy.net.transport import SocketTransport, Transport
+from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
 from rawgrpc_proxy.observe.observer import ServerObserver
 from rawgrpc_proxy.observe.report import OpenCallsReport, OpenConnection
 from rawgrpc_proxy.observe.tell import tell
@@ -245,6 +245,25 @@ class Server:
         finally:
             self._calls = [each for each in self._calls if each is not calls]
             _close_listeners(listeners)
+
+    async def serve_stream(self, stream: trio.abc.Stream, *, peer: str = "memory") -> None:
+        """Serve one connection, over any trio stream: in memory, through a tunnel. Returns when it is over.
+
+        `peer` is what directors and logs know the caller by. It ends with `stop`, too; cancellation closes it at once.
+        """
+        calls: Calls | None = None
+        try:
+            async with trio.open_nursery() as tasks_of_calls:
+                calls = Calls(tasks_of_calls, self._answering)
+                self._calls.append(calls)
+                transport = tapped(StreamTransport(stream, peer), self._tap, Side.DOWNSTREAM)
+                try:
+                    await self._run_connection(transport, peer, calls, self._settings)
+                except Exception as error:  # noqa: BLE001  # as for connections that were accepted
+                    self._connection_failed(peer, ProxyFault(error))
+                calls.close()
+        finally:
+            self._calls = [each for each in self._calls if each is not calls]
 
     def stop(self, *, grace_s: float = 0.0) -> None:
         """Stop accepting at once, let calls finish for up to `grace_s` seconds, then close. `serve` returns then.

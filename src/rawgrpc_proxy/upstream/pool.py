@@ -14,6 +14,7 @@ import trio
 
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ConfigError, ConnectionGone, ProxyError
+from rawgrpc_proxy.net.dial import Connect
 from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.tapped import Tap
 from rawgrpc_proxy.net.timers import Timers
@@ -63,6 +64,8 @@ class Pool:
     `max_connections` bounds the connections to all addresses together. Beyond it those without calls make room for
     others; where there are none, calls stand in line, or without `max_waiting` are RESOURCE_EXHAUSTED. With a
     `loop_guard` no connection leads to the proxy itself. `tap` sees all bytes of the connections that it asks for.
+    `connect` makes connections in a way of its own, in memory for one: it gets the address (`net.address.Address`), and
+    answers a trio stream, or raises `OSError`; there is no TLS on it.
 
     Use it as `async with Pool(...) as pool:`; leaving ends its connections.
     """
@@ -82,6 +85,7 @@ class Pool:
         settings: Http2Settings | None = None,
         observer: PoolObserver | None = None,
         tap: Tap | None = None,
+        connect: Connect | None = None,
         rng: random.Random | None = None,
     ) -> None:
         """Raise `ConfigError` for numbers that cannot work."""
@@ -111,6 +115,7 @@ class Pool:
             settings=settings or Http2Settings(),
             observer=observer,
             tap=tap,
+            connect=connect,
             rng=rng or random.Random(),  # noqa: S311  # jitter, not a secret
         )
         self._targets: weakref.WeakValueDictionary[Key, Target] = weakref.WeakValueDictionary()

@@ -277,6 +277,7 @@ class PooledConnection:
                 greet=greet,
                 loop_guard=state.loop_guard,
                 on_handshake=self._handshake_over if owner.ssl_context is not None else None,
+                connect=state.connect,
             )
             self._check_open(chosen)
         finally:

@@ -9,6 +9,7 @@ import trio
 import trio.lowlevel
 
 from rawgrpc_proxy.config import Http2Settings
+from rawgrpc_proxy.net.dial import Connect
 from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.tapped import Tap
 from rawgrpc_proxy.net.timers import Timers
@@ -46,6 +47,7 @@ class PoolState(Generic[T]):
     settings: Http2Settings
     observer: PoolObserver | None
     tap: Tap | None
+    connect: Connect | None
     rng: random.Random
 
     in_use: dict[Key, T] = attrs.field(factory=dict, init=False)
