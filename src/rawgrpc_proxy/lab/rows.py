@@ -15,8 +15,9 @@ import attrs
 
 from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.errors import ConfigError, Side
-from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status, status_from_http, status_from_reset
+from rawgrpc_proxy.grpc.status import decode_grpc_message
 from rawgrpc_proxy.http2 import frames as h2
+from rawgrpc_proxy.lab.call_status import status_seen
 from rawgrpc_proxy.lab.events import (
     Event,
     FrameSeen,
@@ -236,7 +237,11 @@ class Rows:
 
     def _end(self, event: StreamEnded, record: CallRecord | None) -> None:
         stream = event.stream
-        status = _status(event) if record is None else record.status
+        status = (
+            status_seen(stream, event.sender, event.frame_type, event.error_code)
+            if record is None
+            else record.status
+        )
         row = _about(event.link, event.at, "end")
         row |= {
             "stream": stream.id,
@@ -358,15 +363,3 @@ def _code(number: int) -> str:
         return ErrorCode(number).name
     except ValueError:
         return f"{number:#x}"
-
-
-def _status(event: StreamEnded) -> Status:
-    """As a gRPC client would see it."""
-    stream = event.stream
-    if stream.grpc_status is not None:
-        return parse_status(str(stream.grpc_status).encode()) or Status.OK
-    if event.sender is None or event.frame_type == h2.GOAWAY:
-        return Status.UNAVAILABLE
-    if event.error_code is not None:
-        return Status.CANCELLED if event.sender is Sender.CLIENT else status_from_reset(event.error_code)
-    return status_from_http(stream.http_status or 200)
