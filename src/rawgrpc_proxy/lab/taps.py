@@ -9,7 +9,7 @@ from rawgrpc_proxy.net.tapped import Link, LinkTap, Tap
 from rawgrpc_proxy.observe.tell import report
 
 
-def all_of(*taps: Tap) -> Tap:
+def several_taps(*taps: Tap) -> Tap:
     """Each sees what it asks for. One that raises is told nothing more of that connection; the others are."""
     return taps[0] if len(taps) == 1 else _Taps(taps)
 

@@ -21,7 +21,7 @@ from trio.testing import memory_stream_pair
 from rawgrpc_proxy.call import CallContext, Handler
 from rawgrpc_proxy.client.client import Client
 from rawgrpc_proxy.config import Http2Settings
-from rawgrpc_proxy.lab.taps import all_of
+from rawgrpc_proxy.lab.taps import several_taps
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.tapped import Tap
 from rawgrpc_proxy.proxy.director import StreamDirector
@@ -54,7 +54,7 @@ class InMemory:
         self.upstreams = upstreams
         """By their addresses."""
         self._seen = SeenCalls(clock=trio.current_time)
-        tap = all_of(self._seen, *taps)
+        tap = several_taps(self._seen, *taps)
         self._pool = Pool(
             connect=self._connect_upstream,
             settings=settings,

@@ -32,7 +32,7 @@ from rawgrpc_proxy.discovery.source import Source
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.grpc.codec import Codec, codec, codec_with_parent, identity_codec
 from rawgrpc_proxy.grpc.path import path_problem
-from rawgrpc_proxy.lab.taps import all_of
+from rawgrpc_proxy.lab.taps import several_taps
 from rawgrpc_proxy.net.tapped import Tap
 from rawgrpc_proxy.proxy.director import StreamDirector
 from rawgrpc_proxy.proxy.patterns import PatternTable
@@ -103,7 +103,7 @@ class ProxyInThread:
         self._tls, self._upstream_tls = tls, upstream_tls
         self._settings = settings
         self._seen = SeenCalls(keeps)
-        self._tap = all_of(self._seen, *taps)
+        self._tap = several_taps(self._seen, *taps)
         self._codec = _codec()
         self._stubs: Stubs | None = None
         self._target = ""
