@@ -1,5 +1,6 @@
 """The programs in `examples/` do what they say, each in a process of its own."""
 
+import json
 import re
 import ssl
 import urllib.request
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import trio
 
-from rawgrpc_proxy import RpcError, ServedCall, codec, unary_unary
+from rawgrpc_proxy import Client, RpcError, ServedCall, codec, unary_unary
 from rawgrpc_proxy.call import Call
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.command.certs import write_certificates
@@ -34,7 +35,7 @@ async def backend(name: str) -> AsyncIterator[str]:
         seen = [
             f"{key}={value!s}"
             for key, value in call.context.metadata
-            if key in {"x-env", "x-client-identity", "grpc-timeout"}
+            if key in {"x-env", "x-user", "x-client-identity", "grpc-timeout"}
         ]
         call.send_headers([(b"server", b"secret/1.0"), (b"x-kept", b"1")])
         call.stream.send_data(encode_message(" ".join([name, *seen]).encode()))
@@ -187,9 +188,134 @@ def test_another_service_is_asked_before_a_call_goes_on() -> None:
     trio.run(main)
 
 
+def test_callers_are_known_by_their_tokens_and_upstreams_by_their_names_alone() -> None:
+    async def main() -> None:
+        async with (
+            backend("a") as a,
+            example("auth_director", "127.0.0.1:0", a, "alice=wonder", "bob=build") as (_, proxy),
+        ):
+            lie = (b"x-user", b"root")
+            heard = await ask(proxy, GET, (b"authorization", b"Bearer wonder"), lie)
+            assert text_of(heard) == "a x-user=alice"
+            heard = await ask(proxy, GET, (b"authorization", b"Bearer build"))
+            assert text_of(heard) == "a x-user=bob"
+            for wrong in (
+                (b"authorization", b"Bearer wonde"),
+                (b"authorization", b"wonder"),
+                (b"x-user", b"bob"),
+            ):
+                assert (await ask(proxy, GET, wrong)).status == Status.UNAUTHENTICATED
+            assert text_of(await ask(proxy, "/grpc.health.v1.Health/Check", lie)) == "a"
+
+    trio.run(main)
+
+
+def test_a_canary_gets_the_same_users_each_time_and_whoever_asks_for_it() -> None:
+    async def main() -> None:
+        async with backend("a") as a, backend("b") as b:
+            async with example("canary", "127.0.0.1:0", a, b, "30") as (_, proxy):
+                users = [f"user-{n}".encode() for n in range(30)]
+                first = [text_of(await ask(proxy, GET, (b"x-user", user))) for user in users]
+                again = [text_of(await ask(proxy, GET, (b"x-user", user))) for user in users]
+                assert [text[0] for text in first] == [text[0] for text in again]
+                assert {"a", "b"} == {text[0] for text in first}
+                assert text_of(await ask(proxy, GET, (b"x-canary", b"yes"))) == "b"
+            async with example("canary", "127.0.0.1:0", a, b, "0") as (_, proxy):
+                assert text_of(await ask(proxy)) == "a"
+            async with example("canary", "127.0.0.1:0", a, b, "100") as (_, proxy):
+                assert text_of(await ask(proxy)) == "b"
+
+    trio.run(main)
+
+
+def test_methods_of_its_own_are_answered_and_all_others_passed_on() -> None:
+    wrappers = pytest.importorskip("google.protobuf.wrappers_pb2")
+
+    async def main() -> None:
+        async with backend("a") as a, example("own_methods", "127.0.0.1:0", a) as (_, proxy):
+            async with Client(proxy, codec=codec(), timeout=30) as client:
+                bob, greeter = wrappers.StringValue(value="bob"), "/com.example.Greeter"
+                call = client.unary_unary(f"{greeter}/Hello", bob, wrappers.StringValue)
+                assert (await call).value == "hello bob"
+                with pytest.raises(RpcError, match="INVALID_ARGUMENT: who are you"):
+                    await client.unary_unary(f"{greeter}/Hello", b"", wrappers.StringValue)
+                async with client.unary_stream(f"{greeter}/Count", bob, wrappers.Int64Value) as counting:
+                    assert [reply.value async for reply in counting] == [1, 2, 3]
+                assert await client.unary_unary("/grpc.health.v1.Health/Check", b"") == b"\x08\x01"
+            assert text_of(await ask(proxy)) == "a"
+
+    trio.run(main)
+
+
+def test_what_passes_becomes_lines_of_json_without_secrets() -> None:
+    async def main() -> None:
+        async with (
+            backend("a") as a,
+            program(python=[str(EXAMPLES / "tap_to_json.py"), "127.0.0.1:0", a]) as running,
+        ):
+            proxy = (await running.line(r"^listening on (\S+)$"))[1]
+            await ask(proxy, GET, (b"authorization", b"Bearer hidden"), (b"x-env", b"prod"))
+            await ask(proxy, "/grpc.health.v1.Health/Check")
+            await running.line('"event": ?"end"', "stdout")
+            running.signal(SIGTERM)
+            assert await running.exit_code() == 0, running.stderr
+            rows = [json.loads(line) for line in running.stdout]
+            assert [row["event"] for row in rows] == ["begin", "message", "message", "end"]
+            assert {row["method"] for row in rows} == {GET}
+            assert ["x-env", "prod"] in rows[0]["headers"]
+            assert rows[-1]["status"] == "OK"
+            assert not any("hidden" in line for line in running.stdout)
+
+    trio.run(main)
+
+
+def test_fields_of_messages_are_counted() -> None:
+    def protobuf(*fields: int) -> bytes:
+        return b"".join(bytes([number << 3, 1]) for number in fields)
+
+    async def main() -> None:
+        async with backend("a") as a, example("count_fields", "127.0.0.1:0", a) as (running, proxy):
+            async with Client(proxy, timeout=30) as client:
+                for fields in ((1, 2), (1,), (1, 3)):
+                    await client.unary_unary(GET, protobuf(*fields))
+            running.signal(SIGTERM)
+            assert await running.exit_code() == 0, running.stderr
+            assert f"{GET} requests: 3, field 1 in 3, field 2 in 1, field 3 in 1" in running.stdout
+
+    trio.run(main)
+
+
+def test_a_recording_is_replayed_and_says_what_has_changed(tmp_path: Path) -> None:
+    async def main() -> None:
+        arguments = [str(EXAMPLES / "record_and_replay.py"), str(tmp_path / "calls.jsonl")]
+        async with program(python=arguments) as running:
+            assert await running.exit_code() == 0, running.stderr
+            assert "the same version: no difference" in running.stdout
+            changes = running.stdout[running.stdout.index("the next version:") + 1 :]
+            assert len(changes) == 3
+            assert "stream 3" in changes[0]
+            assert "grpc-status 0 instead of grpc-status 5" in changes[1]
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("first", ["", "sys.modules['grpc'] = None; "], ids=["grpcio", "own client"])
+def test_the_tests_of_a_client_that_retries_pass(first: str) -> None:
+    arguments = ["-q", "-p", "pytest_rawgrpc_proxy", "-p", "no:cacheprovider"]
+    arguments.append(str(EXAMPLES / "test_flaky_backend.py"))
+
+    async def main() -> None:
+        code = f"import sys; {first}import pytest; sys.exit(pytest.main({arguments!r}))"
+        async with program(python=["-c", code]) as running:
+            assert await running.exit_code() == 0, running.stdout
+            assert re.search(r"^\d+ passed", running.stdout[-1]), running.stdout
+
+    trio.run(main)
+
+
 def test_every_example_is_run_above_and_linked_from_the_readme() -> None:
     readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
     tests = Path(__file__).read_text(encoding="utf-8")
     for file in EXAMPLES.glob("*.py"):
-        assert f'example("{file.stem}"' in tests
+        assert f'example("{file.stem}"' in tests or f'EXAMPLES / "{file.name}"' in tests
         assert f"(examples/{file.name})" in readme

@@ -82,6 +82,8 @@ class SeenCall:
     """The caller's address."""
     metadata: Metadata
     """Of the request, pseudo-headers included: `call.metadata["x-user"]`, `call.metadata.get("x-user")`."""
+    began_at: float
+    """When, by `time.monotonic`, or in memory by trio's clock: for pauses between calls."""
     request_messages: list[bytes]
     """Those that have passed whole, without their prefixes; gzip and deflate are undone."""
     response_metadata: Metadata | None = None
@@ -139,6 +141,7 @@ class _Open:
             method=self.stream.method,
             peer=self.link.peer,
             metadata=self.metadata,
+            began_at=self.began_at,
             request_messages=list(self.requests),
             response_metadata=self.response_metadata,
             response_messages=list(self.responses),
