@@ -1,5 +1,6 @@
 """The README's programs run, its commands are understood, and the names it promises exist."""
 
+import contextlib
 import re
 import shlex
 import tempfile
@@ -252,8 +253,26 @@ def test_the_route_table_of_the_readme_is_one() -> None:
     assert callable(namespace["director"])
 
 
+def test_a_client_is_tested_as_in_the_readme() -> None:
+    class MyClient:
+        def __init__(self, target: str) -> None:
+            self.target = target
+
+        def get_order(self) -> None:
+            trio.run(self._ask)
+
+        async def _ask(self) -> None:
+            async with Client(self.target, timeout=30) as client:
+                while True:
+                    with contextlib.suppress(RpcError):
+                        await client.unary_unary("/shop.Orders/Get", b"7")
+                        return
+
+    exec(compile(program_with("ProxyInThread"), str(README), "exec"), {"my_client": MyClient})  # noqa: S102  # ours
+
+
 def test_every_python_example_of_the_readme_is_covered_by_a_test_above() -> None:
-    assert len(blocks("python")) == 6
+    assert len(blocks("python")) == 7
 
 
 def test_every_command_of_the_readme_is_understood() -> None:

@@ -25,7 +25,7 @@ from rawgrpc_proxy import (
 )
 from rawgrpc_proxy.config import ENGINES, Engine
 from rawgrpc_proxy.errors import ConfigError, Side
-from rawgrpc_proxy.lab.recorder import Recorder
+from rawgrpc_proxy.lab import Answers, Recorder, read_recording
 from rawgrpc_proxy.testing import in_memory, replayed
 from rawgrpc_proxy.testing.in_memory import InMemory
 
@@ -171,6 +171,21 @@ async def test_a_recorded_failure_is_a_test_in_three_lines(autojump_clock: MockC
     # The recorded answer is waited for, 10 s longer than it took then.
     async with in_memory({GET: unary_unary(slow, bytes)}) as house:
         assert any("did not send" in text for text in await replayed(path, house.proxy))
+
+
+@trio_test
+async def test_a_client_is_tested_against_a_recorded_server(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    path = tmp_path / "calls.jsonl"
+    with Recorder(path) as recorder:
+        async with in_memory({GET: unary_unary(slow, bytes)}, taps=[recorder]) as house:
+            assert await house.client.unary_unary(GET, b"7") == b"7"
+    upstream = Answers(read_recording(path).side(Side.UPSTREAM)).handle
+    async with in_memory(upstream) as house:
+        assert await house.client.unary_unary(GET, b"7") == b"7"
+        with pytest.raises(RpcError, match="not as recorded"):
+            await house.client.unary_unary(GET, b"8")
 
 
 @trio_test
