@@ -123,6 +123,18 @@ class MessageCounter:
         self._length = 0  # what those bytes say so far
         self._steps = _STEPS_AT_FIRST  # that are left
 
+    @property
+    def boundary(self) -> tuple[int, int, bytes] | None:
+        """How many messages have begun, how many bytes are left of the last, and what there is of its prefix.
+
+        One of the two is nothing. In the place of the prefix's flag is 0. None if it is not `exact`.
+        """
+        if not self.exact:
+            return None
+        seen = self._prefix_seen
+        prefix = bytes(1) + self._length.to_bytes(4)[5 - seen :] if seen else b""
+        return self.count + (self._payload_left > 0 or seen > 0), self._payload_left, prefix
+
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take the bytes of one frame."""
         size = len(data)
@@ -238,3 +250,10 @@ def count_of(messages: Messages) -> int:
 def is_exact(messages: Messages) -> bool:
     """Whether it is the number, and not just the least that there were."""
     return isinstance(messages, int) or messages.exact
+
+
+def boundary_of(messages: Messages) -> tuple[int, int, bytes] | None:
+    """As `MessageCounter.boundary`."""
+    if isinstance(messages, int):
+        return messages, 0, b""
+    return messages.boundary

@@ -75,20 +75,31 @@ class FrameSplitter:
     somebody holds them.
     """
 
-    def __init__(self, max_frame_bytes: int, *, expect_preface: bool) -> None:
+    def __init__(self, max_frame_bytes: int, *, expect_preface: bool, goes_on: bool = False) -> None:
+        """`goes_on`: the first bytes were seen by somebody else, and a frame begins."""
         self._max_frame_bytes = max_frame_bytes
         self._partial = bytearray()
         self._held: Data = b""
         self._held_from = 0
         """Where in `_held` the first frame begins that was not split off yet."""
         self._frames_begin = first_bytes.preface_end if expect_preface else first_bytes.settings_start
-        self._start: bytes | None = b""
+        self._start: bytes | None = None if goes_on else b""
         """The first bytes, until it is certain that the peer speaks HTTP/2."""
 
     @property
     def begins_otherwise(self) -> bool:
         """Whether a client has said something that is no HTTP/2, though not enough to tell what."""
         return self._start is not None and not PREFACE.startswith(self._start)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it is certain that the peer speaks HTTP/2."""
+        return self._start is None
+
+    @property
+    def unsplit(self) -> bytes:
+        """What it was given that was not yielded: a copy."""
+        return (self._start or b"") + bytes(self._partial) + bytes(memoryview(self._held)[self._held_from :])
 
     @property
     def holds_back(self) -> bool:

@@ -27,6 +27,7 @@ from rawgrpc_proxy.http2 import frames
 from rawgrpc_proxy.http2.frames import Data, Setting
 from rawgrpc_proxy.http2.headers import Headers, check_fields
 from rawgrpc_proxy.http2.hpack import without_index
+from rawgrpc_proxy.http2.position import Table
 from rawgrpc_proxy.http2.session import UNLIMITED, Session
 from rawgrpc_proxy.http2.stream_state import StreamState
 
@@ -50,6 +51,10 @@ class H2Session(Session):
         self._ready_headers = _ReadyHeaders()
         self._h2.decoder = self._ready_headers
         self._h2.encoder = _PlainEncoder()
+
+    def _own_table(self) -> Table:
+        table = self._h2.encoder.header_table
+        return Table(tuple(reversed(table.dynamic_entries)), table.maxsize)
 
     def _start(self) -> None:
         settings = self._settings

@@ -34,6 +34,7 @@ from hpack.table import HeaderTable
 
 from rawgrpc_proxy.http2.headers import FixedHeaders, HeaderList, Headers, RawHeader, check_fields
 from rawgrpc_proxy.http2.huffman import decode_huffman
+from rawgrpc_proxy.http2.position import Table
 
 _OF_REQUESTS, _OF_RESPONSES = 42 * 1024, 22 * 1024
 """What a decoder or an encoder may keep, by what passes through it: requests differ more. A client's with a token are
@@ -165,6 +166,11 @@ class HeaderDecoder(_Keeper):
         beyond a hundred fields, and beyond 16 KiB."""
         self.free_work = 0
         """The rest of that, of the block that was read last; whoever takes note of it sets it back."""
+
+    @property
+    def table(self) -> Table:
+        """A copy of the dynamic table."""
+        return Table(tuple(reversed(self._table.dynamic_entries)), self._table.maxsize)
 
     def decode(self, block: bytes) -> HeaderList:
         """The list in `block`. Raises `hpack.HPACKError`; the connection is lost then.
@@ -418,6 +424,11 @@ class HeaderEncoder(_Keeper):
         """The smallest size since the last block, if it was changed."""
         self._seen = array("I", bytes(4 * _SEEN))
         """Hashes of fields that have come once, each in its place. No field is kept for that, and none looked for."""
+
+    @property
+    def table(self) -> Table:
+        """A copy of the dynamic table."""
+        return Table(tuple(self._table), self._max_size)
 
     def set_table_size(self, size: int) -> None:
         """The peer allows a dynamic table of so many bytes."""

@@ -12,6 +12,7 @@ from rawgrpc_proxy.http2 import frames
 from rawgrpc_proxy.http2.frames import Data, Setting
 from rawgrpc_proxy.http2.headers import Headers
 from rawgrpc_proxy.http2.hpack import HeaderEncoder
+from rawgrpc_proxy.http2.position import Table
 from rawgrpc_proxy.http2.session import UNLIMITED, Session
 from rawgrpc_proxy.http2.stream_state import StreamState
 
@@ -27,6 +28,9 @@ class RelaySession(Session):
         self._send_window = DEFAULT_WINDOW
         self._receive_window = DEFAULT_WINDOW
         self._encoder = HeaderEncoder(of_requests=self.client_side)
+
+    def _own_table(self) -> Table:
+        return self._encoder.table
 
     def _accept_headers(self, state: StreamState, headers: Headers, end_stream: bool) -> None:
         """Nothing to keep: `Session` has the states."""

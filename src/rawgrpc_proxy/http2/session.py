@@ -46,10 +46,11 @@ from rawgrpc_proxy.http2.headers import HeaderList, Headers, check_fields
 from rawgrpc_proxy.http2.hpack import HeaderDecoder
 from rawgrpc_proxy.http2.output import Output, Receipt
 from rawgrpc_proxy.http2.ping_policy import PingPolicy
+from rawgrpc_proxy.http2.position import Position, StreamPosition, Table
 from rawgrpc_proxy.http2.stream_state import CreditSource, PendingData, Receiving, Sending, StreamState
 
 # Looked up once: an enum's member costs as much as a call, each time, and these are asked for with every frame.
-_BODY, _HEARD_ALL = Receiving.BODY, Receiving.ENDED
+_PEER_SILENT, _BODY, _HEARD_ALL = Receiving
 _OPEN, _CLOSING, _SAID_ALL = Sending.OPEN, Sending.CLOSING, Sending.ENDED
 UNLIMITED = 2**31 - 1
 # RFC 9113 §6.5.2's initial value, and the most we let a peer ask our encoder to search.
@@ -961,6 +962,33 @@ class Session(ABC):
         self.streams.clear()  # from here on every command finds its stream closed
         self._ready.clear()
 
+    def position(self) -> Position:
+        """Where it stands now: it looks at every open stream."""
+        block = None
+        if self._block is not None:
+            block = self._block_stream_id, self._block_ends_stream, bytes(self._block)
+        return Position(
+            peer_began=self._splitter.has_begun,
+            we_began=self._started,
+            unread=self._splitter.unsplit,
+            block=block,
+            peer_table=self._decoder.table,
+            own_table=self._own_table(),
+            untaken_chunks=len(self.output.chunks),
+            last_stream_id=self.last_opened_id if self.client_side else self._highest_peer_id,
+            streams=tuple(map(self._stream_position, self.streams.values())),
+        )
+
+    def _stream_position(self, state: StreamState) -> StreamPosition:
+        return StreamPosition(
+            id=state.id,
+            peer_began=not self.client_side or state.receiving is not _PEER_SILENT,
+            peer_ended=state.receiving is _HEARD_ALL,
+            we_began=self.client_side or state.opened_at == _LONG_AGO,
+            we_ended=state.sending is _SAID_ALL,
+            waiting_bytes=sum(len(piece.data) for piece in state.pending or ()),
+        )
+
     @property
     def settings_acknowledged(self) -> bool:
         """Whether the peer has acknowledged our SETTINGS (RFC 9113 §6.5.3)."""
@@ -1166,6 +1194,10 @@ class Session(ABC):
         self._events.append(StreamReset(state.id, error_code, by_peer=False, reason=reason))
 
     # --------------------------------------------------- what an engine does
+
+    @abstractmethod
+    def _own_table(self) -> Table:
+        """A copy of the encoder's dynamic table."""
 
     @abstractmethod
     def _set_up(self) -> None:

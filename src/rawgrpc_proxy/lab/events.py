@@ -58,7 +58,8 @@ class Half:
     encoding: str = "identity"
     """What grpc-encoding says."""
     is_grpc: bool = True
-    """Whether there are messages in its DATA: what content-type says, if that could be read."""
+    """Whether there are messages in its DATA: what content-type says, if that could be read; False as well if it is not
+    known where they begin."""
     headers: bool = False
     """Whether its first header list has come (not an informational one)."""
     closed: bool = False
@@ -80,6 +81,10 @@ class Stream:
     """Of the trailers (or a response that is nothing but them); -1 for what is no number."""
     grpc_message: str = ""
     """As it is on the wire, percent-encoded; at most 1024 characters."""
+    call: str = ""
+    """Which call it carries, if that is known: the caller's stream, as "LINK.STREAM"."""
+    joined: bool = False
+    """It was there before the view: `began_at` is when that has seen it first."""
 
     def half(self, sender: Sender) -> Half:
         """What this end of the link sends."""
@@ -92,6 +97,8 @@ class LinkOpened:
 
     link: Link
     at: float
+    joined: bool = False
+    """It was open before; `StreamBegun` and `HeadersSeen` follow for each call that is open."""
 
 
 @attrs.frozen
@@ -228,7 +235,7 @@ class Unreadable:
     sender: Sender
     stream_id: int
     what: str
-    """"link", "headers", "frame" or "stream"."""
+    """"link", "headers", "frame", "stream", or "messages": of a stream that was open before."""
     reason: str
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rawgrpc_proxy.http2.headers import RawHeader
 from rawgrpc_proxy.lab.events import Half, HeadersKind, Sender, Stream
 
+MAX_METHOD = 4096
 _MAX_TEXT = 1024
 _FIRST_FINAL_STATUS = 200
 

@@ -16,11 +16,8 @@ number of streams, of which it knows `MAX_STREAMS` at the most.
 """
 
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from typing import ClassVar
-
-import attrs
-import hpack
 
 from rawgrpc_proxy.errors import ProtocolViolation, ProxyError, Side
 from rawgrpc_proxy.http2.frames import (
@@ -34,11 +31,11 @@ from rawgrpc_proxy.http2.frames import (
     PUSH_PROMISE,
     RST_STREAM,
     Data,
-    FrameSplitter,
     read_u32,
     without_padding,
 )
-from rawgrpc_proxy.http2.headers import RawHeader
+from rawgrpc_proxy.http2.headers import Headers, RawHeader
+from rawgrpc_proxy.http2.position import Position
 from rawgrpc_proxy.lab.events import (
     Event,
     FrameSeen,
@@ -53,17 +50,16 @@ from rawgrpc_proxy.lab.events import (
     StreamEnded,
     Unreadable,
 )
-from rawgrpc_proxy.lab.header_facts import kind_of, learn, text_of
-from rawgrpc_proxy.lab.partial_message import PartialMessage, Told
+from rawgrpc_proxy.lab.header_facts import MAX_METHOD, kind_of, learn, text_of
+from rawgrpc_proxy.lab.link_parts import MAX_BLOCK_BYTES, Direction, OpenStream
+from rawgrpc_proxy.lab.partial_message import Told
 from rawgrpc_proxy.net.tapped import Link, LinkTap
 
 Tell = Callable[[Event], None]
 Clock = Callable[[], float]
+CallOf = Callable[[int], str]
+"""Of a stream that begins: which call it carries, `Stream.call`."""
 
-MAX_FRAME_BYTES = 2**24 - 1
-MAX_BLOCK_BYTES = 1 << 20
-"""Of a header block, compressed, and of its list."""
-MAX_TABLE_BYTES = 1 << 20
 MAX_STREAMS = 16384
 """Open ones, of a link. Beyond it the oldest is forgotten."""
 
@@ -72,53 +68,31 @@ _STREAM_ID_BYTES = 4
 _ID_MASK = 0x7FFFFFFF
 _RST_BYTES = 4
 _GOAWAY_BYTES = 8
-_MAX_METHOD = 4096
-
-
-@attrs.define(eq=False)
-class _Open:
-    """A stream that lives."""
-
-    stream: Stream
-    client: PartialMessage = attrs.field(factory=PartialMessage)
-    server: PartialMessage = attrs.field(factory=PartialMessage)
-    answered: int | None = None
-    """The frame with the server's END_STREAM."""
-
-
-class _Direction:
-    """What one end of the link has said, as far as it is not complete."""
-
-    __slots__ = ("block", "block_flags", "block_stream", "decoder", "promised", "sender", "splitter")
-
-    def __init__(self, sender: Sender) -> None:
-        self.sender = sender
-        self.splitter: FrameSplitter | None = FrameSplitter(
-            MAX_FRAME_BYTES, expect_preface=sender is Sender.CLIENT
-        )
-        """None once it cannot be read any more."""
-        self.decoder: hpack.Decoder | None = hpack.Decoder(max_header_list_size=MAX_BLOCK_BYTES)
-        """None once its header lists cannot be read any more."""
-        self.decoder.max_allowed_table_size = MAX_TABLE_BYTES
-        self.block: bytearray | None = None
-        self.block_stream = self.block_flags = 0
-        self.promised: int | None = None
 
 
 class LinkView:
     """Tells of one link: see above. With `payload_bytes` each message comes with so many of its first bytes."""
 
-    def __init__(self, link: Link, tell: Tell, *, clock: Clock = time.time, payload_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        link: Link,
+        tell: Tell,
+        *,
+        clock: Clock = time.time,
+        payload_bytes: int = 0,
+        call_of: CallOf | None = None,
+    ) -> None:
         self.link = link
+        self._call_of = call_of
         self._tell = tell
         self._clock = clock
         self._payload_bytes = payload_bytes
-        self._client, self._server = _Direction(Sender.CLIENT), _Direction(Sender.SERVER)
+        self._client, self._server = Direction(Sender.CLIENT), Direction(Sender.SERVER)
         downstream = link.side is Side.DOWNSTREAM
         self._heard, self._said = (
             (Sender.CLIENT, Sender.SERVER) if downstream else (Sender.SERVER, Sender.CLIENT)
         )
-        self._streams: dict[int, _Open] = {}
+        self._streams: dict[int, OpenStream] = {}
         self._last_stream = 0
         self._begun = False
 
@@ -144,10 +118,38 @@ class LinkView:
             self._begun = True
             self._tell(LinkOpened(self.link, at))
 
+    def join(self, position: Position, streams: Iterable[tuple[OpenStream, Headers]], at: float) -> None:
+        """Begin in the middle of a link, where its session stands; `streams` are open, with their requests' headers."""
+        self._begun = True
+        self._tell(LinkOpened(self.link, at, joined=True))
+        heard, said = self._direction(self._heard), self._direction(self._said)
+        if position.peer_began:
+            heard.go_on(position.peer_table)
+        if position.we_began:
+            said.go_on(position.own_table)
+        if position.block is not None:
+            heard.block_stream, ends_stream, block = position.block
+            heard.block, heard.block_flags = bytearray(block), END_STREAM if ends_stream else 0
+        self._last_stream = position.last_stream_id
+        for open_stream, headers in streams:
+            stream = open_stream.stream
+            self._streams[stream.id] = open_stream
+            self._tell(StreamBegun(self.link, at, Sender.CLIENT, stream))
+            self._tell(
+                HeadersSeen(
+                    self.link, at, Sender.CLIENT, stream.id, stream, HeadersKind.REQUEST, headers, 0,
+                    stream.request.closed,
+                )
+            )  # fmt: skip
+        self.feed(self._heard, position.unread, at)
+
+    def _direction(self, sender: Sender) -> Direction:
+        return self._client if sender is Sender.CLIENT else self._server
+
     def feed(self, sender: Sender, data: Data, at: float) -> None:
         """Tell of what this end has sent next."""
         self.open(at)
-        direction = self._client if sender is Sender.CLIENT else self._server
+        direction = self._direction(sender)
         if direction.splitter is None:
             return
         try:
@@ -171,7 +173,7 @@ class LinkView:
     # ----------------------------------------------------------------- frames
 
     def _frame(
-        self, direction: _Direction, at: float, frame_type: int, flags: int, stream_id: int, payload: Data
+        self, direction: Direction, at: float, frame_type: int, flags: int, stream_id: int, payload: Data
     ) -> None:
         sender = direction.sender
         if direction.block is not None and (
@@ -189,7 +191,7 @@ class LinkView:
             if frame_type in (HEADERS, PUSH_PROMISE):
                 self._lose_headers(direction, at, reason)
 
-    def _read_data(self, direction: _Direction, at: float, flags: int, stream_id: int, payload: Data) -> None:
+    def _read_data(self, direction: Direction, at: float, flags: int, stream_id: int, payload: Data) -> None:
         open_stream = self._streams.get(stream_id)
         if open_stream is not None:
             self._data(open_stream, direction.sender, without_padding(flags, payload), at)
@@ -197,7 +199,7 @@ class LinkView:
                 self._half_closed(open_stream, direction.sender, DATA, at)
 
     def _read_headers(
-        self, direction: _Direction, at: float, flags: int, stream_id: int, payload: Data
+        self, direction: Direction, at: float, flags: int, stream_id: int, payload: Data
     ) -> None:
         block = without_padding(flags, payload)
         direction.promised = None
@@ -206,13 +208,13 @@ class LinkView:
         self._begin_block(direction, at, stream_id, flags, block)
 
     def _read_continuation(
-        self, direction: _Direction, at: float, flags: int, _stream_id: int, payload: Data
+        self, direction: Direction, at: float, flags: int, _stream_id: int, payload: Data
     ) -> None:
         if direction.block is not None:
             self._add_to_block(direction, at, flags, payload)
 
     def _read_push_promise(
-        self, direction: _Direction, at: float, flags: int, stream_id: int, payload: Data
+        self, direction: Direction, at: float, flags: int, stream_id: int, payload: Data
     ) -> None:
         promise = without_padding(flags, payload)
         if len(promise) < _STREAM_ID_BYTES:
@@ -221,7 +223,7 @@ class LinkView:
         self._begin_block(direction, at, stream_id, flags & ~END_STREAM, promise[_STREAM_ID_BYTES:])
 
     def _read_rst_stream(
-        self, direction: _Direction, at: float, _flags: int, stream_id: int, payload: Data
+        self, direction: Direction, at: float, _flags: int, stream_id: int, payload: Data
     ) -> None:
         if len(payload) != _RST_BYTES:
             raise _WrongLength
@@ -230,7 +232,7 @@ class LinkView:
             self._end(open_stream, at, direction.sender, RST_STREAM, read_u32(payload))
 
     def _read_goaway(
-        self, direction: _Direction, at: float, _flags: int, _stream_id: int, payload: Data
+        self, direction: Direction, at: float, _flags: int, _stream_id: int, payload: Data
     ) -> None:
         if len(payload) < _GOAWAY_BYTES:
             raise _WrongLength
@@ -243,12 +245,12 @@ class LinkView:
 
     # ---------------------------------------------------------------- headers
 
-    def _begin_block(self, direction: _Direction, at: float, stream_id: int, flags: int, block: Data) -> None:
+    def _begin_block(self, direction: Direction, at: float, stream_id: int, flags: int, block: Data) -> None:
         direction.block = bytearray()
         direction.block_stream, direction.block_flags = stream_id, flags
         self._add_to_block(direction, at, flags, block)
 
-    def _add_to_block(self, direction: _Direction, at: float, flags: int, more: Data) -> None:
+    def _add_to_block(self, direction: Direction, at: float, flags: int, more: Data) -> None:
         block = direction.block
         assert block is not None
         if len(block) + len(more) > MAX_BLOCK_BYTES:
@@ -270,14 +272,14 @@ class LinkView:
                 self._lose_headers(direction, at, f"a header block cannot be decoded: {error}")
         self._headers(direction, at, headers, len(block))
 
-    def _lose_headers(self, direction: _Direction, at: float, reason: str) -> None:
+    def _lose_headers(self, direction: Direction, at: float, reason: str) -> None:
         direction.block = None
         if direction.decoder is not None:
             direction.decoder = None
             self._tell(Unreadable(self.link, at, direction.sender, direction.block_stream, "headers", reason))
 
     def _headers(
-        self, direction: _Direction, at: float, headers: list[RawHeader] | None, block_bytes: int
+        self, direction: Direction, at: float, headers: list[RawHeader] | None, block_bytes: int
     ) -> None:
         sender, number = direction.sender, direction.block_stream
         end_stream = bool(direction.block_flags & END_STREAM)
@@ -305,39 +307,37 @@ class LinkView:
         if end_stream and open_stream is not None:
             self._half_closed(open_stream, sender, HEADERS, at)
 
-    def _begin(self, number: int, headers: list[RawHeader] | None, at: float) -> _Open:
+    def _begin(self, number: int, headers: list[RawHeader] | None, at: float) -> OpenStream:
         self._last_stream = number
         if len(self._streams) >= MAX_STREAMS:
             oldest = next(iter(self._streams))
             del self._streams[oldest]
             reason = f"more than {MAX_STREAMS} streams are open: the oldest is forgotten"
             self._tell(Unreadable(self.link, at, Sender.CLIENT, oldest, "stream", reason))
-        method = text_of(headers, b":path", _MAX_METHOD) or ""
-        open_stream = self._streams[number] = _Open(Stream(number, at, method))
+        method = text_of(headers, b":path", MAX_METHOD) or ""
+        call = "" if self._call_of is None else self._call_of(number)
+        open_stream = self._streams[number] = OpenStream(Stream(number, at, method, call=call))
         self._tell(StreamBegun(self.link, at, Sender.CLIENT, open_stream.stream))
         return open_stream
 
     # --------------------------------------------------------------- messages
 
-    def _data(self, open_stream: _Open, sender: Sender, data: Data, at: float) -> None:
+    def _data(self, open_stream: OpenStream, sender: Sender, data: Data, at: float) -> None:
         half = open_stream.stream.half(sender)
         half.data_bytes += len(data)
         if half.is_grpc:
-            message = open_stream.client if sender is Sender.CLIENT else open_stream.server
-            message.feed(
-                data, at, Told(self.link, sender, open_stream.stream, self._tell), self._payload_bytes
-            )
+            told = Told(self.link, sender, open_stream.stream, self._tell)
+            open_stream.message(sender).feed(data, at, told, self._payload_bytes)
 
     # -------------------------------------------------------------------- end
 
-    def _half_closed(self, open_stream: _Open, sender: Sender, frame_type: int, at: float) -> None:
+    def _half_closed(self, open_stream: OpenStream, sender: Sender, frame_type: int, at: float) -> None:
         stream = open_stream.stream
         half = stream.half(sender)
         if half.closed:
             return
         half.closed = True
-        message = open_stream.client if sender is Sender.CLIENT else open_stream.server
-        missing = message.missing_bytes
+        missing = open_stream.message(sender).missing_bytes
         if sender is Sender.SERVER:
             open_stream.answered = frame_type
         self._tell(HalfClosed(self.link, at, sender, stream, frame_type, missing))
@@ -345,7 +345,12 @@ class LinkView:
             self._end(open_stream, at, None, None, None)
 
     def _end(
-        self, open_stream: _Open, at: float, sender: Sender | None, frame_type: int | None, code: int | None
+        self,
+        open_stream: OpenStream,
+        at: float,
+        sender: Sender | None,
+        frame_type: int | None,
+        code: int | None,
     ) -> None:
         """It is over, by this frame or, without one, by END_STREAM or the end of the link."""
         stream = open_stream.stream

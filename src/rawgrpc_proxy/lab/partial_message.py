@@ -29,7 +29,7 @@ class Told:
 class PartialMessage:
     """Holds no more of a message than `payload_bytes`."""
 
-    __slots__ = ("_began_at", "_flag", "_kept", "_left", "_length", "_prefix")
+    __slots__ = ("_began_at", "_flag", "_kept", "_left", "_length", "_prefix", "_unknown")
 
     def __init__(self) -> None:
         self._prefix = b""
@@ -37,6 +37,13 @@ class PartialMessage:
         self._flag = self._length = self._left = 0
         self._began_at = 0.0
         self._kept: bytearray | None = None
+        self._unknown = False
+        """The message in passing began before anybody looked: it is not told."""
+
+    def join(self, left: int, prefix: bytes) -> None:
+        """Begin in mid-stream: so many bytes come first, then what is left of a prefix of which this has passed."""
+        self._left, self._prefix = left, prefix
+        self._unknown = bool(left or prefix)
 
     @property
     def missing_bytes(self) -> int:
@@ -54,6 +61,10 @@ class PartialMessage:
                 position += taken
                 if len(self._prefix) < _PREFIX_BYTES:
                     return
+                if self._unknown:
+                    self._left, self._prefix = _PREFIX.unpack(self._prefix)[1], b""
+                    self._unknown = self._left > 0
+                    continue
                 self._begin(at, payload_bytes)
                 half.messages += 1
                 told.tell(
@@ -66,7 +77,11 @@ class PartialMessage:
                 self._kept += memoryview(data)[position : position + min(taken, room)]
             position += taken
             self._left -= taken
-            if not self._left:
+            if self._left:
+                return
+            if self._unknown:
+                self._unknown = bool(self._prefix)
+            else:
                 kept, self._kept = self._kept, None
                 told.tell(
                     MessageSeen(

@@ -51,6 +51,7 @@ from rawgrpc_proxy.http2.relay_session import RelaySession
 from rawgrpc_proxy.http2.session import Session
 from rawgrpc_proxy.net.drain import FIRST_PING_TIMEOUT_S, Drain
 from rawgrpc_proxy.net.failures import lost_error, never_sent_error, reason_of, reset_error
+from rawgrpc_proxy.net.late_taps import Onlooker, current_late_taps
 from rawgrpc_proxy.net.memory_guard import current_memory_guard
 from rawgrpc_proxy.net.poller import Then
 from rawgrpc_proxy.net.stream import Stream
@@ -105,12 +106,14 @@ class Connection:
         "_failure",
         "_fault",
         "_handshake_by",
+        "_late_taps",
         "_memory_guard",
         "_on_change",
         "_on_limit",
         "_on_read",
         "_on_refused",
         "_on_request",
+        "_onlooker",
         "_peer_is_gone",
         "_reading_resumes",
         "_scope",
@@ -158,6 +161,8 @@ class Connection:
         self.account = self.session.account
         self.ready = trio.Event()
         """Set when the peer's SETTINGS are in force, or the connection has ended before."""
+        self._late_taps = current_late_taps()
+        self._onlooker: Onlooker | None = None
         self._transport = transport
         transport.mind_lost_bytes(settings.send_timeout_s)
         self._writer = Writer(
@@ -337,6 +342,10 @@ class Connection:
         """Whether a write waits for the socket, which takes nothing at present."""
         return self._writer.writing
 
+    def look_on(self, onlooker: Onlooker | None) -> None:
+        """From now on this one sees what is read and written; None: nobody."""
+        self._onlooker = self._writer.onlooker = onlooker
+
     @property
     def transport(self) -> Transport:
         """The link, for those who look on."""
@@ -351,6 +360,7 @@ class Connection:
         """
         failure: ConnectionFailed | None = None
         self._memory_guard.open(self, self._settings.max_buffered_bytes)
+        self._late_taps.open(self)
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
@@ -385,6 +395,7 @@ class Connection:
             finally:
                 self.session.abandon()
                 self._memory_guard.close(self)
+                self._late_taps.close(self)
                 self._on_change = self._on_limit = None  # opens the circle that it is in with who listens
 
     def _failure_of(self, fault: BaseException) -> ConnectionFailed:
@@ -456,6 +467,8 @@ class Connection:
             self._peer_is_gone = self._writer.closed = True
             self.state = _DRAINING
             return _STOP
+        elif self._onlooker is not None:
+            self._onlooker.received(data)
         session, streams = self.session, self.streams
         self.heard_at = now = trio.current_time()
         for event in session.receive(data, now, _STEPS_A_TURN):

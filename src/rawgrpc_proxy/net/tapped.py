@@ -54,6 +54,11 @@ class Tap(Protocol):
         """Who is to see this connection; None: nobody. What it raises is reported, and nobody sees it."""
 
 
+def next_link_number() -> int:
+    """A number that no other link of this process has."""
+    return next(_numbers)
+
+
 def tapped(transport: Transport, tap: Tap | None, side: Side) -> Transport:
     """The same link, for `tap` to see if it wants to."""
     if tap is None:

@@ -21,6 +21,7 @@ from rawgrpc_proxy.errors import PeerAbuse
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.output import Receipt
 from rawgrpc_proxy.http2.session import Session
+from rawgrpc_proxy.net.late_taps import Onlooker
 from rawgrpc_proxy.net.transport import Transport
 from rawgrpc_proxy.net.turn import current_turn
 
@@ -52,6 +53,7 @@ class Writer:
         "_wake_pending",
         "_write_by",
         "closed",
+        "onlooker",
         "sent_up_to",
         "writing",
     )
@@ -71,6 +73,7 @@ class Writer:
         self._on_written = on_written
         self._on_failed = on_failed
         self._turn = current_turn()
+        self.onlooker: Onlooker | None = None
         self.closed = False
         """Nothing is flushed any more: what has not begun to leave when the peer is gone has not been processed."""
         self.writing = False
@@ -138,6 +141,8 @@ class Writer:
         """Write what there is, as far as the socket takes it: all of it? The rest is `_unsent`, if not `cut_short`."""
         session = self._session
         chunks, self._receipts = session.take_output()
+        if self.onlooker is not None:
+            self.onlooker.sent(chunks)
         self.sent_up_to = session.last_opened_id
         self.writing = True
         try:
@@ -209,7 +214,10 @@ class Writer:
 
     async def write_the_last(self) -> None:
         """Write what is left, once `run` has ended and unless a write was `cut_short`. Raises `OSError`."""
-        await self._transport.send_all(self._unsent + self._session.take_output()[0], FAREWELL_TIMEOUT_S)
+        chunks, _ = self._session.take_output()
+        if self.onlooker is not None:
+            self.onlooker.sent(chunks)
+        await self._transport.send_all(self._unsent + chunks, FAREWELL_TIMEOUT_S)
 
     def forget_owner(self) -> None:
         """All is over: breaks the reference cycle with whoever was called back."""

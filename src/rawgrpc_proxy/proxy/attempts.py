@@ -57,6 +57,10 @@ class HoldingPipe:
         self._judge = judge
         self._held: HeaderList | None = None
 
+    @property
+    def splice(self) -> Splice:
+        return self._splice
+
     def response(self, headers: HeaderList, end_stream: bool) -> None:
         splice = self._splice
         if end_stream or headers[0][1] != b"200":
@@ -175,6 +179,12 @@ class RepeatedForwarding(Forwarding):
             return self._goes_to(await self._home.take_untried(self._context, self._tried))
         assert self._target is not None
         return await self._target.take()
+
+
+def splice_of_attempt(upstream: Stream) -> Splice | None:
+    """The splice of the call whose attempt this upstream stream is, while the call has not left it."""
+    sink = upstream.sink
+    return sink.splice if isinstance(sink, ResponsePipe | HoldingPipe) else None
 
 
 def leave(upstream: Stream, conn: PooledConnection) -> None:

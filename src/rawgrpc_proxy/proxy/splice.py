@@ -321,6 +321,10 @@ class ResponsePipe:
         self._splice = splice
         self._upstream = upstream
 
+    @property
+    def splice(self) -> Splice:
+        return self._splice
+
     def response(self, headers: HeaderList, end_stream: bool) -> None:
         splice = self._splice
         splice.let_go()

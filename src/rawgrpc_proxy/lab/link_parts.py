@@ -1,0 +1,58 @@
+"""What a `LinkView` keeps of one link: of each direction what is not complete, and of each open stream its messages."""
+
+import attrs
+import hpack
+from hpack.table import HeaderTable
+
+from rawgrpc_proxy.http2.frames import FrameSplitter
+from rawgrpc_proxy.http2.position import Table
+from rawgrpc_proxy.lab.events import Sender, Stream
+from rawgrpc_proxy.lab.partial_message import PartialMessage
+
+MAX_FRAME_BYTES = 2**24 - 1
+MAX_BLOCK_BYTES = 1 << 20
+"""Of a header block, compressed, and of its list."""
+MAX_TABLE_BYTES = 1 << 20
+
+
+@attrs.define(eq=False)
+class OpenStream:
+    """A stream that lives."""
+
+    stream: Stream
+    client: PartialMessage = attrs.field(factory=PartialMessage)
+    server: PartialMessage = attrs.field(factory=PartialMessage)
+    answered: int | None = None
+    """The frame with the server's END_STREAM."""
+
+    def message(self, sender: Sender) -> PartialMessage:
+        """The one that this end is sending."""
+        return self.client if sender is Sender.CLIENT else self.server
+
+
+class Direction:
+    """What one end of the link has said, as far as it is not complete."""
+
+    __slots__ = ("block", "block_flags", "block_stream", "decoder", "promised", "sender", "splitter")
+
+    def __init__(self, sender: Sender) -> None:
+        self.sender = sender
+        self.splitter: FrameSplitter | None = FrameSplitter(
+            MAX_FRAME_BYTES, expect_preface=sender is Sender.CLIENT
+        )
+        """None once it cannot be read any more."""
+        self.decoder: hpack.Decoder | None = hpack.Decoder(max_header_list_size=MAX_BLOCK_BYTES)
+        """None once its header lists cannot be read any more."""
+        self.decoder.max_allowed_table_size = MAX_TABLE_BYTES
+        self.block: bytearray | None = None
+        self.block_stream = self.block_flags = 0
+        self.promised: int | None = None
+
+    def go_on(self, table: Table) -> None:
+        """What comes next is a frame, and the next header block is read with this table."""
+        assert self.decoder is not None
+        self.splitter = FrameSplitter(MAX_FRAME_BYTES, expect_preface=False, goes_on=True)
+        self.decoder.header_table = same = HeaderTable()
+        same.maxsize = table.max_bytes
+        for name, value in table.fields:
+            same.add(name, value)
