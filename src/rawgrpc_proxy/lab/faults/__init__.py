@@ -1,0 +1,1 @@
+"""Faults on purpose, on one connection: who breaks what, where, and how."""
