@@ -4,7 +4,8 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-from rawgrpc_proxy.command.settings_file import load, settings_of
+from rawgrpc_proxy.command.settings_file import settings_of
+from rawgrpc_proxy.config_words import load
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -14,7 +14,7 @@ from rawgrpc_proxy.cluster.slow_start import SlowStart
 from rawgrpc_proxy.command.cli import main
 from rawgrpc_proxy.command.cluster_settings import ClusterSettings, ClusterTls, PoolSettings
 from rawgrpc_proxy.command.route_settings import MetadataChanges, RouteSettings
-from rawgrpc_proxy.command.settings_file import Settings, SettingsError, load, settings_of
+from rawgrpc_proxy.command.settings_file import Settings, settings_of
 from rawgrpc_proxy.command.traffic_settings import (
     ConcurrencySettings,
     MirrorSettings,
@@ -22,6 +22,7 @@ from rawgrpc_proxy.command.traffic_settings import (
     SplitSettings,
 )
 from rawgrpc_proxy.config import Http2Settings
+from rawgrpc_proxy.config_words import SettingsError, load
 from rawgrpc_proxy.discovery.dns_source import DnsSource
 from rawgrpc_proxy.discovery.found import Found
 from rawgrpc_proxy.observe.observer import PoolObserver

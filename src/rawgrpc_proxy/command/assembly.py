@@ -18,7 +18,6 @@ from rawgrpc_proxy.cluster.facts import cluster_facts
 from rawgrpc_proxy.command.cluster_settings import ClusterTls, PoolSettings
 from rawgrpc_proxy.command.cores import cores
 from rawgrpc_proxy.command.link import Answers
-from rawgrpc_proxy.command.remedies import join
 from rawgrpc_proxy.command.route_assembly import made_routes, share_of, traffic_report
 from rawgrpc_proxy.command.settings import (
     ListenerSettings,
@@ -28,6 +27,7 @@ from rawgrpc_proxy.command.settings import (
 )
 from rawgrpc_proxy.command.settings_file import Settings
 from rawgrpc_proxy.config import Http2Settings
+from rawgrpc_proxy.config_words import join
 from rawgrpc_proxy.descriptors import DescriptorPlan
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.memory_limit import default_max_buffered_bytes

@@ -10,8 +10,9 @@ from typing import Any
 import attrs
 
 from rawgrpc_proxy.command.assembly import collector_tls, tls_contexts
-from rawgrpc_proxy.command.remedies import join, key_of
+from rawgrpc_proxy.command.remedies import key_of
 from rawgrpc_proxy.command.settings_file import Settings
+from rawgrpc_proxy.config_words import join
 
 _COMMENT_AT = 60
 

@@ -25,8 +25,9 @@ from rawgrpc_proxy.command.demo import run_demo
 from rawgrpc_proxy.command.options import layer_of_environment, layer_of_options
 from rawgrpc_proxy.command.serve import serve
 from rawgrpc_proxy.command.settings import LogSettings, ServeSettings, check_listener
-from rawgrpc_proxy.command.settings_file import Settings, SettingsError, load, settings_of
+from rawgrpc_proxy.command.settings_file import Settings, settings_of
 from rawgrpc_proxy.config import ENGINES, Http2Settings
+from rawgrpc_proxy.config_words import SettingsError, load
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.observe.words import printable

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rawgrpc_proxy.command.cluster_settings import DNS_SCHEME
-from rawgrpc_proxy.command.remedies import join
-from rawgrpc_proxy.command.settings_file import VARIABLES, SettingsError, Tree
+from rawgrpc_proxy.command.settings_file import VARIABLES, Tree
+from rawgrpc_proxy.config_words import SettingsError, join
 from rawgrpc_proxy.errors import ConfigError
 
 PATHS = {

@@ -3,11 +3,10 @@
 What it does not do: find mistakes (`settings_file.py` does).
 """
 
-import difflib
 import re
 import types
 import typing
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import attrs
@@ -15,6 +14,7 @@ import attrs
 from rawgrpc_proxy.command.cluster_settings import ClusterSettings
 from rawgrpc_proxy.command.route_settings import RouteSettings
 from rawgrpc_proxy.command.settings import ListenerSettings, ServeSettings
+from rawgrpc_proxy.config_words import join, meant
 
 _MAIN_TABLES: tuple[tuple[type[Any], str], ...] = (
     (ClusterSettings, "[clusters.NAME]"),
@@ -27,19 +27,6 @@ _MAIN_TABLES: tuple[tuple[type[Any], str], ...] = (
 def key_of(name: str) -> str:
     """What a field is called in the file: without its unit, which belongs to the value there."""
     return name if name.endswith("_per_s") else name.removesuffix("_s").removesuffix("_bytes")
-
-
-def join(path: str, key: str) -> str:
-    """The path of a key in a table."""
-    shown = key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else f'"{key}"'
-    return f"{path}.{shown}" if path else shown
-
-
-def meant(text: str, known: Iterable[str]) -> str:
-    """What was probably meant, if anything is like it."""
-    by_small = {each.casefold(): each for each in known}
-    close = difflib.get_close_matches(text.casefold(), list(by_small), n=1)
-    return f" (did you mean {by_small[close[0]]}?)" if close else ""
 
 
 def belongs(key: str, cls: type[Any], path: str) -> str:

@@ -10,19 +10,27 @@ opened here but the file.
 """
 
 import copy
-import re
-import tomllib
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import attrs
 
-from rawgrpc_proxy.command.remedies import belongs, join, key_of, list_like, meant, number_like, table_like
+from rawgrpc_proxy.command.remedies import belongs, key_of, list_like, number_like, table_like
 from rawgrpc_proxy.command.settings import ServeSettings
 from rawgrpc_proxy.config import DOWNSTREAM_ONLY, UPSTREAM_ONLY
+from rawgrpc_proxy.config_words import (
+    DURATION,
+    SIZE,
+    SettingsError,
+    bytes_of,
+    duration_of,
+    is_number,
+    join,
+    kind_of,
+    meant,
+)
 from rawgrpc_proxy.errors import ConfigError
 
 Tree = dict[str, Any]
@@ -31,19 +39,6 @@ Tree = dict[str, Any]
 DEFAULT = "default"
 VARIABLES = "RAWGRPC_PROXY_"
 """What the names of variables begin with."""
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|m|h)")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(B|KiB|MiB|GiB|kB|KB|MB|GB)")
-_BYTES = {
-    "B": 1,
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
-    "kB": 10**3,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-}
 _ALONE = "none"
 _PLAIN = {bool: "true or false", str: 'text, in quotation marks: "…"'}
 _IN_A_WORD = {"balance": "policy", "slow_start": "window"}
@@ -51,14 +46,6 @@ _IN_A_WORD = {"balance": "policy", "slow_start": "window"}
 _NEVER_NONE = {"balance"}
 _LOG_FORMAT = "log_format"
 """Of the top level: the same as `log.format`."""
-
-
-class SettingsError(ConfigError):
-    """Settings that cannot work. `problems` has a line for each, with its place in the file."""
-
-    def __init__(self, problems: list[str]) -> None:
-        self.problems = list(dict.fromkeys(problems))
-        super().__init__("\n".join(self.problems))
 
 
 @attrs.frozen
@@ -75,19 +62,6 @@ class Settings:
     def name_of(self, path: str) -> str:
         """What to call it to whoever has set it: its path in the file, an option, or a variable."""
         return _name_of(path, self.sources)
-
-
-def load(path: Path) -> Tree:
-    """The tree in a file. Raises `SettingsError`."""
-    try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise SettingsError([f"{path}: {error.strerror}"]) from None
-    except UnicodeDecodeError as error:
-        raise SettingsError([f"{path}: is not UTF-8, as TOML must be: {error.reason}"]) from None
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError([f"{path}: is not TOML: {error}"]) from None
 
 
 def settings_of(layers: Iterable[tuple[str | Mapping[str, str], Tree]]) -> Settings:
@@ -258,22 +232,6 @@ def _name_of(path: str, sources: Mapping[str, str]) -> str:
     return source if source.startswith(VARIABLES) else path
 
 
-def _kind(value: object) -> str:
-    match value:
-        case bool():
-            return "true or false"
-        case int() | float():
-            return "a number"
-        case str():
-            return "text"
-        case list():
-            return "a list"
-        case dict():
-            return "a table"
-        case _:
-            return "a date or a time"
-
-
 class _Wrong(Exception):
     """What should have been there instead."""
 
@@ -299,7 +257,7 @@ class _Reader:
         """An object of this class, or None, with the problems noted."""
         if not isinstance(tree, dict):
             none = "" if is_needed else f', or "{_ALONE}"'
-            self.object_to(path, f"is {_kind(tree)}; it must be {table_like(cls)}{none}")
+            self.object_to(path, f"is {kind_of(tree)}; it must be {table_like(cls)}{none}")
             return None
         before = len(self.problems)
         fields = {key_of(field.name): field for field in attrs.fields(attrs.resolve_types(cls))}
@@ -344,14 +302,14 @@ class _Reader:
             return self.table(kind, value, path)
         if origin is tuple:
             if not isinstance(value, list):
-                self.object_to(path, f"is {_kind(value)}; it must be {list_like(value, of[0])}")
+                self.object_to(path, f"is {kind_of(value)}; it must be {list_like(value, of[0])}")
                 return None
             return tuple(
                 self._value(of[0], each, f"{path}[{place}]", name) for place, each in enumerate(value)
             )
         if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
             if not isinstance(value, dict):
-                self.object_to(path, f"is {_kind(value)}; it must be a table")
+                self.object_to(path, f"is {kind_of(value)}; it must be a table")
                 return None
             return {key: self._value(of[1], each, join(path, key), key) for key, each in value.items()}
         if origin is types.UnionType or origin is typing.Union:
@@ -376,7 +334,6 @@ class _Reader:
 
 def _simple(kind: Any, value: Any, name: str) -> Any:
     """A value of one of TOML's own types. Raises `_Wrong`."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if typing.get_origin(kind) is Literal:
         allowed = typing.get_args(kind)
         if value in allowed and isinstance(value, str):
@@ -387,21 +344,17 @@ def _simple(kind: Any, value: Any, name: str) -> Any:
             return value
         raise _Wrong(_PLAIN[kind])
     if name.endswith("_bytes") and kind is int:
-        if is_number and value == int(value):
-            return int(value)
-        if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
-            return int(float(match[1]) * _BYTES[match[2]])
-        raise _Wrong('a size: a number of bytes, or text like "64KiB", "1.5MiB"')
+        if (size := bytes_of(value)) is not None:
+            return size
+        raise _Wrong(SIZE)
     if name.endswith("_s") and not name.endswith("_per_s"):
-        if is_number:
-            return float(value)
-        if isinstance(value, str) and (match := _DURATION.fullmatch(value)):
-            return float(match[1]) * _SECONDS[match[2]]
-        raise _Wrong('a time: a number of seconds, or text like "250ms", "1.5s", "5m", "2h"')
+        if (seconds := duration_of(value)) is not None:
+            return seconds
+        raise _Wrong(DURATION)
     if kind is int:
-        if is_number and isinstance(value, int):
+        if isinstance(value, int) and not isinstance(value, bool):
             return value
         raise _Wrong("a whole number")
-    if is_number:
+    if is_number(value):
         return float(value)
     raise _Wrong(number_like(value))
