@@ -4,6 +4,7 @@ What all files of ours have in common, whatever is in them. `SettingsError` has 
 """
 
 import difflib
+import math
 import re
 import tomllib
 from collections.abc import Iterable
@@ -98,7 +99,7 @@ def duration_of(value: Any) -> float | None:
 
 def bytes_of(value: Any) -> int | None:
     """A number of bytes; None if it is no size."""
-    if is_number(value) and value == int(value):
+    if is_number(value) and math.isfinite(value) and value == int(value):
         return int(value)
     if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
         return int(float(match[1]) * _BYTES[match[2]])

@@ -14,6 +14,7 @@ import attrs
 from rawgrpc_proxy.errors import ConfigError, Side
 from rawgrpc_proxy.http2.headers import RawHeader
 from rawgrpc_proxy.lab.faults.actions import OF_LINKS, Action, AnswerHttp, TrailersBeforeData
+from rawgrpc_proxy.lab.faults.matching import ALL, CallNumbers, check_metadata
 from rawgrpc_proxy.lab.faults.places import (
     AfterBytes,
     AfterMessage,
@@ -23,7 +24,10 @@ from rawgrpc_proxy.lab.faults.places import (
     Part,
     Place,
 )
+from rawgrpc_proxy.net.networks import Networks
 from rawgrpc_proxy.net.tapped import Link
+from rawgrpc_proxy.proxy.patterns import CATCH_ALL, check_pattern
+from rawgrpc_proxy.validators import between, held_to
 
 
 def _actions(value: Action | Iterable[Action]) -> tuple[Action, ...]:
@@ -40,11 +44,16 @@ class Fault:
     name: str = ""
     side: Side = Side.DOWNSTREAM
     """Whose connections: the callers' (`DOWNSTREAM`) or the upstreams'."""
-    method: str = "/*"
-    metadata: Mapping[str, str] = attrs.field(factory=dict)
-    peer: Sequence[str] = ()
-    calls: str = "all"
-    share: float = 1.0
+    method: str = attrs.field(default=CATCH_ALL, validator=held_to(check_pattern))
+    """A method, a prefix and `/*`, or `/*`."""
+    metadata: Mapping[str, str] = attrs.field(factory=dict, validator=held_to(check_metadata))
+    """What a request must have, by name; `*` in a value stands for anything."""
+    peer: Sequence[str] = attrs.field(default=(), validator=held_to(Networks.parse))
+    """Networks that the peer must be from, single addresses, or "unix"."""
+    calls: str = attrs.field(default=ALL, validator=held_to(CallNumbers.parse))
+    """Which of those that fit otherwise (`matching.py`), connections if it strikes these."""
+    share: float = attrs.field(default=1.0, validator=between(0, 1))
+    """Of those, chosen by chance."""
     where: Place = attrs.field(factory=BeforeHeaders)
     do: tuple[Action, ...] = attrs.field(converter=_actions)
     """Done in this order."""
@@ -56,6 +65,8 @@ class Fault:
             )
         if not self.do:
             raise ConfigError("the fault does nothing")
+        if self.of_link and (self.method != CATCH_ALL or self.metadata):
+            raise ConfigError("method and metadata are of calls, and at this place there is none")
         for action in self.do:
             problem = _problem(self, action)
             if problem is not None:
