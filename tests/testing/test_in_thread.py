@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,6 +20,7 @@ import trio
 from rawgrpc_proxy import CallContext, Client, ConfigError, Pool, RpcError, Status, StreamDirector, Target
 from rawgrpc_proxy.net.tapped import Link, LinkTap
 from rawgrpc_proxy.testing import Keeps, ProxyInThread
+from rawgrpc_proxy.testing.loop_thread import LoopThread
 
 GET, LIST = "/shop.Orders/Get", "/shop.Orders/List"
 
@@ -278,6 +280,23 @@ def test_the_last_answer_goes_first_until_it_is_used_up_or_removed() -> None:
         answer.remove()  # once more does nothing
 
 
+def test_an_answer_waits_for_the_whole_request() -> None:
+    with ProxyInThread() as proxy:
+        proxy.answer(GET, [b"x"])
+
+        async def main() -> None:
+            async with Client(proxy.target, timeout=30) as client, client.stream_stream(GET) as call:
+                for number in range(3):
+                    await call.send(b"%d" % number)
+                await trio.to_thread.run_sync(lambda: proxy.wait_for(ended=False, timeout_s=30))
+                assert proxy.calls[0].status is None
+                await call.done_sending()
+                assert await call.receive() == b"x"
+
+        trio.run(main)
+        assert proxy.calls[0].request_messages == [b"0", b"1", b"2"]
+
+
 def test_answers_stand_before_the_upstream() -> None:
     with ProxyInThread() as backend, ProxyInThread(backend.target) as proxy:
         backend.answer(GET, [b"there"])
@@ -394,6 +413,38 @@ def test_a_crash_is_told_at_the_end_and_to_those_who_wait() -> None:
     with pytest.raises(RuntimeError, match="has crashed") as told:
         a_test()
     assert "a fault of ours" in "".join(traceback.format_exception(told.value))
+
+
+def test_whoever_waits_hears_of_a_crash_at_once() -> None:
+    proxy = ProxyInThread()
+
+    async def fail_when_somebody_waits() -> NoReturn:
+        while not proxy._seen.changed._waiters:  # type: ignore[attr-defined]  # noqa: ASYNC110  # Python has no event for it
+            await trio.sleep(0.01)
+        raise ZeroDivisionError("a fault of ours")
+
+    def a_test() -> None:
+        with proxy:
+            proxy._loop.ask(lambda: trio.lowlevel.spawn_system_task(fail_when_somebody_waits))
+            proxy.wait_for(timeout_s=60)
+
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="has crashed"):
+        a_test()
+    assert time.monotonic() - began < 30
+
+
+def test_a_start_that_is_interrupted_leaves_no_thread() -> None:
+    async def main(_started: Any) -> None:
+        await trio.sleep_forever()
+
+    threads = threading.active_count()
+    loop = LoopThread("the thread", lambda: None)
+    loop._end()  # as by Ctrl-C, before the thread has come far
+    with pytest.raises(RuntimeError, match="was ended before it was ready"):
+        loop.start(main)
+    loop.stop()
+    assert threading.active_count() == threads
 
 
 def test_a_crash_does_not_hide_what_the_test_has_raised() -> None:

@@ -11,7 +11,7 @@ import threading
 import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import trio
 
@@ -34,9 +34,6 @@ class LoopThread:
         self._name = name
         self._on_over = on_over
         self._started: Future[str] = Future()
-        self._asked: set[Future[Any]] = set()
-        """What has no answer yet."""
-        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._pid = 0
         self._token: trio.lowlevel.TrioToken | None = None
@@ -78,9 +75,8 @@ class LoopThread:
             except BaseException as error:  # noqa: BLE001  # whoever asked gets it
                 answer.set_exception(error)
 
-        with self._lock:
-            self._asked.add(answer)
         try:
+            # Once trio has taken it, it is called, even if the run just ends.
             self._token.run_sync_soon(run)
             return answer.result(_ANSWER_S)
         except trio.RunFinishedError:
@@ -89,9 +85,6 @@ class LoopThread:
             if answer.done():
                 raise  # it was the function's
             raise self._hangs("answer", _ANSWER_S) from None
-        finally:
-            with self._lock:
-                self._asked.discard(answer)
 
     def check(self) -> None:
         """Raise `RuntimeError` unless it runs, in this process."""
@@ -133,10 +126,6 @@ class LoopThread:
             self.error = error
         else:
             self._started.set_exception(error or RuntimeError("it was ended before it was ready"))
-        with self._lock:
-            for answer in self._asked:
-                if not answer.done():
-                    answer.set_exception(self._crashed())
         self._on_over()
 
     async def _main(self, main: Main) -> None:

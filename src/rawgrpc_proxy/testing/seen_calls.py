@@ -19,6 +19,7 @@ from rawgrpc_proxy.errors import ConfigError, ConnectionFailed, ProxyError, RpcE
 from rawgrpc_proxy.grpc.compression import inflated
 from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.grpc.status import decode_grpc_message
+from rawgrpc_proxy.http2.frames import RST_STREAM
 from rawgrpc_proxy.lab.call_status import status_seen
 from rawgrpc_proxy.lab.events import (
     Event,
@@ -260,7 +261,7 @@ class SeenCalls:
             case StreamEnded():
                 call = self._open.pop((event.link.number, event.stream.id), None)
                 self._by_peer.pop((event.link.peer, event.stream.id), None)
-                if call is not None and event.error_code is not None:
+                if call is not None and event.frame_type == RST_STREAM:
                     call.reset_code = event.error_code
                 status = status_seen(event.stream, event.sender, event.frame_type, event.error_code)
                 self._end(call, event.at, status)
