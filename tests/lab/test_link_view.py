@@ -17,6 +17,7 @@ from rawgrpc_proxy.http2 import frames as h2
 from rawgrpc_proxy.lab import link_view
 from rawgrpc_proxy.lab.events import (
     Event,
+    FrameCut,
     FrameSeen,
     HalfClosed,
     HeadersKind,
@@ -254,6 +255,18 @@ def test_goaway_ends_the_streams_it_disowns_and_the_end_of_the_link_the_others()
     ended, closed = peers.events[-2:]
     assert isinstance(ended, StreamEnded)
     assert (ended.stream.id, ended.sender, ended.frame_type) == (1, None, None)
+    assert closed == LinkClosed(LINK, 9.0)
+
+
+def test_a_frame_that_the_end_of_the_link_has_cut_is_told_by_its_header() -> None:
+    peers = Peers()
+    peers.begin()
+    assert peers.say(CLIENT, data(bytes(20_000), end=True)[:5_000]) == []
+    peers.say(SERVER, h2.ping(b"12345678")[:8])  # not even a header
+    peers.view.close(9.0)
+    cut, ended, closed = peers.events[-3:]
+    assert cut == FrameCut(LINK, 9.0, CLIENT, h2.DATA, h2.END_STREAM, 1, 20_000)
+    assert isinstance(ended, StreamEnded)
     assert closed == LinkClosed(LINK, 9.0)
 
 

@@ -106,6 +106,14 @@ class FrameSplitter:
         """Whether `split` has stopped before the end of what it was given."""
         return self._held_from < len(self._held)
 
+    @property
+    def begun(self) -> tuple[int, int, int, int] | None:
+        """The type, flags, stream and length of a frame of which a part has come, its header included."""
+        if len(self._partial) < HEADER_BYTES:
+            return None
+        high, low, frame_type, flags, stream_id = HEADER.unpack_from(self._partial)
+        return frame_type, flags, stream_id & _STREAM_ID_MASK, high << 8 | low
+
     def split(self, data: Data, steps: int = ALL) -> Iterator[Frame]:
         """Yield the frames that `data` completes, after those that were held back.
 

@@ -125,6 +125,20 @@ class FrameSeen:
 
 
 @attrs.frozen
+class FrameCut:
+    """The beginning of a frame whose rest never came: the link is over."""
+
+    link: Link
+    at: float
+    sender: Sender
+    type: int
+    flags: int
+    stream_id: int
+    length: int
+    """As its header says."""
+
+
+@attrs.frozen
 class StreamBegun:
     """A client's first HEADERS of a stream. `HeadersSeen` follows."""
 
@@ -243,6 +257,7 @@ Event = (
     LinkOpened
     | LinkClosed
     | FrameSeen
+    | FrameCut
     | StreamBegun
     | HeadersSeen
     | MessageBegun

@@ -38,6 +38,7 @@ from rawgrpc_proxy.http2.headers import Headers, RawHeader
 from rawgrpc_proxy.http2.position import Position
 from rawgrpc_proxy.lab.events import (
     Event,
+    FrameCut,
     FrameSeen,
     HalfClosed,
     HeadersKind,
@@ -166,6 +167,9 @@ class LinkView:
     def close(self, at: float) -> None:
         """Tell that the link is over, and with it its streams."""
         self.open(at)
+        for each in (self._client, self._server):
+            if each.splitter is not None and (begun := each.splitter.begun) is not None:
+                self._tell(FrameCut(self.link, at, each.sender, *begun))
         for open_stream in list(self._streams.values()):
             self._end(open_stream, at, None, None, None)
         self._tell(LinkClosed(self.link, at))

@@ -291,6 +291,15 @@ def _(talk: Talk) -> None:
     talk.answer()
 
 
+@plant("frame-too-large", CLIENT)
+def _(talk: Talk) -> None:
+    """The server reads its header alone, and ends the connection."""
+    talk.greet()
+    talk.client(headers(1, REQUEST), raw(0x0, 0x1, 1, bytes(100), length=16_385))
+    talk.server(goaway(1, ErrorCode.FRAME_SIZE_ERROR))
+    talk.view.close(talk.now)
+
+
 @plant("frame-stream-id", CLIENT, "")
 def _(talk: Talk) -> None:
     talk.greet()

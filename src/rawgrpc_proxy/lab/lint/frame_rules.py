@@ -8,7 +8,7 @@ from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import DEFAULT_WINDOW
 from rawgrpc_proxy.http2 import frames as h2
 from rawgrpc_proxy.http2.frames import Setting
-from rawgrpc_proxy.lab.events import FrameSeen, Sender
+from rawgrpc_proxy.lab.events import FrameCut, FrameSeen, Sender
 from rawgrpc_proxy.lab.frame_details import (
     GoAway,
     Malformed,
@@ -86,9 +86,8 @@ class _FrameJudge:
     def _form(self) -> bool:
         """Whether it is well-formed enough to mean something."""
         event = self.event
-        name, limit = frame_name(event.type), self.other.most(Setting.MAX_FRAME_SIZE)
-        if event.length > limit:
-            self.say("frame-too-large", f"{name} has {event.length} bytes, the peer's limit is {limit:.0f}")
+        name = frame_name(event.type)
+        judge_length(self.state, event)
         if self.id and event.type in _OF_CONNECTION:
             self.say("frame-stream-id", f"{name} is on stream {self.id}")
             return False
@@ -296,6 +295,15 @@ def judge_frame(state: LinkState, event: FrameSeen) -> None:
     state.frame_found = False
     judge_silence(state, event.sender, event.at)
     _FrameJudge(state, event).judge()
+
+
+def judge_length(state: LinkState, event: FrameSeen | FrameCut) -> None:
+    """Whether the other end takes a frame of this length: it need not read it to its end."""
+    name, limit = frame_name(event.type), state.other(event.sender).most(Setting.MAX_FRAME_SIZE)
+    if event.length > limit:
+        state.frame_found = True
+        seen = f"{name} has {event.length} bytes, the peer's limit is {limit:.0f}"
+        state.say("frame-too-large", event.sender, event.at, event.stream_id, seen)
 
 
 def judge_silence(state: LinkState, sender: Sender, at: float) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Container
 
 from rawgrpc_proxy.lab.events import (
     Event,
+    FrameCut,
     FrameSeen,
     HalfClosed,
     HeadersSeen,
@@ -28,7 +29,7 @@ from rawgrpc_proxy.lab.events import (
 )
 from rawgrpc_proxy.lab.lint import call_rules
 from rawgrpc_proxy.lab.lint.findings import Finding, Findings
-from rawgrpc_proxy.lab.lint.frame_rules import judge_frame, judge_silence
+from rawgrpc_proxy.lab.lint.frame_rules import judge_frame, judge_length, judge_silence
 from rawgrpc_proxy.lab.lint.state import LinkState
 from rawgrpc_proxy.net.tapped import Link
 
@@ -54,6 +55,8 @@ class Linter:
                 self._close(event)
             case FrameSeen():
                 judge_frame(self._state(event.link), event)
+            case FrameCut():
+                judge_length(self._state(event.link), event)
             case LinkOpened():
                 self._state(event.link)
             case StreamBegun():
