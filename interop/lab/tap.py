@@ -1,19 +1,15 @@
 """Measures `rawgrpc-proxy tap`: how soon a message is shown, and how much memory a long stream takes.
 
-    python -m interop.lab.tap [--gib N]
-
 A backend and a caller run here, the tap in a process of its own. Judged are: each message of a bidi stream of 20 a
-second is shown within 50 ms, before the stream ends; and N GiB (2) through one stream keep the tap below 100 MB. The
-exit code is 1 if not. A machine that is busy with other things shows messages later: the waits are told in full.
+second is shown within 50 ms, before the stream ends; and so many GiB through one stream keep the tap below 100 MB. A
+machine that is busy with other things shows messages later: the waits are told in full.
 """
 
-import argparse
 import math
 import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -23,6 +19,8 @@ from pathlib import Path
 
 import trio
 
+from interop.lab.programs import command_line
+from interop.lab.row import Row, Say
 from rawgrpc_proxy.client.client import Client
 from rawgrpc_proxy.command.demo import ECHO_SERVICE, backend
 from rawgrpc_proxy.config import Http2Settings
@@ -31,6 +29,7 @@ from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.services.methods import ServedCall, stream_unary
 
+PART = "tap"
 A_SECOND, SECONDS = 20, 5
 MAX_LATENCY_S = 0.05
 MAX_BYTES = 100_000_000
@@ -56,7 +55,7 @@ async def serving(server: Server) -> AsyncIterator[str]:
 @asynccontextmanager
 async def tap(upstream: str, *options: str, stdout: int) -> AsyncIterator[tuple[trio.Process, str]]:
     """A tap before this upstream, and its address, which it writes on standard error."""
-    command = [sys.executable, "-m", "rawgrpc_proxy", "tap", "--upstream", upstream, "-o", "-", *options]
+    command = command_line("tap", "--upstream", upstream, "-o", "-", *options)
     process = await trio.lowlevel.open_process(command, stdout=stdout, stderr=subprocess.PIPE)
     try:
         said = b""
@@ -68,7 +67,17 @@ async def tap(upstream: str, *options: str, stdout: int) -> AsyncIterator[tuple[
         await process.wait()
 
 
-async def latency() -> bool:
+async def tapped(say: Say, gib: float) -> list[Row]:
+    """How soon, and how much memory."""
+    say("tap: a stream of 20 messages a second")
+    rows = [await _latency()]
+    for mode in ("--messages --decode", "--frames"):
+        say(f"tap {mode}: {gib:g} GiB")
+        rows.append(await _memory(mode, gib))
+    return rows
+
+
+async def _latency() -> Row:
     """Whether each message is shown in time."""
     quiet = CallLog()
     quiet.level = "none"
@@ -98,14 +107,17 @@ async def latency() -> bool:
             await call.receive()
     waits = sorted(shown.get(number, math.inf) - at for number, at in sent.items())
     half, nine, most = waits[len(waits) // 2], waits[len(waits) * 9 // 10], waits[-1]
-    print(
-        f"shown before the end: {seen_before_the_end} of {len(sent)}; after {half * 1e3:.1f} ms (median), "
+    told = (
+        f"{seen_before_the_end} of {len(sent)} before the stream ends; after {half * 1e3:.1f} ms (median), "
         f"{nine * 1e3:.1f} ms (nine of ten), {most * 1e3:.1f} ms at most"
     )
-    return seen_before_the_end == len(sent) and most < MAX_LATENCY_S
+    good = seen_before_the_end == len(sent) and most < MAX_LATENCY_S
+    return Row(
+        PART, f"{A_SECOND} messages a second are shown within {MAX_LATENCY_S * 1e3:.0f} ms", good, told
+    )
 
 
-async def memory(mode: str, gib: float) -> bool:
+async def _memory(mode: str, gib: float) -> Row:
     """Whether the tap stays small."""
     sink = Server(codec=identity_codec())
     sink.add_method(SINK, stream_unary(_take, bytes))
@@ -126,26 +138,14 @@ async def memory(mode: str, gib: float) -> bool:
             took = time.monotonic() - started
             most = _high_water(process.pid)
             size = os.fstat(rows.fileno()).st_size
-    print(
-        f"{mode}: {taken / 2**30:.2f} GiB in {took:.1f} s ({taken / took / 1e6:.0f} MB/s), at most "
-        f"{most / 1e6:.1f} MB (before: {before / 1e6:.1f}), {size / 1e6:.1f} MB of rows"
+    told = (
+        f"at most {most / 1e6:.1f} MB (before: {before / 1e6:.1f}); {taken / 2**30:.2f} GiB in {took:.1f} s "
+        f"({taken / took / 1e6:.0f} MB/s), {size / 1e6:.1f} MB of rows"
     )
-    return taken == number * MESSAGE_BYTES and most < MAX_BYTES
+    good = taken == number * MESSAGE_BYTES and most < MAX_BYTES
+    return Row(PART, f"{gib:g} GiB in a stream take less than {MAX_BYTES / 1e6:.0f} MB, {mode}", good, told)
 
 
 def _high_water(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
-
-
-async def main() -> int:
-    """Measure, and judge."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gib", type=float, default=2.0)
-    gib = parser.parse_args().gib
-    good = [await latency(), await memory("--messages --decode", gib), await memory("--frames", gib)]
-    return 0 if all(good) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(trio.run(main))

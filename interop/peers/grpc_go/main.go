@@ -1,5 +1,5 @@
 // The client and the server of grpc-go's own interop suite, told what to do as the other peers are told; and those of
-// load.go, for the soak.
+// load.go, for the soak, and of caller.go, for the laboratory.
 package main
 
 import (
@@ -144,10 +144,12 @@ func serve() error {
 }
 
 func main() {
-	flags := flag.NewFlagSet("grpc_go client|server|load|bytes_server", flag.ExitOnError)
+	flags := flag.NewFlagSet("grpc_go client|server|caller|load|bytes_server", flag.ExitOnError)
 	target := flags.String("target", "", "HOST:PORT")
 	cases := flags.String("cases", "", "of client: comma-separated")
 	flags.String("run-id", "", "of client; of no use here: the server keeps no records")
+	plan := flags.String("plan", "", "of caller: what to do, as JSON")
+	deadline := flags.Float64("deadline", 5, "of caller: of each call, in seconds")
 	services := flags.String("services", "interop.Bytes", "of load: comma-separated; called on the channels in turn")
 	seconds := flags.Float64("seconds", 1, "of load")
 	channels := flags.Int("channels", 2, "of load")
@@ -165,6 +167,8 @@ func main() {
 		client(*target, strings.Split(*cases, ","))
 	case "server":
 		err = serve()
+	case "caller":
+		err = caller(*target, *plan, *deadline)
 	case "load":
 		err = load(*target, strings.Split(*services, ","), *seconds, *channels, *atATime)
 	case "bytes_server":
