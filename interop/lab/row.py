@@ -21,22 +21,27 @@ class Row:
     """None: it could not be looked at here."""
     told: str = ""
     """What was seen, or why nothing was."""
+    known: str = ""
+    """Why it does not hold, where that is somebody else's fault, and known: it is no failure of the run."""
 
     @property
     def sign(self) -> str:
-        return {True: "=", False: "≠", None: "-"}[self.good]
+        """How it is written in the table."""
+        return {True: "=", False: "!" if self.known else "≠", None: "-"}[self.good]
 
 
 def table(rows: Sequence[Row]) -> list[str]:
     """The rows by part, for people: what was shown, whether it held, what was seen."""
-    width = max((len(row.what) for row in rows), default=0)
     lines: list[str] = []
     for part in dict.fromkeys(row.part for row in rows):
         lines += ["", part]
+        width = max(len(row.what) for row in rows if row.part == part)
         for row in rows:
             if row.part == part:
-                first, *more = textwrap.wrap(row.told, _WIDTH) or [""]
+                told = f"{row.told}; known: {row.known}" if row.sign == "!" else row.told
+                first, *more = textwrap.wrap(told, _WIDTH) or [""]
                 lines.append(f"{row.sign} {row.what:{width}}  {first}".rstrip())
                 lines += [f"  {'':{width}}  {line}" for line in more]
-    count = {sign: sum(row.sign == sign for row in rows) for sign in "=≠-"}
-    return [*lines, "", f"{count['=']} hold, {count['≠']} do not, {count['-']} could not be looked at"]
+    count = {sign: sum(row.sign == sign for row in rows) for sign in "=≠!-"}
+    words = f"{count['=']} hold, {count['≠']} do not, {count['!']} do not for a known reason"
+    return [*lines, "", f"{words}, {count['-']} could not be looked at"]

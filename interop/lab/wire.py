@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
 
-from interop.shared.frames import PREFACE, take_frames
+from interop.shared.frames import DATA, END_STREAM, HEADERS, PREFACE, RST_STREAM, take_frames
 
 _READ_BYTES = 65_536
 Frame = tuple[int, int, int, bytes]
@@ -22,6 +22,35 @@ class Kept:
 
     client: bytearray = field(default_factory=bytearray)
     server: bytearray = field(default_factory=bytearray)
+    reads: list[tuple[bool, int]] = field(default_factory=list)
+    """In the order in which they have passed: whether the client has sent it, and how many bytes these were."""
+
+    def frames(self) -> Iterator[tuple[bool, Frame]]:
+        """All of both ends, in the order in which they were whole, each with whether the client has sent it."""
+        buffers = {True: bytearray(), False: bytearray()}
+        sent, at = {True: self.client.removeprefix(PREFACE), False: self.server}, {True: 0, False: 0}
+        skip = len(self.client) - len(sent[True])
+        for client, size in self.reads:
+            if client and skip:
+                size, skip = size - min(size, skip), skip - min(size, skip)  # noqa: PLW2901
+            buffers[client] += sent[client][at[client] : at[client] + size]
+            at[client] += size
+            for frame in take_frames(buffers[client]):
+                yield client, frame
+
+    def most_open(self) -> int:
+        """How many streams were open at once, at most."""
+        opened: dict[int, set[bool]] = {}
+        most = 0
+        for client, (kind, flags, stream_id, _) in self.frames():
+            if client and kind == HEADERS:
+                opened.setdefault(stream_id, set())
+            if kind in (HEADERS, DATA) and flags & END_STREAM and stream_id in opened:
+                opened[stream_id].add(client)
+            if kind == RST_STREAM or len(opened.get(stream_id, ())) == 2:
+                opened.pop(stream_id, None)
+            most = max(most, len(opened))
+        return most
 
 
 class Wire:
@@ -46,14 +75,15 @@ class Wire:
         self.kept.append(kept)
         dialled = await trio.open_tcp_stream(*self._target, happy_eyeballs_delay=math.inf)
         async with accepted, dialled, trio.open_nursery() as nursery:
-            nursery.start_soon(_pump, accepted, dialled, kept.client)
-            nursery.start_soon(_pump, dialled, accepted, kept.server)
+            nursery.start_soon(_pump, accepted, dialled, kept, kept.client)
+            nursery.start_soon(_pump, dialled, accepted, kept, kept.server)
 
 
-async def _pump(source: trio.SocketStream, sink: trio.SocketStream, kept: bytearray) -> None:
+async def _pump(source: trio.SocketStream, sink: trio.SocketStream, kept: Kept, sent: bytearray) -> None:
     try:
         while data := await source.receive_some(_READ_BYTES):
-            kept += data
+            sent += data
+            kept.reads.append((sent is kept.client, len(data)))
             await sink.send_all(data)
         await sink.send_eof()
     except (trio.BrokenResourceError, trio.ClosedResourceError):

@@ -2,8 +2,8 @@
 
     python -m interop.peers.grpcio.caller --target HOST:PORT --deadline 5 --plan '[{"calls": 1}, {"pause_s": 1}]'
 
-A step of a plan is so many `calls` at once, of a message of `request_size` bytes that asks for one of `response_size`, or
-a pause. For each step with calls there is a line of JSON: {"calls": [{"status", "message", "size", "seconds"}]}, where
+A step of a plan is so many `calls` at once, of a message of `request_size` bytes that asks for one of `response_size`,
+or a pause. For each step with calls there is a line of JSON, {"calls": [{"status", "message", "size", "seconds"}]};
 `size` is that of the response's payload, or null if there was none.
 """
 
