@@ -27,7 +27,7 @@ SERVER = "grpcio"
 _SECONDS = 90.0
 _GRPCLIB_GOAWAY = (
     "grpclib", "StreamTerminatedError (Connection lost)",
-    "grpclib closes its connection as soon as a GOAWAY comes, with the call that the GOAWAY lets finish (RFC 9113 §6.8)",
+    "grpclib closes its connection when a GOAWAY comes, with the call that the GOAWAY lets finish (RFC 9113 §6.8)",
 )  # fmt: skip
 KNOWN = {
     "goaway": [_GRPCLIB_GOAWAY],

@@ -31,7 +31,7 @@ from rawgrpc_proxy.config import ENGINES, Engine
 from rawgrpc_proxy.errors import ConnectionFailed
 from rawgrpc_proxy.http2.events import StreamReset
 from rawgrpc_proxy.net.poller import current_poller
-from rawgrpc_proxy.net.tapped import Tap
+from rawgrpc_proxy.net.tapped import Tap, Wrap
 from rawgrpc_proxy.observe.tracing import Tracing
 from tests.proxy.raw_peers import PATIENCE_S, Backend, RawPeer, connect
 
@@ -117,6 +117,7 @@ async def a_proxy(
     tracing: Tracing | None = None,
     status_origin_trailer: str | None = None,
     tap: Tap | None = None,
+    wrap: Wrap | None = None,
     **http2: Any,
 ) -> AsyncIterator[House]:
     """A backend (with these SETTINGS), a proxy before it, and a check that nothing is left.
@@ -145,6 +146,7 @@ async def a_proxy(
                     tracing=tracing,
                     status_origin_trailer=status_origin_trailer,
                     tap=tap,
+                    wrap=wrap,
                 )
                 configure(made, to_backend)
                 house = House(made, upstreams, peer, observer, nursery)

@@ -1,8 +1,8 @@
-"""Taps: who may see all bytes of a connection, in both directions, as plaintext.
+"""Taps: who may see all bytes of a connection, in both directions, as plaintext; and who may stand in between.
 
-What it does not do: read frames, or change anything. A connection that nobody taps has its transport as it is, so taps
-cost nothing where there are none. The invariant: whatever a tap does, the connection goes on; one that raises is told
-nothing more.
+What it does not do: read frames, or change anything. A connection that nobody looks into has its transport as it is:
+this costs nothing. A tap sees what is on the wire, so it is nearer to it than what a `Wrap` puts between. The
+invariant: whatever a tap does, the connection goes on; one that raises is told nothing more.
 """
 
 import itertools
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import attrs
+import trio
 
 from rawgrpc_proxy.errors import Side
 from rawgrpc_proxy.http2.frames import Data
@@ -59,11 +60,35 @@ def next_link_number() -> int:
     return next(_numbers)
 
 
-def tapped(transport: Transport, tap: Tap | None, side: Side) -> Transport:
-    """The same link, for `tap` to see if it wants to."""
-    if tap is None:
+class Wrap(Protocol):
+    """Asked for each new connection of a server (`Server(wrap=…)`) or a pool (`Pool(wrap=…)`)."""
+
+    def __call__(self, transport: Transport, link: Link, nursery: trio.Nursery) -> Transport:
+        """The transport that the connection is to have instead of its own: this one, or one around it.
+
+        Tasks that it needs run in the nursery, which lives as long as the connection or longer: they must end soon
+        after the transport is closed, and raise nothing. What this raises is reported, and nothing is between then.
+        """
+
+
+def looked_into(
+    transport: Transport, tap: Tap | None, wrap: Wrap | None, side: Side, nursery: trio.Nursery
+) -> Transport:
+    """The same link, for `tap` to see if it wants to, with what `wrap` puts between that and the connection."""
+    if tap is None and wrap is None:
         return transport
-    link = Link(number=next(_numbers), side=side, peer=transport.peer, tls=transport.tls_version)
+    link = Link(number=next_link_number(), side=side, peer=transport.peer, tls=transport.tls_version)
+    if tap is not None:
+        transport = _tapped(transport, tap, link)
+    if wrap is not None:
+        try:
+            transport = wrap(transport, link, nursery)
+        except Exception as error:  # noqa: BLE001  # any code of a user's
+            report(error, wrap)
+    return transport
+
+
+def _tapped(transport: Transport, tap: Tap, link: Link) -> Transport:
     try:
         link_tap = tap.link(link)
     except Exception as error:  # noqa: BLE001  # any code of a user's
@@ -112,13 +137,23 @@ class _TappedTransport:
         self._told = ()
         await self._inner.send_all(chunks, timeout_s)
 
+    async def send_eof(self) -> None:
+        await self._inner.send_eof()
+
     async def linger(self) -> None:
         await self._inner.linger()
 
     async def aclose(self) -> None:
+        self._closed()
+        await self._inner.aclose()
+
+    async def abort(self) -> None:
+        self._closed()
+        await self._inner.abort()
+
+    def _closed(self) -> None:
         self._tell("closed")
         self._tap = None
-        await self._inner.aclose()
 
     def _tell_sent(self, chunks: Sequence[Data]) -> None:
         """Tell of these, but for what was told before the socket was found full: the same objects, at the beginning."""

@@ -264,12 +264,12 @@ class TlsTransport(SocketTransport):
                 done += write(view[done:])
         return self._outgoing.read()
 
-    async def linger(self) -> None:
+    async def send_eof(self) -> None:
         with contextlib.suppress(OSError):
             with contextlib.suppress(ssl.SSLError):  # it waits for the peer's, which we do not
                 self._tls.unwrap()
             await self._send_outgoing()
-        await super().linger()
+        await super().send_eof()
 
 
 def _first(chunks: list[Data]) -> tuple[Data, list[Data]]:

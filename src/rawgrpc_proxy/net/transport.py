@@ -84,6 +84,9 @@ class Transport(Protocol):
     async def send_all(self, chunks: list[Data], timeout_s: float) -> None:
         """Write everything, waiting as needed. Raises `TimeoutError` if nothing at all goes out for `timeout_s`."""
 
+    async def send_eof(self) -> None:
+        """Say that no more comes; reading goes on. Raises nothing where the link is gone."""
+
     async def linger(self) -> None:
         """Say that no more comes, and throw away what the peer still sends until it is done or gone.
 
@@ -92,6 +95,9 @@ class Transport(Protocol):
 
     async def aclose(self) -> None:
         """Close without ceremony and without waiting for the peer. May be called twice, and when cancelled."""
+
+    async def abort(self) -> None:
+        """As `aclose`, and what is on its way is lost: with TCP the peer gets RST."""
 
 
 class SocketTransport:
@@ -198,9 +204,13 @@ class SocketTransport:
             raise closed_error()
         return fd
 
-    async def linger(self) -> None:
+    async def send_eof(self) -> None:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
+
+    async def linger(self) -> None:
+        await self.send_eof()
+        with contextlib.suppress(OSError):
             await self._receive_each(self._sock.recv, lambda _data: _WAIT)
 
     async def aclose(self) -> None:
@@ -209,6 +219,11 @@ class SocketTransport:
             if self._poller is not None:
                 self._poller.closing(self._sock.fileno())
             self._sock.close()
+
+    async def abort(self) -> None:
+        with contextlib.suppress(OSError):
+            _reset_when_closed(self._sock)
+        await self.aclose()
 
 
 def next_read_bytes(asked: int, got: int) -> int:
@@ -276,16 +291,27 @@ class StreamTransport:
             if patience.cancelled_caught:
                 raise TimeoutError
 
+    async def send_eof(self) -> None:
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            if isinstance(self._stream, trio.abc.HalfCloseableStream):
+                await self._stream.send_eof()
+
     async def linger(self) -> None:
         stream = self._stream
-        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            if isinstance(stream, trio.abc.HalfCloseableStream):
-                await stream.send_eof()
+        if isinstance(stream, trio.abc.HalfCloseableStream):
+            await self.send_eof()
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 while await stream.receive_some(READ_BYTES):
                     pass
 
     async def aclose(self) -> None:
         await trio.aclose_forcefully(self._stream)
+
+    async def abort(self) -> None:
+        if isinstance(self._stream, trio.SocketStream):
+            with contextlib.suppress(OSError):
+                _reset_when_closed(self._stream.socket)
+        await self.aclose()
 
 
 def _mind_lost_bytes(sock: socket.socket | trio.socket.SocketType, timeout_s: float) -> None:
@@ -295,6 +321,10 @@ def _mind_lost_bytes(sock: socket.socket | trio.socket.SocketType, timeout_s: fl
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENT_AFTER_S)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _ASK_EVERY_S)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def _reset_when_closed(sock: socket.socket | trio.socket.SocketType) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def _after(chunks: list[Data], sent: int) -> list[Data]:

@@ -41,7 +41,7 @@ from rawgrpc_proxy.net.lifetime import Lifetime
 from rawgrpc_proxy.net.listen import accept_on_each, address_of, bound_address, open_listeners
 from rawgrpc_proxy.net.networks import Networks
 from rawgrpc_proxy.net.proxy_peers import read_source
-from rawgrpc_proxy.net.tapped import Tap, tapped
+from rawgrpc_proxy.net.tapped import Tap, Wrap, looked_into
 from rawgrpc_proxy.net.tls import TlsContext, TlsTransport, context_of, tls_problem
 from rawgrpc_proxy.net.transport import SocketTransport, StreamTransport, Transport
 from rawgrpc_proxy.observe.observer import ServerObserver
@@ -75,9 +75,9 @@ class Server:
     installed, else raw bytes. `max_connections` bounds the downstream connections; by default they get what
     `DescriptorPlan` leaves them of the process's limit on file descriptors. When there are so many, the youngest that
     has no call makes room for the next one, see `making_room.py`; if there is none, the next one is closed. `tracing`
-    says which calls are traced; `tap` sees all bytes of the connections that it asks for. `status_origin_trailer` is
-    the name of a trailer that tells callers who has made the status that they get, and what it comes of, see
-    `grpc/status_origin.py`; `ConfigError` for a name that is none.
+    says which calls are traced; `tap` sees all bytes of the connections that it asks for, `wrap` puts something between
+    them and their peers. `status_origin_trailer` is the name of a trailer that tells callers who has made the status
+    that they get, and what it comes of, see `grpc/status_origin.py`; `ConfigError` for a name that is none.
     """
 
     def __init__(
@@ -91,12 +91,14 @@ class Server:
         tracing: Tracing | None = None,
         status_origin_trailer: str | None = None,
         tap: Tap | None = None,
+        wrap: Wrap | None = None,
     ) -> None:
         self._handlers: dict[str, Handler] = {}
         self._codec = codec or _default_codec()
         self._settings = settings or Http2Settings()
         self._observer = observer
         self._tap = tap
+        self._wrap = wrap
         self._stopping = Stopping()
         self._stop_by = math.inf
         """When, on trio's clock, the calls that are left are ended."""
@@ -256,7 +258,7 @@ class Server:
             async with trio.open_nursery() as tasks_of_calls:
                 calls = Calls(tasks_of_calls, self._answering)
                 self._calls.append(calls)
-                transport = tapped(StreamTransport(stream, peer), self._tap, Side.DOWNSTREAM)
+                transport = StreamTransport(stream, peer)
                 try:
                     await self._run_connection(transport, peer, calls, self._settings)
                 except Exception as error:  # noqa: BLE001  # as for connections that were accepted
@@ -294,7 +296,6 @@ class Server:
                 peer = source
             transport = await self._transport(sock, peer, arrivals.ssl_context, timeout_s)
             if transport is not None:
-                transport = tapped(transport, self._tap, Side.DOWNSTREAM)
                 await self._run_connection(transport, peer, arrivals.calls, arrivals.settings)
         except Exception as error:  # noqa: BLE001  # a fault of ours in one connection must not end the others
             self._connection_failed(peer, ProxyFault(error))
@@ -303,6 +304,7 @@ class Server:
         self, transport: Transport, peer: str, calls: Calls, settings: Http2Settings
     ) -> None:
         async with trio.open_nursery() as nursery:
+            transport = looked_into(transport, self._tap, self._wrap, Side.DOWNSTREAM, nursery)
 
             def on_refused(reset: StreamReset) -> None:
                 tell(self._observer, "stream_refused", peer, reset)

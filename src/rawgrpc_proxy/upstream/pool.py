@@ -16,7 +16,7 @@ from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ConfigError, ConnectionGone, ProxyError
 from rawgrpc_proxy.net.dial import Connect
 from rawgrpc_proxy.net.loop_guard import LoopGuard
-from rawgrpc_proxy.net.tapped import Tap
+from rawgrpc_proxy.net.tapped import Tap, Wrap
 from rawgrpc_proxy.net.timers import Timers
 from rawgrpc_proxy.net.tls import TlsContext
 from rawgrpc_proxy.observe.observer import PoolObserver
@@ -63,9 +63,10 @@ class Pool:
 
     `max_connections` bounds the connections to all addresses together. Beyond it those without calls make room for
     others; where there are none, calls stand in line, or without `max_waiting` are RESOURCE_EXHAUSTED. With a
-    `loop_guard` no connection leads to the proxy itself. `tap` sees all bytes of the connections that it asks for.
-    `connect` makes connections in a way of its own, in memory for one: it gets the address (`net.address.Address`), and
-    answers a trio stream, or raises `OSError`; there is no TLS on it.
+    `loop_guard` no connection leads to the proxy itself. `tap` sees all bytes of the connections that it asks for,
+    `wrap` puts something between them and the upstreams. `connect` makes connections in a way of its own, in memory for
+    one: it gets the address (`net.address.Address`), and answers a trio stream, or raises `OSError`; there is no TLS
+    on it.
 
     Use it as `async with Pool(...) as pool:`; leaving ends its connections.
     """
@@ -86,6 +87,7 @@ class Pool:
         observer: PoolObserver | None = None,
         tap: Tap | None = None,
         connect: Connect | None = None,
+        wrap: Wrap | None = None,
         rng: random.Random | None = None,
     ) -> None:
         """Raise `ConfigError` for numbers that cannot work."""
@@ -116,6 +118,7 @@ class Pool:
             observer=observer,
             tap=tap,
             connect=connect,
+            wrap=wrap,
             rng=rng or random.Random(),  # noqa: S311  # jitter, not a secret
         )
         self._targets: weakref.WeakValueDictionary[Key, Target] = weakref.WeakValueDictionary()

@@ -21,7 +21,7 @@ from rawgrpc_proxy.net.connection import Connection, ConnectionState
 from rawgrpc_proxy.net.dial import dial
 from rawgrpc_proxy.net.keepalive import Keepalive, pinged_too_often
 from rawgrpc_proxy.net.stream import Stream
-from rawgrpc_proxy.net.tapped import tapped
+from rawgrpc_proxy.net.tapped import looked_into
 from rawgrpc_proxy.net.tls import TlsContext
 from rawgrpc_proxy.net.transport import Transport
 from rawgrpc_proxy.observe.tell import tell
@@ -255,7 +255,7 @@ class PooledConnection:
 
         async def greet(transport: Transport) -> Connection:
             connection = Connection(
-                tapped(transport, state.tap, Side.UPSTREAM),
+                looked_into(transport, state.tap, state.wrap, Side.UPSTREAM, nursery),
                 state.settings,
                 client_side=True,
                 on_limit=partial(tell, state.observer, "limit_reached", self.address),

@@ -11,7 +11,7 @@ import trio.lowlevel
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.net.dial import Connect
 from rawgrpc_proxy.net.loop_guard import LoopGuard
-from rawgrpc_proxy.net.tapped import Tap
+from rawgrpc_proxy.net.tapped import Tap, Wrap
 from rawgrpc_proxy.net.timers import Timers
 from rawgrpc_proxy.net.tls import TlsContext
 from rawgrpc_proxy.observe.observer import PoolObserver
@@ -48,6 +48,7 @@ class PoolState(Generic[T]):
     observer: PoolObserver | None
     tap: Tap | None
     connect: Connect | None
+    wrap: Wrap | None
     rng: random.Random
 
     in_use: dict[Key, T] = attrs.field(factory=dict, init=False)

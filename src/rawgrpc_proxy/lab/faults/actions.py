@@ -31,11 +31,11 @@ MAX_PINGS = 10_000
 MAX_PADDING = 255
 _MAX_U32 = 2**32 - 1
 _RANGES = {
-    Setting.HEADER_TABLE_SIZE: (0, 65536),
+    Setting.HEADER_TABLE_SIZE: (0, 4096),
     Setting.ENABLE_PUSH: (0, 0),
     Setting.MAX_CONCURRENT_STREAMS: (0, _MAX_U32),
     Setting.INITIAL_WINDOW_SIZE: (0, 2**31 - 1),
-    Setting.MAX_FRAME_SIZE: (2**14, 2**24 - 1),
+    Setting.MAX_FRAME_SIZE: (2**14, 2**19),
     Setting.MAX_HEADER_LIST_SIZE: (0, _MAX_U32),
 }
 

@@ -6,7 +6,8 @@ This module decides nothing. `Striker` is who does: asked by the middle (`middle
 call on it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import attrs
@@ -101,6 +102,33 @@ class Strike:
     """What is left to chance in it comes from `random.Random(seed)`."""
     tag: Any = None
     """Whatever the striker wants to know it by."""
+
+
+class Blow:
+    """A strike that is under way. `left` are the actions that are not done by other means."""
+
+    __slots__ = ("_rng", "_tell", "behind_request_headers", "left", "strike")
+
+    def __init__(self, strike: Strike, tell: Callable[[Strike], None]) -> None:
+        self.strike = strike
+        self.left = strike.fault.do
+        self.behind_request_headers = False
+        """Whether it stands before a request's headers, and is done behind them: see `Delay`."""
+        self._tell: Callable[[Strike], None] | None = tell
+        self._rng: random.Random | None = None
+
+    @property
+    def rng(self) -> random.Random:
+        """The chance of this strike."""
+        if self._rng is None:
+            self._rng = random.Random(self.strike.seed)  # noqa: S311  # to be the same again, not a secret
+        return self._rng
+
+    def tell(self) -> None:
+        """Something of it has been done: told once."""
+        tell, self._tell = self._tell, None
+        if tell is not None:
+            tell(self.strike)
 
 
 class Striker(Protocol):
