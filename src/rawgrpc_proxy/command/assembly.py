@@ -34,6 +34,7 @@ from rawgrpc_proxy.memory_limit import default_max_buffered_bytes
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.listen import bound_address
 from rawgrpc_proxy.net.loop_guard import LoopGuard
+from rawgrpc_proxy.net.tapped import Wrap
 from rawgrpc_proxy.net.tls import TlsContext
 from rawgrpc_proxy.net.tls_files import ContextOfFiles, listener_context, upstream_context
 from rawgrpc_proxy.observe.call_log import CallLog
@@ -94,10 +95,15 @@ def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
     serve = settings.serve
     listener_tls, cluster_tls = tls_contexts(serve, lambda text: log.notice("tls", text, message=text))
     loop_guard = LoopGuard(lambda problem: log.notice("loop", problem, message=problem))
+    wrap, about_faults = _faults(serve)
     told_of_calls = None if serve.log.format == "none" else log
     metrics = None if serve.admin is None else Metrics(_exact_methods(serve), worker=worker)
     pools, clusters = _upstreams(
-        settings, cluster_tls, guard=loop_guard, observer=log if metrics is None else Observers(log, metrics)
+        settings,
+        cluster_tls,
+        guard=loop_guard,
+        observer=log if metrics is None else Observers(log, metrics),
+        wrap=wrap,
     )
     routes = made_routes(serve, clusters, workers_of(serve))
     director = director_of(made.route for made in routes)
@@ -110,6 +116,7 @@ def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
         max_connections=serve.max_connections,
         tracing=tracing,
         status_origin_trailer=serve.status_origin_trailer,
+        wrap=wrap,
     )
     contexts = [each for each in (*listener_tls, *cluster_tls.values()) if isinstance(each, ContextOfFiles)]
     if metrics is not None:
@@ -137,9 +144,20 @@ def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
         ],
         loop_guard=loop_guard,
         log=log,
-        answers={} if metrics is None else _answers(metrics, server, clusters, log),
+        answers={} if metrics is None else {**_answers(metrics, server, clusters, log), **about_faults},
         exporter=_exporter(serve.tracing, tracing, loop_guard, log),
     )
+
+
+def _faults(serve: ServeSettings) -> tuple[Wrap | None, Answers]:
+    """What is between connections and their peers to break them on purpose, and what may be asked and told of it."""
+    if serve.faults is None and (serve.admin is None or not serve.admin.faults):
+        return None, {"faults": lambda _: []}
+    from rawgrpc_proxy.command.fault_orders import answers_about, faults_of_settings  # noqa: PLC0415  # for few
+    from rawgrpc_proxy.lab.faults.pump import with_faults  # noqa: PLC0415
+
+    faults = faults_of_settings(serve)
+    return with_faults(faults), answers_about(faults)
 
 
 def _upstreams(
@@ -148,6 +166,7 @@ def _upstreams(
     *,
     guard: LoopGuard,
     observer: PoolObserver,
+    wrap: Wrap | None,
 ) -> tuple[list[Pool], dict[str, Cluster]]:
     """Pools, one for each kind of settings that clusters have, and the clusters.
 
@@ -171,6 +190,7 @@ def _upstreams(
             max_connections=most if own is None else min(most, own[1]),
             guard=guard,
             observer=observer,
+            wrap=wrap,
         )
         for pool, http2, own in kinds
     }
@@ -289,6 +309,7 @@ def _pool(
     max_connections: int,
     guard: LoopGuard,
     observer: PoolObserver,
+    wrap: Wrap | None,
 ) -> Pool:
     return Pool(
         kind.size,
@@ -302,6 +323,7 @@ def _pool(
         loop_guard=guard,
         settings=http2,
         observer=observer,
+        wrap=wrap,
     )
 
 

@@ -18,9 +18,13 @@ _COMMENT_AT = 60
 
 
 def check(settings: Settings) -> int:
-    """Print them as TOML. Raises `ConfigError` for certificates that cannot be used."""
+    """Print them as TOML. Raises `ConfigError` for certificates and faults that cannot be used."""
     tls_contexts(settings.serve, print)
     collector_tls(settings.serve.tracing, print)
+    if settings.serve.faults is not None:
+        from rawgrpc_proxy.command.fault_orders import faults_of_settings  # noqa: PLC0415  # for few
+
+        faults_of_settings(settings.serve)
     print(text_of(settings))
     return 0
 

@@ -43,6 +43,7 @@ _LATE = (
     ("replay", "replay:add_replay", "play the clients of a recording to a server"),
     ("serve-recording", "replay:add_serve_recording", "play the server of a recording to any client"),
     ("lint", "lint:add_lint", "name who breaks a rule of HTTP/2 or gRPC"),
+    ("faults", "faults:add_faults", "break calls and connections on purpose, by rules"),
 )
 """Commands that look into what passes: imported when they are given, and `serve` starts sooner."""
 _TLS_OPTIONS = (

@@ -22,6 +22,7 @@ import trio
 from rawgrpc_proxy.command.admin.messages import Refused
 from rawgrpc_proxy.command.admin.site import serve_admin
 from rawgrpc_proxy.command.deputy_news import news_from_supervisor, read_ledger, write_ledger
+from rawgrpc_proxy.command.fault_orders import FaultOrders, summed
 from rawgrpc_proxy.command.link import Link, NoAnswer
 from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.exposition import exposition
@@ -71,7 +72,7 @@ class _Reload:
 class Workers:
     """A `Source` of the admin listener: all workers, through their links."""
 
-    def __init__(self, supervisor: _Supervisor, ledger: int) -> None:
+    def __init__(self, supervisor: _Supervisor, ledger: int, *, may_set_faults: bool = False) -> None:
         before = read_ledger(ledger)
         self.config = self.engine = ""
         self.state = "starting"
@@ -83,6 +84,8 @@ class Workers:
         """By process id."""
         self._reports = Reports(before.get("reports", ()))
         self._level: str | None = before.get("level")
+        self.may_set_faults = may_set_faults
+        self._faults = FaultOrders(before.get("faults", ()) if may_set_faults else ())
         self._reload = _Reload()
         self._changed = trio.Event()
         """The state, or who is linked."""
@@ -124,6 +127,8 @@ class Workers:
         async with trio.open_nursery() as nursery:
             if self._level is not None:
                 nursery.start_soon(self._ask, link, "log", self._level)
+            if self._faults.orders:
+                nursery.start_soon(self._tell_faults, link)
             await link.run()
             del self._links[pid]
             if link.last_words is not None:
@@ -139,7 +144,12 @@ class Workers:
             await self.reports()
 
     def _write_ledger(self) -> None:
-        ledger = {"started_at": self.started_at, "level": self._level, "reports": self._reports.all()}
+        ledger = {
+            "started_at": self.started_at,
+            "level": self._level,
+            "faults": self._faults.orders,
+            "reports": self._reports.all(),
+        }
         with contextlib.suppress(OSError):  # no memory: the next admin process has older numbers
             write_ledger(self._ledger, ledger)
 
@@ -186,6 +196,29 @@ class Workers:
         """Open connections of all workers."""
         return [each for several in await self._ask_all("connections") for each in several]
 
+    async def faults(self) -> list[dict[str, Any]]:
+        """The rules of all workers, with the sums of what has come of them."""
+        return summed(await self._ask_all("faults"))
+
+    async def put_faults(self, toml: str) -> list[str]:
+        """In the workers that are, and in those that come; answer what is wrong. Raises `Refused`."""
+        problems = self._faults.put(toml)
+        if not problems:
+            self._write_ledger()
+            await self._ask_all("put_faults", toml)
+        return problems
+
+    async def clear_faults(self) -> None:
+        """In the workers that are, and in those that come."""
+        self._faults.clear()
+        self._write_ledger()
+        await self._ask_all("clear_faults")
+
+    async def _tell_faults(self, link: Link) -> None:
+        """What has been ordered before this worker came."""
+        for question, toml in self._faults.orders:
+            await self._ask(link, question, toml)
+
     async def reload(self) -> list[str]:
         """Have the supervisor reload; answer what is wrong. Raises `Refused` if nothing comes of it."""
         asked = self._reload = _Reload()
@@ -228,6 +261,7 @@ def run_deputy(
     *,
     names: Collection[str],
     ledger: int,
+    may_set_faults: bool,
 ) -> int:
     """Answer HTTP until SIGTERM comes and no worker drains, or the supervisor is gone; answer the exit code.
 
@@ -237,7 +271,7 @@ def run_deputy(
 
     async def main() -> None:
         with trio.open_signal_receiver(signal.SIGTERM) as signals:
-            workers = Workers(_Supervisor(channel), ledger)
+            workers = Workers(_Supervisor(channel), ledger, may_set_faults=may_set_faults)
 
             async def until_told_to_stop() -> None:
                 await anext(signals)

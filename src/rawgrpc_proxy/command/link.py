@@ -17,7 +17,10 @@ from typing import Any
 
 import trio
 
-_LONGEST_QUESTION = 4096
+_LONGEST_QUESTION = 128 * 1024
+"""Rules of faults, of which the admin listener takes 16 KiB, as JSON."""
+_SEND_BUFFER_BYTES = 256 * 1024
+"""Of the end that asks, so that the socket takes such a question at once. What it cannot have it has less of."""
 _AT_ONCE = 64 * 1024
 _LAST_WORDS_S = 1.0
 _UNREADABLE = (ValueError, TypeError, KeyError)
@@ -82,6 +85,8 @@ class Link:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         self._waiting: dict[int, trio.Event] = {}
         self._answers: dict[int, dict[str, Any]] = {}

@@ -1,12 +1,14 @@
-"""A proxy before one upstream whose connections are looked at: what `tap`, `lint` and `record` have in common.
+"""A proxy before one upstream whose connections are looked at, or broken: what `tap` and the like have in common.
 
 One process, without a supervisor. What becomes of what is seen is each command's own matter.
 """
 
 import argparse
+import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TextIO
 
 import attrs
 import trio
@@ -15,6 +17,9 @@ from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.command.argument_types import address, listening_address
 from rawgrpc_proxy.config import ENGINES, Http2Settings
 from rawgrpc_proxy.errors import ConfigError
+from rawgrpc_proxy.lab.faults.fault import Striker
+from rawgrpc_proxy.lab.faults.pump import with_faults
+from rawgrpc_proxy.lab.row_text import Style
 from rawgrpc_proxy.net.tapped import Tap
 from rawgrpc_proxy.net.tls import TlsContext
 from rawgrpc_proxy.net.tls_files import listener_context, upstream_context
@@ -92,10 +97,21 @@ class Links:
 
 
 class OneUpstream:
-    """The proxy between the two; `tap` sees all connections, `log` hears of them. Nothing is open yet."""
+    """The proxy between the two. Nothing is open yet.
 
-    def __init__(self, links: Links, tap: Tap, log: CallLog | None = None) -> None:
-        self.pool = Pool(settings=links.settings, observer=log, tap=tap)
+    `tap` sees all connections, `log` hears of them, and `faults` says what is done to them.
+    """
+
+    def __init__(
+        self,
+        links: Links,
+        tap: Tap | None = None,
+        log: CallLog | None = None,
+        *,
+        faults: Striker | None = None,
+    ) -> None:
+        wrap = None if faults is None else with_faults(faults)
+        self.pool = Pool(settings=links.settings, observer=log, tap=tap, wrap=wrap)
         self._links = links
         target = self.pool.target(links.upstream, ssl_context=links.upstream_tls)
 
@@ -107,12 +123,25 @@ class OneUpstream:
             settings=links.settings,
             observer=log,
             tap=tap,
+            wrap=wrap,
         )
 
     async def serve(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve, while the pool is open. Answers, if started, the address it listens on."""
         links = self._links
         await self.server.serve(links.listen, ssl_context=links.listener_tls, task_status=task_status)
+
+
+def style_of(file: TextIO | None) -> Style:
+    """What this file can show: colours only if it is a terminal."""
+    if file is None:
+        return Style()
+    colours = file.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    try:
+        "→←…".encode(file.encoding or "ascii")
+    except UnicodeEncodeError:
+        return Style(colours=colours, unicode=False)
+    return Style(colours=colours)
 
 
 @asynccontextmanager

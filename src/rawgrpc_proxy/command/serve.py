@@ -117,6 +117,7 @@ class _Generation:
             self._listening.sockets(key),
             log_for(self.settings.serve),
             names=self.settings.serve.admin.names(),
+            may_set_faults=self.settings.serve.admin.faults,
             ledger=self._ledger,
         )
 
@@ -185,6 +186,8 @@ class _Source:
             raise
         log.collect()  # the supervisor must not wait for who reads it
         self._log, self._settings = log, settings
+        if settings.serve.faults is not None:
+            self.say(f"faults on purpose are in force, by {settings.serve.faults}", event="faults")
         if present is None:
             self._news |= _facts(settings)
         self._announce(generation, opened)
@@ -203,12 +206,12 @@ class _Source:
         """All is over."""
         self._ledger.close()
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, *, event: str = "workers") -> None:
         """Write it to the log; without settings its format is not known."""
         if self._log is None:
             self._log = CallLog("text", unbuffered(sys.stderr))
             self._log.collect()
-        self._log.notice("workers", text, message=text)
+        self._log.notice(event, text, message=text)
         self._log.flush(_WAITS_S)
         self._log.collect()
 

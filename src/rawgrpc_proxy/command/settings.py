@@ -168,6 +168,10 @@ class AdminSettings:
     those of a Kubernetes service, or what a reverse proxy in front sends as Host. Not one that a stranger can have lead
     here."""
 
+    faults: bool = attrs.field(default=False)
+    """Whether faults may be set and taken away over HTTP (`POST` and `DELETE /faults`, see `faults.md`): whoever may
+    ask can then end calls and connections as they like."""
+
     def names(self) -> list[str]:
         """Under which it may be asked for; addresses need not be named."""
         inherited = self.address.startswith(INHERITED)
@@ -274,6 +278,10 @@ class ServeSettings:
 
     tracing: TracingSettings | None = attrs.field(default=None)
     """Without it no spans are made; what callers say of traces goes on as it came in any case."""
+
+    faults: str | None = attrs.field(default=None)
+    """A file with faults on purpose (`faults.md`), for tests of what callers do then; never where calls matter. Each
+    worker counts calls for itself."""
 
     @property
     def log_format(self) -> LogFormat:

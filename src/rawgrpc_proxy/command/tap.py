@@ -8,19 +8,18 @@ are made in `lab/rows.py`.
 import argparse
 import contextlib
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import IO, TextIO
+from typing import IO
 
 import attrs
 import trio
 
 from rawgrpc_proxy.client.client import Client
-from rawgrpc_proxy.command.one_upstream import Links, OneUpstream, add_one_upstream, until_signal
+from rawgrpc_proxy.command.one_upstream import Links, OneUpstream, add_one_upstream, style_of, until_signal
 from rawgrpc_proxy.errors import ConfigError, RpcError, Side
 from rawgrpc_proxy.lab.descriptors import by_descriptors, check_protobuf, decoder_of
 from rawgrpc_proxy.lab.filters import Filter
@@ -28,7 +27,7 @@ from rawgrpc_proxy.lab.link_view import Views
 from rawgrpc_proxy.lab.readable import MAX_READABLE_BYTES, Decoder, guessed
 from rawgrpc_proxy.lab.redact import Redactor
 from rawgrpc_proxy.lab.reflection import reflected
-from rawgrpc_proxy.lab.row_text import Style, json_of, missing_json, missing_text, text_of
+from rawgrpc_proxy.lab.row_text import json_of, missing_json, missing_text, text_of
 from rawgrpc_proxy.lab.rows import Row, Rows
 from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.line_writer import LineFile, LineWriter, unbuffered
@@ -157,7 +156,7 @@ class _Output:
 def _outputs(output: str | None, files: contextlib.ExitStack) -> Iterable[_Output]:
     """Where rows are written, and how."""
     if output != _STDOUT:
-        style = _style(sys.stdout)
+        style = style_of(sys.stdout)
         yield _Output(LineWriter(unbuffered(sys.stdout), missing_text), partial(text_of, style=style))
     if output is not None:
         yield _Output(LineWriter(_opened(output, files), missing_json), json_of)
@@ -170,17 +169,6 @@ def _opened(output: str, files: contextlib.ExitStack) -> LineFile | IO[str]:
         return files.enter_context(Path(output).open("w", encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--output: {output}: {error.strerror}") from None
-
-
-def _style(file: TextIO | None) -> Style:
-    if file is None:
-        return Style()
-    colours = file.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    try:
-        "→←…".encode(file.encoding or "ascii")
-    except UnicodeEncodeError:
-        return Style(colours=colours, unicode=False)
-    return Style(colours=colours)
 
 
 class _Log(CallLog):

@@ -42,6 +42,10 @@ class Told:
         self.problems: list[str] = []
         self.levels: list[str] = []
         self.limits: list[int] = []
+        self.may_set_faults = False
+        self.rules: list[dict[str, Any]] = []
+        self.put: list[str] = []
+        self.clears = 0
         self.drains = self.reloads = self.asked = 0
         self.exposed = b""
         self.fault: BaseException | None = None
@@ -85,6 +89,18 @@ class Told:
         self.reloads += 1
         await self._wait()
         return self.problems
+
+    async def faults(self) -> list[dict[str, Any]]:
+        return self.rules
+
+    async def put_faults(self, toml: str) -> list[str]:
+        await self._wait()
+        if not self.problems:
+            self.put.append(toml)
+        return self.problems
+
+    async def clear_faults(self) -> None:
+        self.clears += 1
 
     def drain(self) -> None:
         self.drains += 1

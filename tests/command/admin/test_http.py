@@ -132,7 +132,11 @@ def test_an_offer_to_switch_the_protocol_is_passed_over() -> None:
         (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"a: b\r\n" * 200 + b"\r\n", 431, b"100 are allowed"),
         (b"GET / HTTP/1.1\r\nHost: a\r\na: " + b"x" * 100_000 + b"\r\n\r\n", 431, b"longer than 16384"),
         (b"GET /" + b"x" * 100_000, 431, b"longer than 16384"),
-        (b"POST /drain HTTP/1.1\r\nHost: a\r\nContent-Length: 5000\r\n\r\n" + b"x" * 5000, 413, b"4096"),
+        (
+            b"POST /faults HTTP/1.1\r\nHost: a\r\nContent-Length: 17000\r\n\r\n" + b"x" * 17000,
+            413,
+            b"more than 16384 bytes of content",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_refused_in_words_and_ends_its_connection(

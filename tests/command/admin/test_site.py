@@ -227,6 +227,89 @@ def test_a_level_that_is_none_is_400_and_changes_nothing(query: str) -> None:
     run(main)
 
 
+# ------------------------------------------------------------------ faults
+
+
+def test_faults_are_told_and_whether_they_may_be_set() -> None:
+    async def main() -> None:
+        async with a_house() as house:
+            house.source.rules = [{"name": "cart", "fitted": 3, "struck": 2, "rule": {"do": "cut"}}]
+            reply = await house.ask("/faults")
+            assert reply.fields["content-type"] == "application/json"
+            assert reply.json == {"may_be_set": False, "faults": house.source.rules}
+
+    run(main)
+
+
+def test_faults_are_not_set_unless_the_settings_allow_it() -> None:
+    async def main() -> None:
+        async with a_house() as house:
+            for method in ("POST", "DELETE"):
+                reply = await house.ask("/faults", method, b"preset = 'ping'")
+                assert reply.status == 403
+                assert "write faults = true in [admin]" in reply.text
+            assert (house.source.put, house.source.clears, house.changes) == ([], 0, [])
+
+    run(main)
+
+
+def test_faults_are_set_and_taken_away_and_the_log_says_by_whom() -> None:
+    async def main() -> None:
+        async with a_house() as house:
+            house.source.may_set_faults = True
+            assert (await house.ask("/faults", "POST", "preset = 'ping' # ü".encode())).status == 200
+            assert house.source.put == ["preset = 'ping' # ü"]
+            assert (await house.ask("/faults", "DELETE")).status == 200
+            assert house.source.clears == 1
+            first, second = house.changes
+            assert first.startswith("faults were set by 127.0.0.1:")
+            assert second.startswith("all faults were taken away by 127.0.0.1:")
+
+    run(main)
+
+
+def test_rules_that_are_wrong_change_nothing_and_every_mistake_is_told() -> None:
+    async def main() -> None:
+        async with a_house() as house:
+            house.source.may_set_faults = True
+            house.source.problems = ["faults[0].do is missing", "seeds is not known"]
+            reply = await house.ask("/faults", "POST", b"seeds = 1")
+            assert (reply.status, reply.text) == (
+                422,
+                "nothing changed, for this is wrong:\nfaults[0].do is missing\nseeds is not known\n",
+            )
+            reply = await house.ask("/faults", "POST", b"\xff")
+            assert reply.status == 422
+            assert "not UTF-8" in reply.text
+            assert not house.changes
+
+    run(main)
+
+
+def test_a_page_of_another_site_sets_no_faults() -> None:
+    async def main() -> None:
+        async with a_house() as house:
+            house.source.may_set_faults = True
+            for method in ("POST", "DELETE"):
+                for fields in ({"Origin": "http://evil.example"}, {"Sec_Fetch_Site": "cross-site"}):
+                    assert (await house.ask("/faults", method, b"preset = 'ping'", **fields)).status == 403
+                assert (await house.ask("/faults", method, b"", Host="evil.example")).status == 421
+            assert (house.source.put, house.source.clears) == ([], 0)
+
+    run(main)
+
+
+def test_faults_take_three_methods_and_no_other() -> None:
+    async def main() -> None:
+        async with a_house() as house:
+            reply = await house.ask("/faults", "PUT")
+            assert (reply.status, reply.fields["allow"]) == (405, "GET, HEAD, POST, DELETE")
+            assert reply.text == "/faults takes GET, POST, DELETE\n"
+            assert (await house.ask("/faults", "HEAD")).status == 200
+
+    run(main)
+
+
 # ------------------------------------------------------------------ methods and paths
 
 

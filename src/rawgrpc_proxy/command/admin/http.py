@@ -2,7 +2,7 @@
 
 It reads requests, bounded in size and in time, has `answer` answer each, and writes that: a body of bytes, or a
 `Stream` that goes on. Connections are kept alive, and pipelined requests answered in their order. What it does not do:
-TLS, HTTP/2, uploads (the content of a request is read and thrown away), or know what is asked for.
+TLS, HTTP/2, uploads (the content of a request is small), or know what is asked for.
 
 The invariant: a connection costs a bounded amount of memory and one task, whatever its peer does, and what goes wrong
 in it, on either side, ends it and no other. Where all places are taken, the connection that has waited for its
@@ -48,8 +48,8 @@ class Limits:
     are sent to every port of it."""
     target_bytes: int = 2048
     fields: int = 100
-    body_bytes: int = 4096
-    """Nothing that is answered here needs any."""
+    body_bytes: int = 16 * 1024
+    """Only rules of faults have any."""
     request_timeout_s: float = 10.0
     """From the first byte of a request to its last."""
     idle_timeout_s: float = 120.0
@@ -238,14 +238,14 @@ class _Connection:
             raise Refused(414, f"the target has {len(head.target)} bytes; {limits.target_bytes} are allowed")
         if len(head.headers) > limits.fields:
             raise Refused(431, f"there are {len(head.headers)} header fields; {limits.fields} are allowed")
-        length = 0
+        body = bytearray()
         while isinstance(event := await self._event(), h11.Data):
-            length += len(event.data)
-            if length > limits.body_bytes:
-                raise Refused(413, f"more than {limits.body_bytes} bytes of content; nothing here needs any")
-        return self._request(head)
+            body += event.data
+            if len(body) > limits.body_bytes:
+                raise Refused(413, f"more than {limits.body_bytes} bytes of content; no more are taken")
+        return self._request(head, bytes(body))
 
-    def _request(self, head: h11.Request) -> Request:
+    def _request(self, head: h11.Request, body: bytes) -> Request:
         fields: dict[str, str] = {}
         for name_bytes, value_bytes in head.headers:
             name, value = name_bytes.decode("ascii"), value_bytes.decode("latin-1")
@@ -257,7 +257,15 @@ class _Connection:
             host, path, query = absolute[1], absolute[2] or "/", absolute[3] or ""
         else:
             raise Refused(400, f"the target {_shown(target)} is no path; ask for GET / for example")
-        return Request(method=self._method, path=path, query=query, host=host, fields=fields, peer=self._peer)
+        return Request(
+            method=self._method,
+            path=path,
+            query=query,
+            host=host,
+            fields=fields,
+            peer=self._peer,
+            body=body,
+        )
 
     async def _event(self) -> h11.Event:
         """Wait for what comes next. Raises `Refused` if it cannot be read."""

@@ -8,7 +8,7 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class Request:
-    """One request, complete; its content is gone."""
+    """One request, complete."""
 
     method: str
     path: str
@@ -22,6 +22,8 @@ class Request:
     """By their names in lower case; values of one name are joined by commas (RFC 9110 §5.3)."""
     peer: str = ""
     """`HOST:PORT`, or `unix:`."""
+    body: bytes = b""
+    """Its content."""
 
 
 class Stream(Protocol):

@@ -97,14 +97,8 @@ async def serve_admin(
 
 @attrs.frozen
 class _Route:
-    method: str
-    """GET, which HEAD is as well, or POST."""
     answer: Callable[[Request], Awaitable[Response]]
     purpose: str
-
-    @property
-    def allow(self) -> str:
-        return "GET, HEAD" if self.method == "GET" else self.method
 
 
 class Site:
@@ -124,26 +118,33 @@ class Site:
         self._on_change = on_change
         self._feed = Feed(self._state, on_fault)
         self._reloading = False
-        self._routes: dict[str, _Route] = {
+        gets: dict[str, _Route] = {
             **{
-                path: _Route("GET", functools.partial(_page_file, page), purpose)
+                path: _Route(functools.partial(_page_file, page), purpose)
                 for path, (_, _, purpose) in _PAGE.items()
             },
-            "/livez": _Route("GET", self._livez, "200 while the process is there"),
-            "/readyz": _Route("GET", self._readyz, "200 while it takes calls"),
-            "/metrics": _Route("GET", self._metrics, "for Prometheus"),
-            "/config": _Route("GET", self._config, "the settings in force"),
-            "/clusters": _Route("GET", self._clusters, "upstreams, with their state"),
-            "/connections": _Route("GET", self._connections, "open connections"),
+            "/livez": _Route(self._livez, "200 while the process is there"),
+            "/readyz": _Route(self._readyz, "200 while it takes calls"),
+            "/metrics": _Route(self._metrics, "for Prometheus"),
+            "/config": _Route(self._config, "the settings in force"),
+            "/clusters": _Route(self._clusters, "upstreams, with their state"),
+            "/connections": _Route(self._connections, "open connections"),
             "/calls": _Route(
-                "GET",
-                self._calls,
-                "open calls, the longest quiet ones first, and those that failed: ?limit=N",
+                self._calls, "open calls, the longest quiet ones first, and those that failed: ?limit=N"
             ),
-            "/events": _Route("GET", self._events, "the state, once a second"),
-            "/drain": _Route("POST", self._drain, "let calls finish, and end"),
-            "/reload": _Route("POST", self._reload, "read the settings again"),
-            "/log": _Route("POST", self._log, f"?level={'|'.join(LOG_LEVELS)}"),
+            "/events": _Route(self._events, "the state, once a second"),
+            "/faults": _Route(self._faults, "faults on purpose, and what has come of them"),
+        }
+        self._routes: dict[str, dict[str, _Route]] = {
+            **{path: {"GET": route} for path, route in gets.items()},
+            "/drain": {"POST": _Route(self._drain, "let calls finish, and end")},
+            "/reload": {"POST": _Route(self._reload, "read the settings again")},
+            "/log": {"POST": _Route(self._log, f"?level={'|'.join(LOG_LEVELS)}")},
+        }
+        """By path and method; GET is HEAD as well."""
+        self._routes["/faults"] |= {
+            "POST": _Route(self._put_faults, "add faults, or replace those of the same names: TOML"),
+            "DELETE": _Route(self._clear_faults, "take all faults away"),
         }
 
     async def run(self) -> None:
@@ -154,16 +155,19 @@ class Site:
         """Answer one request. Raises `Refused`, and whatever the source raises."""
         if request.path not in _PROBES:
             same_origin.check(request, self._names, linked=request.path != "/events")
-        route = self._routes.get(request.path)
-        if route is None:
+        routes = self._routes.get(request.path)
+        if routes is None:
             known = "\n".join(
-                f"  {one.method:4} {path:12} {one.purpose}"
-                for path, one in self._routes.items()
-                if one.purpose
+                f"  {method:4} {path:12} {route.purpose}"
+                for path, those in self._routes.items()
+                for method, route in those.items()
+                if route.purpose
             )
             raise Refused(404, f"nothing is here. There is\n{known}")
-        if request.method not in {route.method, "HEAD" if route.method == "GET" else route.method}:
-            raise Refused(405, _use_the_other_method(request, route), Allow=route.allow)
+        route = routes.get("GET" if request.method == "HEAD" else request.method)
+        if route is None:
+            allow = ", ".join("GET, HEAD" if method == "GET" else method for method in routes)
+            raise Refused(405, _use_another_method(request, routes), Allow=allow)
         return await route.answer(request)
 
     # ------------------------------------------------------------------ is it well
@@ -277,6 +281,38 @@ class Site:
         self._on_change(f"reload, asked for by {request.peer}: done")
         return text_response("reloaded")
 
+    async def _faults(self, _request: Request) -> Response:
+        return _json(
+            {"may_be_set": self._source.may_set_faults, "faults": await self._source.faults()}, indent=1
+        )
+
+    async def _put_faults(self, request: Request) -> Response:
+        self._check_faults_may_be_set()
+        try:
+            toml = request.body.decode()
+        except UnicodeDecodeError as error:
+            raise Refused(
+                422, f"nothing changed: the rules are not UTF-8, as TOML must be: {error.reason}"
+            ) from None
+        problems = await self._source.put_faults(toml)
+        if problems:
+            raise Refused(422, "\n".join(["nothing changed, for this is wrong:", *problems]))
+        self._on_change(f"faults were set by {request.peer}")
+        return text_response("the faults are in force; GET /faults says what comes of them")
+
+    async def _clear_faults(self, request: Request) -> Response:
+        self._check_faults_may_be_set()
+        await self._source.clear_faults()
+        self._on_change(f"all faults were taken away by {request.peer}")
+        return text_response("there are no faults any more, for calls that begin from now on")
+
+    def _check_faults_may_be_set(self) -> None:
+        if not self._source.may_set_faults:
+            raise Refused(
+                403,
+                "faults may not be set here: who may ask could end all calls; write faults = true in [admin]",
+            )
+
     async def _log(self, request: Request) -> Response:
         level = _query(request, "level").get("level")
         if level not in LOG_LEVELS:
@@ -307,8 +343,10 @@ async def _page_file(page: Traversable, request: Request) -> Response:
     return Response(fields=fields, body=body)
 
 
-def _use_the_other_method(request: Request, route: _Route) -> str:
-    if route.method != "POST":
+def _use_another_method(request: Request, routes: Collection[str]) -> str:
+    if len(routes) > 1:
+        return f"{request.path} takes {', '.join(routes)}"
+    if "POST" not in routes:
         return f"{request.path} only tells, and changes nothing; use GET"
     target = f"http://{request.host or 'localhost'}{request.path}" + (
         "?level=none" if request.path == "/log" else ""
@@ -339,8 +377,9 @@ def _limit(text: str | None) -> int:
     return int(text)
 
 
-def _json(value: object) -> Response:
-    return Response(fields={"Content-Type": "application/json"}, body=_json_bytes(value) + b"\n")
+def _json(value: object, *, indent: int | None = None) -> Response:
+    body = _json_bytes(value) if indent is None else json.dumps(value, indent=indent).encode()
+    return Response(fields={"Content-Type": "application/json"}, body=body + b"\n")
 
 
 def _json_bytes(value: object) -> bytes:

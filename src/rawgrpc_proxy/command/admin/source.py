@@ -71,6 +71,22 @@ class Source(Protocol):
     async def connections(self) -> list[dict[str, Any]]:
         """Answer the open connections of all workers, on both sides."""
 
+    @property
+    def may_set_faults(self) -> bool:
+        """Whether the settings allow that faults are set over HTTP."""
+
+    async def faults(self) -> list[dict[str, Any]]:
+        """Answer the faults that are in force, with what has come of each in all workers together."""
+
+    async def put_faults(self, toml: str) -> list[str]:
+        """Add these rules, in the place of those of the same names, in workers that are and that come.
+
+        Answers what is wrong with them, in words; nothing: it is done. Raises `Refused` for too many of them.
+        """
+
+    async def clear_faults(self) -> None:
+        """Take all rules away, in workers that are and that come."""
+
     async def reload(self) -> list[str]:
         """Read the settings again, and take on what has changed. Answers what is wrong, in words; nothing: it is done.
 
