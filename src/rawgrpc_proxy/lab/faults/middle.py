@@ -1,8 +1,6 @@
-"""Between a connection and its peer: what both send passes here, and faults are done to it. Pure.
+"""Between a connection and its peer: what both send passes here, and faults are done to it. Pure: time is an argument.
 
-    peer ◄──► transport ◄──► Middle ◄──► a pair of sockets ◄──► the connection, which is not aware of it
-
-Time is an argument.
+    peer ◄──► its transport ◄──► Middle ◄──► what the connection has for a transport, not aware of it
 
     middle = Middle(link, striker, now)
     middle.from_peer(data, now); middle.from_connection(data, now)      # what has come
