@@ -29,9 +29,12 @@ HELLO = b"\x0a\x05hello"
 @asynccontextmanager
 async def faulty(*options: str) -> AsyncIterator[tuple[Program, Client]]:
     """The command before an echo, and a client of it."""
-    async with an_echo() as upstream, program("faults", "--upstream", upstream, *options) as running:
-        async with Client(await running.address()) as client:
-            yield running, client
+    async with (
+        an_echo() as upstream,
+        program("faults", "--upstream", upstream, *options) as running,
+        Client(await running.address()) as client,
+    ):
+        yield running, client
 
 
 async def statuses(client: Client, times: int) -> list[str]:
