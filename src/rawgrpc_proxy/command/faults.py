@@ -19,6 +19,7 @@ from rawgrpc_proxy.config_words import meant
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.lab.faults.injector import Counts, Faults, Struck
 from rawgrpc_proxy.lab.faults.presets import PRESETS
+from rawgrpc_proxy.lab.faults.pump import with_faults
 from rawgrpc_proxy.lab.faults.reading import FaultsFile, faults_of_file
 from rawgrpc_proxy.lab.faults.writing import in_words
 from rawgrpc_proxy.lab.row_text import Style
@@ -64,7 +65,7 @@ def faults(options: argparse.Namespace) -> int:
     writer = LineWriter(unbuffered(sys.stdout), _missing)
     injector.watch(lambda struck: writer.add(_line(struck, time.time(), style)))
     log = _Log(file=unbuffered(sys.stderr))
-    house = OneUpstream(Links.of(options), log=log, faults=injector)
+    house = OneUpstream(Links.of(options), log=log, wrap=with_faults(injector))
     try:
         trio.run(partial(_run, house, log, writer, f"seed {seed}, rules: {', '.join(injector.counts)}"))
     finally:

@@ -17,10 +17,8 @@ from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.command.argument_types import address, listening_address
 from rawgrpc_proxy.config import ENGINES, Http2Settings
 from rawgrpc_proxy.errors import ConfigError
-from rawgrpc_proxy.lab.faults.fault import Striker
-from rawgrpc_proxy.lab.faults.pump import with_faults
 from rawgrpc_proxy.lab.row_text import Style
-from rawgrpc_proxy.net.tapped import Tap
+from rawgrpc_proxy.net.tapped import Tap, Wrap
 from rawgrpc_proxy.net.tls import TlsContext
 from rawgrpc_proxy.net.tls_files import listener_context, upstream_context
 from rawgrpc_proxy.observe.call_log import CallLog
@@ -99,7 +97,7 @@ class Links:
 class OneUpstream:
     """The proxy between the two. Nothing is open yet.
 
-    `tap` sees all connections, `log` hears of them, and `faults` says what is done to them.
+    `tap` sees all connections, `log` hears of them, and `wrap` puts something between them and their peers.
     """
 
     def __init__(
@@ -108,9 +106,8 @@ class OneUpstream:
         tap: Tap | None = None,
         log: CallLog | None = None,
         *,
-        faults: Striker | None = None,
+        wrap: Wrap | None = None,
     ) -> None:
-        wrap = None if faults is None else with_faults(faults)
         self.pool = Pool(settings=links.settings, observer=log, tap=tap, wrap=wrap)
         self._links = links
         target = self.pool.target(links.upstream, ssl_context=links.upstream_tls)

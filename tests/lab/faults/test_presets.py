@@ -178,7 +178,7 @@ async def a_client(name: str, engine: Engine) -> AsyncIterator[tuple[Client, Fau
             upstream_tls=None,
             settings=Http2Settings(engine=engine),
         )
-        house = OneUpstream(links, faults=faults)
+        house = OneUpstream(links, wrap=with_faults(faults))
         async with house.pool, trio.open_nursery() as nursery:
             async with Client(await nursery.start(house.serve)) as client:
                 yield client, faults
