@@ -12,12 +12,15 @@ from rawgrpc_proxy.command.demo import ECHO_SERVICE
 from rawgrpc_proxy.command.one_upstream import Links, OneUpstream
 from rawgrpc_proxy.config import Engine, Http2Settings
 from rawgrpc_proxy.errors import RpcError
+from rawgrpc_proxy.lab.faults.actions import Delay
+from rawgrpc_proxy.lab.faults.fault import Fault
 from rawgrpc_proxy.lab.faults.injector import Faults
+from rawgrpc_proxy.lab.faults.places import AtTrailers, BeforeHeaders, Part, Place
 from rawgrpc_proxy.lab.faults.presets import PRESETS
 from rawgrpc_proxy.lab.faults.pump import with_faults
 from tests.command.echo import an_echo
 from tests.proxy.house import House, a_proxy, on_every_engine
-from tests.proxy.raw_peers import GoAway, RawPeer, message
+from tests.proxy.raw_peers import TRAILERS_ONLY, GoAway, RawPeer, message
 
 UNARY = f"/{ECHO_SERVICE}/Unary"
 HELLO = b"\x0a\x05hello"
@@ -161,6 +164,22 @@ async def test_an_overloaded_server_says_when_to_come_back(engine: Engine) -> No
                 refused = await call.answer()
         assert (refused.status, refused.message) == (8, b"overloaded")
         assert refused.get(b"grpc-retry-pushback-ms") == b"500"
+
+
+@pytest.mark.parametrize("where", [BeforeHeaders(of=Part.RESPONSE), AtTrailers(), BeforeHeaders()])
+@on_every_engine
+@trio_test
+async def test_an_answer_of_nothing_but_trailers_stays_one_when_it_is_late(
+    engine: Engine, where: Place
+) -> None:
+    faults = Faults([Fault(where=where, do=Delay(seconds=0.01))])
+    async with a_proxy(engine, wrap=with_faults(faults)) as house:
+        client = await house.client()
+        call = await client.request(body=b"hello")
+        await (await house.backend.request()).headers(TRAILERS_ONLY, end=True)
+        answer = await call.answer()
+        assert (answer.status, answer.frames) == (0, ["HEADERS END_STREAM"])
+        assert faults.counts["fault-1"].struck == 1
 
 
 # ------------------------------------------------------------------ what a client makes of it

@@ -200,9 +200,10 @@ class Lane:
             self._forward_rest()
         behind = []
         if first:
-            behind = self._strike(
+            struck = self._strike(
                 lambda place: isinstance(place, BeforeHeaders), behind_headers=not of_response
             )
+            behind = [] if of_response else struck
         self._strike(lambda place: _is_frame(place, "HEADERS", self._lists, before=True))
         if are_trailers:
             self._strike(lambda place: isinstance(place, AtTrailers))
