@@ -5,15 +5,18 @@ from hyperframe.frame import PingFrame
 
 from rawgrpc_proxy.errors import Side
 from rawgrpc_proxy.lab.faults.actions import (
+    Action,
     AnswerHttp,
     AnswerStatus,
     Cut,
+    Delay,
     End,
     Goaway,
     HalfClose,
     PingFlood,
     Reset,
     Silence,
+    SplitTrailersOnly,
 )
 from rawgrpc_proxy.lab.faults.fault import Fault
 from rawgrpc_proxy.lab.faults.link_faults import LinkEnd
@@ -148,6 +151,50 @@ def test_frames_of_a_stream_that_was_reset_here_are_swallowed_and_credited() -> 
     assert talk.server.log == ["HEADERS 1 /one.S/M", "DATA 1 6", "RST 1 8"]
     assert talk.client.send_windows[0] == before
     assert talk.server.send_windows[0] == 65_535
+
+
+def test_nothing_of_a_call_that_its_server_never_heard_of_goes_there() -> None:
+    talk = Talk(Fault(method=ONE, do=AnswerStatus(status=14)))
+    talk.client.headers(1, request_fields(ONE))
+    before = talk.server.raw
+    talk.client.data(1, bytes(1000))
+    talk.client.allow(1, 100)
+    talk.client.headers(1, [(b"x-trailer", b"1")], end=True)
+    talk.client.reset(1)
+    assert talk.server.raw == before
+    assert talk.client.send_windows[0] == 65_535
+
+
+def test_what_a_client_sends_while_its_answer_waits_is_credited() -> None:
+    talk = Talk(Fault(do=AnswerHttp(status=502, body=b"x" * 50)), client={4: 20})
+    talk.client.credits = False
+    talk.client.headers(1, request_fields())
+    talk.client.data(1, bytes(10_000), end=True)
+    assert talk.client.send_windows[0] == 65_535
+    talk.client.allow(1, 100)
+    assert talk.client.log == ["HEADERS 1 502", "DATA 1 20", "DATA 1 30 END"], "no RST: it has sent all"
+
+
+def test_a_server_that_resets_gets_no_more_of_the_request() -> None:
+    talk = Talk(Fault(where=AfterMessage(number=1, of=Part.REQUEST), do=Delay(seconds=5)))
+    talk.client.request(1, b"x", end=False)
+    talk.client.data(1, bytes(1000))
+    talk.server.reset(1, 0)
+    talk.client.data(1, bytes(1000))
+    talk.wait(10)
+    assert talk.server.log == ["HEADERS 1 /a.B/C", "DATA 1 6"]
+    assert talk.client.log == ["RST 1 0"]
+    assert talk.client.send_windows[0] == 65_535
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_faults_of_trailers_are_done_to_a_status_that_a_fault_has_made(first: bool) -> None:
+    actions: list[Action] = [SplitTrailersOnly(), AnswerStatus(status=14)]
+    talk = Talk(*[Fault(do=action) for action in (actions if first else actions[:1])])
+    talk.client.headers(1, request_fields(), end=True)
+    if not first:
+        talk.server.headers(1, [*RESPONSE, (b"grpc-status", b"14")], end=True)
+    assert talk.client.log == ["HEADERS 1 200", "HEADERS 1 14 END"]
 
 
 def test_header_blocks_that_are_swallowed_leave_the_tables_as_they_are() -> None:

@@ -140,11 +140,14 @@ def test_rules_that_come_later_strike_calls_that_begin_later() -> None:
 
 def test_a_new_size_of_the_table_is_passed_on_with_the_next_block() -> None:
     talk = Talk(Fault(method="/one.S/M", do=AnswerStatus(status=14)))
-    talk.server._decoder.header_table_size = 100
+    talk.server._decoder.max_allowed_table_size = 100
     talk.client._encoder.header_table_size = 100
     talk.client.headers(1, request_fields("/one.S/M"), end=True)
     talk.client.headers(3, request_fields(), end=True)
     assert talk.server.fields[3] == [request_fields()]
+    before = len(talk.server.raw)
+    talk.client.headers(5, request_fields(), end=True)
+    assert talk.server.raw[before + 9] == 0, "not said again"
 
 
 def test_a_striker_that_raises_strikes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,6 +199,34 @@ def test_a_call_that_sends_without_end_while_it_is_held_is_reset() -> None:
         talk.client.data(1, b"")
     assert talk.client.log == ["RST 1 11"]
     assert talk.server.log == ["HEADERS 1 /a.B/C", "RST 1 8"]
+
+
+def test_what_was_added_waits_for_the_connections_window_and_others_wait_their_turn() -> None:
+    talk = Talk(
+        Fault(method="/one.S/M", where=AfterMessage(number=1), do=DoubleMessage()), client={4: 1_000_000}
+    )
+    talk.client.credits = False
+    talk.client.request(1, path="/one.S/M")
+    talk.client.request(3)
+    talk.client.request(5, path="/one.S/M")
+    for stream_id in (1, 3, 5):
+        talk.server.headers(stream_id, RESPONSE)
+    body = message(b"x" * 15_000)
+    talk.server.data(1, body)
+    for _ in range(3):
+        talk.server.data(3, body)
+    assert talk.server.room(3) < len(body)
+    talk.server.headers(3, OK, end=True)
+    assert talk.client.got == {1: body * 2, 3: body * 2}, "the third has no room: the connection allows 65535"
+    talk.server.data(5, b"\0\0\0\0\1")
+    talk.server.data(5, b"y")
+    talk.client.allow(0, 4 * len(body) + len(body) - 65_535)
+    assert len(talk.client.got[3]) == len(body) * 3
+    assert talk.client.log[-1] == "HEADERS 3 0 END"
+    before = talk.server.send_windows[0]
+    talk.client.allow(0, 20_000)
+    assert talk.client.got[5] == (b"\0\0\0\0\1y") * 2
+    assert talk.server.send_windows[0] < before + 20_000, "what was added is not credited"
 
 
 # ----------------------------------------------------------------- properties

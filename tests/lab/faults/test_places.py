@@ -1,5 +1,6 @@
 """A fault strikes at its place: what is before has passed, what is behind has not."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -123,6 +124,7 @@ def test_a_call_that_is_over_is_not_struck_later() -> None:
     talk = Talk(Fault(where=AfterTime(seconds=1), do=Cut()))
     talk.client.request(1)
     talk.server.respond(1, b"x")
+    assert talk.middle.next_at == math.inf, "nothing is left to be done"
     talk.wait(5)
     assert talk.middle.end is None
     assert talk.struck == []

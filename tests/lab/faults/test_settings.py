@@ -71,6 +71,15 @@ def test_a_window_is_not_said_to_be_larger_than_it_is() -> None:
     assert talk.client.body(1, bytes(5000)) == 5000
 
 
+def test_a_window_that_is_changed_later_is_not_said_to_be_larger_either() -> None:
+    talk = Talk(
+        Fault(where=AfterMessage(number=1), do=ChangeSettings(settings={"INITIAL_WINDOW_SIZE": 10**6}))
+    )
+    talk.client.request(1)
+    talk.server.respond(1, b"x")
+    assert talk.client.settings_in == {WINDOW: 65_535}
+
+
 def test_streams_that_are_open_when_windows_become_tiny_keep_what_they_have() -> None:
     talk = Talk(
         Fault(

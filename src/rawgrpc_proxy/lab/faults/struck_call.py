@@ -29,7 +29,7 @@ from rawgrpc_proxy.lab.faults.actions import (
 from rawgrpc_proxy.lab.faults.answers import START, http_response, trailers
 from rawgrpc_proxy.lab.faults.fault import Blow, Strike
 from rawgrpc_proxy.lab.faults.lane import Lane
-from rawgrpc_proxy.lab.faults.outflow import DATA, FIELDS
+from rawgrpc_proxy.lab.faults.outflow import DATA, FIELDS, TRAILERS
 from rawgrpc_proxy.lab.faults.places import (
     AfterMessage,
     AfterTime,
@@ -139,7 +139,7 @@ class StruckCall:
                     blow.tell()
                     fields = trailers(action)
                     begun = self.response.out.headers_out
-                    self._answer([(FIELDS, fields if begun else START + fields)])
+                    self._answer([(TRAILERS, fields if begun else START + fields)])
                 case AnswerHttp():
                     if not self.response.out.headers_out:
                         blow.tell()
