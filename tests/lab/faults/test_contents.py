@@ -88,6 +88,7 @@ def test_data_that_is_kept_for_the_trailers_does_not_shut_its_senders_window() -
     talk.server.headers(1, RESPONSE)
     talk.server.data(1, A)
     assert talk.client.got[1] == b""
+    assert talk.server.send_windows[0] == 65_535
     talk.server.data(1, B)
     talk.server.headers(1, OK, end=True)
     assert talk.client.log == ["HEADERS 1 200", "DATA 1 9", "HEADERS 1 0", "DATA 1 7 END"]

@@ -77,8 +77,11 @@ def test_a_server_that_resets_behind_its_response_does_not_overtake_it() -> None
     talk.client.request(1, end=False)
     talk.server.respond(1, b"x", b"y")
     talk.server.reset(1, 0)
+    before = list(talk.server.log)
+    talk.client.data(1, bytes(1000))
     talk.wait(3)
     assert talk.client.log == [*WHOLE, "RST 1 0"]
+    assert talk.server.log == before, "it has reset the call, and gets no more of it"
 
 
 def test_jitter_is_chance_from_the_seed() -> None:
