@@ -6,9 +6,9 @@ import pytest
 
 from rawgrpc_proxy.lab.faults.actions import AnswerStatus, Bandwidth, Cut, Delay, Latency, Reset, Stall
 from rawgrpc_proxy.lab.faults.fault import Fault
-from rawgrpc_proxy.lab.faults.places import AfterMessage, AtConnect, BeforeHeaders, Part
+from rawgrpc_proxy.lab.faults.places import AfterMessage, AtConnect, AtTrailers, BeforeHeaders, Part, Place
 from rawgrpc_proxy.lab.faults.shaping import Agenda
-from tests.lab.faults.talk import RESPONSE, Talk, message, request_fields
+from tests.lab.faults.talk import OK, RESPONSE, Talk, message, request_fields
 
 WHOLE = ["HEADERS 1 200", "DATA 1 6", "DATA 1 6", "HEADERS 1 0 END"]
 RESPONSE_PART = Part.RESPONSE
@@ -62,6 +62,16 @@ def test_what_is_behind_a_delay_is_struck_when_it_has_passed() -> None:
     assert talk.client.log == []
     talk.wait(5)
     assert talk.client.log == [*WHOLE[:2], "RST 1 2"]
+
+
+@pytest.mark.parametrize("where", [BeforeHeaders(of=RESPONSE_PART), AtTrailers(), BeforeHeaders()], ids=str)
+def test_an_answer_of_nothing_but_trailers_stays_one_when_it_is_late(where: Place) -> None:
+    talk = Talk(Fault(where=where, do=Delay(seconds=1)))
+    talk.client.request(1)
+    talk.wait(1)
+    talk.server.headers(1, [*RESPONSE, *OK], end=True)
+    talk.wait(1)
+    assert talk.client.log == ["HEADERS 1 0+200 END"]
 
 
 def test_a_client_that_cancels_does_not_wait_for_a_delay() -> None:
