@@ -59,6 +59,7 @@ LINES = [
             "check",
             "completion",
             "demo",
+            "faults",
             "lint",
             "record",
             "replay",
