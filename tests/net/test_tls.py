@@ -18,6 +18,7 @@ from rawgrpc_proxy.net.poller import Then
 from rawgrpc_proxy.net.tls import TlsTransport, tls_problem
 from rawgrpc_proxy.peer_identity import identity_of
 from tests.certificates import issued_by
+from tests.net.links import one_read
 from tests.upstream.backend import run
 
 trustme = pytest.importorskip("trustme")
@@ -184,6 +185,17 @@ def test_the_last_bytes_and_close_notify_reach_the_peer() -> None:
                 assert client._tls.read(1) == b""  # it would want more, without close_notify
                 await client.aclose()
             assert got == b"goodbye"
+
+    run(test)
+
+
+def test_behind_close_notify_a_link_still_reads() -> None:
+    async def test() -> None:
+        async with Certificates().linked() as (client, server):
+            await client.send_eof()
+            assert await one_read(server) == b""
+            assert server.send_now([b"more"]) == []
+            assert await one_read(client) == b"more"
 
     run(test)
 

@@ -355,3 +355,42 @@ def test_tcp_is_told_when_a_link_is_lost() -> None:
 )
 def test_reads_are_as_large_as_what_they_bring(asked: int, got: int, then: int) -> None:
     assert next_read_bytes(asked, got) == then
+
+
+def test_behind_its_own_end_a_link_still_reads() -> None:
+    async def test() -> None:
+        with linked_by_tcp() as (transport, peer):
+            await transport.send_eof()
+            assert peer.recv(10) == b""
+            peer.sendall(b"more")
+            assert await one_read(transport) == b"more"
+            await transport.aclose()
+            await transport.send_eof()  # that it is closed already is no error
+        ours, theirs = trio.testing.memory_stream_pair()
+        in_memory = StreamTransport(ours, "peer")
+        await in_memory.send_eof()
+        assert await theirs.receive_some() == b""
+        await theirs.send_all(b"more")
+        assert await one_read(in_memory) == b"more"
+
+    run(test)
+
+
+def test_a_link_that_is_aborted_is_reset_for_its_peer() -> None:
+    async def test() -> None:
+        with linked_by_tcp() as (transport, peer):
+            await transport.abort()
+            with pytest.raises(ConnectionResetError):
+                peer.recv(10)
+            await transport.abort()
+        with linked_by_tcp() as (transport, peer):
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(transport._sock))
+            await StreamTransport(stream, "peer").abort()
+            with pytest.raises(ConnectionResetError):
+                peer.recv(10)
+        ours, theirs = trio.testing.memory_stream_pair()
+        await StreamTransport(ours, "peer").abort()
+        with pytest.raises(trio.BrokenResourceError):
+            await theirs.send_all(b"x")
+
+    run(test)
