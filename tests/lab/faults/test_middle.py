@@ -104,9 +104,20 @@ def test_what_is_no_http2_passes_as_it_is(start: bytes) -> None:
     assert received == start + bytes(50)
 
 
-def test_a_block_that_cannot_be_decoded_goes_to_whom_it_is_for() -> None:
-    talk = Talk(Fault(do=Reset()))
-    bad = bytes([0, 0, 2, 1, 5, 0, 0, 0, 1, 0xFF, 0xFF])
+@pytest.mark.parametrize("active", [True, False])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        bytes([0, 0, 2, 1, 5, 0, 0, 0, 1, 0xFF, 0xFF]),
+        bytes([0, 0, 1, 1, 5 | 8, 0, 0, 0, 1, 9]),
+        bytes([0, 0, 1, 9, 4, 0, 0, 0, 1, 0xFF]),
+        bytes([0, 0, 1, 1, 1, 0, 0, 0, 1, 0xFF]) + bytes([0, 0, 1, 9, 4, 0, 0, 0, 1, 0xFF]),
+        bytes([0, 0, 1, 1, 1, 0, 0, 0, 1, 0x82]) + bytes([0, 0, 1, 9, 4, 0, 0, 0, 3, 0x82]),
+        bytes([0, 0, 1, 1, 1, 0, 0, 0, 1, 0x82]) + bytes([0, 0, 1, 1, 5, 0, 0, 0, 3, 0x82]),
+    ],
+)
+def test_a_block_that_cannot_be_decoded_goes_to_whom_it_is_for(bad: bytes, active: bool) -> None:
+    talk = Talk(Fault(do=Reset()), active=active)
     before = len(talk.server.raw)
     talk.middle.from_peer(bad + b"rest", 0.0)
     assert b"".join(map(bytes, talk.middle.to_connection(0.0))) == bad + b"rest"

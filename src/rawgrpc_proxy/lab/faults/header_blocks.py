@@ -69,8 +69,13 @@ class BlockReader:
         """
         block = self.block
         payload: Data = memoryview(frame)[HEADER_BYTES:]
-        if block is None or frame_type != CONTINUATION:
+        if (frame_type == CONTINUATION) is (block is None) or (block and stream_id != block.stream_id):
+            raise UnreadableBlockError
+        if block is None:
             block = self.block = Block(frame_type, flags, stream_id, untouched=untouched)
+        if not block.untouched:
+            block.frames.append(frame)
+        if frame_type != CONTINUATION:
             try:
                 payload = without_padding(flags, payload)
             except ProtocolViolation as error:
@@ -80,8 +85,6 @@ class BlockReader:
             elif frame_type == PUSH_PROMISE:
                 block.promised, payload = payload[:_STREAM_ID_BYTES], payload[_STREAM_ID_BYTES:]
         block.payload += payload
-        if not block.untouched:
-            block.frames.append(frame)
         if not flags & END_HEADERS:
             if len(block.payload) > MAX_BLOCK_BYTES:
                 raise UnreadableBlockError
@@ -89,6 +92,11 @@ class BlockReader:
         block.headers = self._read(bytes(block.payload))
         self.block = None
         return block
+
+    def unread(self, frame: bytes) -> list[bytes]:
+        """The frames that are not passed on, if this is the last of them."""
+        frames = [] if self.block is None else self.block.frames
+        return frames if frames and frames[-1] is frame else [*frames, frame]
 
     def _read(self, block: bytes) -> Headers:
         end = _end_of_updates(block)

@@ -50,7 +50,6 @@ from rawgrpc_proxy.lab.faults.header_blocks import (
     Block,
     UnreadableBlockError,
     push_promise_frames,
-    write_block,
 )
 from rawgrpc_proxy.lab.faults.link_faults import FLOOD, LinkEnd, LinkFaults
 from rawgrpc_proxy.lab.faults.places import Part
@@ -219,7 +218,7 @@ class Middle:
         if not stream_id:
             data_way.account.allowed += increment
             due = data_way.account.due()
-            if due:
+            if due or not increment:
                 way.emit(frame if due == increment else window_update(0, due))
             data_way.go_on()
             for call in list(self._calls.values()):
@@ -262,22 +261,13 @@ class Middle:
         payload = memoryview(frame)[HEADER_BYTES:]
         way.settings_passed = True
         way.settings_out.append(False)
-        way.emit(changed(payload, self._capped(way, payload)) if way.overrides else frame)
+        way.emit(changed(payload, way.overrides, way.back.initial) if way.overrides else frame)
         values = dict(entries_of(payload))
         way.back.max_frame = values.get(Setting.MAX_FRAME_SIZE, way.back.max_frame)
         told = way.overrides.get(Setting.INITIAL_WINDOW_SIZE)
         real = values.get(Setting.INITIAL_WINDOW_SIZE, way.back.initial)
         if told is not None or real != way.back.initial:
             self.set_window(way.back, real, told)
-
-    def _capped(self, way: Way, payload: Data) -> dict[Setting, int]:
-        """What SETTINGS are to say instead. A window is never larger than the real one."""
-        overrides = dict(way.overrides)
-        window = overrides.get(Setting.INITIAL_WINDOW_SIZE)
-        if window is not None:
-            real = dict(entries_of(payload)).get(Setting.INITIAL_WINDOW_SIZE, way.back.initial)
-            overrides[Setting.INITIAL_WINDOW_SIZE] = min(window, real)
-        return overrides
 
     def set_window(self, way: Way, real: int, told: int | None) -> None:
         """The window of this way's streams is `real`; its sender was told so, or that it is `told`, if that is less."""
@@ -308,7 +298,7 @@ class Middle:
         try:
             block = reader.add(frame, frame_type, flags, stream_id, untouched=not self.engaged)
         except UnreadableBlockError:
-            self._lose(way, *(reader.block.frames if reader.block is not None else [frame]))
+            self._lose(way, *reader.unread(frame))
             return
         if reader.block is not None:
             if reader.block.untouched:
@@ -328,9 +318,8 @@ class Middle:
         headers, stream_id, end_stream = block.headers, block.stream_id, bool(block.flags & END_STREAM)
         if block.frame_type == PUSH_PROMISE:
             if not block.untouched:
-                way.deliver(
-                    push_promise_frames(stream_id, block.promised, write_block(headers), way.max_frame)
-                )
+                encoded = way.encode(headers)
+                way.deliver(push_promise_frames(stream_id, block.promised, encoded, way.max_frame))
         elif way is self.request and stream_id > self.last_id:
             self._begin(block, end_stream)
         elif block.untouched:

@@ -8,10 +8,15 @@ from rawgrpc_proxy.http2.frames import SETTINGS, Data, Setting, frame_header
 _ENTRY = struct.Struct(">HL")
 
 
-def changed(payload: Data, overrides: Mapping[Setting, int]) -> bytes:
-    """The frame with these values instead of, or behind, those in the payload."""
-    entries = [entry for entry in entries_of(payload) if entry[0] not in overrides]
-    entries += overrides.items()
+def changed(payload: Data, overrides: Mapping[Setting, int], window: int) -> bytes:
+    """The frame with these values instead of, or behind, those in the payload.
+
+    A window of streams is never said to be larger than it is; it is `window`, if the payload does not say it.
+    """
+    said = entries_of(payload)
+    entries = [entry for entry in said if entry[0] not in overrides]
+    most = {Setting.INITIAL_WINDOW_SIZE: dict(said).get(Setting.INITIAL_WINDOW_SIZE, window)}
+    entries += [(setting, min(value, most.get(setting, value))) for setting, value in overrides.items()]
     return frame_header(SETTINGS, 0, 0, _ENTRY.size * len(entries)) + b"".join(
         _ENTRY.pack(*entry) for entry in entries
     )

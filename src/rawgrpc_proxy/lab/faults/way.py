@@ -98,13 +98,21 @@ class Way:
         self, stream_id: int, headers: Headers, *, end_stream: bool, first_bytes: int | None = None
     ) -> None:
         """A header list, encoded anew."""
-        block = self.reader.size_updates + write_block(headers)
-        self.reader.size_updates = b""
         self.deliver(
             header_frames(
-                stream_id, block, end_stream=end_stream, max_frame=self.max_frame, first_bytes=first_bytes
+                stream_id,
+                self.encode(headers),
+                end_stream=end_stream,
+                max_frame=self.max_frame,
+                first_bytes=first_bytes,
             )
         )
+
+    def encode(self, headers: Headers) -> bytes:
+        """The block for this list, which has to be sent."""
+        block = self.reader.size_updates + write_block(headers)
+        self.reader.size_updates = b""
+        return block
 
     def deliver_data(
         self, stream_id: int, data: Data, *, end_stream: bool, padding: int | None = None
