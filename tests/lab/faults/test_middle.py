@@ -8,7 +8,9 @@ from hyperframe.frame import ExtensionFrame, GoAwayFrame, PriorityFrame, PushPro
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rawgrpc_proxy.config import ENGINES, Engine, Http2Settings
 from rawgrpc_proxy.errors import Side
+from rawgrpc_proxy.http2.events import ConnectionEnded, DataReceived, StreamReset
 from rawgrpc_proxy.lab.faults.actions import (
     Action,
     AnswerHttp,
@@ -44,6 +46,7 @@ from rawgrpc_proxy.lab.faults.places import (
     Part,
     Place,
 )
+from rawgrpc_proxy.net.connection import make_session
 from rawgrpc_proxy.net.tapped import Link
 from tests.lab.faults.talk import OK, RESPONSE, Field, Talk, message, request_fields
 
@@ -291,9 +294,16 @@ class Chatter:
                 self.end.headers(self.id, OK, end=True)
 
 
-def conversation(made: Sequence[Fault], *, cuts: random.Random | None, window: int, every: int) -> Talk:
+def conversation(
+    made: Sequence[Fault],
+    *,
+    cuts: random.Random | None = None,
+    window: int = 65_535,
+    every: int = 1,
+    side: Side = Side.DOWNSTREAM,
+) -> Talk:
     """Three calls at once, the second with faults; then another one, large."""
-    talk = Talk(*made, cuts=cuts, client={4: window}, server={4: window})
+    talk = Talk(*made, cuts=cuts, client={4: window}, server={4: window}, side=side)
     talk.client.credit_every = talk.server.credit_every = every
     request, response = message(b"q" * 9_000) * 4, message(b"r" * 9_000) * 4
     chatters = []
@@ -329,7 +339,7 @@ def conversation(made: Sequence[Fault], *, cuts: random.Random | None, window: i
 def test_other_calls_are_whole_and_no_window_is_overrun_and_nothing_stays(
     made: list[Fault], window: int, every: int
 ) -> None:
-    talk = conversation(made, cuts=None, window=window, every=every)
+    talk = conversation(made, window=window, every=every)
     gone = [int(line.split()[1]) for line in talk.client.log if line.startswith("GOAWAY")]
     for stream_id in (1, 5, 7):
         if gone and stream_id > min(gone):
@@ -350,8 +360,32 @@ def test_other_calls_are_whole_and_no_window_is_overrun_and_nothing_stays(
 def test_how_bytes_are_cut_makes_no_difference_and_the_same_seed_gives_the_same_bytes(
     made: list[Fault], seed: int
 ) -> None:
-    whole = conversation(made, cuts=None, window=65_535, every=1)
-    cut = conversation(made, cuts=random.Random(seed), window=65_535, every=1)
+    whole = conversation(made)
+    cut = conversation(made, cuts=random.Random(seed))
     assert whole.client.raw == cut.client.raw
     assert whole.server.raw == cut.server.raw
     assert whole.striker.done == cut.striker.done
+
+
+@given(faults(), st.sampled_from([Side.DOWNSTREAM, Side.UPSTREAM]), st.sampled_from(ENGINES))
+def test_all_that_reaches_the_proxys_own_session_is_legal(
+    made: list[Fault], side: Side, engine: Engine
+) -> None:
+    if side is Side.UPSTREAM:
+        made = [
+            fault for fault in made if not any(isinstance(action, TrailersBeforeData) for action in fault.do)
+        ]
+    talk = conversation(made, side=side)
+    session = make_session(Http2Settings(engine=engine), client_side=side is Side.UPSTREAM)
+    if side is Side.UPSTREAM:
+        session.start()
+        for _ in range(4):
+            session.open_stream(request_fields())
+    raw = talk.connection.raw
+    for start in range(0, len(raw), 1000):
+        for event in session.receive(raw[start : start + 1000], 0.0):
+            assert not isinstance(event, ConnectionEnded), event
+            assert not isinstance(event, StreamReset) or event.by_peer or event.goaway is not None, event
+            if isinstance(event, DataReceived):
+                session.credit(event.stream_id, event.credit)
+        session.take_output()

@@ -4,9 +4,26 @@ from functools import partial
 
 import pytest
 
-from rawgrpc_proxy.lab.faults.actions import AnswerStatus, Bandwidth, Cut, Delay, Latency, Reset, Stall
+from rawgrpc_proxy.lab.faults.actions import (
+    Action,
+    AnswerStatus,
+    Bandwidth,
+    Cut,
+    Delay,
+    Latency,
+    Reset,
+    Stall,
+)
 from rawgrpc_proxy.lab.faults.fault import Fault
-from rawgrpc_proxy.lab.faults.places import AfterMessage, AtConnect, AtTrailers, BeforeHeaders, Part, Place
+from rawgrpc_proxy.lab.faults.places import (
+    AfterMessage,
+    AtConnect,
+    AtTrailers,
+    BeforeHeaders,
+    OnFrame,
+    Part,
+    Place,
+)
 from rawgrpc_proxy.lab.faults.shaping import Agenda
 from tests.lab.faults.talk import OK, RESPONSE, Talk, message, request_fields
 
@@ -25,8 +42,12 @@ def test_a_delay_holds_back_what_is_behind_its_place_once() -> None:
     assert talk.client.log == WHOLE
 
 
-def test_a_delayed_request_is_behind_its_headers_so_that_later_ones_pass() -> None:
-    talk = Talk(Fault(method="/one.S/M", do=Delay(seconds=2)))
+@pytest.mark.parametrize(
+    "where", [BeforeHeaders(), OnFrame(frame="HEADERS", of=Part.REQUEST, before=True)], ids=str
+)
+@pytest.mark.parametrize("do", [Delay(seconds=2), Latency(seconds=2)], ids=str)
+def test_a_delayed_request_is_behind_its_headers_so_that_later_ones_pass(where: Place, do: Action) -> None:
+    talk = Talk(Fault(method="/one.S/M", where=where, do=do))
     talk.client.request(1, b"x", "/one.S/M")
     talk.client.request(3, b"x")
     assert talk.server.log == ["HEADERS 1 /one.S/M", "HEADERS 3 /a.B/C", "DATA 3 6 END"]

@@ -198,13 +198,13 @@ class Lane:
         are_trailers = of_response and (end or not first)
         if not first:
             self._forward_rest()
-        behind = []
+        opens = first and not of_response
+        behind: list[Blow] = []
         if first:
-            struck = self._strike(
-                lambda place: isinstance(place, BeforeHeaders), behind_headers=not of_response
-            )
-            behind = [] if of_response else struck
-        self._strike(lambda place: _is_frame(place, "HEADERS", self._lists, before=True))
+            behind += self._strike(lambda place: isinstance(place, BeforeHeaders), opens=opens)
+        behind += self._strike(
+            lambda place: _is_frame(place, "HEADERS", self._lists, before=True), opens=opens
+        )
         if are_trailers:
             self._strike(lambda place: isinstance(place, AtTrailers))
         if behind:
@@ -222,11 +222,10 @@ class Lane:
         if not came.begun:
             came.begun = True
             self._frames += 1
-            if self._strike(lambda place: _is_frame(place, "DATA", self._frames, before=True)):
-                self.inbox.appendleft(came)
-                return
-        if self._strike(lambda place: isinstance(place, AfterBytes) and place.count <= self._passed):
-            self.inbox.appendleft(came)
+            self._strike(lambda place: _is_frame(place, "DATA", self._frames, before=True))
+        self._strike(lambda place: isinstance(place, AfterBytes) and place.count <= self._passed)
+        if self.out.ready and self.out.ready[-1][0] == STRIKE:
+            self.inbox.appendleft(came)  # when that is done
             return
         content, messages = came.content, self.messages
         if content:
@@ -265,19 +264,19 @@ class Lane:
             for blow in self.places
         )
 
-    def _strike(self, fits: Callable[[Place], bool], *, behind_headers: bool = False) -> list[Blow]:
-        """Let those strike next that are at this place. Answers them; with `behind_headers` those left for later."""
-        if not self.places:
-            return []
-        here = [blow for blow in self.places if fits(blow.strike.fault.where)]
-        later = []
-        for blow in here:
+    def _strike(self, fits: Callable[[Place], bool], *, opens: bool = False) -> list[Blow]:
+        """Let those strike next that are at this place.
+
+        If it is before the headers that open the stream, some are done behind these: they are answered instead.
+        """
+        behind: list[Blow] = []
+        for blow in [blow for blow in self.places if fits(blow.strike.fault.where)]:
             self.places.remove(blow)
-            if behind_headers and blow.behind_request_headers:
-                later.append(blow)
+            if opens and blow.behind_request_headers:
+                behind.append(blow)
             else:
                 self.out.append(STRIKE, blow)
-        return later if behind_headers else here
+        return behind
 
     # -------------------------------------------------------------- messages
 

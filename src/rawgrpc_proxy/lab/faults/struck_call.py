@@ -36,6 +36,7 @@ from rawgrpc_proxy.lab.faults.places import (
     AtConnect,
     AtTrailers,
     BeforeHeaders,
+    OnFrame,
     Part,
 )
 from rawgrpc_proxy.lab.faults.shaping import Agenda, Appointment, Pace
@@ -106,7 +107,7 @@ class StruckCall:
             # What is before them has to be held back.
             lane.out.trailers_first = blow
             blow.left = tuple(each for each in blow.left if not isinstance(each, TrailersBeforeData))
-        if isinstance(where, BeforeHeaders) and where.of is Part.REQUEST:
+        if where.of is Part.REQUEST and isinstance(where, BeforeHeaders | OnFrame):
             first_wait = _index(blow.left, (Delay, Latency))
             blow.behind_request_headers = first_wait < len(blow.left) and not any(
                 isinstance(each, _ENDS) for each in blow.left
