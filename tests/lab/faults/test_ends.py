@@ -187,6 +187,18 @@ def test_a_server_that_resets_gets_no_more_of_the_request() -> None:
     assert talk.client.send_windows[0] == 65_535
 
 
+def test_a_call_that_is_answered_already_gets_no_status() -> None:
+    talk = Talk(
+        Fault(do=Delay(seconds=1)),
+        Fault(where=AfterMessage(number=1, of=Part.REQUEST), do=AnswerStatus(status=14)),
+    )
+    talk.client.request(1)
+    talk.server.respond(1, b"early")
+    talk.wait(2)
+    assert talk.client.log[-1] == "HEADERS 1 0 END"
+    assert talk.struck == [1]
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_faults_of_trailers_are_done_to_a_status_that_a_fault_has_made(first: bool) -> None:
     actions: list[Action] = [SplitTrailersOnly(), AnswerStatus(status=14)]

@@ -127,7 +127,10 @@ def _seconds(default: Any = attrs.NOTHING) -> Any:
 
 @attrs.frozen(kw_only=True)
 class AnswerStatus:
-    """The client gets this status, the server's stream is cancelled. Trailers-Only if the response has not begun."""
+    """The client gets this status, the server's stream is cancelled. Trailers-Only if the response has not begun.
+
+    Not done where the response is complete.
+    """
 
     status: Status = attrs.field(converter=_status)
     message: str = ""

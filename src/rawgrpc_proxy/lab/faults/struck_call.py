@@ -137,10 +137,11 @@ class StruckCall:
                         self._at(until, lambda: self.do(blow, lane))
                     break
                 case AnswerStatus():
-                    blow.tell()
-                    fields = trailers(action)
-                    begun = self.response.out.headers_out
-                    self._answer([(TRAILERS, fields if begun else START + fields)])
+                    if not self.response.out.ended:
+                        blow.tell()
+                        fields = trailers(action)
+                        begun = self.response.out.headers_out
+                        self._answer([(TRAILERS, fields if begun else START + fields)])
                 case AnswerHttp():
                     if not self.response.out.headers_out:
                         blow.tell()
