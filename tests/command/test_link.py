@@ -146,7 +146,7 @@ def test_a_question_that_fails_is_answered_in_words_and_the_next_one_goes_on() -
         b"[]\n",
         b'{"ask": "report"}\n',
         b'{"id": 1}\n',
-        b'{"id": 1, "ask": {}}' * 1000,
+        b'{"id": 1, "ask": {}}' * 10_000,
     ],
 )
 def test_who_asks_what_cannot_be_read_loses_the_link_and_the_worker_goes_on(garbage: bytes) -> None:

@@ -140,6 +140,16 @@ async def test_rules_that_are_wrong_are_told_and_change_nothing(folder: Path) ->
 
 
 @trio_test
+async def test_rules_of_any_length_that_is_taken_reach_all_workers(folder: Path) -> None:
+    comment = b"# " + "ü".encode() * 8000 + b"\n"
+    async with running(folder, workers=2, about="faults = true\n") as house:
+        assert (await set_faults(house.admin, comment + DOWN))[0] == 200
+        assert await statuses(house, 4) == ["UNAVAILABLE"] * 4
+        assert (await set_faults(house.admin, b"#" * 16_384 + b"\n" + DOWN))[0] == 413
+        await stop(house.program)
+
+
+@trio_test
 async def test_workers_that_come_later_have_what_was_set(folder: Path) -> None:
     rules = folder / "faults.toml"
     rules.write_text('[[faults]]\nname = "from the file"\ndo = { status = "ABORTED" }\n')
