@@ -4,15 +4,22 @@ import random
 import threading
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import trio_test
 
+from rawgrpc_proxy.codes import Status
+from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.errors import ConfigError, Side
 from rawgrpc_proxy.lab.faults.actions import AnswerStatus, Delay, Reset
 from rawgrpc_proxy.lab.faults.fault import Fault
 from rawgrpc_proxy.lab.faults.injector import Counts, Faults, Struck
 from rawgrpc_proxy.lab.faults.places import AtConnect
+from rawgrpc_proxy.lab.faults.pump import with_faults
 from rawgrpc_proxy.net.tapped import Link
+from tests.proxy.house import House, a_proxy, on_every_engine
+from tests.proxy.raw_peers import RawPeer
 
 CALLER = Link(number=1, side=Side.DOWNSTREAM, peer="127.0.0.1:4000", tls=None)
 UPSTREAM = Link(number=2, side=Side.UPSTREAM, peer="10.1.2.3:50051", tls=None)
@@ -192,6 +199,34 @@ def test_rules_come_and_go_from_other_threads_while_calls_are_made() -> None:
         thread.join()
     assert len({rule.name for rule in faults.rules}) == len(faults.rules)
     assert struck_by(faults) == [rule.name for rule in faults.rules]
+
+
+async def status_of_a_call(house: House, client: RawPeer) -> int | None:
+    call = await client.request(body=b"hello")
+    async with trio.open_nursery() as nursery:
+
+        async def respond() -> None:
+            await (await house.backend.request()).respond(b"hello")
+
+        nursery.start_soon(respond)
+        answer = await call.answer()
+        nursery.cancel_scope.cancel()
+    return answer.status
+
+
+@on_every_engine
+@trio_test
+async def test_rules_come_and_go_on_a_connection_that_is_there_already(engine: Engine) -> None:
+    faults = Faults()
+    async with a_proxy(engine, wrap=with_faults(faults)) as house:
+        client = await house.client()
+        assert await status_of_a_call(house, client) == Status.OK
+        rule = await trio.to_thread.run_sync(faults.add, Fault(do=AnswerStatus(status="ABORTED")))
+        assert await status_of_a_call(house, client) == Status.ABORTED
+        assert rule.counts == Counts(fitted=1, struck=1)
+        await trio.to_thread.run_sync(rule.remove)
+        assert await status_of_a_call(house, client) == Status.OK
+        assert rule.counts == Counts(fitted=1, struck=1)
 
 
 @pytest.mark.parametrize(

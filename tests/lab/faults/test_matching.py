@@ -1,5 +1,7 @@
 """Which calls a fault is for: their numbers, their metadata."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -117,6 +119,20 @@ HEADERS = [(b":path", b"/a/b"), (b"x-user", b"alice"), (b"x-user", b"bob"), (b"x
 )
 def test_each_name_needs_a_value_that_is_like_its_pattern(metadata: dict[str, str], fits: bool) -> None:
     assert metadata_test(metadata)(HEADERS) is fits
+
+
+@given(
+    pattern=st.text(alphabet="ab*", max_size=8),
+    value=st.text(alphabet="ab", max_size=12),
+)
+def test_a_star_is_anything(pattern: str, value: str) -> None:
+    wanted = re.fullmatch(pattern.replace("*", ".*"), value) is not None
+    assert metadata_test({"x": pattern})([(b"x", value.encode())]) is wanted
+
+
+def test_a_hostile_value_costs_no_more_than_its_length() -> None:
+    fits = metadata_test({"x": "*a" * 20 + "b"})
+    assert not fits([(b"x", b"a" * 1_000_000)])  # a regular expression would try for ever
 
 
 def test_a_name_of_metadata_that_no_request_can_have_is_refused() -> None:

@@ -293,7 +293,7 @@ def test_each_example_of_a_word_can_be_read() -> None:
         (
             'where = "connect"\ndo = { status = 14 }',
             (
-                "faults[0] cannot be: AnswerStatus is done to calls, and at this place there is none; "
+                "faults[0] cannot be: status is done to calls, and at this place there is none; "
                 "give it a place in a call"
             ),
         ),

@@ -228,8 +228,15 @@ class _Reader:
         try:
             return cls(**values)
         except ConfigError as error:
-            self.object_to(path, f"cannot be: {error}")
+            self.object_to(path, f"cannot be: {_in_words_of_the_file(str(error))}")
         return None
 
     def _unknown(self, key: str, path: str, known: tuple[str, ...]) -> None:
         self.object_to(path, f"is not known{meant(key, known)}; known here: {', '.join(known)}")
+
+
+def _in_words_of_the_file(problem: str) -> str:
+    """With the word for an action where its class stands at the beginning."""
+    subject, _, rest = problem.partition(" ")
+    words = [word for word, spec in ACTIONS.items() if spec.cls.__name__ == subject]
+    return f"{words[0]} {rest}" if words else problem
