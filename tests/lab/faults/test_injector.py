@@ -105,6 +105,11 @@ def test_a_rule_does_not_disturb_the_chance_of_another() -> None:
     assert [[name for name in names if name == "half"] for names in both] == alone
 
 
+def test_two_rules_do_not_choose_the_same_calls() -> None:
+    run = run_of(Faults([Fault(name="a", share=0.5, do=DOWN), Fault(name="b", share=0.5, do=DOWN)]))
+    assert {tuple(names) for names in run} == {(), ("a",), ("b",), ("a", "b")}
+
+
 def test_a_share_is_about_that_share() -> None:
     faults = Faults([Fault(name="fifth", share=0.2, do=DOWN)], seed=1)
     assert 1800 < sum(map(len, run_of(faults, 10_000))) < 2200
