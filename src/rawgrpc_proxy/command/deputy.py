@@ -22,7 +22,7 @@ import trio
 from rawgrpc_proxy.command.admin.messages import Refused
 from rawgrpc_proxy.command.admin.site import serve_admin
 from rawgrpc_proxy.command.deputy_news import news_from_supervisor, read_ledger, write_ledger
-from rawgrpc_proxy.command.fault_orders import FaultOrders, summed
+from rawgrpc_proxy.command.fault_orders import CLEAR, PUT, TELL, FaultOrders, summed
 from rawgrpc_proxy.command.link import Link, NoAnswer
 from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.exposition import exposition
@@ -198,21 +198,21 @@ class Workers:
 
     async def faults(self) -> list[dict[str, Any]]:
         """The rules of all workers, with the sums of what has come of them."""
-        return summed(await self._ask_all("faults"))
+        return summed(await self._ask_all(TELL))
 
     async def put_faults(self, toml: str) -> list[str]:
         """In the workers that are, and in those that come; answer what is wrong. Raises `Refused`."""
         problems = self._faults.put(toml)
         if not problems:
             self._write_ledger()
-            await self._ask_all("put_faults", toml)
+            await self._ask_all(PUT, toml)
         return problems
 
     async def clear_faults(self) -> None:
         """In the workers that are, and in those that come."""
         self._faults.clear()
         self._write_ledger()
-        await self._ask_all("clear_faults")
+        await self._ask_all(CLEAR)
 
     async def _tell_faults(self, link: Link) -> None:
         """What has been ordered before this worker came."""

@@ -1,64 +1,19 @@
-"""Faults in `serve`: where their rules come from, and what the admin process orders and hears of them.
+"""What the admin process orders and hears of faults: in workers that are, and, as it keeps it, in those that come.
 
-    settings file ──► `faults_of_settings` ──► a worker's `Faults` ◄── answers ◄──link── admin process (`FaultOrders`)
-
-Each worker has rules of its own, and counts for itself. What was ordered over HTTP is kept, in order, for workers that
-come later.
+FaultOrders ──link──► each worker's rules (`serve_faults.py`) ──link──► `summed`
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from rawgrpc_proxy.command.admin.messages import Refused
-from rawgrpc_proxy.command.link import Answers
-from rawgrpc_proxy.command.settings import ServeSettings
 from rawgrpc_proxy.config_words import SettingsError
-from rawgrpc_proxy.lab.faults.injector import Faults, Rule
-from rawgrpc_proxy.lab.faults.reading import faults_of_file, faults_of_text
-from rawgrpc_proxy.lab.faults.writing import written
 
+TELL: Final = "faults"
+PUT: Final = "put_faults"
+CLEAR: Final = "clear_faults"
+"""Questions to a worker."""
 _MOST_ORDERS = 64
-_PUT, _CLEAR = "put_faults", "clear_faults"
-
-
-def faults_of_settings(serve: ServeSettings) -> Faults:
-    """Those of a worker. Raises `SettingsError` for what is in the file."""
-    if serve.faults is None:
-        return Faults()
-    read = faults_of_file(serve.faults)
-    faults = Faults(seed=read.seed or 0)
-    faults.put(read.faults)
-    return faults
-
-
-def answers_about(faults: Faults) -> Answers:
-    """What the admin process may ask a worker."""
-
-    def rules(_: object) -> list[dict[str, Any]]:
-        return [
-            {
-                "name": rule.name,
-                "fitted": rule.counts.fitted,
-                "struck": rule.counts.struck,
-                "rule": _rule(rule),
-            }
-            for rule in faults.rules
-        ]
-
-    def put(toml: str) -> bool:
-        read = faults_of_text(toml)
-        faults.put(read.faults, seed=read.seed)
-        return True
-
-    def clear(_: object) -> bool:
-        faults.clear()
-        return True
-
-    return {"faults": rules, _PUT: put, _CLEAR: clear}
-
-
-def _rule(rule: Rule) -> dict[str, Any]:
-    return {key: value for key, value in written(rule.fault).items() if key != "name"}
 
 
 def summed(answers: Iterable[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -73,7 +28,7 @@ def summed(answers: Iterable[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 class FaultOrders:
-    """What was ordered, for workers that come later."""
+    """What was ordered, in order. Rules that later ones have replaced, all of an order, are forgotten."""
 
     def __init__(self, orders: Iterable[Sequence[Any]] = ()) -> None:
         """Begin with what the last admin process had."""
@@ -86,19 +41,21 @@ class FaultOrders:
             names = _names(toml)
         except SettingsError as error:
             return error.problems
-        kept = [order for order in self.orders if order[0] != _PUT or not _names(order[1]) <= names]
+        kept = [order for order in self.orders if order[0] != PUT or not _names(order[1]) <= names]
         if len(kept) >= _MOST_ORDERS:
             raise Refused(
                 409, f"{_MOST_ORDERS} sets of faults are in force; DELETE /faults, and set all in one"
             )
-        self.orders = [*kept, (_PUT, toml)]
+        self.orders = [*kept, (PUT, toml)]
         return []
 
     def clear(self) -> None:
         """Order that there be none: not those of the settings either."""
-        self.orders = [(_CLEAR, None)]
+        self.orders = [(CLEAR, None)]
 
 
 def _names(toml: str) -> set[str]:
     """Of the rules in it, as `Faults.put` names them."""
+    from rawgrpc_proxy.lab.faults.reading import faults_of_text  # noqa: PLC0415  # few who ask set any
+
     return {fault.name or f"fault-{place}" for place, fault in enumerate(faults_of_text(toml).faults, 1)}
