@@ -20,7 +20,15 @@ from rawgrpc_proxy.lab.faults.actions import (
 )
 from rawgrpc_proxy.lab.faults.fault import Fault
 from rawgrpc_proxy.lab.faults.link_faults import LinkEnd
-from rawgrpc_proxy.lab.faults.places import AfterMessage, AtConnect, BeforeHeaders, Part
+from rawgrpc_proxy.lab.faults.places import (
+    AfterMessage,
+    AtConnect,
+    AtTrailers,
+    BeforeHeaders,
+    OnFrame,
+    Part,
+    Place,
+)
 from tests.lab.faults.talk import OK, RESPONSE, Talk, message, request_fields
 
 ONE = "/one.S/M"
@@ -280,6 +288,25 @@ def test_a_cut_ends_the_connection_behind_what_was_sent_before(reset: bool, end:
     before = len(talk.server.log)
     talk.client.request(3)
     assert len(talk.server.log) == before
+
+
+@pytest.mark.parametrize(
+    ("where", "log"),
+    [
+        (BeforeHeaders(of=Part.RESPONSE), []),
+        (OnFrame(frame="DATA", before=True), ["HEADERS 1 200"]),
+        (AtTrailers(), ["HEADERS 1 200", "DATA 1 6"]),
+    ],
+    ids=["before the headers", "before the data", "at the trailers"],
+)
+@pytest.mark.parametrize("do", [Cut(), Silence()], ids=["cut", "silent"])
+def test_what_comes_at_the_place_where_a_connection_ends_does_not_pass(
+    where: Place, log: list[str], do: Action
+) -> None:
+    talk = Talk(Fault(where=where, do=do))
+    talk.client.request(1)
+    talk.server.respond(1, b"x")
+    assert talk.client.log == log
 
 
 def test_a_connection_can_be_cut_when_it_is_opened() -> None:

@@ -50,7 +50,10 @@ class Owner(Protocol):
     """The call, as its lanes see it."""
 
     stream_id: int
-    over: bool
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing of it passes any more."""
 
     def do(self, blow: Blow, lane: "Lane") -> None:
         """Do what is to be done at a place of the lane."""

@@ -68,12 +68,12 @@ class Links(Protocol):
 
 
 class StruckCall:
-    """From its request's headers to its end. `over`: nothing of it passes any more."""
+    """From its request's headers to its end."""
 
     def __init__(self, links: Links, stream_id: int, strikes: Sequence[Strike]) -> None:
         self._links = links
         self.stream_id = stream_id
-        self.over = False
+        self._has_ended = False
         self.request = Lane(self, links.request)
         self.response = Lane(self, links.response)
         self._appointments: list[Appointment] = []
@@ -81,6 +81,11 @@ class StruckCall:
         self._answered = False
         for strike in strikes:
             self._arm(Blow(strike, links.told(stream_id)))
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing of it passes any more: it has ended, or its connection has."""
+        return self._has_ended or self._links.over
 
     def lane(self, part: Part) -> Lane:
         """The lane of this direction."""
@@ -126,7 +131,7 @@ class StruckCall:
 
     def do(self, blow: Blow, lane: Lane) -> None:
         """Do what is left of it."""
-        while blow.left and not self.over and not self._links.over:
+        while blow.left and not self.over:
             action, blow.left = blow.left[0], blow.left[1:]
             match action:
                 case Delay(seconds=seconds, jitter=jitter):
@@ -259,8 +264,8 @@ class StruckCall:
 
     def end(self) -> None:
         """Nothing of it passes any more."""
-        if not self.over:
-            self.over = True
+        if not self._has_ended:
+            self._has_ended = True
             for appointment in self._appointments:
                 appointment.cancel()
             for _, appointment in self._wakes.values():
