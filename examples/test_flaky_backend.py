@@ -18,6 +18,7 @@ import pytest
 import trio
 
 from rawgrpc_proxy import Client, RpcError, Status
+from rawgrpc_proxy.lab.faults import AfterBytes, AnswerHttp, BeforeHeaders, Cut, Fault, Part, Reset
 from rawgrpc_proxy.testing import ProxyInThread
 
 grpc: Any = import_module("grpc") if find_spec("grpc") else None
@@ -99,6 +100,25 @@ def test_what_asking_again_would_not_change_is_asked_once(
     with pytest.raises(error):
         Shop(backend.target).price("plum")
     assert len(backend.calls) == 1
+
+
+# What an answer cannot say: faults of the network, and of what stands in it. `faults` has all there are.
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(calls="first 2", where=AfterBytes(count=3), do=Cut(reset=True)),
+        Fault(calls="first 2", where=BeforeHeaders(of=Part.RESPONSE), do=Reset(code="REFUSED_STREAM")),
+        Fault(calls="first 2", do=AnswerHttp(status=502, body="<html>no backend</html>")),
+    ],
+    ids=["the link breaks in the middle of an answer", "RST_STREAM", "a load balancer without a backend"],
+)
+def test_what_breaks_on_the_way_is_asked_for_again(backend: ProxyInThread, fault: Fault) -> None:
+    with backend.faults.add(fault) as rule:
+        assert Shop(backend.target).price("apple") == "10"
+    assert rule.counts.struck == 2
+    assert backend.calls[-1].status is Status.OK
 
 
 # ------------------------------------------------------------------------------ a unary call, by what there is

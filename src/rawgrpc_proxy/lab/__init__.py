@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Unreadable,
         who,
     )
+    from rawgrpc_proxy.lab.faults import Fault, Faults, with_faults
     from rawgrpc_proxy.lab.filters import Facts, Filter
     from rawgrpc_proxy.lab.frame_details import details, flag_names, frame_name
     from rawgrpc_proxy.lab.link_view import LinkView, Views
@@ -52,6 +53,8 @@ __all__ = [
     "Answers",
     "Event",
     "Facts",
+    "Fault",
+    "Faults",
     "Filter",
     "Finding",
     "Findings",
@@ -95,6 +98,7 @@ __all__ = [
     "several_taps",
     "status_seen",
     "who",
+    "with_faults",
 ]
 
 _HOMES = {
@@ -117,6 +121,7 @@ _HOMES = {
         "Unreadable",
         "who",
     ),
+    "lab.faults": ("Fault", "Faults", "with_faults"),
     "lab.filters": ("Facts", "Filter"),
     "lab.frame_details": ("details", "flag_names", "frame_name"),
     "lab.link_view": ("LinkView", "Views"),

@@ -21,6 +21,7 @@ from trio.testing import memory_stream_pair
 from rawgrpc_proxy.call import CallContext, Handler
 from rawgrpc_proxy.client.client import Client
 from rawgrpc_proxy.config import Http2Settings
+from rawgrpc_proxy.lab.faults import Faults, with_faults
 from rawgrpc_proxy.lab.taps import several_taps
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.tapped import Tap
@@ -47,6 +48,7 @@ class InMemory:
         upstreams: Mapping[str, Server],
         director: Callable[[Pool], StreamDirector],
         taps: Iterable[Tap],
+        faults: Faults | None,
         settings: Http2Settings | None,
         client_settings: Http2Settings | None,
         seed: int,
@@ -55,11 +57,13 @@ class InMemory:
         """By their addresses."""
         self._seen = SeenCalls(clock=trio.current_time)
         tap = several_taps(self._seen, *taps)
+        wrap = None if faults is None else with_faults(faults)
         self._pool = Pool(
             connect=self._connect_upstream,
             settings=settings,
             observer=self._seen.pool_observer,
             tap=tap,
+            wrap=wrap,
             rng=random.Random(seed),  # noqa: S311  # the same jitter each time
         )
         self._client_pool = Pool(
@@ -72,6 +76,7 @@ class InMemory:
             settings=settings,
             observer=self._seen.observer,
             tap=tap,
+            wrap=wrap,
         )
         """Between the two."""
         self.client = Client(self._client_pool.target(PROXY))
@@ -130,6 +135,7 @@ def in_memory(
     *,
     director: Callable[[Pool], StreamDirector] | None = None,
     taps: Iterable[Tap] = (),
+    faults: Faults | None = None,
     settings: Http2Settings | None = None,
     client_settings: Http2Settings | None = None,
     seed: int = 0,
@@ -138,13 +144,15 @@ def in_memory(
 
     `upstream` is a `Server`, a handler of all calls, or methods by their paths; calls go there, to an address that is
     "upstream:1". Or it is several servers by addresses that you make up ("east:1"), for a `director`: a function that
-    gets the proxy's `Pool`, and answers the director. `taps` see all connections of the proxy. `seed` is for what is
-    left to chance, like pauses between dials.
+    gets the proxy's `Pool`, and answers the director. `taps` see all connections of the proxy, and
+    `faults` strike them. `seed` is for what is left to chance, like pauses between dials.
 
     The block has `house.client`, `house.calls`, `house.proxy`, `house.upstreams`, and `house.connect()`, which answers
     a trio stream to the proxy. Leaving ends all of it.
     """
-    return InMemory(_servers(upstream), director or _to_upstream, taps, settings, client_settings, seed)
+    return InMemory(
+        _servers(upstream), director or _to_upstream, taps, faults, settings, client_settings, seed
+    )
 
 
 def _servers(upstream: Upstream | Mapping[str, Server]) -> Mapping[str, Server]:

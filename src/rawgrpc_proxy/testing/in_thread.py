@@ -32,6 +32,7 @@ from rawgrpc_proxy.discovery.source import Source
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.grpc.codec import Codec, codec, codec_with_parent, identity_codec
 from rawgrpc_proxy.grpc.path import path_problem
+from rawgrpc_proxy.lab.faults import Faults, with_faults
 from rawgrpc_proxy.lab.taps import several_taps
 from rawgrpc_proxy.net.tapped import Tap
 from rawgrpc_proxy.proxy.director import StreamDirector
@@ -74,14 +75,15 @@ class ProxyInThread:
 
     It listens on a free port of 127.0.0.1, or where `listen` says: `proxy.target` is the address for clients. `tls` is
     the context for callers, `upstream_tls` that for upstreams (both need ALPN "h2"). `taps` see all connections beside
-    the proxy's own, in its thread: a `Recorder`, a linter. `keeps` says how much is remembered.
+    the proxy's own, in its thread: a `Recorder`, a linter. `faults` are there from the beginning, and have a seed;
+    more may be added to `proxy.faults`. `keeps` says how much is remembered.
 
     Entering raises what is wrong, `ConfigError` as a rule. Leaving ends all calls at once, within ten seconds whatever
     happens, and raises `RuntimeError` if the thread has crashed. While a test blocks its own event loop, in `wait_for`,
     its client cannot go on: call that in another thread then (`await asyncio.to_thread(proxy.wait_for, ...)`).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # all that one may want of it, each with a default
         self,
         upstream: str | Iterable[str | Found] | Source | None = None,
         *,
@@ -92,6 +94,7 @@ class ProxyInThread:
         upstream_tls: ssl.SSLContext | None = None,
         settings: Http2Settings | None = None,
         taps: Iterable[Tap] = (),
+        faults: Faults | None = None,
         keeps: Keeps | None = None,
     ) -> None:
         if upstream is not None and director is not None:
@@ -102,6 +105,8 @@ class ProxyInThread:
         self._listen = listen
         self._tls, self._upstream_tls = tls, upstream_tls
         self._settings = settings
+        self.faults = Faults() if faults is None else faults
+        """What goes wrong on purpose; rules may come and go while calls do: `with proxy.faults.add(Fault(...)):`."""
         self._seen = SeenCalls(keeps)
         self._tap = several_taps(self._seen, *taps)
         self._codec = _codec()
@@ -245,7 +250,8 @@ class ProxyInThread:
     async def _run(self, started: Callable[[str], None]) -> None:
         seen = self._seen
         async with AsyncExitStack() as stack:
-            pool = Pool(settings=self._settings, observer=seen.pool_observer, tap=self._tap)
+            wrap = with_faults(self.faults)
+            pool = Pool(settings=self._settings, observer=seen.pool_observer, tap=self._tap, wrap=wrap)
             await stack.enter_async_context(pool)
             director = await self._director_of(pool, stack)
             forward = None if director is None else transparent_handler(director)
@@ -255,6 +261,7 @@ class ProxyInThread:
                 settings=self._settings,
                 observer=seen.observer,
                 tap=self._tap,
+                wrap=wrap,
             )
             async with trio.open_nursery() as nursery:
                 serve = partial(server.serve, self._listen, ssl_context=self._tls)

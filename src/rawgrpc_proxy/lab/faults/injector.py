@@ -17,6 +17,7 @@ which come of the seed and of its name.
 import random
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Self
 
 import attrs
 
@@ -61,7 +62,7 @@ OnStruck = Callable[[Struck], None]
 
 
 class Rule:
-    """A fault that was added, and what has come of it."""
+    """A fault that was added, and what has come of it. In a `with` it is taken away at the end of the block."""
 
     def __init__(self, faults: "Faults", name: str, fault: Fault, seed: int) -> None:
         self.name = name
@@ -82,6 +83,12 @@ class Rule:
     def remove(self) -> None:
         """Take it away. Nothing happens if it is gone already."""
         self._faults.remove(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
 
     def strike(self, link: Link, method: str, headers: Sequence[RawHeader]) -> Strike | None:
         """Whether it is for this call (or connection), whose method fits; None: it is not. It is counted."""
