@@ -39,13 +39,15 @@ class LoopThread:
         self._token: trio.lowlevel.TrioToken | None = None
         self._scope: trio.CancelScope | None = None
         self._stopping = False
+        self._has_ended = False
+        """The loop; the thread itself may live on for a moment."""
         self.error: BaseException | None = None
         """What it has died of."""
 
     @property
     def is_running(self) -> bool:
         """Whether it has begun, and has not ended."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._thread is not None and not self._has_ended
 
     def start(self, main: Main) -> str:
         """Run it; answers once it is ready. Raises what it raises before that."""
@@ -91,7 +93,7 @@ class LoopThread:
         if self._thread is None:
             raise RuntimeError(f"{self._name} does not run yet: use it inside `with ... as proxy:`")
         self.check_process()
-        if not self._thread.is_alive():
+        if self._has_ended:
             raise self._crashed() from self.error
 
     def check_process(self) -> None:
@@ -126,6 +128,7 @@ class LoopThread:
             self.error = error
         else:
             self._started.set_exception(error or RuntimeError("it was ended before it was ready"))
+        self._has_ended = True
         self._on_over()
 
     async def _main(self, main: Main) -> None:
