@@ -487,6 +487,7 @@ def test_a_director_that_blocks_the_thread_is_named_when_the_end_does_not_come(
     let_go.set()
     assert "director_that_blocks" in str(told.value)
     callers[0].join()
+    proxy._loop.stop()  # its thread ends now
 
 
 def test_ctrl_c_in_a_test_ends_the_proxy_with_its_block() -> None:
