@@ -13,6 +13,7 @@ BOUNDS_ARGS ?=
 SOAK_ARGS ?=
 FAULTS_ARGS ?=
 LIFECYCLE_ARGS ?=
+LAB_ARGS ?=
 BENCH_ARGS ?=
 PROFILE_ARGS ?=
 
@@ -34,7 +35,7 @@ export CHECK_PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check format interop page bounds soak faults lifecycle attacks balance fuzz dist bench profile clean
+.PHONY: help venv demo test check format interop page bounds soak faults lifecycle attacks balance lab fuzz dist bench profile clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -103,6 +104,10 @@ lifecycle: $(DEV) ## reloads, upgrades and killed workers under load: who loses 
 balance: $(DEV) ## which backend gets which call, by each policy of balancing (BALANCE_ARGS=...)
 	sh interop/setup.sh $(BIN)/python
 	$(BIN)/python -m interop.promises.balance $(BALANCE_ARGS)
+
+lab: $(DEV) ## record, replay, lint, tap and faults by preset, with real peers: what is promised of each (LAB_ARGS=...)
+	sh interop/setup.sh $(BIN)/python
+	$(BIN)/python -m interop.lab $(LAB_ARGS)
 
 attacks: $(DEV) ## attack the proxy from both sides, and see who is hurt (ATTACKS_ARGS=...)
 	$(BIN)/python -m interop.attacks $(ATTACKS_ARGS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import trio
 
+from interop.lab.cost import cost
 from interop.lab.planted import planted
 from interop.lab.presets import presets
 from interop.lab.recordings import recordings
@@ -26,7 +28,7 @@ from interop.lab.traffic import traffic
 from interop.shared.progress import Progress
 
 Part = Callable[[Say], Awaitable[list[Row]]]
-SECONDS = {"recordings": 60, "planted": 55, "traffic": 220, "tap": 60, "presets": 240}
+SECONDS = {"recordings": 60, "planted": 55, "traffic": 220, "tap": 60, "presets": 240, "cost": 3000}
 """About how long each takes, for the progress."""
 
 
@@ -40,8 +42,10 @@ def main() -> int:
         "tap": partial(tapped, gib=options.gib),
         "presets": partial(presets, only=options.presets, clients=options.clients, seed=options.seed),
     }
+    if options.before is not None:
+        parts["cost"] = partial(cost, commit=options.before, engines=("relay", "h2"), pypy=options.pypy)
     start = time.monotonic()
-    rows = _shown({name: parts[name] for name in options.only or parts})
+    rows = _shown({name: part for name, part in parts.items() if name in (options.only or parts)})
     print("\n".join(table(rows)))
     print(f"{(time.monotonic() - start) / 60:.1f} minutes")
     if options.json is not None:
@@ -87,6 +91,14 @@ def _options() -> argparse.Namespace:
         help="of whose calls they are done (default: all)",
     )
     add("--seed", type=int, default=7, metavar="N", help="of faults by chance (default: %(default)s)")
+    add(
+        "--before",
+        metavar="COMMIT",
+        help="measure what calls cost beside this commit, too: three quarters of an hour",
+    )
+    add(
+        "--pypy", default=os.environ.get("PYPY"), metavar="PATH", help="a PyPy 3.11 for that (default: $PYPY)"
+    )
     add("--json", type=Path, metavar="FILE", help="write all rows there")
     return parser.parse_args()
 

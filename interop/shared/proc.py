@@ -54,6 +54,20 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     return sum(int(stat[11]) + int(stat[12]) for stat in fields if stat) / TICKS_PER_SECOND
 
 
+def exact_cpu_seconds(pids: Iterable[int]) -> float:
+    """The same of the threads that there are now, to the nanosecond (`sched-stats`); coarser where that is not kept."""
+    pids = list(pids)
+    total = 0
+    try:
+        for pid in pids:
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                with contextlib.suppress(ProcessLookupError):
+                    total += int((thread / "schedstat").read_text().split()[0])
+    except OSError:
+        return cpu_seconds(pids)
+    return total / 1e9
+
+
 def bytes_read(pid: int) -> int:
     """What the process has read so far, from sockets and files."""
     return int(Path(f"/proc/{pid}/io").read_text().split("rchar:")[1].split()[0])
