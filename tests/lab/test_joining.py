@@ -29,7 +29,7 @@ from rawgrpc_proxy.lab.events import (
     Unreadable,
 )
 from rawgrpc_proxy.lab.joining import LateViews
-from rawgrpc_proxy.lab.link_view import Views
+from rawgrpc_proxy.lab.views import Views
 from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.net.late_taps import LateTap, Watchable, current_late_taps
 from rawgrpc_proxy.net.tapped import Link, LinkTap

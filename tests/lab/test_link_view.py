@@ -42,7 +42,8 @@ from rawgrpc_proxy.lab.frame_details import (
     flag_names,
     frame_name,
 )
-from rawgrpc_proxy.lab.link_view import LinkView, Views
+from rawgrpc_proxy.lab.link_view import LinkView
+from rawgrpc_proxy.lab.views import Views
 from rawgrpc_proxy.net.tapped import Link
 from tests.proxy.house import a_proxy, on_every_engine
 

@@ -17,10 +17,10 @@ import trio
 
 from rawgrpc_proxy.command.one_upstream import Links, OneUpstream, add_one_upstream, until_signal
 from rawgrpc_proxy.errors import ConfigError
-from rawgrpc_proxy.lab.link_view import Views
 from rawgrpc_proxy.lab.lint.findings import Counted, Finding, Findings
 from rawgrpc_proxy.lab.lint.linter import Linter
 from rawgrpc_proxy.lab.lint.rules import RULES, Severity
+from rawgrpc_proxy.lab.views import Views
 from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.line_writer import LineWriter, unbuffered
 from rawgrpc_proxy.observe.record import CallRecord

@@ -23,12 +23,12 @@ from rawgrpc_proxy.command.one_upstream import Links, OneUpstream, add_one_upstr
 from rawgrpc_proxy.errors import ConfigError, RpcError, Side
 from rawgrpc_proxy.lab.descriptors import by_descriptors, check_protobuf, decoder_of
 from rawgrpc_proxy.lab.filters import Filter
-from rawgrpc_proxy.lab.link_view import Views
 from rawgrpc_proxy.lab.readable import MAX_READABLE_BYTES, Decoder, guessed
 from rawgrpc_proxy.lab.redact import Redactor
 from rawgrpc_proxy.lab.reflection import reflected
 from rawgrpc_proxy.lab.row_text import json_of, missing_json, missing_text, text_of
 from rawgrpc_proxy.lab.rows import Row, Rows
+from rawgrpc_proxy.lab.views import Views
 from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.line_writer import LineFile, LineWriter, unbuffered
 from rawgrpc_proxy.observe.record import CallRecord

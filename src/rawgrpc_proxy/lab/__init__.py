@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from rawgrpc_proxy.lab.faults import Fault, Faults, with_faults
     from rawgrpc_proxy.lab.filters import Facts, Filter
     from rawgrpc_proxy.lab.frame_details import details, flag_names, frame_name
-    from rawgrpc_proxy.lab.link_view import LinkView, Views
+    from rawgrpc_proxy.lab.joining import LateViews
+    from rawgrpc_proxy.lab.link_view import LinkView
     from rawgrpc_proxy.lab.lint.findings import Finding, Findings
     from rawgrpc_proxy.lab.lint.linter import Linter
     from rawgrpc_proxy.lab.protobuf_guess import guess
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from rawgrpc_proxy.lab.serve_recording import Answers
     from rawgrpc_proxy.lab.sinks import QueueSink, several
     from rawgrpc_proxy.lab.taps import several_taps
+    from rawgrpc_proxy.lab.views import Views
+    from rawgrpc_proxy.net.late_taps import current_late_taps
     from rawgrpc_proxy.net.tapped import Link, LinkTap, Tap
 
 __all__ = [
@@ -62,6 +65,7 @@ __all__ = [
     "HalfClosed",
     "HeadersKind",
     "HeadersSeen",
+    "LateViews",
     "Link",
     "LinkClosed",
     "LinkOpened",
@@ -85,6 +89,7 @@ __all__ = [
     "Unreadable",
     "Views",
     "by_descriptors",
+    "current_late_taps",
     "details",
     "flag_names",
     "frame_name",
@@ -124,7 +129,8 @@ _HOMES = {
     "lab.faults": ("Fault", "Faults", "with_faults"),
     "lab.filters": ("Facts", "Filter"),
     "lab.frame_details": ("details", "flag_names", "frame_name"),
-    "lab.link_view": ("LinkView", "Views"),
+    "lab.joining": ("LateViews",),
+    "lab.link_view": ("LinkView",),
     "lab.lint.findings": ("Finding", "Findings"),
     "lab.lint.linter": ("Linter",),
     "lab.protobuf_guess": ("guess",),
@@ -138,6 +144,8 @@ _HOMES = {
     "lab.serve_recording": ("Answers",),
     "lab.sinks": ("QueueSink", "several"),
     "lab.taps": ("several_taps",),
+    "lab.views": ("Views",),
+    "net.late_taps": ("current_late_taps",),
     "net.tapped": ("Link", "LinkTap", "Tap"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -21,33 +21,37 @@ from rawgrpc_proxy.errors import Side
 from rawgrpc_proxy.grpc.messages import boundary_of
 from rawgrpc_proxy.http2.headers import Headers
 from rawgrpc_proxy.http2.position import Position, StreamPosition
+from rawgrpc_proxy.lab.chosen import Chosen, Which, rule_of
 from rawgrpc_proxy.lab.events import HeadersKind, Sender, Stream, Unreadable
 from rawgrpc_proxy.lab.header_facts import MAX_METHOD, learn, text_of
 from rawgrpc_proxy.lab.link_parts import OpenStream
 from rawgrpc_proxy.lab.link_view import Clock, LinkView, Tell
+from rawgrpc_proxy.lab.readable import UNKNOWN
+from rawgrpc_proxy.lab.views import BOTH_SIDES
 from rawgrpc_proxy.net.late_taps import Watchable, current_late_taps
 from rawgrpc_proxy.net.stream import Stream as NetStream
 from rawgrpc_proxy.net.tapped import Link, LinkTap
 from rawgrpc_proxy.proxy.attempts import splice_of_attempt
 from rawgrpc_proxy.proxy.splice import Splice, splice_of
 
-_UNKNOWN = "unknown"
 _WHY_NOT = "the call was open before, and it is not known where its messages begin"
 
 
 class LateViews:
-    """A late tap: a `LinkView` for each connection of these sides, which all tell the same callable."""
+    """A late tap: as `Views`, a `LinkView` for each connection of these sides, which all tell the same callable."""
 
     def __init__(
         self,
         tell: Tell,
         *,
-        sides: Container[Side] = (Side.DOWNSTREAM, Side.UPSTREAM),
+        sides: Container[Side] = BOTH_SIDES,
+        which: Which | None = None,
         clock: Clock = time.time,
         payload_bytes: int = 0,
     ) -> None:
         self._tell = tell
         self._sides = sides
+        self._rule = None if which is None else rule_of(which)
         self._clock = clock
         self._payload_bytes = payload_bytes
 
@@ -55,9 +59,10 @@ class LateViews:
         """The view of this one."""
         if link.side not in self._sides:
             return None
+        tell = self._tell if self._rule is None else Chosen(self._tell, self._rule)
         view = LinkView(
             link,
-            self._tell,
+            tell,
             clock=self._clock,
             payload_bytes=self._payload_bytes,
             call_of=partial(_call_of, link, connection),
@@ -66,11 +71,11 @@ class LateViews:
         if position is None:
             view.open(at)
         else:
-            view.join(position, self._open_streams(link, connection, position, at), at)
+            view.join(position, self._open_streams(link, connection, position, at, tell), at)
         return view
 
     def _open_streams(
-        self, link: Link, connection: Watchable, position: Position, at: float
+        self, link: Link, connection: Watchable, position: Position, at: float, tell: Tell
     ) -> Iterator[tuple[OpenStream, Headers]]:
         client_side = link.side is Side.UPSTREAM
         for where in position.streams:
@@ -86,7 +91,7 @@ class LateViews:
             for sender in Sender:
                 if sender not in known and not opened.half(sender).closed:
                     opened.half(sender).is_grpc = False
-                    self._tell(Unreadable(link, at, sender, where.id, "messages", _WHY_NOT))
+                    tell(Unreadable(link, at, sender, where.id, "messages", _WHY_NOT))
 
 
 def _call_of(link: Link, connection: Watchable, stream_id: int) -> str:
@@ -109,7 +114,7 @@ def _stream(stream: NetStream, where: StreamPosition, at: float) -> Stream:
     opened.request.closed = where.we_ended if client_side else where.peer_ended
     if where.peer_began if client_side else where.we_began:
         opened.response.headers = True
-        opened.response.encoding = _UNKNOWN
+        opened.response.encoding = UNKNOWN
     return opened
 
 

@@ -16,7 +16,7 @@ number of streams, of which it knows `MAX_STREAMS` at the most.
 """
 
 import time
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 from rawgrpc_proxy.errors import ProtocolViolation, ProxyError, Side
@@ -54,7 +54,7 @@ from rawgrpc_proxy.lab.events import (
 from rawgrpc_proxy.lab.header_facts import MAX_METHOD, kind_of, learn, text_of
 from rawgrpc_proxy.lab.link_parts import MAX_BLOCK_BYTES, Direction, OpenStream
 from rawgrpc_proxy.lab.partial_message import Told
-from rawgrpc_proxy.net.tapped import Link, LinkTap
+from rawgrpc_proxy.net.tapped import Link
 
 Tell = Callable[[Event], None]
 Clock = Callable[[], float]
@@ -376,28 +376,3 @@ class LinkView:
 
 class _WrongLength(Exception):
     """A frame has not the length that its type has."""
-
-
-class Views:
-    """A tap: a `LinkView` for each connection, of these sides, which all tell the same callable."""
-
-    def __init__(
-        self,
-        tell: Tell,
-        *,
-        sides: Container[Side] = (Side.DOWNSTREAM, Side.UPSTREAM),
-        clock: Clock = time.time,
-        payload_bytes: int = 0,
-    ) -> None:
-        self._tell = tell
-        self._sides = sides
-        self._clock = clock
-        self._payload_bytes = payload_bytes
-
-    def link(self, link: Link) -> LinkTap | None:
-        """The view of this one."""
-        if link.side not in self._sides:
-            return None
-        view = LinkView(link, self._tell, clock=self._clock, payload_bytes=self._payload_bytes)
-        view.open(self._clock())
-        return view

@@ -33,6 +33,9 @@ class Payload:
     is_whole: bool
 
 
+UNKNOWN = "unknown"
+"""The encoding of a message, where nobody has seen what the headers said."""
+
 Decoder = Callable[[str, bool, Payload], Readable | None]
 """Of the method, whether it is a request, and the message; None if it cannot tell."""
 
@@ -43,7 +46,7 @@ def plain(payload: bytes, flag: int, encoding: str, *, is_whole: bool) -> Payloa
         return Payload(
             data=payload[:MAX_READABLE_BYTES], is_whole=is_whole and len(payload) <= MAX_READABLE_BYTES
         )
-    if encoding not in ("gzip", "deflate"):
+    if encoding not in ("gzip", "deflate", UNKNOWN):
         return f"compressed with {encoding!r}"
     inflater = zlib.decompressobj(_GZIP_OR_ZLIB)
     try:
@@ -65,3 +68,27 @@ def raw(payload: Payload) -> Readable:
     return Readable(
         f"<{shown.hex(' ', 4)}{'…' if len(shown) < len(payload.data) else ''}>", {"hex": shown.hex()}
     )
+
+
+@attrs.frozen(kw_only=True)
+class Message:
+    """One, as it was on the wire."""
+
+    method: str
+    is_request: bool
+    flag: int
+    encoding: str
+    payload: bytes
+    is_whole: bool
+
+
+def said_in(message: Message, decode: Decoder) -> dict[str, Json]:
+    """What there is to say of it: `text` and `message`, `cut` if that is its beginning; or why it is `undecoded`."""
+    before = plain(message.payload, message.flag, message.encoding, is_whole=message.is_whole)
+    if isinstance(before, str):
+        return {"undecoded": before}
+    said = decode(message.method, message.is_request, before) or raw(before)
+    about: dict[str, Json] = {"text": said.text, "message": said.json}
+    if not before.is_whole:
+        about["cut"] = True
+    return about

@@ -15,6 +15,7 @@ from rawgrpc_proxy.observe.words import beginning, printable
 
 _METHOD, _VALUE, _DETAIL, _BODY = 60, 80, 200, 400
 _OF_EVERY_CALL = (":method", ":scheme", ":path", ":authority", "te", "content-type")
+_OF_WORKERS = ("attached", "detached")
 _DIM, _BOLD, _RED, _GREEN, _CYAN, _YELLOW = "2", "1", "31", "32", "36", "33"
 
 
@@ -47,10 +48,20 @@ def missing_text(number: int) -> str:
 
 def text_of(row: Row, style: Style) -> str:
     """A line: when, whose, which way, what."""
+    if row["event"] == "dropped":
+        return missing_text(row["rows"])
     seconds = row["time"]
     clock = time.strftime("%H:%M:%S", time.localtime(seconds)) + f".{int(seconds * 1000) % 1000:03}"
+    if row["event"] in _OF_WORKERS:
+        return (
+            f"{style.coloured(clock, _DIM)} worker {row['worker']} (process {row['pid']}): {row['event']}\n"
+        )
     stream = f".{row['stream']}" if row.get("stream") else ""
     where = f"{row['link']}{stream}"
+    if row["side"] == "upstream" and row.get("call"):
+        where = f"{row['call']}/{where}"
+    if "worker" in row:
+        where = f"{row['worker']}:{where}"
     what = _TEXTS.get(row["event"], _other)(row, style)
     parts = [style.coloured(clock, _DIM), f"{where:<7}", _way(row, style), what]
     return " ".join(parts).rstrip() + "\n"
@@ -104,7 +115,8 @@ def _frame(row: Row, style: Style) -> str:
 
 
 def _begin(row: Row, style: Style) -> str:
-    return f"{_method(row, style)}begins  {_headers(row, without=_OF_EVERY_CALL)}"
+    begins = "is open" if row.get("joined") else "begins"
+    return f"{_method(row, style)}{begins}  {_headers(row, without=_OF_EVERY_CALL)}"
 
 
 def _message(row: Row, style: Style) -> str:
@@ -124,7 +136,8 @@ def _end(row: Row, style: Style) -> str:
     if row["detail"]:
         parts.append(f'"{_shown(row["detail"], _DETAIL)}"')
     parts.append(
-        f"{row['duration_ms']:.1f} ms, {row['request_messages']} sent, {row['response_messages']} received;"
+        (f"{row['duration_ms']:.1f} ms, " if "duration_ms" in row else "")
+        + f"{row['request_messages']} sent, {row['response_messages']} received;"
     )
     if row["ended_by"] == "link":
         parts.append("the connection has closed")
@@ -143,7 +156,8 @@ def _end(row: Row, style: Style) -> str:
 def _other(row: Row, style: Style) -> str:
     match row["event"]:
         case "open":
-            return f"connection with {_shown(row['peer'], _VALUE)} {row['tls'] or 'plaintext'}"
+            is_open = " is open" if row.get("joined") else ""
+            return f"connection with {_shown(row['peer'], _VALUE)} {row['tls'] or 'plaintext'}{is_open}"
         case "close":
             return f"connection with {_shown(row['peer'], _VALUE)} closed"
         case "left_out":

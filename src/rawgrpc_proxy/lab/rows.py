@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import attrs
 
-from rawgrpc_proxy.codes import ErrorCode, Status
+from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.errors import ConfigError, Side
 from rawgrpc_proxy.grpc.status import decode_grpc_message
 from rawgrpc_proxy.http2 import frames as h2
@@ -33,21 +33,10 @@ from rawgrpc_proxy.lab.events import (
     who,
 )
 from rawgrpc_proxy.lab.filters import Facts, Filter
-from rawgrpc_proxy.lab.frame_details import (
-    GoAway,
-    Malformed,
-    Ping,
-    Priority,
-    PushPromise,
-    RstStream,
-    Settings,
-    WindowUpdate,
-    details,
-    flag_names,
-    frame_name,
-)
-from rawgrpc_proxy.lab.readable import Decoder, Readable, plain, raw
+from rawgrpc_proxy.lab.frame_details import flag_names, frame_name
+from rawgrpc_proxy.lab.readable import Decoder, said_in
 from rawgrpc_proxy.lab.redact import Redactor
+from rawgrpc_proxy.lab.row_parts import about, code_name, from_one_end, kept_payload, message_of, said
 from rawgrpc_proxy.net.tapped import Link
 from rawgrpc_proxy.observe.record import CallRecord
 
@@ -59,8 +48,9 @@ _WITH_HEADERS = (h2.HEADERS, h2.CONTINUATION, h2.PUSH_PROMISE)
 
 
 @attrs.define(eq=False)
-class _Call:
-    stream: Stream
+class _Choice:
+    """Whether a call is shown: all its streams, where those are known to be one call's."""
+
     facts: Facts
     is_decided: bool
     """Whether its rows are shown as they come."""
@@ -69,8 +59,18 @@ class _Call:
     left_out: int = 0
 
 
+@attrs.define(eq=False)
+class _Call:
+    stream: Stream
+    choice: _Choice
+    decides: bool
+    """Whether its end decides; else that of another stream does."""
+
+
 class Rows:
     """Turns events into rows; see above. `decode` reads messages, where somebody wants that.
+
+    With `keeps_payloads` rows of messages have them, for `decoded` to be read elsewhere.
 
     With `hears_records` somebody gives `call_ended` what a server observer hears, and calls `settle` now and then: the
     ends of callers' streams then say who has made the status.
@@ -84,6 +84,7 @@ class Rows:
         filters: Sequence[Filter] = (),
         redactor: Redactor | None = None,
         decode: Decoder | None = None,
+        keeps_payloads: bool = False,
         hears_records: bool = False,
     ) -> None:
         if mode not in get_args(Mode):
@@ -94,7 +95,10 @@ class Rows:
         self._redactor = redactor or Redactor()
         self.decode = decode
         """May be set while it is in use."""
+        self._keeps_payloads = keeps_payloads
         self._calls: dict[tuple[int, int], _Call] = {}
+        self._choices: dict[str, _Choice] = {}
+        """Of callers' streams, by `Stream.call`."""
         self._pending: tuple[FrameSeen, Row] | None = None
         """A frame with headers, until they are told as well."""
         self._lost: set[tuple[int, Sender]] = set()
@@ -144,12 +148,15 @@ class Rows:
             case Unreadable():
                 self._unreadable(event)
             case LinkOpened() if self._frames:
-                self._emit(event.link, None, _about(event.link, event.at, "open", tls=event.link.tls))
+                joined = {"joined": True} if event.joined else {}
+                self._emit(
+                    event.link, None, about(event.link, event.at, "open", tls=event.link.tls, **joined)
+                )
             case LinkClosed():
                 self._lost -= {(event.link.number, sender) for sender in Sender}
                 if self._frames:
                     self._flush()
-                    self._emit(event.link, None, _about(event.link, event.at, "close"))
+                    self._emit(event.link, None, about(event.link, event.at, "close"))
             case _:
                 pass
 
@@ -157,11 +164,11 @@ class Rows:
 
     def _frame(self, event: FrameSeen) -> None:
         self._flush()
-        row = _from(event.link, event.at, "frame", event.sender)
+        row = from_one_end(event.link, event.at, "frame", event.sender)
         row["stream"] = event.stream_id
         row |= {"frame": frame_name(event.type), "flags": flag_names(event.type, event.flags)}
         row["length"] = event.length
-        row |= _said(event)
+        row |= said(event)
         ends_block = event.type in _WITH_HEADERS and event.flags & h2.END_HEADERS
         if ends_block and (event.link.number, event.sender) not in self._lost:
             self._pending = event, row
@@ -180,9 +187,15 @@ class Rows:
         if self._pending is not None:
             self._pending[1].update(kind=event.kind.value, headers=shown)
             self._flush()
-        elif not self._frames and call is not None and event.kind is HeadersKind.REQUEST:
-            row = _from(event.link, event.at, "begin", event.sender)
+        elif (
+            call is not None
+            and event.kind is HeadersKind.REQUEST
+            and (call.stream.joined or not self._frames)
+        ):
+            row = from_one_end(event.link, event.at, "begin", event.sender)
             row |= {"stream": event.stream_id, "headers": shown}
+            if call.stream.joined:
+                row["joined"] = True
             self._emit(event.link, event.stream_id, row)
 
     def _begin(self, event: HeadersSeen, stream: Stream) -> _Call:
@@ -193,34 +206,32 @@ class Rows:
             facts = Facts(method=stream.method, peer=event.link.peer, headers=headers)
             maybe = [each for each in self._filters if each.may_match(facts)]
             at_once = not self._filters or any(not each.needs_status for each in maybe)
-            call = self._calls[key] = _Call(stream, facts, is_decided=at_once or not maybe, is_wanted=at_once)
+            choice = _Choice(facts, is_decided=at_once or not maybe, is_wanted=at_once)
+            decides = True
+            if event.link.side is Side.DOWNSTREAM:
+                if stream.call:
+                    self._choices[stream.call] = choice
+            elif not choice.is_wanted and stream.call in self._choices:
+                choice, decides = self._choices[stream.call], False
+            call = self._calls[key] = _Call(stream, choice, decides)
         return call
 
     # --------------------------------------------------------------- messages
 
     def _message(self, event: MessageSeen) -> None:
         call = self._calls.get((event.link.number, event.stream.id))
-        if call is not None and call.is_decided and not call.is_wanted:
+        if call is not None and call.choice.is_decided and not call.choice.is_wanted:
             return
-        row = _from(event.link, event.at, "message", event.sender)
+        row = from_one_end(event.link, event.at, "message", event.sender)
         row |= {"stream": event.stream.id, "index": event.index, "length": event.length}
-        half = event.stream.half(event.sender)
         if event.flag:
-            row["compressed"] = half.encoding if event.flag == 1 else f"flag {event.flag}"
+            encoding = event.stream.half(event.sender).encoding
+            row["compressed"] = encoding if event.flag == 1 else f"flag {event.flag}"
         if self.decode is not None and event.payload is not None:
-            row |= self._decoded(self.decode, event, half.encoding, event.payload)
+            row |= said_in(message_of(event, event.payload), self.decode)
+        elif self._keeps_payloads and event.payload is not None:
+            row |= kept_payload(event, event.payload)
         self._emit(event.link, event.stream.id, row)
-
-    def _decoded(self, decode: Decoder, event: MessageSeen, encoding: str, payload: bytes) -> Row:
-        before = plain(payload, event.flag, encoding, is_whole=event.is_whole)
-        if isinstance(before, str):
-            return {"undecoded": before}
-        is_request = event.sender is Sender.CLIENT
-        said: Readable = decode(event.stream.method, is_request, before) or raw(before)
-        about: Row = {"text": said.text, "message": said.json}
-        if not before.is_whole:
-            about["cut"] = True
-        return about
 
     # -------------------------------------------------------------------- end
 
@@ -242,7 +253,7 @@ class Rows:
             if record is None
             else record.status
         )
-        row = _about(event.link, event.at, "end")
+        row = about(event.link, event.at, "end")
         row |= {
             "stream": stream.id,
             "status": status.name,
@@ -252,14 +263,15 @@ class Rows:
         if event.frame_type is not None:
             row["frame"] = frame_name(event.frame_type)
         if event.error_code is not None:
-            row["error_code"] = _code(event.error_code)
+            row["error_code"] = code_name(event.error_code)
         if event.reset_by is not None and event.frame_type != h2.RST_STREAM and event.reset_code is not None:
-            row |= {"reset_by": who(event.link, event.reset_by), "reset_code": _code(event.reset_code)}
+            row |= {"reset_by": who(event.link, event.reset_by), "reset_code": code_name(event.reset_code)}
         if record is not None:
             row |= {"origin": record.origin, "cause": record.cause, "upstream": record.upstream}
             row["detail"] = row["detail"] or record.detail
+        if not stream.joined:
+            row["duration_ms"] = round((event.at - stream.began_at) * 1000, 3)
         row |= {
-            "duration_ms": round((event.at - stream.began_at) * 1000, 3),
             "request_messages": stream.request.messages,
             "response_messages": stream.response.messages,
             "request_bytes": stream.request.data_bytes,
@@ -270,28 +282,33 @@ class Rows:
         self._decide(event, status)
         self._emit(event.link, stream.id, row)
         self._calls.pop((event.link.number, stream.id), None)
+        if event.link.side is Side.DOWNSTREAM:
+            self._choices.pop(stream.call, None)
 
     def _decide(self, event: StreamEnded, status: Status) -> None:
         call = self._calls.get((event.link.number, event.stream.id))
-        if call is None or call.is_decided:
+        if call is None or call.choice.is_decided or not call.decides:
             return
-        call.is_decided = True
-        facts = attrs.evolve(call.facts, status=int(status))
-        call.is_wanted = any(each.matches(facts) for each in self._filters)
-        if call.is_wanted:
-            for row in call.held:
+        choice = call.choice
+        choice.is_decided = True
+        facts = attrs.evolve(choice.facts, status=int(status))
+        choice.is_wanted = any(each.matches(facts) for each in self._filters)
+        if choice.is_wanted:
+            for row in choice.held:
                 self._write(row)
-            if call.left_out:
-                row = _about(event.link, event.at, "left_out")
-                row |= {"stream": event.stream.id, "method": event.stream.method, "rows": call.left_out}
+            if choice.left_out:
+                row = about(event.link, event.at, "left_out")
+                row |= {"stream": event.stream.id, "method": event.stream.method, "rows": choice.left_out}
                 self._write(row)
-        call.held.clear()
+        choice.held.clear()
 
     def _unreadable(self, event: Unreadable) -> None:
         self._flush()
+        if event.what == "messages" and self._frames:
+            return
         if event.what in ("headers", "link"):
             self._lost.add((event.link.number, event.sender))
-        row = _from(event.link, event.at, "unreadable", event.sender)
+        row = from_one_end(event.link, event.at, "unreadable", event.sender)
         row |= {"stream": event.stream_id, "what": event.what, "reason": event.reason}
         self._emit(event.link, event.stream_id, row)
         if event.what == "stream":
@@ -308,58 +325,13 @@ class Rows:
                 self._write(row)
             return
         row["method"] = call.stream.method
-        if not call.is_decided:
-            if len(call.held) < MAX_HELD:
-                call.held.append(row)
+        if call.stream.call:
+            row["call"] = call.stream.call
+        choice = call.choice
+        if not choice.is_decided:
+            if len(choice.held) < MAX_HELD:
+                choice.held.append(row)
             else:
-                call.left_out += 1
-        elif call.is_wanted:
+                choice.left_out += 1
+        elif choice.is_wanted:
             self._write(row)
-
-
-def _about(link: Link, at: float, event: str, **more: object) -> Row:
-    return {
-        "time": round(at, 6), "event": event, "link": link.number, "side": link.side.value, "peer": link.peer, **more
-    }  # fmt: skip
-
-
-def _from(link: Link, at: float, event: str, sender: Sender) -> Row:
-    other = Sender.SERVER if sender is Sender.CLIENT else Sender.CLIENT
-    return _about(link, at, event) | {"from": who(link, sender), "to": who(link, other)}
-
-
-def _said(frame: FrameSeen) -> Row:
-    """What the frame says beside its header."""
-    match details(frame):
-        case Settings(_, entries):
-            return {"settings": {_setting(each): value for each, value in entries}}
-        case Ping(_, opaque):
-            return {"opaque": opaque.hex()}
-        case GoAway(last, code, debug):
-            return {"last_stream": last, "error_code": _code(code), "debug": debug[:200].decode("latin-1")}
-        case WindowUpdate(increment):
-            return {"increment": increment}
-        case RstStream(code):
-            return {"error_code": _code(code)}
-        case Priority(depends_on, weight):
-            return {"depends_on": depends_on, "weight": weight}
-        case PushPromise(promised):
-            return {"promised_stream": promised}
-        case Malformed(reason):
-            return {"malformed": reason}
-        case _:
-            return {}
-
-
-def _setting(number: int) -> str:
-    try:
-        return h2.Setting(number).name
-    except ValueError:
-        return f"{number:#x}"
-
-
-def _code(number: int) -> str:
-    try:
-        return ErrorCode(number).name
-    except ValueError:
-        return f"{number:#x}"

@@ -134,7 +134,8 @@ class LateTaps:
     def attach(self, tap: LateTap) -> Iterator[None]:
         """Have this tap asked of all connections; those that are open in steps, between which others may run."""
         self._taps.append(tap)
-        for connection in list(self._connections):
+        # Callers' first: what upstreams' streams are part of is known then.
+        for connection in sorted(self._connections, key=lambda each: each.side is Side.UPSTREAM):
             if tap not in self._taps:
                 return
             if connection in self._connections and not self._sees(tap, connection):

@@ -35,7 +35,7 @@ from rawgrpc_proxy.lab.events import (
     StreamEnded,
     Unreadable,
 )
-from rawgrpc_proxy.lab.link_view import Views
+from rawgrpc_proxy.lab.views import Views
 from rawgrpc_proxy.net.tapped import Link, LinkTap
 from rawgrpc_proxy.observe.describe import describe
 from rawgrpc_proxy.observe.observer import PoolObserver, ServerObserver

@@ -14,11 +14,12 @@ from rawgrpc_proxy.errors import Side
 from rawgrpc_proxy.http2 import frames as h2
 from rawgrpc_proxy.lab import link_view
 from rawgrpc_proxy.lab.events import Sender
-from rawgrpc_proxy.lab.link_view import LinkView, Views
+from rawgrpc_proxy.lab.link_view import LinkView
 from rawgrpc_proxy.lab.lint.findings import MAX_METHODS, OTHER_METHODS, Findings
 from rawgrpc_proxy.lab.lint.linter import Linter
 from rawgrpc_proxy.lab.lint.rules import RULES, Severity
 from rawgrpc_proxy.lab.lint.state import MAX_CLOSED
+from rawgrpc_proxy.lab.views import Views
 from rawgrpc_proxy.observe.call_log import CallLog
 from tests.http2.peer import (
     INITIAL_WINDOW_SIZE,
