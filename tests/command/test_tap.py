@@ -189,7 +189,7 @@ async def test_what_an_upstream_that_is_not_there_does_to_calls_is_told() -> Non
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ([], "the following arguments are required: --upstream"),
+        ([], "give --upstream ADDRESS, or --attach"),
         (["--upstream", "nowhere"], "'nowhere'"),
         (["--upstream", "127.0.0.1:1", "--filter", "x=1"], "'x' is nothing to filter by"),
         (["--upstream", "127.0.0.1:1", "--frames", "--messages"], "not allowed with"),

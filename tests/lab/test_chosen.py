@@ -10,6 +10,7 @@ from rawgrpc_proxy.http2 import frames as h2
 from rawgrpc_proxy.lab.chosen import Chosen, rule_of
 from rawgrpc_proxy.lab.events import (
     Event,
+    FrameCut,
     FrameSeen,
     HeadersSeen,
     LinkClosed,
@@ -64,7 +65,7 @@ class Choosing(Peers):
 
 def stream_of(event: Event) -> int:
     match event:
-        case FrameSeen() | HeadersSeen() | Unreadable():
+        case FrameSeen() | FrameCut() | HeadersSeen() | Unreadable():
             return event.stream_id
         case LinkOpened() | LinkClosed():
             return 0

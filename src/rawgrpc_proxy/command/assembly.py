@@ -20,6 +20,7 @@ from rawgrpc_proxy.command.cores import cores
 from rawgrpc_proxy.command.link import Answers
 from rawgrpc_proxy.command.route_assembly import made_routes, share_of, traffic_report
 from rawgrpc_proxy.command.settings import (
+    AdminSettings,
     ListenerSettings,
     ListenerTls,
     ServeSettings,
@@ -144,7 +145,7 @@ def process_of(settings: Settings, log: CallLog, *, worker: int = 1) -> Process:
         ],
         loop_guard=loop_guard,
         log=log,
-        answers={} if metrics is None else {**_answers(metrics, server, clusters, log), **about_faults},
+        answers=_answers_for(serve.admin, metrics, server, clusters, log, about_faults),
         exporter=_exporter(serve.tracing, tracing, loop_guard, log),
     )
 
@@ -244,6 +245,25 @@ def _exporter(
         loop_guard=guard,
         tell=lambda text: log.notice("tracing", text, message=text),
     )
+
+
+def _answers_for(
+    admin: AdminSettings | None,
+    metrics: Metrics | None,
+    server: Server,
+    clusters: Mapping[str, Cluster],
+    log: CallLog,
+    about_faults: Answers,
+) -> Answers:
+    """What the admin process may ask; nothing if there is none."""
+    if metrics is None or admin is None:
+        return {}
+    answers = {**_answers(metrics, server, clusters, log), **about_faults}
+    if not admin.tap:
+        return answers
+    from rawgrpc_proxy.command.tap_desk import TapDesk  # noqa: PLC0415  # the laboratory: only for who wants it
+
+    return {**answers, **TapDesk(metrics.worker).answers}
 
 
 def _answers(metrics: Metrics, server: Server, clusters: Mapping[str, Cluster], log: CallLog) -> Answers:

@@ -14,16 +14,18 @@ import contextlib
 import signal
 import socket
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import trio
 
-from rawgrpc_proxy.command.admin.messages import Refused
+from rawgrpc_proxy.command.admin.messages import Refused, Stream
 from rawgrpc_proxy.command.admin.site import serve_admin
 from rawgrpc_proxy.command.deputy_news import news_from_supervisor, read_ledger, write_ledger
 from rawgrpc_proxy.command.fault_orders import CLEAR, PUT, TELL, FaultOrders, summed
 from rawgrpc_proxy.command.link import Link, NoAnswer
+from rawgrpc_proxy.command.tap_feed import TapFeed
+from rawgrpc_proxy.command.tap_wishes import TapWishes
 from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.exposition import exposition
 from rawgrpc_proxy.observe.merge import GONE, Reports, merged
@@ -72,7 +74,9 @@ class _Reload:
 class Workers:
     """A `Source` of the admin listener: all workers, through their links."""
 
-    def __init__(self, supervisor: _Supervisor, ledger: int, *, may_set_faults: bool = False) -> None:
+    def __init__(
+        self, supervisor: _Supervisor, ledger: int, *, may_set_faults: bool = False, may_tap: bool = False
+    ) -> None:
         before = read_ledger(ledger)
         self.config = self.engine = ""
         self.state = "starting"
@@ -89,6 +93,7 @@ class Workers:
         self._reload = _Reload()
         self._changed = trio.Event()
         """The state, or who is linked."""
+        self._taps = TapFeed(self) if may_tap else None
         self._ledger = ledger
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -124,6 +129,7 @@ class Workers:
 
     async def _keep(self, pid: int, link: Link) -> None:
         self._links[pid] = link
+        self._has_changed()
         async with trio.open_nursery() as nursery:
             if self._level is not None:
                 nursery.start_soon(self._ask, link, "log", self._level)
@@ -219,6 +225,24 @@ class Workers:
         for question, toml in self._faults.orders:
             await self._ask(link, question, toml)
 
+    def tap(self, wishes: TapWishes) -> Stream:
+        """What passes in all workers. Raises `Refused`."""
+        if self._taps is None:
+            raise Refused(
+                403,
+                "what passes may not be seen here; tap = true in the table [admin] of the settings allows it",
+            )
+        return self._taps.watch(wishes)
+
+    @property
+    def links(self) -> Mapping[int, Link]:
+        """To each worker, by its process id."""
+        return self._links
+
+    async def changed(self) -> None:
+        """Wait until there are other workers, or they are in another state."""
+        await self._changed.wait()
+
     async def reload(self) -> list[str]:
         """Have the supervisor reload; answer what is wrong. Raises `Refused` if nothing comes of it."""
         asked = self._reload = _Reload()
@@ -262,16 +286,18 @@ def run_deputy(
     names: Collection[str],
     ledger: int,
     may_set_faults: bool,
+    may_tap: bool,
 ) -> int:
     """Answer HTTP until SIGTERM comes and no worker drains, or the supervisor is gone; answer the exit code.
 
-    `names` are those under which it may be asked for; `ledger` is a file descriptor.
+    `names` are those under which it may be asked for; `ledger` is a file descriptor; `may_tap`: whoever may ask may see
+    what passes.
     """
     log.collect()
 
     async def main() -> None:
         with trio.open_signal_receiver(signal.SIGTERM) as signals:
-            workers = Workers(_Supervisor(channel), ledger, may_set_faults=may_set_faults)
+            workers = Workers(_Supervisor(channel), ledger, may_set_faults=may_set_faults, may_tap=may_tap)
 
             async def until_told_to_stop() -> None:
                 await anext(signals)

@@ -95,6 +95,8 @@ class Link:
         self._paid = trio.Event()
         """Nothing is owed any more, or the worker is gone."""
         self._last_id = 0
+        self.has_ended = False
+        """The worker is gone, or has said what cannot be understood."""
         self.last_words: Any = None
         """What the worker has reported when it ended, or None if it did not come to that."""
 
@@ -106,6 +108,7 @@ class Link:
                 while data := await self._stream.receive_some(_AT_ONCE):
                     for line in lines.of(data):
                         self._take(json.loads(line))
+        self.has_ended = True
         self._paid.set()
         for event in self._waiting.values():
             event.set()
@@ -148,6 +151,13 @@ class Link:
         if "answer" not in said:
             raise NoAnswer(str(said.get("error")))
         return said["answer"]
+
+    def tell(self, what: str, argument: Any = None) -> None:
+        """Ask, and do not wait for the answer. A worker that is gone, or takes no questions, is not told."""
+        self._last_id += 1
+        with contextlib.suppress(NoAnswer):
+            self._send({"id": self._last_id, "ask": what, "argument": argument})
+            self._owed.add(self._last_id)
 
     def _send(self, message: dict[str, Any]) -> None:
         """Without waiting: of a few short questions at a time the socket takes each at once, whole."""

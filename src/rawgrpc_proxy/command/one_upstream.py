@@ -28,8 +28,13 @@ from rawgrpc_proxy.upstream.pool import Pool
 from rawgrpc_proxy.upstream.target import Target
 
 
-def add_one_upstream(parser: argparse.ArgumentParser, *, listens_by_itself: bool = True) -> None:
-    """Add the options for both sides; without `listens_by_itself` the address has to be given."""
+def add_one_upstream(
+    parser: argparse.ArgumentParser, *, listens_by_itself: bool = True, required: bool = True
+) -> None:
+    """Add the options for both sides; without `listens_by_itself` the address has to be given.
+
+    If they are not `required`, `the_other_way` looks whether they are there.
+    """
     add = parser.add_argument_group("where calls come from, and go").add_argument
     where = "where to accept calls: HOST:PORT, :PORT or unix:PATH"
     if listens_by_itself:
@@ -45,7 +50,7 @@ def add_one_upstream(parser: argparse.ArgumentParser, *, listens_by_itself: bool
     add(
         "--upstream",
         type=address,
-        required=True,
+        required=required,
         metavar="ADDRESS",
         help="where they go: HOST:PORT or unix:PATH",
     )
@@ -63,6 +68,24 @@ def add_one_upstream(parser: argparse.ArgumentParser, *, listens_by_itself: bool
         default=Http2Settings().engine,
         help="which implementation of HTTP/2 to use",
     )
+
+
+def the_other_way(options: argparse.Namespace, parser: argparse.ArgumentParser, option: str) -> bool:
+    """Whether `option` was given in place of a proxy of one's own.
+
+    Raises `ConfigError` if neither was, and for options of a proxy where there is none.
+    """
+    name = option.removeprefix("--").replace("-", "_")
+    if getattr(options, name) is None:
+        if options.upstream is None:
+            raise ConfigError(f"give --upstream ADDRESS, or {option}")
+        return False
+    for each in ("listen", "upstream", "tls_cert", "tls_key", "upstream_tls", "upstream_ca", "engine"):
+        if getattr(options, each) != parser.get_default(each):
+            raise ConfigError(
+                f"--{each.replace('_', '-')} is for a proxy of its own, and does not go with {option}"
+            )
+    return True
 
 
 @attrs.frozen(kw_only=True)
@@ -146,11 +169,12 @@ async def until_signal(house: OneUpstream, log: CallLog) -> AsyncIterator[trio.N
     """Open the pool, and a nursery for the rest, which SIGINT and SIGTERM end."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with house.pool, trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
+            nursery.start_soon(cancel_on_signal, signals, nursery.cancel_scope)
             nursery.start_soon(log.run)
             yield nursery
 
 
-async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+async def cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    """Wait for the first signal, and cancel all."""
     await anext(signals)
     scope.cancel()

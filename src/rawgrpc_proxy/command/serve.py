@@ -118,6 +118,7 @@ class _Generation:
             log_for(self.settings.serve),
             names=self.settings.serve.admin.names(),
             may_set_faults=self.settings.serve.admin.faults,
+            may_tap=self.settings.serve.admin.tap,
             ledger=self._ledger,
         )
 

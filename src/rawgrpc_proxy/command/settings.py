@@ -172,6 +172,10 @@ class AdminSettings:
     """Whether faults may be set and taken away over HTTP (`POST` and `DELETE /faults`, see `faults.md`): whoever may
     ask can then end calls and connections as they like."""
 
+    tap: bool = attrs.field(default=False)
+    """Whether those who may ask here may see what passes (`GET /tap`, `rawgrpc-proxy tap --attach`): all metadata but
+    secrets, and all messages."""
+
     def names(self) -> list[str]:
         """Under which it may be asked for; addresses need not be named."""
         inherited = self.address.startswith(INHERITED)

@@ -8,6 +8,7 @@ are made in `lab/rows.py`.
 import argparse
 import contextlib
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -19,16 +20,29 @@ import attrs
 import trio
 
 from rawgrpc_proxy.client.client import Client
-from rawgrpc_proxy.command.one_upstream import Links, OneUpstream, add_one_upstream, style_of, until_signal
-from rawgrpc_proxy.errors import ConfigError, RpcError, Side
+from rawgrpc_proxy.command.argument_types import checked
+from rawgrpc_proxy.command.one_upstream import (
+    Links,
+    OneUpstream,
+    add_one_upstream,
+    cancel_on_signal,
+    style_of,
+    the_other_way,
+    until_signal,
+)
+from rawgrpc_proxy.command.tap_attach import AdminUrl, Lost, attached
+from rawgrpc_proxy.command.tap_wishes import SIDES, TapWishes, default_side
+from rawgrpc_proxy.errors import ConfigError, RpcError
 from rawgrpc_proxy.lab.descriptors import by_descriptors, check_protobuf, decoder_of
 from rawgrpc_proxy.lab.filters import Filter
+from rawgrpc_proxy.lab.joining import LateViews
 from rawgrpc_proxy.lab.readable import MAX_READABLE_BYTES, Decoder, guessed
 from rawgrpc_proxy.lab.redact import Redactor
 from rawgrpc_proxy.lab.reflection import reflected
+from rawgrpc_proxy.lab.row_parts import decoded
 from rawgrpc_proxy.lab.row_text import json_of, missing_json, missing_text, text_of
-from rawgrpc_proxy.lab.rows import Row, Rows
-from rawgrpc_proxy.lab.views import Views
+from rawgrpc_proxy.lab.rows import Mode, Row, Rows
+from rawgrpc_proxy.net.late_taps import current_late_taps
 from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.line_writer import LineFile, LineWriter, unbuffered
 from rawgrpc_proxy.observe.record import CallRecord
@@ -37,10 +51,9 @@ from rawgrpc_proxy.observe.words import printable
 _WRITE_EVERY_S = 0.01
 _REFLECTION_TIMEOUT_S = 5.0
 _STDOUT = "-"
-_SIDES = {
-    "downstream": (Side.DOWNSTREAM,),
-    "upstream": (Side.UPSTREAM,),
-    "both": (Side.DOWNSTREAM, Side.UPSTREAM),
+_NOT_ATTACHED = {
+    "--reflection": "the upstreams are not reached from here; a --descriptor-set is",
+    "--show-secrets": "secrets do not leave the proxy",
 }
 
 
@@ -48,9 +61,17 @@ def add_tap(parser: argparse.ArgumentParser) -> None:
     """Add its options."""
     parser.description = (
         "Accept gRPC calls, forward them to one upstream, and show what passes: each message, or each frame, while it "
-        "passes, and who ended each call. Secrets in metadata are left out. SIGINT or SIGTERM ends it."
+        "passes, and who ended each call. Or show what passes in a proxy that runs already (--attach). Secrets in "
+        "metadata are left out. SIGINT or SIGTERM ends it."
     )
-    add_one_upstream(parser)
+    add_one_upstream(parser, required=False)
+    parser.add_argument_group("a proxy that runs already").add_argument(
+        "--attach",
+        type=checked(AdminUrl.parse),
+        metavar="ADMIN",
+        help="show what passes in a running serve instead: its admin listener, HOST:PORT, unix:PATH or a URL; the "
+        "settings have to allow it (tap = true in [admin])",
+    )
     group = parser.add_argument_group("what is shown")
     how = group.add_mutually_exclusive_group()
     how.add_argument("--messages", action="store_true", help="a line for each message (this is the default)")
@@ -58,7 +79,7 @@ def add_tap(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add(
         "--side",
-        choices=tuple(_SIDES),
+        choices=tuple(SIDES),
         help="which connections to show: callers', the upstream's, or both (default: downstream for messages, both for "
         "frames)",
     )
@@ -98,17 +119,21 @@ def add_tap(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write JSON Lines there as well; '-' writes them to standard output, in place of lines for people",
     )
-    parser.set_defaults(command=tap)
+    parser.set_defaults(command=partial(tap, parser=parser))
 
 
-def tap(options: argparse.Namespace) -> int:
+def tap(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Run until a signal comes, and answer the exit code. Raises `ConfigError`."""
+    attaches = the_other_way(options, parser, "--attach")
+    if attaches and (options.reflection or options.show_secrets):
+        option = "--reflection" if options.reflection else "--show-secrets"
+        raise ConfigError(f"{option} does not go with --attach: {_NOT_ATTACHED[option]}")
     decode: Decoder | None = guessed if options.decode or options.reflection else None
     if options.descriptor_set is not None:
         decode = by_descriptors(options.descriptor_set)
     if options.reflection:
         check_protobuf()
-    mode = "frames" if options.frames else "messages"
+    mode: Mode = "frames" if options.frames else "messages"
     with contextlib.ExitStack() as files:
         outputs = list(_outputs(options.output, files))
 
@@ -116,34 +141,78 @@ def tap(options: argparse.Namespace) -> int:
             for each in outputs:
                 each.writer.add(each.line(row))
 
+        side = options.side or default_side(mode)
+        if attaches:
+            wishes = TapWishes(
+                mode=mode,
+                side=side,
+                filters=options.filter,
+                redact=options.redact,
+                payload=decode is not None,
+            )
+            try:
+                return trio.run(_watch, AdminUrl.parse(options.attach), wishes, decode, write, outputs)
+            finally:
+                _flush(outputs)
         rows = Rows(
             write,
-            mode="frames" if options.frames else "messages",
+            mode=mode,
             filters=[Filter.parse(text) for text in options.filter],
             redactor=Redactor(more=options.redact, show_all=options.show_secrets),
             decode=decode,
             hears_records=True,
         )
-        views = Views(
+        views = LateViews(
             rows.tell,
-            sides=_SIDES[options.side or ("both" if mode == "frames" else "downstream")],
+            sides=SIDES[side],
             payload_bytes=0 if decode is None else MAX_READABLE_BYTES,
         )
         log = _Log(rows)
         links = Links.of(options)
-        house = OneUpstream(links, views, log)
+        house = OneUpstream(links, log=log)
         asks = Client(links.upstream, ssl_context=links.upstream_tls) if options.reflection else None
         tell = partial(print, file=sys.stderr if options.output == _STDOUT else sys.stdout, flush=True)
         try:
-            trio.run(_run, house, log, rows, outputs, asks, tell)
+            trio.run(_run, house, views, log, rows, outputs, asks, tell)
         finally:
             rows.settle(math.inf)
             log.flush()
-            for each in outputs:
-                each.writer.flush()
+            _flush(outputs)
+    return 0
+
+
+def _flush(outputs: Iterable["_Output"]) -> None:
+    for each in outputs:
+        each.writer.flush()
     dropped = sum(each.writer.dropped_lines for each in outputs)
     if dropped:
         print(f"rawgrpc-proxy: {dropped} lines were not written in time", file=sys.stderr)
+
+
+async def _watch(
+    url: AdminUrl,
+    wishes: TapWishes,
+    decode: Decoder | None,
+    write: Callable[[Row], None],
+    outputs: Iterable["_Output"],
+) -> int:
+    """Show what a running proxy tells, until a signal comes, or it has ended. Answers the exit code."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with attached(url, wishes) as rows, trio.open_nursery() as nursery:
+            nursery.start_soon(cancel_on_signal, signals, nursery.cancel_scope)
+            for each in outputs:
+                nursery.start_soon(partial(each.writer.run, interval_s=_WRITE_EVERY_S))
+            try:
+                async for row in rows:
+                    with contextlib.suppress(KeyError, TypeError, ValueError):  # a row of another version's
+                        write(row if decode is None else decoded(row, decode))
+            except Lost:
+                print(
+                    "rawgrpc-proxy: the admin listener tells nothing more: its proxy has ended",
+                    file=sys.stderr,
+                )
+                nursery.cancel_scope.cancel()
+                return 1
     return 0
 
 
@@ -187,6 +256,7 @@ class _Log(CallLog):
 
 async def _run(
     house: OneUpstream,
+    views: LateViews,
     log: CallLog,
     rows: Rows,
     outputs: list[_Output],
@@ -197,6 +267,8 @@ async def _run(
     async with until_signal(house, log) as nursery:
         if asks is not None:
             rows.decode = await _schema_by(asks)
+        for _ in current_late_taps().attach(views):
+            pass  # there is no connection yet
         tell(f"listening on {await nursery.start(house.serve)}")
         nursery.start_soon(_settle, rows)
         for each in outputs:

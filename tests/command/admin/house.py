@@ -14,8 +14,10 @@ import trio
 from trio.testing import MockClock
 
 from rawgrpc_proxy.command.admin.http import Limits
+from rawgrpc_proxy.command.admin.messages import Refused, Stream
 from rawgrpc_proxy.command.admin.site import serve_admin
 from rawgrpc_proxy.command.admin.source import Report
+from rawgrpc_proxy.command.tap_wishes import TapWishes
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.listen import open_listeners
 
@@ -48,6 +50,10 @@ class Told:
         self.clears = 0
         self.drains = self.reloads = self.asked = 0
         self.exposed = b""
+        self.wishes: list[TapWishes] = []
+        self.rows: list[bytes] = []
+        """What a tap tells; without any it is not allowed."""
+        self.closed = 0
         self.fault: BaseException | None = None
         self.gate: trio.Event | None = None
         """What reports and reloads wait for."""
@@ -72,6 +78,19 @@ class Told:
 
     def merged(self, reports: Sequence[Report]) -> dict[str, Any]:
         return {**self.sums, "workers": [report["worker"] for report in reports]}
+
+    def tap(self, wishes: TapWishes) -> Stream:
+        self.wishes.append(wishes)
+        if not self.rows:
+            raise Refused(403, "tap = true")
+        return self
+
+    async def run(self, send: Callable[[bytes], Awaitable[None]]) -> None:
+        for row in self.rows:
+            await send(row)
+
+    def close(self) -> None:
+        self.closed += 1
 
     async def reports(self) -> list[Report]:
         self.asked += 1

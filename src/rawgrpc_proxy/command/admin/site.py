@@ -31,11 +31,13 @@ from rawgrpc_proxy.command.admin.negotiate import (
     wants_openmetrics,
 )
 from rawgrpc_proxy.command.admin.source import Report, Source
+from rawgrpc_proxy.command.tap_wishes import TapWishes
+from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.version import python, version
 
 LOG_LEVELS = ("all", "errors", "none")
 _DEFAULT_CALLS, _MOST_CALLS = 100, 1000
-_QUERY_FIELDS = 10
+_QUERY_FIELDS, _TAP_FIELDS = 10, 40
 
 FIELDS: Mapping[str, str] = {
     "Cache-Control": "no-store",
@@ -61,6 +63,9 @@ _PAGE = {
 """Its files, their types, and what is said of them where all is listed."""
 _PROBES = frozenset({"/livez", "/readyz"})
 """They say one word. What asks them has whatever name for us, and whoever reads it learns nothing."""
+
+_STREAMS = frozenset({"/events", "/tap"})
+"""Each takes one of few places for as long as it lasts."""
 
 OnChange = Callable[[str], None]
 """Hears, in words, who has asked for a change, and what came of it. Must not wait, or raise."""
@@ -133,6 +138,10 @@ class Site:
                 self._calls, "open calls, the longest quiet ones first, and those that failed: ?limit=N"
             ),
             "/events": _Route(self._events, "the state, once a second"),
+            "/tap": _Route(
+                self._tap,
+                "what passes, as JSON Lines: ?mode=frames&side=both&filter=method=/pkg.S/*&payload=1",
+            ),
             "/faults": _Route(self._faults, "faults on purpose, and what has come of them"),
         }
         self._routes: dict[str, dict[str, _Route]] = {
@@ -154,7 +163,7 @@ class Site:
     async def answer(self, request: Request) -> Response:
         """Answer one request. Raises `Refused`, and whatever the source raises."""
         if request.path not in _PROBES:
-            same_origin.check(request, self._names, linked=request.path != "/events")
+            same_origin.check(request, self._names, linked=request.path not in _STREAMS)
         routes = self._routes.get(request.path)
         if routes is None:
             known = "\n".join(
@@ -243,6 +252,21 @@ class Site:
         if request.method == "HEAD":
             return Response(fields=fields)
         return Response(fields=fields, body=self._feed.watch())
+
+    async def _tap(self, request: Request) -> Response:
+        try:
+            wishes = TapWishes.of_query(
+                parse_qsl(request.query, keep_blank_values=True, max_num_fields=_TAP_FIELDS)
+            )
+        except (ConfigError, ValueError) as error:
+            raise Refused(400, str(error)) from None
+        fields = {"Content-Type": "application/x-ndjson", "X-Accel-Buffering": "no"}
+        if request.method == "HEAD":
+            return Response(fields=fields)
+        stream = self._source.tap(wishes)
+        filters = f" ({'; '.join(wishes.filters)})" if wishes.filters else ""
+        self._on_change(f"tap of {wishes.mode}{filters}, by {request.peer}")
+        return Response(fields=fields, body=stream)
 
     async def _state(self) -> bytes:
         """The data of one event of `/events`."""

@@ -7,6 +7,9 @@ Reports, calls and connections are plain dicts, as they came from the workers; w
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from rawgrpc_proxy.command.admin.messages import Stream
+from rawgrpc_proxy.command.tap_wishes import TapWishes
+
 Report = dict[str, Any]
 """What one worker says of itself, in numbers and words that JSON has."""
 
@@ -86,6 +89,9 @@ class Source(Protocol):
 
     async def clear_faults(self) -> None:
         """Take all rules away, in workers that are and that come."""
+
+    def tap(self, wishes: TapWishes) -> Stream:
+        """What passes in all workers, as JSON Lines. Raises `Refused` where that may not be seen, or no more watch."""
 
     async def reload(self) -> list[str]:
         """Read the settings again, and take on what has changed. Answers what is wrong, in words; nothing: it is done.

@@ -1,0 +1,138 @@
+"""What a worker does for those who watch it through the admin listener: its part of `GET /tap`.
+
+    "tap"        begin: look at all connections, those that are open and those that come
+    "tap_lines"  what has been seen since, as JSON Lines
+    "tap_end"    nobody watches any more
+
+The admin process asks for lines again and again (`tap_feed.py`). The invariants: calls wait for none of this; what
+waits to be asked for is bounded, and what finds no room is counted where it is missing; who does not ask for a while is
+taken for gone.
+"""
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from rawgrpc_proxy.command.link import Answers
+from rawgrpc_proxy.command.tap_wishes import SIDES, TapWishes
+from rawgrpc_proxy.lab.events import Event
+from rawgrpc_proxy.lab.joining import LateViews
+from rawgrpc_proxy.lab.readable import MAX_READABLE_BYTES
+from rawgrpc_proxy.lab.redact import Redactor
+from rawgrpc_proxy.lab.row_text import json_of
+from rawgrpc_proxy.lab.rows import Row, Rows
+from rawgrpc_proxy.net.late_taps import current_late_taps
+
+_MOST = 8
+"""Who watch a worker. The admin listener allows fewer: some may be gone, and not known to be."""
+_MAX_WAITING = 1024 * 1024
+"""Characters of lines that nobody has asked for yet."""
+_AT_ONCE = 128 * 1024
+_PATIENCE_S = 30.0
+"""More than a slow reader is waited for by the admin listener."""
+_JOIN_FOR_S = 0.005
+
+
+class TapDesk:
+    """All who watch one worker."""
+
+    def __init__(self, worker: int) -> None:
+        self._worker = worker
+        self._watchers: dict[str, _Watcher] = {}
+
+    @property
+    def answers(self) -> Answers:
+        """What may be asked."""
+        return {"tap": self._begin, "tap_lines": self._lines, "tap_end": self._end}
+
+    def _begin(self, asked: dict[str, Any]) -> dict[str, int]:
+        """Raises `ConfigError` for wishes that make no sense, and `ValueError` if there are too many already."""
+        name = asked["id"]
+        for other, watcher in list(self._watchers.items()):
+            if watcher.is_gone:
+                self._end(other)
+        if name not in self._watchers:
+            if len(self._watchers) >= _MOST:
+                raise ValueError(f"{_MOST} are watching already")
+            self._watchers[name] = _Watcher(TapWishes(**asked["wishes"]), self._worker)
+        return {"worker": self._worker, "pid": os.getpid()}
+
+    def _lines(self, name: str) -> dict[str, Any]:
+        return self._watchers[name].take()
+
+    def _end(self, name: str) -> None:
+        watcher = self._watchers.pop(name, None)
+        if watcher is not None:
+            watcher.end()
+
+
+class _Watcher:
+    """One who watches."""
+
+    def __init__(self, wishes: TapWishes, worker: int) -> None:
+        self._where = {"worker": worker, "pid": os.getpid()}
+        self._lines: deque[str] = deque()
+        self._waiting = self._dropped = 0
+        self._wait_until = time.monotonic() + _PATIENCE_S
+        self._rows = Rows(
+            self._write,
+            mode=wishes.mode,
+            filters=wishes.parsed_filters(),
+            redactor=Redactor(more=wishes.redact),
+            keeps_payloads=wishes.payload,
+        )
+        self._views = LateViews(
+            self._tell,
+            sides=SIDES[wishes.side],
+            payload_bytes=MAX_READABLE_BYTES if wishes.payload else 0,
+        )
+        self._joining: Iterator[None] | None = current_late_taps().attach(self._views)
+        self._join()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nobody has asked for lines for so long."""
+        return time.monotonic() > self._wait_until
+
+    def take(self) -> dict[str, Any]:
+        """The next lines; `more` says that there are others already."""
+        self._wait_until = time.monotonic() + _PATIENCE_S
+        self._join()
+        taken, size = [], 0
+        while self._lines and size < _AT_ONCE:
+            taken.append(self._lines.popleft())
+            size += len(taken[-1])
+        self._waiting -= size
+        if self._dropped and not self._lines:
+            taken.append(json_of({"event": "dropped", "rows": self._dropped, **self._where}))
+            self._dropped = 0
+        return {"lines": "".join(taken), "more": bool(self._lines) or self._joining is not None}
+
+    def end(self) -> None:
+        """See nothing more."""
+        current_late_taps().detach(self._views)
+        self._joining = None
+
+    def _join(self) -> None:
+        """Look at more of the connections that were open, for some milliseconds."""
+        until = time.monotonic() + _JOIN_FOR_S
+        while self._joining is not None and time.monotonic() < until:
+            if next(self._joining, self) is self:
+                self._joining = None
+
+    def _tell(self, event: Event) -> None:
+        if self.is_gone:
+            self.end()
+        else:
+            self._rows.tell(event)
+
+    def _write(self, row: Row) -> None:
+        line = json_of({**row, **self._where})
+        # Once something is missing, what comes is missing as well until that is told: so it is told in its place.
+        if self._dropped or self._waiting + len(line) > _MAX_WAITING:
+            self._dropped += 1
+        else:
+            self._lines.append(line)
+            self._waiting += len(line)
