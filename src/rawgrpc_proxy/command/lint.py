@@ -10,16 +10,25 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 import trio
 
-from rawgrpc_proxy.command.one_upstream import Links, OneUpstream, add_one_upstream, until_signal
+from rawgrpc_proxy.command.one_upstream import (
+    Links,
+    OneUpstream,
+    add_one_upstream,
+    the_other_way,
+    until_signal,
+)
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.lab.lint.findings import Counted, Finding, Findings
 from rawgrpc_proxy.lab.lint.linter import Linter
 from rawgrpc_proxy.lab.lint.rules import RULES, Severity
+from rawgrpc_proxy.lab.recorded_views import tell_recorded
+from rawgrpc_proxy.lab.recording import records
 from rawgrpc_proxy.lab.views import Views
 from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.line_writer import LineWriter, unbuffered
@@ -35,9 +44,15 @@ def add_lint(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Accept gRPC calls, forward them to one upstream, and name whoever breaks a rule of HTTP/2 or gRPC: a line for "
         "each finding when it is first seen, a table at the end. SIGINT or SIGTERM ends it; the exit code is 1 then if "
-        "there were errors. docs/lint.md explains each rule."
+        "there were errors. Or look at what `record` has written. docs/lint.md explains each rule."
     )
-    add_one_upstream(parser)
+    parser.add_argument(
+        "recording",
+        nargs="?",
+        metavar="FILE",
+        help="a recording: look at what is in it, instead of what passes",
+    )
+    add_one_upstream(parser, required=False)
     add = parser.add_argument_group("what counts").add_argument
     add(
         "--fail-on",
@@ -53,11 +68,12 @@ def add_lint(parser: argparse.ArgumentParser) -> None:
         help="do not tell of this rule, for example user-agent-missing; repeat it for more",
     )
     add("--json", metavar="FILE", help="write all findings there at the end, as one JSON object")
-    parser.set_defaults(command=lint)
+    parser.set_defaults(command=partial(lint, parser=parser))
 
 
-def lint(options: argparse.Namespace) -> int:
-    """Run until a signal comes, and answer the exit code. Raises `ConfigError`."""
+def lint(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Run until a signal comes, or to the end of a recording; answer the exit code. Raises `ConfigError`."""
+    reads = the_other_way(options, parser, "recording", "a recording")
     unknown = [rule for rule in options.ignore if rule not in RULES]
     if unknown:
         raise ConfigError(f"--ignore: there is no rule {unknown[0]!r}; docs/lint.md has them all")
@@ -67,9 +83,12 @@ def lint(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as files:
         file = None if options.json is None else files.enter_context(_opened(options.json))
         log = _Log(file=unbuffered(sys.stderr))
-        house = OneUpstream(Links.of(options), Views(linter.tell), log)
+        house = None if reads else OneUpstream(Links.of(options), Views(linter.tell), log)
+        if house is None:
+            tell_recorded(records(options.recording), linter.tell)
         try:
-            trio.run(_run, house, log, writer)
+            if house is not None:
+                trio.run(_run, house, log, writer)
         finally:
             log.flush()
             for line in table(findings.counted):

@@ -70,12 +70,13 @@ def add_one_upstream(
     )
 
 
-def the_other_way(options: argparse.Namespace, parser: argparse.ArgumentParser, option: str) -> bool:
-    """Whether `option` was given in place of a proxy of one's own.
+def the_other_way(
+    options: argparse.Namespace, parser: argparse.ArgumentParser, name: str, option: str
+) -> bool:
+    """Whether `option`, in the options as `name`, was given in place of a proxy of one's own.
 
     Raises `ConfigError` if neither was, and for options of a proxy where there is none.
     """
-    name = option.removeprefix("--").replace("-", "_")
     if getattr(options, name) is None:
         if options.upstream is None:
             raise ConfigError(f"give --upstream ADDRESS, or {option}")

@@ -124,7 +124,7 @@ def add_tap(parser: argparse.ArgumentParser) -> None:
 
 def tap(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Run until a signal comes, and answer the exit code. Raises `ConfigError`."""
-    attaches = the_other_way(options, parser, "--attach")
+    attaches = the_other_way(options, parser, "attach", "--attach")
     if attaches and (options.reflection or options.show_secrets):
         option = "--reflection" if options.reflection else "--show-secrets"
         raise ConfigError(f"{option} does not go with --attach: {_NOT_ATTACHED[option]}")
