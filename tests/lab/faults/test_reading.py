@@ -340,7 +340,21 @@ def test_the_top_level_has_few_keys() -> None:
     assert problems("faults = [3]") == [
         "faults[0] is a number; it must be a table, like { do = { reset = … } }"
     ]
-    assert problems("= 3")[0].startswith("this is not TOML: ")
+
+
+@pytest.mark.parametrize(
+    "toml",
+    [
+        "= 3",
+        ".".join("a" * 8000) + " = 1",
+        "a = " + "[" * 8000,
+        "seed = " + "9" * 8000,
+        "[[faults]]\ndo = { pings = 0x" + "f" * 8000 + " }",
+    ],
+)
+def test_what_is_not_toml_or_too_much_of_it_is_refused(toml: str) -> None:
+    (problem,) = problems(toml)
+    assert "TOML" in problem
 
 
 def test_two_rules_of_one_name_are_told() -> None:

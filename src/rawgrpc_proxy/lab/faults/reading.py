@@ -62,14 +62,17 @@ def faults_of_file(path: Path | str) -> FaultsFile:
 def faults_of_text(toml: str) -> FaultsFile:
     """The faults in this text. Raises `SettingsError`."""
     try:
-        tree = tomllib.loads(toml)
-    except tomllib.TOMLDecodeError as error:
+        return faults_of(tomllib.loads(toml))
+    except SettingsError:
+        raise
+    except (ValueError, RecursionError) as error:  # ValueError also for a number of too many digits
         raise SettingsError([f"this is not TOML: {error}"]) from None
-    return faults_of(tree)
 
 
 def faults_of(tree: Mapping[str, Any]) -> FaultsFile:
     """The faults in this tree of plain values. Raises `SettingsError`."""
+    if not _fits_toml(tree):
+        raise SettingsError(["a number has more than the 64 bits that TOML has"])
     reader = _Reader()
     for key in tree.keys() - _TOP.keys():
         hint = meant(key, _TOP) or ("; it belongs into [[faults]]" if key in FAULT else "")
@@ -95,6 +98,15 @@ def faults_of(tree: Mapping[str, Any]) -> FaultsFile:
     if reader.problems:
         raise SettingsError(reader.problems)
     return FaultsFile(faults=tuple(faults), seed=seed)
+
+
+def _fits_toml(value: object) -> bool:
+    """Python reads numbers of any length, and fails to show those of very many digits."""
+    if isinstance(value, dict):
+        return all(map(_fits_toml, value.values()))
+    if isinstance(value, list):
+        return all(map(_fits_toml, value))
+    return not isinstance(value, int) or -(2**63) <= value < 2**63
 
 
 def _preset(reader: "_Reader", tree: Mapping[str, Any]) -> Iterator[Fault]:
