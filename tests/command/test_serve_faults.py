@@ -201,7 +201,7 @@ def test_check_tells_what_is_wrong_with_the_faults_and_shows_where_they_are(
 def test_serve_does_not_load_what_faults_need_unless_there_are_some() -> None:
     script = (
         "import sys, rawgrpc_proxy.command.cli, rawgrpc_proxy.command.worker, rawgrpc_proxy.command.deputy; "
-        "print(sorted(name for name in sys.modules if '.lab' in name))"
+        "print(sorted(name for name in sys.modules if 'lab.faults' in name))"
     )
     loaded = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert loaded.stdout == "[]\n"
