@@ -2,7 +2,7 @@
 
 import random
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -224,6 +224,124 @@ async def test_what_is_told_is_what_one_has_seen_who_was_there_from_the_start(
                 if direction in ((DOWN, CLIENT), (UP, SERVER)):  # else some may have waited to be written
                     assert len(every) - len(messages) <= len(before[direction].get(stream, [])) + 1
     assert 0 <= skipped < 40
+
+
+@on_every_engine
+@pytest.mark.parametrize("cut", [1, 3, 4, 5, 8])
+@trio_test
+async def test_it_may_begin_in_the_middle_of_a_prefix(engine: Engine, cut: int) -> None:
+    told = Told()
+    async with a_proxy(engine) as house:
+        call, served = await begun(house)
+        whole = message(b"passes")
+        await call.data(whole[:cut])
+        assert await served.read(8 + cut) == message(b"one") + whole[:cut]
+        with looking_on(LateViews(told, payload_bytes=100)):
+            await call.data(whole[cut:] + message(b"next"), end=True)
+            await served.request_body()
+            await served.headers(OK, end=True)
+            assert (await call.answer()).status == Status.OK
+    assert told.messages(DOWN) == told.messages(UP) == [(CLIENT, 2, b"next")]
+
+
+@on_every_engine
+@pytest.mark.parametrize("cut", [1, 8, 9, 12])
+@trio_test
+async def test_it_may_begin_in_the_middle_of_a_frame(engine: Engine, cut: int) -> None:
+    told = Told()
+    async with a_proxy(engine) as house:
+        call, served = await begun(house)
+        client = house.clients[0]
+        frame = client.data_frame(call.id, message(b"two"))
+        read = await read_by(house, lambda: client.send_bytes(frame[:cut]))
+        assert read == cut
+        with looking_on(LateViews(told, payload_bytes=100)):
+            await client.send_bytes(frame[cut:])
+            assert await served.read(16) == message(b"one") + message(b"two")
+            await served.headers(OK, end=True)
+            assert (await call.answer()).status == Status.OK
+            await call.data(b"", end=True)
+    assert told.messages(DOWN) == [(CLIENT, 1, b"two")]
+
+
+async def read_by(house: House, act: Callable[[], Awaitable[None]]) -> int:
+    """Do this; answer how much of it the proxy has read by then, and kept."""
+    await act()
+    connection = await a_connection(house.server)
+    await until(lambda: bool(connection.session.position().unread))
+    return len(connection.session.position().unread)
+
+
+@on_every_engine
+@trio_test
+async def test_it_may_begin_in_the_middle_of_a_header_block(engine: Engine) -> None:
+    told = Told()
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        await client.request()
+        await (await house.backend.request()).respond()
+        frame = client.header_frames(3, request_fields("/a.B/Cut", (b"x-user", b"alice")), end=True)
+        payload = frame[9:]
+        client.new_stream()
+        call = client.streams[3]
+        await client.send_bytes(len(payload[:20]).to_bytes(3) + b"\x01\x01" + (3).to_bytes(4) + payload[:20])
+        connection = await a_connection(house.server)
+        await until(lambda: connection.session.position().block is not None)
+        with looking_on(LateViews(told, sides=[DOWN])):
+            await client.send_bytes(
+                len(payload[20:]).to_bytes(3) + b"\x09\x04" + (3).to_bytes(4) + payload[20:]
+            )
+            await (await house.backend.request()).respond()
+            assert (await call.answer()).status == Status.OK
+    [begun_then] = told.of(StreamBegun)
+    assert (begun_then.stream.method, begun_then.stream.request.closed) == ("/a.B/Cut", True)
+    [request, *_] = told.of(HeadersSeen)
+    assert (b"x-user", b"alice") in request.headers
+
+
+@on_every_engine
+@trio_test
+async def test_messages_that_wait_for_a_window_are_counted_and_not_told(engine: Engine) -> None:
+    told = Told()
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        client.credits = False
+        call = await client.open(request_fields(), end=True)
+        served = await house.backend.request()
+        await served.headers(RESPONSE)
+        connection = await a_connection(house.server)
+        sent = 0
+        while not any(stream.waiting_bytes for stream in connection.session.position().streams):
+            await served.body(message(bytes(9995)))
+            sent += 1
+            await trio.testing.wait_all_tasks_blocked(0.005)
+        with looking_on(LateViews(told, payload_bytes=100, sides=[DOWN])):
+            await client.credit_everything()
+            client.credits = True
+            await served.body(message(b"the last"))
+            await served.headers(OK, end=True)
+            assert (await call.answer()).status == Status.OK
+            await until(lambda: bool(told.of(StreamEnded)))
+    assert told.messages() == [(SERVER, sent, b"the last")]
+    [ended] = told.of(StreamEnded)
+    assert ended.stream.response.data_bytes == sent * 10_000 + 13
+
+
+@on_every_engine
+@trio_test
+async def test_what_comes_late_on_a_stream_that_is_over_begins_no_call(engine: Engine) -> None:
+    told = Told()
+    async with a_proxy(engine) as house:
+        client = await house.client()
+        call = await client.open(request_fields())
+        await (await house.backend.request()).reset()
+        await call.answer()
+        await until(lambda: house.server.open_calls == 0)
+        with looking_on(LateViews(told, sides=[DOWN])):
+            await call.headers([(b"x-late", b"1")], end=True)  # has crossed the reset
+            await client.ping()
+    assert not told.of(StreamBegun)
+    assert [event.stream for event in told.of(HeadersSeen)] == [None]
 
 
 @on_every_engine

@@ -41,7 +41,7 @@ def ends(told: list[Row]) -> int:
     return sum(row["event"] == "end" for row in told)
 
 
-@pytest.mark.parametrize("chosen_by", ["metadata.x-user=bob", "status=UNAVAILABLE"])
+@pytest.mark.parametrize("chosen_by", ["metadata.x-user=bob", "status=OK", "method=/a.B/C status=OK"])
 @on_every_engine
 @trio_test
 async def test_a_call_that_is_chosen_by_what_its_caller_has_said_or_been_told_is_shown_on_both_sides(
@@ -50,26 +50,26 @@ async def test_a_call_that_is_chosen_by_what_its_caller_has_said_or_been_told_is
     told, views = rows_of(chosen_by)
     policy = CallPolicy(retry=RetryPolicy(attempts=2, initial_backoff_s=0.001))
 
-    async def fails(house: House) -> None:
+    async def is_sent_again(house: House) -> None:
         call = await house.clients[0].request("/a.B/C", (b"x-user", b"bob"), body=HELLO)
-        for _ in range(2):
-            served = await house.backend.request()
-            await served.headers([*RESPONSE, *UNAVAILABLE], end=True)
-        assert (await call.answer()).status == Status.UNAVAILABLE
+        served = await house.backend.request()
+        await served.headers([*RESPONSE, *UNAVAILABLE], end=True)
+        await (await house.backend.request()).respond(HELLO)
+        assert (await call.answer()).status == Status.OK
 
     async with with_policy(engine, policy) as house:
         with looking_on(views):
-            await a_call(house, (b"x-user", b"alice"))
-            await fails(house)
-            await until(lambda: ends(told) == 3)
+            await a_call(house, (b"x-user", b"alice"), trailers=[(b"grpc-status", b"5")])
+            await is_sent_again(house)
+            await until(lambda: ends(told) == 3)  # the caller's, and two attempts
     [call] = {row["call"] for row in told}
     assert {row["method"] for row in told} == {"/a.B/C"}
     down = [row for row in told if row["side"] == "downstream"]
-    assert [row["event"] for row in down] == ["begin", "message", "end"]
+    assert [row["event"] for row in down] == ["begin", "message", "message", "end"]
     assert f"{down[0]['link']}.{down[0]['stream']}" == call
     up = [row for row in told if row["side"] == "upstream"]
     assert {row["stream"] for row in up} == {3, 5}
-    assert [row["status"] for row in up if row["event"] == "end"] == ["UNAVAILABLE"] * 2
+    assert [row["status"] for row in up if row["event"] == "end"] == ["UNAVAILABLE", "OK"]
     line = text_of(up[0], Style())
     assert f" {call}/{up[0]['link']}.3 " in line
 
