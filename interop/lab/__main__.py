@@ -21,6 +21,7 @@ import trio
 from interop.lab.cost import cost
 from interop.lab.planted import planted
 from interop.lab.presets import presets
+from interop.lab.programs import ENGINE
 from interop.lab.recordings import recordings
 from interop.lab.row import Row, Say, table
 from interop.lab.tap import tapped
@@ -38,12 +39,13 @@ def main() -> int:
     parts: dict[str, Part] = {
         "recordings": recordings,
         "planted": planted,
-        "traffic": partial(traffic, engine=options.engine),
+        "traffic": traffic,
         "tap": partial(tapped, gib=options.gib),
         "presets": partial(presets, only=options.presets, clients=options.clients, seed=options.seed),
     }
     if options.before is not None:
         parts["cost"] = partial(cost, commit=options.before, engines=("relay", "h2"), pypy=options.pypy)
+    ENGINE.set(options.engine)
     start = time.monotonic()
     rows = _shown({name: part for name, part in parts.items() if name in (options.only or parts)})
     print("\n".join(table(rows)))
@@ -74,7 +76,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m interop.lab", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--only", nargs="+", choices=tuple(SECONDS), metavar="PART", help=f"some of it: {', '.join(SECONDS)}")
-    add("--engine", help="handed on to the linter")
+    add("--engine", help="handed on to the commands that are proxies")
     add(
         "--gib",
         type=float,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import trio
@@ -14,11 +15,16 @@ from interop.shared.running import running
 
 T = TypeVar("T")
 SECONDS = 120.0
+ENGINE: ContextVar[str | None] = ContextVar("engine", default=None)
+"""Of the commands that are proxies; None: their own choice."""
+_PROXIES = ("record", "lint", "tap", "faults")
 
 
 def command_line(*arguments: str) -> list[str]:
     """Of the proxy."""
-    return [sys.executable, "-m", "rawgrpc_proxy", *arguments]
+    engine = ENGINE.get()
+    more = [] if engine is None or arguments[0] not in _PROXIES else [f"--engine={engine}"]
+    return [sys.executable, "-m", "rawgrpc_proxy", *arguments, *more]
 
 
 @asynccontextmanager

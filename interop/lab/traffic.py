@@ -53,7 +53,7 @@ DEFENDED = [
 ]  # fmt: skip
 
 
-async def traffic(say: Say, engine: str | None = None) -> list[Row]:
+async def traffic(say: Say) -> list[Row]:
     """A row for each server, and one for each finding."""
     rows: list[Row] = []
     clients = [name for name in (*PEERS, *CLIENTS) if name not in PEERS or left_out(name) is None]
@@ -63,31 +63,27 @@ async def traffic(say: Say, engine: str | None = None) -> list[Row]:
             continue
         cannot: set[str] = set()
         calls = [(f"{client} -> {server}", partial(_play, client, server, cannot)) for client in clients]
-        rows += await _of_server(server, _server(server, cannot), calls, engine, say)
+        rows += await _of_server(server, _server(server, cannot), calls, say)
     try:
         find("etcd"), find("etcdctl")
     except Trouble as trouble:
         return [*rows, Row(PART, "etcdctl -> etcd", None, str(trouble))]
     calls = [(f"etcdctl {case}", partial(_play_etcd, case)) for case in etcd_cases.CASES]
-    return [*rows, *await _of_server("etcd", etcd_server(EtcdPorts()), calls, engine, say)]
+    return [*rows, *await _of_server("etcd", etcd_server(EtcdPorts()), calls, say)]
 
 
 async def _of_server(
     name: str,
     server: AbstractContextManager[str],
     calls: list[tuple[str, Callable[[str], None]]],
-    engine: str | None,
     say: Say,
 ) -> list[Row]:
-    options = [] if engine is None else [f"--engine={engine}"]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "findings.json"
         try:
             async with (
                 in_thread(server) as target,
-                command(
-                    "lint", f"--upstream={target}", f"--json={file}", "--fail-on=never", *options
-                ) as address,
+                command("lint", f"--upstream={target}", f"--json={file}", "--fail-on=never") as address,
             ):
                 for what, play in calls:
                     say(f"linted: {what}")
