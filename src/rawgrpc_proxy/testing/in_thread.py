@@ -11,7 +11,6 @@ What it does not do: collect calls (`seen_calls.py`), or run threads (`loop_thre
 
 import math
 import ssl
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -45,6 +44,8 @@ from rawgrpc_proxy.testing.stubs import CustomMetadata, Stub, Stubs
 from rawgrpc_proxy.upstream.pool import Pool
 from rawgrpc_proxy.upstream.target import Target
 
+_WAIT_S = 1.0
+"""Ctrl-C that comes in the moment before a wait begins is heard at its end: none is longer than this."""
 running: "weakref.WeakSet[ProxyInThread]" = weakref.WeakSet()
 """Those that run, for whoever tells of failed tests."""
 
@@ -179,7 +180,7 @@ class ProxyInThread:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise AssertionError(self._instead(method, wanted, count, timeout_s, matches))
-                self._seen.changed.wait(min(left, threading.TIMEOUT_MAX))
+                self._seen.changed.wait(min(left, _WAIT_S))
             return self._seen.find(matches)
 
     def clear(self) -> None:
