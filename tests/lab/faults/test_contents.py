@@ -169,6 +169,17 @@ def test_it_is_done_to_the_message_of_that_number(
     assert talk.client.send_windows[0] == talk.server.send_windows[0] == 65_535
 
 
+def test_a_message_that_others_come_before_waits_for_what_is_done_to_those() -> None:
+    talk = Talk(
+        Fault(where=AfterMessage(number=1), do=SwapMessages()),
+        Fault(where=AfterMessage(number=2), do=DoubleMessage()),
+    )
+    talk.client.request(1)
+    talk.server.respond(1, b"aaaa", b"bb", b"c")
+    assert talk.client.got[1] == B + B + A + C
+    assert talk.struck == [1, 1]
+
+
 @pytest.mark.parametrize("bits", [1, 5, 4096])
 def test_bits_of_the_payload_are_flipped_and_the_same_ones_with_the_same_seed(bits: int) -> None:
     bodies = {answered(AfterMessage(number=1), FlipBits(bits=bits)).client.got[1] for _ in range(2)}

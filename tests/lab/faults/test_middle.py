@@ -4,7 +4,14 @@ import random
 from collections.abc import Callable, Sequence
 
 import pytest
-from hyperframe.frame import ExtensionFrame, GoAwayFrame, PriorityFrame, PushPromiseFrame, SettingsFrame
+from hyperframe.frame import (
+    ExtensionFrame,
+    GoAwayFrame,
+    HeadersFrame,
+    PriorityFrame,
+    PushPromiseFrame,
+    SettingsFrame,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -125,6 +132,42 @@ def test_a_block_that_cannot_be_decoded_goes_to_whom_it_is_for(bad: bytes, activ
     talk.middle.from_peer(bad + b"rest", 0.0)
     assert b"".join(map(bytes, talk.middle.to_connection(0.0))) == bad + b"rest"
     assert len(talk.server.raw) == before
+
+
+def test_behind_what_cannot_be_decoded_everything_passes_as_it_is() -> None:
+    talk = Talk(Fault(do=Reset()))
+    bad = bytes([0, 0, 2, 1, 5, 0, 0, 0, 1, 0xFF, 0xFF])
+    for data in (bad, b"more", b"and more"):
+        talk.middle.from_peer(data, 0.0)
+        assert b"".join(map(bytes, talk.middle.to_connection(0.0))) == data
+
+
+def test_data_whose_padding_is_wrong_goes_to_whom_it_is_for() -> None:
+    talk = Talk(Fault(where=AfterMessage(number=9), do=Reset()))
+    talk.client.headers(1, request_fields())
+    bad = bytes([0, 0, 1, 0, 8, 0, 0, 0, 1, 200])
+    talk.middle.from_peer(bad, 0.0)
+    assert b"".join(map(bytes, talk.middle.to_connection(0.0))) == bad
+
+
+def test_a_block_without_end_is_not_kept() -> None:
+    talk = Talk(Fault(do=Reset()))
+    sent = talk.server.raw
+    first = bytes([0, 0, 1, 1, 0, 0, 0, 0, 1, 0x82])
+    more = bytes([0, 0x40, 0, 9, 0, 0, 0, 0, 1]) + bytes(0x4000)
+    talk.middle.from_peer(first + 70 * more, 0.0)
+    assert talk.middle.request.raw
+    assert b"".join(map(bytes, talk.middle.to_connection(0.0))) == first + 70 * more
+    assert talk.server.raw == sent
+
+
+def test_headers_with_a_priority_and_large_new_sizes_of_the_table_are_read() -> None:
+    talk = Talk(Fault(method="/no.such/M", do=Reset()))
+    talk.server._decoder.max_allowed_table_size = 4096
+    block = bytes([0x20, 0x3F, 0xE1, 0x1F]) + talk.client._encoder.encode(request_fields())
+    frame = HeadersFrame(1, block, depends_on=0, stream_weight=9, flags=["PRIORITY", "END_HEADERS"])
+    talk.client.frame(frame)
+    assert talk.server.fields[1] == [request_fields()]
 
 
 def test_rules_that_come_later_strike_calls_that_begin_later() -> None:

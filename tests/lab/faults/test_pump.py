@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
@@ -356,6 +357,37 @@ async def test_a_peer_that_asks_and_does_not_read_is_not_read_either(engine: Eng
             client.go_on_reading()
         for call in asked:
             assert (await call.answer()).http_status == b"502"
+
+
+@on_every_engine
+@pytest.mark.parametrize("side", [Side.DOWNSTREAM, Side.UPSTREAM])
+@trio_test
+async def test_a_peer_that_is_gone_in_the_middle_ends_its_calls_with_its_cause(
+    engine: Engine, side: Side
+) -> None:
+    async with a_proxy(engine, **callers(), **upstreams()) as house:
+        client = await house.client()
+        call = await client.open(request_fields())
+        served = await house.backend.request()
+        await served.headers(RESPONSE)
+        await call.expect_headers()
+        gone = client if side is Side.DOWNSTREAM else served.peer
+        # With bytes unread its end is a reset, and comes in the middle of what is written to it.
+        gone.stop_reading()
+        other = call if side is Side.UPSTREAM else served
+        async with trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    await other.body(bytes(3_000_000))
+
+            nursery.start_soon(send)
+            await wait_all_tasks_blocked(0.05)
+            await gone.aclose()
+            record = await house.record()
+            origin = "downstream" if side is Side.DOWNSTREAM else "lost"
+            assert (record.status, record.origin, record.cause) == (Status.UNAVAILABLE, origin, "RST")
+            nursery.cancel_scope.cancel()
 
 
 @on_every_engine
