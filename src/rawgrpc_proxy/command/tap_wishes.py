@@ -10,6 +10,7 @@ import attrs
 
 from rawgrpc_proxy.errors import ConfigError, Side
 from rawgrpc_proxy.lab.filters import Filter
+from rawgrpc_proxy.lab.redact import Redactor
 
 if TYPE_CHECKING:
     from rawgrpc_proxy.lab.rows import Mode
@@ -49,7 +50,12 @@ class TapWishes:
             raise ConfigError(f"side is {self.side!r}; write one of {', '.join(SIDES)}")
         if sum(map(len, (*self.filters, *self.redact))) > _MOST_CHARACTERS:
             raise ConfigError(f"the filters and names have more than {_MOST_CHARACTERS} characters together")
-        self.parsed_filters()
+        redactor = Redactor(more=self.redact)
+        for name in {name for each in self.parsed_filters() for name in each.metadata}:
+            if redactor.is_secret(name):
+                raise ConfigError(
+                    f"{name} is a secret: whoever could filter by it would find out its value, bit by bit"
+                )
 
     def parsed_filters(self) -> list[Filter]:
         """The filters."""

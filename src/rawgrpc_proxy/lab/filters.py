@@ -41,6 +41,8 @@ class Filter:
     _status_tests: tuple[_Test, ...] = ()
     looks_at_calls: bool = False
     """Whether what belongs to no call (SETTINGS, PING) cannot match."""
+    metadata: frozenset[str] = frozenset()
+    """Names of the metadata that it looks at."""
 
     @classmethod
     def parse(cls, text: str) -> "Filter":
@@ -48,6 +50,7 @@ class Filter:
         tests: list[_Test] = []
         status_tests: list[_Test] = []
         looks_at_calls = False
+        names: set[str] = set()
         for word in text.split():
             match = _WORD.fullmatch(word)
             if match is None:
@@ -61,11 +64,13 @@ class Filter:
             elif key == "method":
                 tests.append(_test(lambda facts: [facts.method], value, wanted=wanted))
             elif key.startswith(_METADATA) and key != _METADATA:
-                tests.append(_test(_values_of(key.removeprefix(_METADATA).encode()), value, wanted=wanted))
+                name = key.removeprefix(_METADATA)
+                names.add(name)
+                tests.append(_test(_values_of(name.encode()), value, wanted=wanted))
             else:
                 raise ConfigError(f"{key!r} is nothing to filter by; {_HOW}")
             looks_at_calls = looks_at_calls or key != "peer"
-        return cls(tuple(tests), tuple(status_tests), looks_at_calls)
+        return cls(tuple(tests), tuple(status_tests), looks_at_calls, frozenset(names))
 
     @property
     def needs_status(self) -> bool:

@@ -37,6 +37,9 @@ def test_what_is_asked_for_reaches_the_workers_and_what_they_tell_comes_line_by_
         ("mode=all", "mode is 'all'; write frames or messages"),
         ("side=left", "side is 'left'"),
         ("filter=x=1", "'x' is nothing to filter by"),
+        # Else its value could be found out by who sees which calls match.
+        ("filter=metadata.authorization=Bearer*", "authorization is a secret"),
+        ("filter=metadata.x-user!=a&redact=X-User", "x-user is a secret"),
         ("payload=yes", "payload is 'yes'; write 1 or 0"),
         ("mode=frames&mode=messages", "mode stands there more than once"),
         ("filter=method=/" + "x" * 500, "more than 500 characters"),
