@@ -4,6 +4,7 @@ What it does not do: look into messages. The invariant: of a field that is a sec
 """
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import attrs
 
@@ -24,6 +25,15 @@ def _lower(names: Iterable[str]) -> frozenset[str]:
     return frozenset(name.lower() for name in names)
 
 
+def _looks_secret(name: str) -> bool:
+    return name in SECRETS or any(word in name for word in SECRET_WORDS)
+
+
+_is_secret = lru_cache(1024)(_looks_secret)
+_USUAL_LENGTH = 64
+"""Of names that are remembered: peers choose them."""
+
+
 @attrs.frozen
 class Redactor:
     """Knows the secrets by name; `more` are names of fields beside the usual ones."""
@@ -37,7 +47,9 @@ class Redactor:
         if self.show_all:
             return False
         name = name.lower()
-        return name in self.more or name in SECRETS or any(word in name for word in SECRET_WORDS)
+        if name in self.more:
+            return True
+        return _is_secret(name) if len(name) <= _USUAL_LENGTH else _looks_secret(name)
 
     def shown(self, headers: Iterable[RawHeader]) -> Sequence[tuple[str, str]]:
         """The list as text, its secrets left out."""

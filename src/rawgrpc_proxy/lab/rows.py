@@ -58,6 +58,11 @@ class _Choice:
     held: list[Row] = attrs.field(factory=list)
     left_out: int = 0
 
+    @property
+    def is_out(self) -> bool:
+        """Whether it is certain that it is not shown."""
+        return self.is_decided and not self.is_wanted
+
 
 @attrs.define(eq=False)
 class _Call:
@@ -183,9 +188,10 @@ class Rows:
 
     def _headers(self, event: HeadersSeen) -> None:
         call = None if event.stream is None else self._begin(event, event.stream)
-        shown = [list(pair) for pair in self._redactor.shown(event.headers)]
-        if self._pending is not None:
-            self._pending[1].update(kind=event.kind.value, headers=shown)
+        if call is not None and call.choice.is_out:
+            self._pending = None
+        elif self._pending is not None:
+            self._pending[1].update(kind=event.kind.value, headers=self._shown(event))
             self._flush()
         elif (
             call is not None
@@ -193,10 +199,13 @@ class Rows:
             and (call.stream.joined or not self._frames)
         ):
             row = from_one_end(event.link, event.at, "begin", event.sender)
-            row |= {"stream": event.stream_id, "headers": shown}
+            row |= {"stream": event.stream_id, "headers": self._shown(event)}
             if call.stream.joined:
                 row["joined"] = True
             self._emit(event.link, event.stream_id, row)
+
+    def _shown(self, event: HeadersSeen) -> list[list[str]]:
+        return [list(pair) for pair in self._redactor.shown(event.headers)]
 
     def _begin(self, event: HeadersSeen, stream: Stream) -> _Call:
         key = event.link.number, stream.id
@@ -220,7 +229,7 @@ class Rows:
 
     def _message(self, event: MessageSeen) -> None:
         call = self._calls.get((event.link.number, event.stream.id))
-        if call is not None and call.choice.is_decided and not call.choice.is_wanted:
+        if call is not None and call.choice.is_out:
             return
         row = from_one_end(event.link, event.at, "message", event.sender)
         row |= {"stream": event.stream.id, "index": event.index, "length": event.length}
