@@ -74,7 +74,8 @@ class Progress:
 def lacks(now: Progress, then: Progress, kind: int, flags: int, stream_id: int) -> bool:
     """Whether the end has still to do what it did with this frame, behind which it had come as far as `then`.
 
-    False for frames that depend on the moment, or on how an end is made: WINDOW_UPDATE, PING, GOAWAY and the like.
+    False for frames that depend on the moment, or on how an end is made: WINDOW_UPDATE, PING, GOAWAY and the like, and
+    SETTINGS behind the first ones, in which libraries change their windows by what they have measured.
     """
     match kind:
         case h2.HEADERS | h2.CONTINUATION | h2.DATA:
@@ -90,7 +91,7 @@ def lacks(now: Progress, then: Progress, kind: int, flags: int, stream_id: int) 
         case h2.SETTINGS if flags & h2.ACK:
             return now.settings_acks < then.settings_acks
         case h2.SETTINGS:
-            return now.settings < then.settings
+            return not now.settings
         case h2.PING if flags & h2.ACK:
             return now.ping_acks < then.ping_acks
     return False

@@ -138,6 +138,10 @@ class _Player:
         self._received_bytes = 0
         self._pings: deque[bytes] = deque()
         """Those that have no answer yet."""
+        self._settings = 0
+        """The same of SETTINGS."""
+        self._acks_left_out = 0
+        """Answers to SETTINGS that were recorded, and have not come."""
         self._credited: dict[int, int] = {}
         self._sending = trio.Lock()
         self._over = False
@@ -188,6 +192,8 @@ class _Player:
                 if answer is None:
                     continue
                 raw = h2.ping(answer, ack=True)
+            elif kind == h2.SETTINGS and flags & h2.ACK and not await self._settings_to_answer():
+                continue
             self._ours.feed(kind, flags, stream_id, payload)
             await self._send(raw)
 
@@ -214,6 +220,21 @@ class _Player:
         with trio.move_on_after(_MAY_COME_S):
             await self._until(lambda: bool(self._pings), math.inf, "PING")
         return self._pings.popleft() if self._pings else None
+
+    async def _settings_to_answer(self) -> bool:
+        """Whether there are SETTINGS that have no answer, or the recorded answer is one to nothing.
+
+        The first ones have been waited for; later ones a peer sends when it likes.
+        """
+        if self._ours.settings_acks + self._acks_left_out >= self._then.settings:
+            return True
+        with trio.move_on_after(_MAY_COME_S):
+            await self._until(lambda: self._settings > 0, math.inf, "SETTINGS")
+        if self._settings:
+            self._settings -= 1
+            return True
+        self._acks_left_out += 1
+        return False
 
     async def _finish(self) -> None:
         """See the peer's last bytes, and that it hears that no more comes."""
@@ -278,8 +299,10 @@ class _Player:
         self._now.feed(kind, flags, stream_id, payload)
         if kind == h2.DATA:
             return self._credit(stream_id)
-        if kind == h2.SETTINGS and not flags & h2.ACK and self._now.settings > self._total.settings:
-            return h2.SETTINGS_ACK
+        if kind == h2.SETTINGS and not flags & h2.ACK:
+            if self._now.settings > self._total.settings - self._acks_left_out:
+                return h2.SETTINGS_ACK
+            self._settings += 1
         if kind == h2.PING and not flags & h2.ACK:
             if self._now.pings > self._total.pings:
                 return h2.ping(payload.ljust(8, b"\0")[:8], ack=True)
