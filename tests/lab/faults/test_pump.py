@@ -360,6 +360,41 @@ async def test_a_peer_that_asks_and_does_not_read_is_not_read_either(engine: Eng
 
 
 @on_every_engine
+@trio_test
+async def test_an_upstream_that_does_not_read_is_heard_all_the_same(engine: Engine) -> None:
+    async with a_proxy(engine, backend={4: 2**30}, **callers(), **upstreams()) as house:
+        client = await house.client()
+        call = await client.open(request_fields())
+        served = await house.backend.request()
+        await served.peer.credit(None, 2**30)
+        await served.peer.ping()
+        served.peer.stop_reading()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call.body, bytes(50_000_000))
+            await call.blocked.wait()
+            await served.respond(b"enough")
+            assert (await call.answer()).status == Status.OK
+            served.peer.go_on_reading()
+            nursery.cancel_scope.cancel()
+
+
+@on_every_engine
+@trio_test
+async def test_an_upstream_that_speaks_something_else_is_told_by_its_first_bytes(engine: Engine) -> None:
+    async def alert(stream: trio.SocketStream) -> None:
+        await stream.send_all(bytes.fromhex("15030100020246"))  # of TLS, and less than a frame's header
+        await stream.receive_some()
+
+    async with a_proxy(engine, **upstreams()) as house:
+        house.backend.raw_script = alert
+        client = await house.client()
+        call = await client.request()
+        answer = await call.answer()
+        assert answer.status == Status.UNAVAILABLE
+        assert b"TLS" in (answer.message or b"")
+
+
+@on_every_engine
 @pytest.mark.parametrize("side", [Side.DOWNSTREAM, Side.UPSTREAM])
 @trio_test
 async def test_a_peer_that_is_gone_in_the_middle_ends_its_calls_with_its_cause(

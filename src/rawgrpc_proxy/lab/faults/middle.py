@@ -102,6 +102,12 @@ class Middle:
         """The peer has sent this."""
         self._feed(self._from_peer_way, data, now)
 
+    def peer_ended(self, now: float) -> None:
+        """The peer sends no more: what it has sent of a frame tells the connection whom it has to do with."""
+        self._set_now(now)
+        self._from_peer_way.raw = not self.over
+        self._from_peer_way.emit_rest_if_raw()
+
     def from_connection(self, data: Data, now: float) -> None:
         """The connection has sent this."""
         self._feed(self.to_peer_way, data, now)

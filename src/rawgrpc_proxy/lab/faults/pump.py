@@ -211,6 +211,8 @@ class _Pump:
         self._nap = trio.CancelScope()
         self._life = trio.CancelScope(shield=True)
         self._news = trio.Event()
+        self._owed_bytes = 0
+        """Of what waits for the peer: what has come of what it has sent itself."""
         self._peer_ended = self._connection_ended = self._lingers = False
 
     # ------------------------------------------------------------------- life
@@ -294,13 +296,18 @@ class _Pump:
 
     async def _read_peer(self) -> None:
         def take(data: bytes | None) -> Then:
-            if not data:
-                self._peer_ended = True
-                return _STOP
-            if self._lingers:
+            if self._lingers and data:
                 return _WAIT
-            self._middle.from_peer(data, trio.current_time())
+            before = self.outlet.waiting_bytes
+            if data:
+                self._middle.from_peer(data, trio.current_time())
+            else:
+                self._peer_ended = True
+                self._middle.peer_ended(trio.current_time())
             self._moved()
+            self._owed_bytes = min(self._owed_bytes, before) + max(self.outlet.waiting_bytes - before, 0)
+            if not data:
+                return _STOP
             return _STOP if self._too_much_from_peer else _WAIT
 
         try:
@@ -348,9 +355,11 @@ class _Pump:
 
     @property
     def _too_much_from_peer(self) -> bool:
-        # What the peer is owed counts as well: it may ask, and not read the answers.
         waiting = self.transport.incoming_bytes + self._middle.held_for(peer=False)
-        return max(waiting, self.outlet.waiting_bytes) > MAX_WAITING_BYTES and not self._lingers
+        # What it is owed counts as well: it may ask, and not read the answers. What the connection has written does
+        # not: who reads nothing for now may have something to say.
+        owed = min(self._owed_bytes, self.outlet.waiting_bytes)
+        return max(waiting, owed) > MAX_WAITING_BYTES and not self._lingers
 
     @property
     def _too_much_from_connection(self) -> bool:
