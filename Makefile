@@ -131,7 +131,7 @@ dist: $(DEV) ## build the sdist and the wheel, look them over, and try both in p
 	cd build/sdist && PYTHONPATH=src "$(CURDIR)/$(BIN)/python" -m pytest -q -p no:cacheprovider --collect-only >../collected || \
 		{ tail -20 ../collected; exit 1; }
 	cd build/sdist && PYTHONPATH=src "$(CURDIR)/$(BIN)/python" -m pytest -q -p no:cacheprovider tests/test_*.py \
-		tests/command/test_man.py tests/command/test_settings_docs.py
+		tests/command/test_man.py tests/command/settings/test_docs.py
 
 bench: ## measure the proxy beside others in one run (BENCH_ARGS=...)
 	sh interop/bench/setup.sh

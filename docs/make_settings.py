@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import attrs
 
-from rawgrpc_proxy.command.options import _CLUSTER_TLS, _LISTENER_TLS, PATHS
-from rawgrpc_proxy.command.remedies import key_of
-from rawgrpc_proxy.command.settings import ServeSettings
-from rawgrpc_proxy.command.settings_file import _IN_A_WORD
+from rawgrpc_proxy.command.settings.file import _IN_A_WORD
+from rawgrpc_proxy.command.settings.model import ServeSettings
+from rawgrpc_proxy.command.settings.options import _CLUSTER_TLS, _LISTENER_TLS, PATHS
+from rawgrpc_proxy.command.settings.remedies import key_of
 
 PAGE = Path(__file__).with_name("settings.md")
 INTRODUCTION = """\

@@ -12,8 +12,8 @@ from rawgrpc_proxy.cluster.balance_settings import POLICIES, Balance
 from rawgrpc_proxy.cluster.cluster import PANIC
 from rawgrpc_proxy.cluster.health_settings import HealthCheck
 from rawgrpc_proxy.cluster.outlier_settings import OutlierDetection
-from rawgrpc_proxy.command.cluster_settings import ClusterSettings
-from rawgrpc_proxy.command.settings_file import settings_of
+from rawgrpc_proxy.command.settings.clusters import ClusterSettings
+from rawgrpc_proxy.command.settings.file import settings_of
 from rawgrpc_proxy.discovery import schedule
 from rawgrpc_proxy.observe.endpoint_notices import EndpointNotices
 from rawgrpc_proxy.observe.families import FAMILIES

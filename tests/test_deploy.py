@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from rawgrpc_proxy.command import cli
-from rawgrpc_proxy.command.settings_file import settings_of
+from rawgrpc_proxy.command.settings.file import settings_of
 from tests.command.test_cli import backends
 from tests.command.test_lifecycle import write
 from tests.processes import program

@@ -20,7 +20,7 @@ from rawgrpc_proxy.call import Call
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.command import cli
 from rawgrpc_proxy.command.arguments import commands_of
-from rawgrpc_proxy.command.settings_file import settings_of
+from rawgrpc_proxy.command.settings.file import settings_of
 from rawgrpc_proxy.grpc.health import SERVICE as HEALTH_SERVICE
 from rawgrpc_proxy.grpc.messages import encode_message
 from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status

@@ -6,7 +6,7 @@ from pathlib import Path
 import attrs
 
 from rawgrpc_proxy.command import children, serve, supervisor
-from rawgrpc_proxy.command.settings import ServeSettings
+from rawgrpc_proxy.command.settings.model import ServeSettings
 from rawgrpc_proxy.descriptors import DescriptorPlan
 from rawgrpc_proxy.memory_limit import default_max_buffered_bytes
 from rawgrpc_proxy.observe import line_writer

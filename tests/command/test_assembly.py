@@ -9,7 +9,7 @@ from trio.testing import trio_test
 
 from rawgrpc_proxy import CallContext, CallLog, CallPolicy, HedgingPolicy, Metadata, RetryPolicy, Status
 from rawgrpc_proxy.command.assembly import Process, process_of
-from rawgrpc_proxy.command.settings_file import settings_of
+from rawgrpc_proxy.command.settings.file import settings_of
 from rawgrpc_proxy.config_words import load
 from tests.proxy.raw_peers import connect
 

@@ -24,8 +24,8 @@ from rawgrpc_proxy.command import cli
 from rawgrpc_proxy.command.assembly import Process
 from rawgrpc_proxy.command.cli import main
 from rawgrpc_proxy.command.log import heard_by, log_for
-from rawgrpc_proxy.command.settings import ServeSettings
-from rawgrpc_proxy.command.settings_file import settings_of
+from rawgrpc_proxy.command.settings.file import settings_of
+from rawgrpc_proxy.command.settings.model import ServeSettings
 from rawgrpc_proxy.command.worker import Inherited, run_process
 from rawgrpc_proxy.config import ENGINES, Http2Settings
 from rawgrpc_proxy.descriptors import DescriptorPlan

@@ -10,7 +10,7 @@ import trio
 
 from rawgrpc_proxy import Client, Pool, RpcError, Status
 from rawgrpc_proxy.command.route_assembly import share_of
-from rawgrpc_proxy.command.settings_file import settings_of
+from rawgrpc_proxy.command.settings.file import settings_of
 from tests.command.test_cli import answer_to, backends
 from tests.command.test_serve_admin import Admin
 from tests.processes import program

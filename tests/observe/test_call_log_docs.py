@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rawgrpc_proxy.codes import Status
-from rawgrpc_proxy.command.settings_file import settings_of
+from rawgrpc_proxy.command.settings.file import settings_of
 from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.record import CallRecord
 

@@ -15,18 +15,18 @@ import trio
 
 from rawgrpc_proxy.cluster.cluster import Cluster
 from rawgrpc_proxy.cluster.facts import cluster_facts
-from rawgrpc_proxy.command.cluster_settings import ClusterTls, PoolSettings
 from rawgrpc_proxy.command.cores import cores
 from rawgrpc_proxy.command.link import Answers
 from rawgrpc_proxy.command.route_assembly import made_routes, share_of, traffic_report
-from rawgrpc_proxy.command.settings import (
+from rawgrpc_proxy.command.settings.clusters import ClusterTls, PoolSettings
+from rawgrpc_proxy.command.settings.file import Settings
+from rawgrpc_proxy.command.settings.model import (
     AdminSettings,
     ListenerSettings,
     ListenerTls,
     ServeSettings,
     TracingSettings,
 )
-from rawgrpc_proxy.command.settings_file import Settings
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.config_words import join
 from rawgrpc_proxy.descriptors import DescriptorPlan
@@ -154,7 +154,7 @@ def _faults(serve: ServeSettings) -> tuple[Wrap | None, Answers]:
     """What is between connections and their peers to break them on purpose, and what may be asked and told of it."""
     if serve.faults is None and (serve.admin is None or not serve.admin.faults):
         return None, {"faults": lambda _: []}
-    from rawgrpc_proxy.command.serve_faults import answers_about, faults_of_settings  # noqa: PLC0415  # for few
+    from rawgrpc_proxy.command.lab.serve_faults import answers_about, faults_of_settings  # noqa: PLC0415  # for few
     from rawgrpc_proxy.lab.faults.pump import with_faults  # noqa: PLC0415
 
     faults = faults_of_settings(serve)
@@ -261,7 +261,7 @@ def _answers_for(
     answers = {**_answers(metrics, server, clusters, log), **about_faults}
     if not admin.tap:
         return answers
-    from rawgrpc_proxy.command.tap_desk import TapDesk  # noqa: PLC0415  # the laboratory: only for who wants it
+    from rawgrpc_proxy.command.lab.tap_desk import TapDesk  # noqa: PLC0415  # the laboratory: only for who wants it
 
     return {**answers, **TapDesk(metrics.worker).answers}
 

@@ -10,8 +10,8 @@ from typing import Any
 import attrs
 
 from rawgrpc_proxy.command.assembly import collector_tls, tls_contexts
-from rawgrpc_proxy.command.remedies import key_of
-from rawgrpc_proxy.command.settings_file import Settings
+from rawgrpc_proxy.command.settings.file import Settings
+from rawgrpc_proxy.command.settings.remedies import key_of
 from rawgrpc_proxy.config_words import join
 
 _COMMENT_AT = 60
@@ -22,7 +22,7 @@ def check(settings: Settings) -> int:
     tls_contexts(settings.serve, print)
     collector_tls(settings.serve.tracing, print)
     if settings.serve.faults is not None:
-        from rawgrpc_proxy.command.serve_faults import faults_of_settings  # noqa: PLC0415  # for few
+        from rawgrpc_proxy.command.lab.serve_faults import faults_of_settings  # noqa: PLC0415  # for few
 
         faults_of_settings(settings.serve)
     print(text_of(settings))

@@ -19,13 +19,13 @@ import attrs
 from rawgrpc_proxy.command.argument_types import checked, count, positive, seconds
 from rawgrpc_proxy.command.certs import certs
 from rawgrpc_proxy.command.check import check
-from rawgrpc_proxy.command.cluster_settings import DNS_SCHEME, PoolSettings
 from rawgrpc_proxy.command.completion import SHELLS, completion
 from rawgrpc_proxy.command.demo import run_demo
-from rawgrpc_proxy.command.options import layer_of_environment, layer_of_options
 from rawgrpc_proxy.command.serve import serve
-from rawgrpc_proxy.command.settings import LogSettings, ServeSettings, check_listener
-from rawgrpc_proxy.command.settings_file import Settings, settings_of
+from rawgrpc_proxy.command.settings.clusters import DNS_SCHEME, PoolSettings
+from rawgrpc_proxy.command.settings.file import Settings, settings_of
+from rawgrpc_proxy.command.settings.model import LogSettings, ServeSettings, check_listener
+from rawgrpc_proxy.command.settings.options import layer_of_environment, layer_of_options
 from rawgrpc_proxy.config import ENGINES, Http2Settings
 from rawgrpc_proxy.config_words import SettingsError, load
 from rawgrpc_proxy.errors import ConfigError
@@ -38,12 +38,12 @@ _USAGE_ERROR = 2
 _INTERRUPTED = 128 + signal.SIGINT
 _UNREAD = 128 + signal.SIGPIPE
 _LATE = (
-    ("tap", "tap:add_tap", "show each message, or frame, while it passes"),
-    ("record", "record:add_record", "forward calls, and write every frame to a file"),
-    ("replay", "replay:add_replay", "play the clients of a recording to a server"),
-    ("serve-recording", "replay:add_serve_recording", "play the server of a recording to any client"),
-    ("lint", "lint:add_lint", "name who breaks a rule of HTTP/2 or gRPC"),
-    ("faults", "faults:add_faults", "break calls and connections on purpose, by rules"),
+    ("tap", "lab.tap:add_tap", "show each message, or frame, while it passes"),
+    ("record", "lab.record:add_record", "forward calls, and write every frame to a file"),
+    ("replay", "lab.replay:add_replay", "play the clients of a recording to a server"),
+    ("serve-recording", "lab.replay:add_serve_recording", "play the server of a recording to any client"),
+    ("lint", "lab.lint:add_lint", "name who breaks a rule of HTTP/2 or gRPC"),
+    ("faults", "lab.faults:add_faults", "break calls and connections on purpose, by rules"),
 )
 """Commands that look into what passes: imported when they are given, and `serve` starts sooner."""
 _TLS_OPTIONS = (

@@ -22,10 +22,10 @@ import trio
 from rawgrpc_proxy.command.admin.messages import Refused, Stream
 from rawgrpc_proxy.command.admin.site import serve_admin
 from rawgrpc_proxy.command.deputy_news import news_from_supervisor, read_ledger, write_ledger
-from rawgrpc_proxy.command.fault_orders import CLEAR, PUT, TELL, FaultOrders, summed
+from rawgrpc_proxy.command.lab.fault_orders import CLEAR, PUT, TELL, FaultOrders, summed
+from rawgrpc_proxy.command.lab.tap_feed import TapFeed
+from rawgrpc_proxy.command.lab.tap_wishes import TapWishes
 from rawgrpc_proxy.command.link import Link, NoAnswer
-from rawgrpc_proxy.command.tap_feed import TapFeed
-from rawgrpc_proxy.command.tap_wishes import TapWishes
 from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.exposition import exposition
 from rawgrpc_proxy.observe.merge import GONE, Reports, merged

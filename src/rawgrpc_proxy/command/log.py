@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from rawgrpc_proxy.command.settings import (
+from rawgrpc_proxy.command.settings.model import (
     ServeSettings,
 )
 from rawgrpc_proxy.observe.call_log import CallLog

@@ -9,9 +9,9 @@ import attrs
 
 from rawgrpc_proxy.call_policy import CallPolicy
 from rawgrpc_proxy.cluster.cluster import Cluster
-from rawgrpc_proxy.command.route_settings import MetadataChanges, RouteSettings
-from rawgrpc_proxy.command.settings import ServeSettings
-from rawgrpc_proxy.command.traffic_settings import ConcurrencySettings, MirrorSettings, RateLimitSettings
+from rawgrpc_proxy.command.settings.model import ServeSettings
+from rawgrpc_proxy.command.settings.routes import MetadataChanges, RouteSettings
+from rawgrpc_proxy.command.settings.traffic import ConcurrencySettings, MirrorSettings, RateLimitSettings
 from rawgrpc_proxy.grpc.response_changes import ResponseChanges
 from rawgrpc_proxy.limits.concurrency import AdaptiveLimit, ConcurrencyLimit
 from rawgrpc_proxy.observe.report import TrafficReport

@@ -25,7 +25,7 @@ from rawgrpc_proxy.command.deputy_news import nameless_file, news_for_deputy
 from rawgrpc_proxy.command.handover import Handover, taken_over
 from rawgrpc_proxy.command.listening import Listening, keys_of
 from rawgrpc_proxy.command.log import log_for
-from rawgrpc_proxy.command.settings_file import Settings
+from rawgrpc_proxy.command.settings.file import Settings
 from rawgrpc_proxy.command.supervisor import Asked, State, Supervisor, problems_of
 from rawgrpc_proxy.command.worker import Inherited, calm_garbage_collector, run_process
 from rawgrpc_proxy.descriptors import raise_soft_limit

@@ -17,7 +17,7 @@ from rawgrpc_proxy.command.admin.http import Limits
 from rawgrpc_proxy.command.admin.messages import Refused, Stream
 from rawgrpc_proxy.command.admin.site import serve_admin
 from rawgrpc_proxy.command.admin.source import Report
-from rawgrpc_proxy.command.tap_wishes import TapWishes
+from rawgrpc_proxy.command.lab.tap_wishes import TapWishes
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.listen import open_listeners
 

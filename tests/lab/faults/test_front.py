@@ -27,8 +27,6 @@ def test_all_actions_and_places_are_there() -> None:
 
 
 def test_whoever_only_looks_does_not_wait_for_faults() -> None:
-    script = (
-        "import sys, rawgrpc_proxy.command.tap; print([name for name in sys.modules if 'lab.faults' in name])"
-    )
+    script = "import sys, rawgrpc_proxy.command.lab.tap; print([name for name in sys.modules if 'lab.faults' in name])"
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert done.stdout == "[]\n"

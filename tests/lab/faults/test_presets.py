@@ -9,7 +9,7 @@ from trio.testing import trio_test
 
 from rawgrpc_proxy.client.client import Client
 from rawgrpc_proxy.command.demo import ECHO_SERVICE
-from rawgrpc_proxy.command.one_upstream import Links, OneUpstream
+from rawgrpc_proxy.command.lab.one_upstream import Links, OneUpstream
 from rawgrpc_proxy.config import Engine, Http2Settings
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.lab.faults.actions import Delay

@@ -31,7 +31,7 @@ from rawgrpc_proxy.command.admin.negotiate import (
     wants_openmetrics,
 )
 from rawgrpc_proxy.command.admin.source import Report, Source
-from rawgrpc_proxy.command.tap_wishes import TapWishes
+from rawgrpc_proxy.command.lab.tap_wishes import TapWishes
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.version import python, version
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from rawgrpc_proxy.command.admin.messages import Stream
-from rawgrpc_proxy.command.tap_wishes import TapWishes
+from rawgrpc_proxy.command.lab.tap_wishes import TapWishes
 
 Report = dict[str, Any]
 """What one worker says of itself, in numbers and words that JSON has."""

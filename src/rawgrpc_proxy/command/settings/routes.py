@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 import attrs
 
-from rawgrpc_proxy.command.problems import Problems
-from rawgrpc_proxy.command.retry_settings import HedgeSettings, RetrySettings
-from rawgrpc_proxy.command.traffic_settings import (
+from rawgrpc_proxy.command.settings.problems import Problems
+from rawgrpc_proxy.command.settings.retries import HedgeSettings, RetrySettings
+from rawgrpc_proxy.command.settings.traffic import (
     ConcurrencySettings,
     MirrorSettings,
     RateLimitSettings,

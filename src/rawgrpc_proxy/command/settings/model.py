@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import attrs
 
-from rawgrpc_proxy.command.cluster_settings import ClusterSettings, ClusterTls, PoolSettings, plain_address
 from rawgrpc_proxy.command.listening import INHERITED, check_inherited
-from rawgrpc_proxy.command.problems import Problems
-from rawgrpc_proxy.command.route_settings import RouteSettings
+from rawgrpc_proxy.command.settings.clusters import ClusterSettings, ClusterTls, PoolSettings, plain_address
+from rawgrpc_proxy.command.settings.problems import Problems
+from rawgrpc_proxy.command.settings.routes import RouteSettings
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.grpc.status_origin import StatusOrigin

@@ -5,7 +5,7 @@ from typing import Literal
 import attrs
 
 from rawgrpc_proxy.codes import Status
-from rawgrpc_proxy.command.problems import Problems
+from rawgrpc_proxy.command.settings.problems import Problems
 from rawgrpc_proxy.grpc.retry_policy import (
     LEAST_REPLAY_BYTES,
     MOST_REPLAY_BYTES,

@@ -9,8 +9,8 @@ from rawgrpc_proxy.cluster.balance_settings import Balance
 from rawgrpc_proxy.cluster.health_settings import HealthCheck
 from rawgrpc_proxy.cluster.outlier_settings import OutlierDetection
 from rawgrpc_proxy.cluster.slow_start import SlowStart
-from rawgrpc_proxy.command.problems import Problems
-from rawgrpc_proxy.command.retry_settings import RetryThrottling
+from rawgrpc_proxy.command.settings.problems import Problems
+from rawgrpc_proxy.command.settings.retries import RetryThrottling
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.discovery.dns_source import DEFAULT_MAX_ADDRESSES, DnsSource, SrvSource, default_resolver
 from rawgrpc_proxy.discovery.found import Found

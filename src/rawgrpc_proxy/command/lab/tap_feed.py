@@ -16,8 +16,8 @@ import attrs
 import trio
 
 from rawgrpc_proxy.command.admin.messages import Refused, Stream
+from rawgrpc_proxy.command.lab.tap_wishes import TapWishes
 from rawgrpc_proxy.command.link import Link, NoAnswer
-from rawgrpc_proxy.command.tap_wishes import TapWishes
 
 MOST_WATCHERS = 4
 _ASK_EVERY_S = 0.025

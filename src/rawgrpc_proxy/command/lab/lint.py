@@ -16,7 +16,7 @@ from typing import IO
 
 import trio
 
-from rawgrpc_proxy.command.one_upstream import (
+from rawgrpc_proxy.command.lab.one_upstream import (
     Links,
     OneUpstream,
     add_one_upstream,

@@ -8,7 +8,7 @@ from pathlib import Path
 import trio
 
 from rawgrpc_proxy.command.argument_types import positive
-from rawgrpc_proxy.command.one_upstream import Links, OneUpstream, add_one_upstream
+from rawgrpc_proxy.command.lab.one_upstream import Links, OneUpstream, add_one_upstream
 from rawgrpc_proxy.errors import Side
 from rawgrpc_proxy.lab.recorder import Recorder
 

@@ -12,12 +12,12 @@ import trio
 from trio.testing import MockClock, trio_test
 
 from rawgrpc_proxy import Status
-from rawgrpc_proxy.command import tap_desk
 from rawgrpc_proxy.command.admin.messages import Refused
+from rawgrpc_proxy.command.lab import tap_desk
+from rawgrpc_proxy.command.lab.tap_desk import TapDesk
+from rawgrpc_proxy.command.lab.tap_feed import MOST_WATCHERS, TapFeed
+from rawgrpc_proxy.command.lab.tap_wishes import TapWishes
 from rawgrpc_proxy.command.link import Link, answer
-from rawgrpc_proxy.command.tap_desk import TapDesk
-from rawgrpc_proxy.command.tap_feed import MOST_WATCHERS, TapFeed
-from rawgrpc_proxy.command.tap_wishes import TapWishes
 from rawgrpc_proxy.net.connection import Connection
 from tests.proxy.house import House, a_proxy, until
 

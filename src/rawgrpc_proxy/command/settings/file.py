@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import attrs
 
-from rawgrpc_proxy.command.remedies import belongs, key_of, list_like, number_like, table_like
-from rawgrpc_proxy.command.settings import ServeSettings
+from rawgrpc_proxy.command.settings.model import ServeSettings
+from rawgrpc_proxy.command.settings.remedies import belongs, key_of, list_like, number_like, table_like
 from rawgrpc_proxy.config import DOWNSTREAM_ONLY, UPSTREAM_ONLY
 from rawgrpc_proxy.config_words import (
     DURATION,

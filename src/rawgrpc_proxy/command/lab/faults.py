@@ -14,7 +14,13 @@ from typing import Any
 
 import trio
 
-from rawgrpc_proxy.command.one_upstream import Links, OneUpstream, add_one_upstream, style_of, until_signal
+from rawgrpc_proxy.command.lab.one_upstream import (
+    Links,
+    OneUpstream,
+    add_one_upstream,
+    style_of,
+    until_signal,
+)
 from rawgrpc_proxy.config_words import meant
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.lab.faults.injector import Counts, Faults, Struck

@@ -11,9 +11,9 @@ from typing import Any
 
 import attrs
 
-from rawgrpc_proxy.command.cluster_settings import ClusterSettings
-from rawgrpc_proxy.command.route_settings import RouteSettings
-from rawgrpc_proxy.command.settings import ListenerSettings, ServeSettings
+from rawgrpc_proxy.command.settings.clusters import ClusterSettings
+from rawgrpc_proxy.command.settings.model import ListenerSettings, ServeSettings
+from rawgrpc_proxy.command.settings.routes import RouteSettings
 from rawgrpc_proxy.config_words import join, meant
 
 _MAIN_TABLES: tuple[tuple[type[Any], str], ...] = (

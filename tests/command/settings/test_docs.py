@@ -4,10 +4,10 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-from rawgrpc_proxy.command.settings_file import settings_of
+from rawgrpc_proxy.command.settings.file import settings_of
 from rawgrpc_proxy.config_words import load
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 def test_the_page_is_made_from_the_source() -> None:

@@ -16,7 +16,7 @@ from trio.testing import trio_test
 from rawgrpc_proxy.client.client import Client
 from rawgrpc_proxy.command import cli
 from rawgrpc_proxy.command.demo import ECHO_SERVICE, TRIALS, Trial, make_call
-from rawgrpc_proxy.command.tap_attach import AdminUrl
+from rawgrpc_proxy.command.lab.tap_attach import AdminUrl
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.errors import ConfigError
 from tests.command.echo import an_echo
@@ -25,7 +25,7 @@ from tests.processes import Program, program
 from tests.proxy.house import on_every_engine
 
 BIDI = f"/{ECHO_SERVICE}/Bidi"
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HELLO = b"\x0a\x05hello"
 
 

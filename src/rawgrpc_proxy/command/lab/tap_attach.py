@@ -15,7 +15,7 @@ import attrs
 import h11
 import trio
 
-from rawgrpc_proxy.command.tap_wishes import TapWishes
+from rawgrpc_proxy.command.lab.tap_wishes import TapWishes
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.lab.rows import Row
 from rawgrpc_proxy.net.address import Address

@@ -8,8 +8,8 @@ import argparse
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rawgrpc_proxy.command.cluster_settings import DNS_SCHEME
-from rawgrpc_proxy.command.settings_file import VARIABLES, Tree
+from rawgrpc_proxy.command.settings.clusters import DNS_SCHEME
+from rawgrpc_proxy.command.settings.file import VARIABLES, Tree
 from rawgrpc_proxy.config_words import SettingsError, join
 from rawgrpc_proxy.errors import ConfigError
 

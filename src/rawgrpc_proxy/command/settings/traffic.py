@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from rawgrpc_proxy.command.problems import Problems
+from rawgrpc_proxy.command.settings.problems import Problems
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.proxy.rate_limit import MAX_KEYS, check_per, parse_rate
 from rawgrpc_proxy.validators import at_least, between, held_to

@@ -21,7 +21,7 @@ from tests.command.echo import an_echo, an_echo_with_tls
 from tests.processes import TIMEOUT_S, Program, program
 
 BIDI = f"/{ECHO_SERVICE}/Bidi"
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HELLO = b"\x0a\x05hello"
 
 

@@ -5,9 +5,9 @@ Each worker has rules of its own, and counts for itself. Imported only where fau
 
 from typing import Any
 
-from rawgrpc_proxy.command.fault_orders import CLEAR, PUT, TELL
+from rawgrpc_proxy.command.lab.fault_orders import CLEAR, PUT, TELL
 from rawgrpc_proxy.command.link import Answers
-from rawgrpc_proxy.command.settings import ServeSettings
+from rawgrpc_proxy.command.settings.model import ServeSettings
 from rawgrpc_proxy.lab.faults.injector import Faults, Rule
 from rawgrpc_proxy.lab.faults.reading import faults_of_file, faults_of_text
 from rawgrpc_proxy.lab.faults.writing import written

@@ -21,7 +21,7 @@ import trio
 
 from rawgrpc_proxy.client.client import Client
 from rawgrpc_proxy.command.argument_types import checked
-from rawgrpc_proxy.command.one_upstream import (
+from rawgrpc_proxy.command.lab.one_upstream import (
     Links,
     OneUpstream,
     add_one_upstream,
@@ -30,8 +30,8 @@ from rawgrpc_proxy.command.one_upstream import (
     the_other_way,
     until_signal,
 )
-from rawgrpc_proxy.command.tap_attach import AdminUrl, Lost, attached
-from rawgrpc_proxy.command.tap_wishes import SIDES, TapWishes, default_side
+from rawgrpc_proxy.command.lab.tap_attach import AdminUrl, Lost, attached
+from rawgrpc_proxy.command.lab.tap_wishes import SIDES, TapWishes, default_side
 from rawgrpc_proxy.errors import ConfigError, RpcError
 from rawgrpc_proxy.lab.descriptors import by_descriptors, check_protobuf, decoder_of
 from rawgrpc_proxy.lab.filters import Filter

@@ -15,8 +15,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+from rawgrpc_proxy.command.lab.tap_wishes import SIDES, TapWishes
 from rawgrpc_proxy.command.link import Answers
-from rawgrpc_proxy.command.tap_wishes import SIDES, TapWishes
 from rawgrpc_proxy.lab.events import Event
 from rawgrpc_proxy.lab.joining import LateViews
 from rawgrpc_proxy.lab.readable import MAX_READABLE_BYTES

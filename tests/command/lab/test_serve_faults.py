@@ -15,7 +15,7 @@ from trio.testing import trio_test
 
 from rawgrpc_proxy.command import cli
 from rawgrpc_proxy.command.admin.messages import Refused
-from rawgrpc_proxy.command.fault_orders import FaultOrders, summed
+from rawgrpc_proxy.command.lab.fault_orders import FaultOrders, summed
 from rawgrpc_proxy.upstream.pool import Pool
 from tests.command.test_cli import folder
 from tests.command.test_lifecycle import status_of, stop

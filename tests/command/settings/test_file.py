@@ -12,10 +12,10 @@ from rawgrpc_proxy.cluster.health_settings import HealthCheck
 from rawgrpc_proxy.cluster.outlier_settings import FailurePercentage, OutlierDetection
 from rawgrpc_proxy.cluster.slow_start import SlowStart
 from rawgrpc_proxy.command.cli import main
-from rawgrpc_proxy.command.cluster_settings import ClusterSettings, ClusterTls, PoolSettings
-from rawgrpc_proxy.command.route_settings import MetadataChanges, RouteSettings
-from rawgrpc_proxy.command.settings_file import Settings, settings_of
-from rawgrpc_proxy.command.traffic_settings import (
+from rawgrpc_proxy.command.settings.clusters import ClusterSettings, ClusterTls, PoolSettings
+from rawgrpc_proxy.command.settings.file import Settings, settings_of
+from rawgrpc_proxy.command.settings.routes import MetadataChanges, RouteSettings
+from rawgrpc_proxy.command.settings.traffic import (
     ConcurrencySettings,
     MirrorSettings,
     RateLimitSettings,
