@@ -490,10 +490,14 @@ async def test_a_server_that_stops_says_farewell_through_the_pump(engine: Engine
 @trio_test
 async def test_a_peer_that_breaks_the_rules_is_told_so_through_the_pump(engine: Engine) -> None:
     async with a_proxy(engine, **callers()) as house:
-        client = await house.client()
-        await client.send_bytes(bytes([0, 0, 1, 6, 0, 0, 0, 0, 0, 0]))  # a PING of one byte
-        assert (await client.expect_goaway()).code == 6
-        await client.closed()
+        for _ in range(8):
+            client = await house.client()
+            await client.send_bytes(bytes([0, 0, 1, 6, 0, 0, 0, 0, 0, 0]))  # a PING of one byte
+            began = trio.current_time()
+            assert (await client.expect_goaway()).code == 6
+            await client.closed()
+            await until(lambda: house.server.open_connections == 0)
+            assert trio.current_time() - began < 0.9, "the pump waits for nothing when the peer is gone"
         house.observer.connections_failed.clear()
 
 

@@ -185,7 +185,9 @@ class _Between:
         await self.send_eof()
         while not (self.ended or self.closed):
             self.incoming.clear()
-            await self._pump.change()
+            self.incoming_bytes = 0
+            self._arrival = trio.Event()
+            await self._arrival.wait()
 
     async def aclose(self) -> None:
         self.closed = True
