@@ -253,7 +253,7 @@ class Bandwidth:
 class Stall:
     """From here on WINDOW_UPDATE frames that allow more of that direction are kept, for so long; None: for ever.
 
-    In a call: those of its stream. At `AtConnect`: those of the connection, for the direction `of` its place: both.
+    In a call: those of its stream. At `AtConnect`: those of the connection, in both directions.
     """
 
     seconds: float | None = attrs.field(default=None, validator=attrs.validators.optional(between(0, 86400)))
