@@ -35,7 +35,9 @@ def note_outcome(call: Call, splice: Splice) -> None:
     record = call.record
     record.request_bytes, record.response_bytes = splice.request_bytes, splice.response_bytes
     requests, responses = splice.request_messages, splice.response_messages
-    if requests is not None and responses is not None:
+    if type(requests) is int and type(responses) is int:  # as of most, without a call for each
+        record.request_messages, record.response_messages = requests, responses
+    elif requests is not None and responses is not None:
         record.request_messages, record.response_messages = count_of(requests), count_of(responses)
         record.messages_are_exact = is_exact(requests) and is_exact(responses)
     if not splice.response_ended or splice.http_status is None:
