@@ -174,7 +174,7 @@ class Call:
         self.started = time.perf_counter()
         self.status_origin: StatusOrigin | None = None
         """The trailer that tells the caller who has made its status, if it is to be told."""
-        self.record = CallRecord(method=context.method, peer=context.peer)
+        self.record = CallRecord(context.method, context.peer)
         self._headers_sent = False
         self._ended = False
 

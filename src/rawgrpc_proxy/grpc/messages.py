@@ -16,7 +16,8 @@ from rawgrpc_proxy.errors import RpcError
 
 _PREFIX = struct.Struct(">BI")
 PREFIX_BYTES = 5
-_length_of = struct.Struct(">xI").unpack_from
+length_of = struct.Struct(">xI").unpack_from
+"""The length that a prefix tells, in a tuple of its own."""
 
 _ALIKE = 8
 """So many messages of one length in a row, and more of them are looked for."""
@@ -145,7 +146,7 @@ class MessageCounter:
             not left
             and not self._prefix_seen
             and size >= PREFIX_BYTES
-            and _length_of(data)[0] + PREFIX_BYTES == size
+            and length_of(data)[0] + PREFIX_BYTES == size
         ):
             self.count += 1
         else:
@@ -161,7 +162,7 @@ class MessageCounter:
         last = alike = 0
         while position < size:
             if not seen and position <= last_whole_prefix:
-                step = PREFIX_BYTES + _length_of(data, position)[0]
+                step = PREFIX_BYTES + length_of(data, position)[0]
                 position += step
                 count += position <= size
                 steps -= 1
@@ -227,7 +228,7 @@ Messages = int | MessageCounter
 
 def is_one_message(data: bytes | bytearray | memoryview) -> bool:
     """Whether a frame is just one message, if it begins with one. Most are."""
-    return len(data) >= PREFIX_BYTES and _length_of(data)[0] + PREFIX_BYTES == len(data)
+    return len(data) >= PREFIX_BYTES and length_of(data)[0] + PREFIX_BYTES == len(data)
 
 
 def counted(messages: Messages, data: bytes | bytearray | memoryview) -> Messages:

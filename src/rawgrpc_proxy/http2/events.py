@@ -5,12 +5,14 @@ not, and nobody changes them.
 """
 
 from dataclasses import dataclass
+from typing import final
 
 from rawgrpc_proxy.errors import ConnectionFailed
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.headers import HeaderList
 
 
+@final
 @dataclass(slots=True)
 class RequestReceived:
     """A peer opened `stream_id`. `oversized` says which limit its list has passed: only the pseudo-fields are here."""
@@ -21,6 +23,7 @@ class RequestReceived:
     oversized: str = ""
 
 
+@final
 @dataclass(slots=True)
 class ResponseReceived:
     """The final response headers of `stream_id`; 1xx never come up."""
@@ -30,6 +33,7 @@ class ResponseReceived:
     end_stream: bool
 
 
+@final
 @dataclass(slots=True)
 class DataReceived:
     """DATA of `stream_id`.
@@ -44,6 +48,7 @@ class DataReceived:
     end_stream: bool
 
 
+@final
 @dataclass(slots=True)
 class TrailersReceived:
     """The trailers of `stream_id`, which end its body."""
@@ -52,6 +57,7 @@ class TrailersReceived:
     headers: HeaderList
 
 
+@final
 @dataclass(slots=True)
 class StreamReset:
     """`stream_id` is over: the peer reset it, or (`by_peer` False) we did because of what the peer sent on it.
@@ -66,11 +72,13 @@ class StreamReset:
     goaway: int | None = None
 
 
+@final
 @dataclass(slots=True)
 class SettingsReceived:
     """The peer's SETTINGS are in force: its limits may have changed."""
 
 
+@final
 @dataclass(slots=True)
 class PingAcknowledged:
     """The peer answered our PING that carried `opaque`."""
@@ -78,6 +86,7 @@ class PingAcknowledged:
     opaque: bytes
 
 
+@final
 @dataclass(slots=True)
 class GoAwayReceived:
     """The peer takes no streams above `last_stream_id`; those up to it run on to their end (RFC 9113 §6.8)."""
@@ -87,6 +96,7 @@ class GoAwayReceived:
     debug: bytes
 
 
+@final
 @dataclass(slots=True)
 class LimitReached:
     """The peer has run into the limit that the setting `limit` names. `detail` says what becomes of it."""
@@ -95,6 +105,7 @@ class LimitReached:
     detail: str
 
 
+@final
 @dataclass(slots=True)
 class ConnectionEnded:
     """The peer broke the connection's rules. A GOAWAY is in the output; nothing more comes from this session."""

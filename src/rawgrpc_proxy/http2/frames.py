@@ -39,6 +39,8 @@ PRIORITY_FLAG = 0x20
 
 HEADER = struct.Struct(">HBBBL")
 """Length (two bytes and one), type, flags, stream id."""
+QUICK_HEADER = struct.Struct(">LBL")
+"""The same with length and type in one number, `length << 8 | type`: for what runs for every frame."""
 _LONG = struct.Struct(">L")
 _SETTING = struct.Struct(">HL")
 _STREAM_ID_MASK = 0x7FFFFFFF
@@ -136,10 +138,10 @@ class FrameSplitter:
             if frame is not None:
                 yield frame
         view = memoryview(data)
-        unpack, maximum, with_blocks = HEADER.unpack_from, self._max_frame_bytes, _WITH_BLOCKS
+        unpack, maximum, with_blocks = QUICK_HEADER.unpack_from, self._max_frame_bytes, _WITH_BLOCKS
         while end - offset >= HEADER_BYTES:
-            high, low, frame_type, flags, stream_id = unpack(data, offset)
-            length = high << 8 | low
+            length_and_type, flags, stream_id = unpack(data, offset)
+            length, frame_type = length_and_type >> 8, length_and_type & 0xFF
             if length > maximum:
                 raise _oversized(frame_type, length, maximum)
             start = offset + HEADER_BYTES
@@ -180,8 +182,8 @@ class FrameSplitter:
             if len(partial) < HEADER_BYTES:
                 return len(data), None
             taken = missing
-        high, low, frame_type, flags, stream_id = HEADER.unpack_from(partial)
-        length = high << 8 | low
+        length_and_type, flags, stream_id = QUICK_HEADER.unpack_from(partial)
+        length, frame_type = length_and_type >> 8, length_and_type & 0xFF
         if length > self._max_frame_bytes:
             raise _oversized(frame_type, length, self._max_frame_bytes)
         missing = HEADER_BYTES + length - len(partial)
@@ -214,7 +216,7 @@ def without_padding(flags: int, payload: Data) -> Data:
 
 def frame_header(frame_type: int, flags: int, stream_id: int, length: int) -> bytes:
     """The nine bytes in front of a payload of `length` bytes."""
-    return HEADER.pack(length >> 8, length & 0xFF, frame_type, flags, stream_id)
+    return QUICK_HEADER.pack(length << 8 | frame_type, flags, stream_id)
 
 
 def rst_stream(stream_id: int, error_code: int) -> bytes:

@@ -123,13 +123,14 @@ class Guard:
         "_earned",
         "_pending_acks",
         "_per_s",
-        "_points",
         "_refused_early",
         "_resets_received",
         "_settled_at",
         "budget",
         "counts",
         "empty_data",
+        "low_points",
+        "points",
         "settings_acknowledged",
         "streams_for_nothing",
         "told_of_the_limit",
@@ -139,7 +140,10 @@ class Guard:
     def __init__(self, budget: float, per_s: float) -> None:
         self.budget = budget
         self._per_s = per_s
-        self._points = budget
+        self.points = budget
+        """What is left, but for what was earned since the last time that points were short."""
+        self.low_points = _LOW * budget
+        """With less than this the peer may open no more streams."""
         self._settled_at = 0.0
         self._earned = 0.0
         self.counts = [0.0] * len(PRICES)
@@ -165,18 +169,18 @@ class Guard:
     def charge(self, which: int, session: Served, times: float = 1) -> None:
         """Take the price of `times` of these. Raises `PeerAbuse` if the budget does not cover it."""
         self.counts[which] += times
-        self._points -= times * _POINTS[which]
-        if self._points < 0:
+        self.points -= times * _POINTS[which]
+        if self.points < 0:
             self._settle(session)
-            if self._points < 0:
+            if self.points < 0:
                 raise PeerAbuse(self.bill(), limit="abuse_budget")
 
     def is_low(self, session: Served) -> bool:
         """Whether so little is left that the peer may open no more streams."""
-        if self._points >= _LOW * self.budget:
+        if self.points >= self.low_points:
             return False
         self._settle(session)
-        return self._points < _LOW * self.budget
+        return self.points < self.low_points
 
     def _settle(self, session: Served) -> None:
         """Add what was earned since the last time. It is never more than the budget.
@@ -185,8 +189,8 @@ class Guard:
         budgets at once.
         """
         now, earned = session.now, session.points_earned
-        self._points += (now - self._settled_at) * self._per_s + max(earned - self._earned, 0.0)
-        self._points = min(self._points, self.budget)
+        self.points += (now - self._settled_at) * self._per_s + max(earned - self._earned, 0.0)
+        self.points = min(self.points, self.budget)
         self._settled_at, self._earned = now, max(earned, self._earned)
 
     def bill(self) -> str:

@@ -20,14 +20,15 @@ class Output:
     """What is to be written on one connection."""
 
     __slots__ = (
-        "_closed",
-        "_leaving",
+        "_leaving_now",
         "_leaving_taken",
         "batch",
         "chunks",
+        "closed",
         "counted_bytes",
         "counted_taken_bytes",
         "data_bytes",
+        "leaving",
         "opening_bytes",
         "owed_bytes",
         "receipts",
@@ -53,9 +54,12 @@ class Output:
         self.waits_since = 0
         """What `Buffered.passed` was when the socket has last not taken all."""
         # Streams that have closed, but their last frame is here; or taken, and not written; or written, and not told.
-        self._leaving: list[int] = []
+        self.leaving = 0
+        """How many streams are over, but for what the peer has not taken."""
+        self._leaving_now: list[int] = []
         self._leaving_taken: list[int] = []
-        self._closed: list[int] = []
+        self.closed: list[int] = []
+        """The last of these three: see `take_closed`."""
 
     def write(self, data: Data) -> None:
         """Put something in that the peer is owed."""
@@ -73,16 +77,13 @@ class Output:
     def close(self, stream_id: int, last_batch: int) -> None:
         """The stream is over; the last frame that we have sent on it is in this batch (0: there was none)."""
         if last_batch == self.batch:
-            self._leaving.append(stream_id)
+            self.leaving += 1
+            self._leaving_now.append(stream_id)
         elif self.taken and last_batch == self.batch - 1:
+            self.leaving += 1
             self._leaving_taken.append(stream_id)
         else:
-            self._closed.append(stream_id)
-
-    @property
-    def leaving(self) -> int:
-        """How many streams are over, but for what the peer has not taken."""
-        return len(self._leaving) + len(self._leaving_taken)
+            self.closed.append(stream_id)
 
     @property
     def bytes(self) -> int:
@@ -96,18 +97,19 @@ class Output:
         self.data_bytes = self.owed_bytes = self.opening_bytes = 0
         self.batch += 1
         self.taken = True
-        if self._leaving:
-            self._leaving_taken, self._leaving = self._leaving, []
+        if self._leaving_now:
+            self._leaving_taken, self._leaving_now = self._leaving_now, []
         return chunks, receipts
 
     def written(self) -> None:
         """What was taken is with the socket."""
         self.taken = False
         if self._leaving_taken:
-            self._closed += self._leaving_taken
+            self.leaving -= len(self._leaving_taken)
+            self.closed += self._leaving_taken
             self._leaving_taken = []
 
     def take_closed(self) -> list[int]:
         """Ids of the streams that are over since the last call, their last frame with the socket."""
-        closed, self._closed = self._closed, []
+        closed, self.closed = self.closed, []
         return closed

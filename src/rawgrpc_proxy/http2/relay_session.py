@@ -16,7 +16,7 @@ from rawgrpc_proxy.http2.position import Table
 from rawgrpc_proxy.http2.session import UNLIMITED, Session
 from rawgrpc_proxy.http2.stream_state import StreamState
 
-_pack_header = frames.HEADER.pack  # as `frame_header` does, for a quarter of a microsecond less
+_pack_header = frames.QUICK_HEADER.pack  # as `frame_header` does, for a quarter of a microsecond less
 
 
 class RelaySession(Session):
@@ -69,7 +69,7 @@ class RelaySession(Session):
 
     def _window(self, state: StreamState) -> int:
         of_connection, of_stream = self._send_window, state.send_window
-        return min(of_connection, of_stream)
+        return of_stream if of_stream < of_connection else of_connection  # noqa: FURB136  # twice as fast
 
     def _connection_window(self) -> int:
         return self._send_window
@@ -80,7 +80,9 @@ class RelaySession(Session):
         size, limit = len(block), self.peer_max_frame_bytes
         if size <= limit:
             flags |= frames.END_HEADERS
-            self.output.write(_pack_header(size >> 8, size & 0xFF, frames.HEADERS, flags, state.id) + block)
+            output = self.output  # as `Output.write`, for every list
+            output.chunks.append(_pack_header(size << 8 | frames.HEADERS, flags, state.id) + block)
+            output.owed_bytes += frames.HEADER_BYTES + size
             return
         self.output.write(frames.frame_header(frames.HEADERS, flags, state.id, limit) + block[:limit])
         for start in range(limit, size, limit):
@@ -93,7 +95,7 @@ class RelaySession(Session):
         self._send_window -= size
         state.send_window -= size
         flags = frames.END_STREAM if end_stream else 0
-        header = _pack_header(size >> 8, size & 0xFF, frames.DATA, flags, state.id)
+        header = _pack_header(size << 8 | frames.DATA, flags, state.id)
         output = self.output
         if size < frames.SMALL_BYTES:
             # One small copy costs less than one more buffer to write.

@@ -350,9 +350,11 @@ class Session(ABC):
                 raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "HEADERS has no room for its priority")
             fragment = fragment[5:]
         end_stream = flags & frames.END_STREAM != 0
-        self._check_block(len(fragment))
+        if len(fragment) > self._max_block_bytes:
+            raise self._block_too_long()
         if flags & frames.END_HEADERS:
-            self._receive_header_block(stream_id, bytes(fragment), end_stream)
+            block = fragment if type(fragment) is bytes else bytes(fragment)
+            self._receive_header_block(stream_id, block, end_stream)
         else:
             self._block = bytearray(fragment)
             self.block_since = self.now
@@ -373,19 +375,19 @@ class Session(ABC):
                 limit="max_continuation_frames",
             )
         self._block += payload
-        self._check_block(len(self._block))
+        if len(self._block) > self._max_block_bytes:
+            raise self._block_too_long()
         if flags & frames.END_HEADERS:
             block, self._block = bytes(self._block), None
             self.block_since = None
             self._receive_header_block(stream_id, block, self._block_ends_stream)
 
-    def _check_block(self, size: int) -> None:
-        if size > self._max_block_bytes:
-            raise PeerAbuse(
-                f"a header block is longer than {self._max_block_bytes} bytes "
-                f"(max_header_list_bytes is {self._settings.max_header_list_bytes})",
-                limit="max_header_list_bytes",
-            )
+    def _block_too_long(self) -> PeerAbuse:
+        return PeerAbuse(
+            f"a header block is longer than {self._max_block_bytes} bytes "
+            f"(max_header_list_bytes is {self._settings.max_header_list_bytes})",
+            limit="max_header_list_bytes",
+        )
 
     def _receive_header_block(self, stream_id: int, block: bytes, end_stream: bool) -> None:
         # Decode first, whatever becomes of the stream: the block is part of the connection's HPACK state.
@@ -438,7 +440,9 @@ class Session(ABC):
                 return  # trailers that crossed our RST_STREAM
             code = ErrorCode.PROTOCOL_ERROR if by_our_reset is None else ErrorCode.STREAM_CLOSED
             raise ProtocolViolation(code, f"HEADERS on stream {stream_id}, which is closed (RFC 9113 §5.1.1)")
-        is_low = self._guard.is_low(self)  # this stream has earned nothing yet
+        budget = self._guard
+        # This stream has earned nothing yet. (What is asked of each stream is asked without a call where it can be.)
+        is_low = budget.points < budget.low_points and budget.is_low(self)
         self._highest_peer_id = stream_id
         self.streams_opened += 1
         if self.goaway_sent_id is not None and stream_id > self.goaway_sent_id:
@@ -446,13 +450,19 @@ class Session(ABC):
             self._charge_for_nothing(guard.HEADERS_ON_RESET)
             self._closed.remember(stream_id, by_our_reset=True)
             return  # RFC 9113 §6.8: it will be retried elsewhere, and what follows on it is ignored too
-        if self._has_no_place(stream_id, is_low=is_low):
+        # What the peer has not taken counts: else one that does not read could have us hold any number of answers.
+        room = self._max_streams - len(self.streams) - self.output.leaving
+        buffered = self.account.buffered
+        if (room <= 1 or is_low or buffered.bytes >= buffered.near) and self._has_no_place(
+            stream_id, room, is_low=is_low
+        ):
             return
         checked = headers.once(self._checks.request)
         if checked.problem is not None:
             self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR, checked.problem)
             return
-        if not self._may_hold(checked.held_bytes):
+        held_bytes = checked.held_bytes
+        if self._held_header_bytes + held_bytes > self._settings.max_open_header_bytes:
             self._refuse(stream_id, ErrorCode.REFUSED_STREAM, self._held_too_much())
             return
         oversized = ""
@@ -461,22 +471,25 @@ class Session(ABC):
             headers = HeaderList(field for field in headers if field[0][:1] == b":")
             oversized = checked.excess.text
         state = StreamState(stream_id, self._peer_stream_window, self._stream_window_bytes, self.now)
-        if not self._expect_body(state, checked, end_stream):
+        if checked.content_length is not None and not self._expect_body(
+            state, checked.content_length, end_stream
+        ):
             self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR, "content-length makes no sense")
             return
         self._accept_headers(state, headers, end_stream)
         self.streams[stream_id] = state
-        self._held_header_bytes += checked.held_bytes
-        state.held_bytes = checked.held_bytes
+        self._held_header_bytes += held_bytes
+        state.held_bytes = held_bytes
         state.receiving = _BODY
         self._events.append(RequestReceived(stream_id, headers, end_stream, oversized))
         if end_stream:
             self._peer_ended(state)
 
-    def _has_no_place(self, stream_id: int, *, is_low: bool) -> bool:
-        """Turn down a stream that the peer opens, whatever its headers are, if it may open none now: True."""
-        # What the peer has not taken counts: else one that does not read could have us hold any number of answers.
-        room = self._max_streams - len(self.streams) - self.output.leaving
+    def _has_no_place(self, stream_id: int, room: int, *, is_low: bool) -> bool:
+        """Turn down a stream that the peer opens, whatever its headers are, if it may open none now: True.
+
+        `room` is how many more the limit allows.
+        """
         if room <= 1 and not self._guard.told_of_the_limit:
             self._tell_of_the_limit()
         if room <= 0:
@@ -503,10 +516,6 @@ class Session(ABC):
             return True
         return False
 
-    def _may_hold(self, size: int) -> bool:
-        """Whether the open calls' headers and trailers may take so many bytes more."""
-        return self._held_header_bytes + size <= self._settings.max_open_header_bytes
-
     def _held_too_much(self) -> str:
         return (
             f"the headers of the open calls take {self._held_header_bytes} bytes; max_open_header_bytes is "
@@ -521,7 +530,9 @@ class Session(ABC):
             self._charge_for_nothing(guard.INTERIM)
             if end_stream:
                 self._stream_error(state, ErrorCode.PROTOCOL_ERROR, "a 1xx response ends the stream")
-        elif not self._expect_body(state, checked, end_stream):
+        elif checked.content_length is not None and not self._expect_body(
+            state, checked.content_length, end_stream
+        ):
             self._stream_error(state, ErrorCode.PROTOCOL_ERROR, "content-length makes no sense")
         else:
             if checked.excess is not None:
@@ -549,7 +560,10 @@ class Session(ABC):
         elif checked.excess is not None and not self.client_side:
             text = f"the request's trailers have {checked.excess.text}"
             self._stream_error(state, ErrorCode.ENHANCE_YOUR_CALM, text)
-        elif not self.client_side and not self._may_hold(checked.held_bytes):
+        elif (
+            not self.client_side
+            and self._held_header_bytes + checked.held_bytes > self._settings.max_open_header_bytes
+        ):
             self._stream_error(state, ErrorCode.ENHANCE_YOUR_CALM, self._held_too_much())
         else:
             if not self.client_side:
@@ -728,10 +742,10 @@ class Session(ABC):
         else:
             self._guard.charge(guard.PRIORITY, self)
 
-    def _expect_body(self, state: StreamState, checked: field_rules.CheckedFields, end_stream: bool) -> bool:
-        length = state.body_left = checked.content_length
+    def _expect_body(self, state: StreamState, length: int, end_stream: bool) -> bool:
+        state.body_left = length
         # A trailers-only response may repeat the length that a body would have had (HEAD, 304); gRPC has neither.
-        return length is None or (length >= 0 and not (end_stream and length))
+        return length >= 0 and not (end_stream and length)
 
     def _is_idle(self, stream_id: int) -> bool:
         """Has nobody opened this stream yet (RFC 9113 §5.1)? True for stream 0 as well."""

@@ -122,6 +122,7 @@ class Connection:
         "_unfinished",
         "_writer",
         "account",
+        "context",
         "error",
         "heard_at",
         "in_doubt",
@@ -197,6 +198,8 @@ class Connection:
         self._peer_is_gone = False
         self._reading_resumes: trio.Event | None = None
         self._drain: Drain | None = None
+        self.context: object = None
+        """For whoever answers the streams: what the last one was asked in, if the next may be asked in the same."""
 
     # --------------------------------------------------------------- commands
 
@@ -473,13 +476,14 @@ class Connection:
         self.heard_at = now = trio.current_time()
         for event in session.receive(data, now, _STEPS_A_TURN):
             # Those of every call come first, and not in the match: it looks at their fields one by one.
-            if isinstance(event, DataReceived):
+            # By their types, which takes a third of the time of `isinstance`.
+            if type(event) is DataReceived:
                 streams[event.stream_id].sink.data(event.data, event.credit, event.end_stream)
-            elif isinstance(event, ResponseReceived):
+            elif type(event) is ResponseReceived:
                 streams[event.stream_id].sink.response(event.headers, event.end_stream)
-            elif isinstance(event, TrailersReceived):
+            elif type(event) is TrailersReceived:
                 streams[event.stream_id].sink.trailers(event.headers)
-            elif isinstance(event, RequestReceived):
+            elif type(event) is RequestReceived:
                 self._request(event)
             else:
                 self._dispatch(event)
@@ -566,9 +570,9 @@ class Connection:
     def _report_closed(self) -> None:
         if self._drain is not None:
             self._drain.look()
-        closed = self.session.take_closed()
-        if not closed:
+        if not self.session.output.closed:
             return
+        closed = self.session.take_closed()
         for stream_id in closed:
             stream = self.streams.pop(stream_id, None)
             if stream is not None:

@@ -5,6 +5,7 @@ taken, so a peer whose bytes nobody takes stops.
 """
 
 from collections import deque
+from collections.abc import Collection
 from typing import Protocol
 
 import trio
@@ -16,7 +17,7 @@ from rawgrpc_proxy.http2.headers import HeaderList, Headers
 
 _SMALL_BYTES = 1024
 
-_Chunk = tuple[bytes | bytearray, int, int]
+Chunk = tuple[bytes | bytearray, int, int]
 """DATA, the credit that is owed for it, and what of it is counted (`Inbox.keep`)."""
 
 
@@ -60,7 +61,7 @@ class Inbox:
     def __init__(self, connection: "Creditor", stream_id: int) -> None:
         self._connection = connection
         self._stream_id = stream_id
-        self._chunks: deque[_Chunk] | None = None
+        self._chunks: deque[Chunk] | None = None
         self._event: trio.Event | None = None
         self.waiting_bytes = 0
         """What is counted of what waits here, or is held by whoever has taken it (`keep`)."""
@@ -158,12 +159,12 @@ class Inbox:
             await self._wait()
         return first
 
-    def take_all(self) -> list[tuple[bytes, int]]:
-        """What is held now, with the credit owed for each piece."""
+    def take_all(self) -> Collection[Chunk]:
+        """What is held now, with the credit owed for each piece. It is nobody else's any more."""
         if self.waiting_bytes:
             self.let_go(self.waiting_bytes)
         chunks, self._chunks = self._chunks, None
-        return [(bytes(data), owed) for data, owed, _ in chunks or ()]
+        return chunks or ()
 
     async def receive(self) -> bytes | None:
         """Wait for DATA; None when the peer has ended its half. The bytes count as delivered once they are returned.

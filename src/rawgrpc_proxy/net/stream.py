@@ -28,6 +28,8 @@ class Carrier(Protocol):
     session: Session
     turn: Turn
     heard_at: float
+    context: Any
+    """For whoever answers the streams: what the last one was asked in, if the next may be asked in the same."""
     error: ConnectionFailed | None
     """Why it has ended, once it has."""
 

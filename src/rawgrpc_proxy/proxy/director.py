@@ -27,6 +27,9 @@ caller gives up or its deadline passes. A plain one costs less: it is asked wher
 block; if it has to wait after all, it may answer an awaitable."""
 
 
+_PLACES = (Target, Cluster)  # `Target | Cluster` would be made anew for each call
+
+
 def checked(
     answer: object, context: CallContext
 ) -> tuple[CallContext, PooledConnection | Target | Cluster | Place]:
@@ -34,7 +37,7 @@ def checked(
     if isinstance(answer, tuple) and len(answer) == 2:  # noqa: PLR2004  # `match` takes three times as long
         outgoing, where = answer
         if isinstance(outgoing, CallContext):
-            if isinstance(where, Target | Cluster):
+            if isinstance(where, _PLACES):
                 return outgoing, where
             if isinstance(where, PoolConn):
                 try:

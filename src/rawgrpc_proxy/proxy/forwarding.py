@@ -90,13 +90,13 @@ class Forwarding:
         self._endpoint: Endpoint | None = None
         """Of a cluster, the one that was chosen."""
         self._conn: PooledConnection | None = None
-        if isinstance(where, Target):
-            self._target = where
-            call.record.upstream = where.address
-        elif isinstance(where, Cluster):
+        if isinstance(where, Cluster):
             self._cluster = where
             if where.limits:
                 self._limits = (*self._limits, *where.limits)
+        elif isinstance(where, Target):
+            self._target = where
+            call.record.upstream = where.address
         elif isinstance(where, Place):
             self._conn = self._goes_to(where)
         else:
@@ -133,7 +133,8 @@ class Forwarding:
                 if self._places is not None:
                     self._leave_limits(self._places)
                 return False
-            self._mind_deadline()
+            if self._context.deadline != self.call.deadline:
+                self._mind_deadline()
             self._open()
         except BaseException:
             self.stop()
@@ -350,7 +351,8 @@ class Forwarding:
     def _stream_on(self, conn: PooledConnection) -> Stream:
         """A stream there, with the request's headers; raises where they cannot be sent."""
         call, context, splice = self.call, self._context, self._splice
-        self._check_caller()
+        if call.stream.inbox.error is not None:
+            raise call.stream.inbox.error
         headers = upstream_headers(call, context)
         limit = conn.peer_max_header_list_bytes
         if limit < UNLIMITED and context.metadata.next_hop_size > limit and conn.has_room:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from rawgrpc_proxy.call_policy import Tee
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.errors import RpcError
-from rawgrpc_proxy.grpc.messages import Messages, counted, is_one_message
+from rawgrpc_proxy.grpc.messages import PREFIX_BYTES, Messages, counted, length_of
 from rawgrpc_proxy.grpc.response_changes import Changes
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.headers import FixedHeaders, HeaderList, Headers, for_next_hop, size_of
@@ -138,9 +138,9 @@ class Splice:
         left = len(held)
         if self.replay:
             upstream.send_data(bytes(self.replay), end_stream=ends_with_data and not left)
-        for data, credit in held:
+        for data, credit, _ in held:
             left -= 1
-            pipe.data(data, credit, end_stream=ends_with_data and not left)
+            pipe.data(data if type(data) is bytes else bytes(data), credit, ends_with_data and not left)
         if self.request_trailers is not None:
             upstream.send_headers(self.request_trailers, end_stream=True)
         elif ends_with_data and not self.request_bytes and not self.downstream.ended_by_headers:
@@ -170,8 +170,11 @@ class Splice:
     def end(self) -> None:
         """Tell of no more changes. The upstream stream, if it is still open, is reset."""
         self.on_change = None
-        self.abandon(_CANCEL)
-        self.let_go()
+        self.abandoned = True
+        if self.upstream is not None and not self.upstream_closed:
+            self.upstream.reset(_CANCEL)
+        if self.replay is not None:
+            self.let_go()
 
     def passed(self) -> tuple[object, ...]:
         """What is another value whenever something of the call has passed, be it to where it waits for its peer."""
@@ -187,9 +190,7 @@ class Splice:
         )
 
     def keep(self, size: int) -> bool:
-        """Whether the request, of which `size` bytes come now, may be kept for a second try; counts it if so."""
-        if self.request_bytes <= _UNCOUNTED_BYTES:
-            return True
+        """Whether a request of more than `_UNCOUNTED_BYTES`, of which `size` bytes come now, may be kept; counts it."""
         account = self.downstream.account
         buffered = account.buffered
         if self.request_bytes > self.replay_limit or buffered.bytes >= buffered.keep_below:
@@ -244,10 +245,11 @@ class _RequestPipe:
         raise AssertionError("a downstream peer sends no response")
 
     def data(self, data: Data, credit: int, end_stream: bool) -> None:
-        splice = self._splice
-        splice.request_bytes += len(data)
+        splice, size = self._splice, len(data)
+        splice.request_bytes += size
         if (messages := splice.request_messages) is not None:
-            if type(messages) is int and is_one_message(data):
+            # Most frames are one message: as `is_one_message`, without a call of it.
+            if type(messages) is int and size >= PREFIX_BYTES and length_of(data)[0] == size - PREFIX_BYTES:
                 splice.request_messages = messages + 1
             else:
                 splice.request_messages = counted(messages, data)
@@ -257,12 +259,13 @@ class _RequestPipe:
         assert upstream is not None
         replay = splice.replay
         if replay is not None:
-            if splice.keep(len(data)):
+            # Most are so short that what is kept of them is not counted.
+            if splice.request_bytes <= _UNCOUNTED_BYTES or splice.keep(size):
                 # Kept here, and so delivered as far as the sender is concerned.
                 if replay:
                     replay += data
                 else:
-                    splice.replay = bytearray(data)
+                    splice.replay = bytes(data) if end_stream else bytearray(data)
                 if not end_stream:
                     splice.downstream.credit(credit)
                 upstream.send_data(data, end_stream)
@@ -349,10 +352,10 @@ class ResponsePipe:
         self._splice.changed()
 
     def data(self, data: Data, credit: int, end_stream: bool) -> None:
-        splice = self._splice
-        splice.response_bytes += len(data)
+        splice, size = self._splice, len(data)
+        splice.response_bytes += size
         if (messages := splice.response_messages) is not None:
-            if type(messages) is int and is_one_message(data):
+            if type(messages) is int and size >= PREFIX_BYTES and length_of(data)[0] == size - PREFIX_BYTES:
                 splice.response_messages = messages + 1
             else:
                 splice.response_messages = counted(messages, data)
@@ -377,11 +380,12 @@ class ResponsePipe:
             splice.changed()
 
     def closed(self) -> None:
-        splice = self._splice
-        self._upstream.sink = self._upstream.inbox
-        if splice.upstream is self._upstream:
+        splice, upstream = self._splice, self._upstream
+        upstream.sink = upstream.inbox
+        if splice.upstream is upstream:
             splice.upstream_closed = True
-            splice.changed()
+            if splice.on_change is not None:
+                splice.on_change()
 
 
 class _ChangedResponsePipe(ResponsePipe):

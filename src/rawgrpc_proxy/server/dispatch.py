@@ -157,7 +157,8 @@ class Calls:
         assert isinstance(headers, HeaderList)
         asked = headers.once(Asked)
         call = self._new_call(stream, asked)
-        if self._refused(call, asked):
+        if stream.oversized or asked.refusal is not None:
+            self._refuse(call, asked)
             self._over(call)
             return
         try:
@@ -170,7 +171,8 @@ class Calls:
                 raise
             return
         if isinstance(answered, Forwarding):
-            self._watch(answered)
+            if call.deadline is not None:
+                self._watch(answered)
         else:
             self._runners.start(self._step, (call, answered))
 
@@ -182,13 +184,18 @@ class Calls:
 
     def _new_call(self, stream: Stream, asked: Asked) -> Call:
         connection = stream.connection
-        context = CallContext(
-            method=asked.method,
-            metadata=asked.metadata,
-            peer=connection.peer,
-            deadline=None if asked.timeout_s is None else trio.current_time() + asked.timeout_s,
-            tls_peer=connection.tls_peer,
-        )
+        # To make one takes as long as ten calls of a function: calls that ask for the same have the same one.
+        context: CallContext | None = connection.context
+        if context is None or context.metadata is not asked.metadata or asked.timeout_s is not None:
+            context = CallContext(
+                method=asked.method,
+                metadata=asked.metadata,
+                peer=connection.peer,
+                deadline=None if asked.timeout_s is None else trio.current_time() + asked.timeout_s,
+                tls_peer=connection.tls_peer,
+            )
+            if asked.timeout_s is None:
+                connection.context = context
         call = Call(
             stream,
             context,
@@ -314,14 +321,14 @@ class Calls:
             self._deadlines[forwarding] = self._timers.add(deadline, forwarding.expire)
 
     def _unwatch(self, forwarding: Forwarding) -> None:
-        if self._deadlines:
-            timer = self._deadlines.pop(forwarding, None)
-            if timer is not None:
-                timer.cancel()
+        timer = self._deadlines.pop(forwarding, None)
+        if timer is not None:
+            timer.cancel()
 
     def forwarding_over(self, forwarding: Forwarding, error: RpcError | None) -> None:
         """The call has ended, well or not."""
-        self._unwatch(forwarding)
+        if self._deadlines:
+            self._unwatch(forwarding)
         call = forwarding.call
         if error is None:
             if self._given_up:
@@ -345,16 +352,14 @@ class Calls:
 
     # --------------------------------------------------------------------- ends
 
-    def _refused(self, call: Call, asked: "Asked") -> bool:
-        """Answer what is no gRPC call, and say whether it was one of those."""
+    def _refuse(self, call: Call, asked: "Asked") -> None:
+        """Answer what is no gRPC call."""
         if call.stream.oversized:
             text = f"the request headers have {call.stream.oversized}"
             call.refuse(431, Status.RESOURCE_EXHAUSTED, text, cause="max_header_list_bytes")
-        elif asked.refusal is not None:
-            call.refuse(asked.refusal[0], Status.INTERNAL, asked.refusal[1])
         else:
-            return False
-        return True
+            assert asked.refusal is not None
+            call.refuse(asked.refusal[0], Status.INTERNAL, asked.refusal[1])
 
     def _cancelled(self, call: Call, scope: trio.CancelScope) -> None:
         """End a call whose step was cancelled: in its own scope, or with all else when the proxy stops."""

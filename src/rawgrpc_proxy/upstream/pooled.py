@@ -179,7 +179,7 @@ class PooledConnection:
         Raises `UpstreamUnavailable` if the connection has failed, drains, or its peer allows no more by now.
         """
         connection = self.connection
-        if connection is None or not connection.has_room:
+        if connection is None or connection.state is not _OPEN or not connection.session.room:
             raise UpstreamUnavailable(
                 f"the connection to {self.address} takes no calls: {self.err or 'full'}"
             )

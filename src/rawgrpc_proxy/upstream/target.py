@@ -205,7 +205,9 @@ class Target:
             # It would be closed, while somebody stands in line.
             self._line.popleft().place(conn)
             return
-        if self.record.release(conn, self.state.now(), failed=failed):
+        if not self.record.release_at_once(conn) and self.record.release(
+            conn, self.state.now(), failed=failed
+        ):
             conn.end()
         if self._line:
             self.serve()
