@@ -147,6 +147,12 @@ class EpollPoller:
                         turn.flush()
                     if perf_counter() >= ends_at:
                         break
+                    if not queue and turn.looks:
+                        # There may be more of it already, and to wait costs as much as ten reads of little.
+                        turn.looks -= 1
+                        turn.flush()
+                        unflushed = 0
+                        self._look()
                 turn.flush()
                 turn.collecting = False
 

@@ -159,6 +159,7 @@ class SocketTransport:
                 return _STOP
             read_bytes = next_read_bytes(read_bytes, len(data))
             if then is _WAIT and len(data) >= _FLUSH_AT_ONCE_BYTES:
+                turn.looks = 8
                 turn.flush()
             return then
 

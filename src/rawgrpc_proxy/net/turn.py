@@ -19,11 +19,13 @@ class Flushable(Protocol):
 class Turn:
     """The connections that have something to write when a turn ends. One for each trio run."""
 
-    __slots__ = ("collecting", "dirty")
+    __slots__ = ("collecting", "dirty", "looks")
 
     def __init__(self) -> None:
         self.dirty: list[Flushable] = []
         self.collecting = False
+        self.looks = 0
+        """How often whoever reads may look at once whether there is more to read: a read has brought much lately."""
 
     def __enter__(self) -> None:
         """A turn by itself begins."""
