@@ -139,3 +139,14 @@ def test_no_byte_and_no_credit_is_lost_or_reordered(held: list[tuple[int, int, i
     assert b"".join(piece.data for piece in waiting(state)) == wanted
     for who, credit in owed.items():
         assert sum(piece.credit for piece in waiting(state) if piece.source is sources[who]) == credit
+
+
+def test_what_joins_a_piece_of_which_a_part_is_out_follows_what_is_left() -> None:
+    state, source = StreamState(1), Owed()
+    state.hold(b"abcdef", source, 6)
+    (piece,) = waiting(state)
+    for out, more, left in ((4, b"gh", b"efgh"), (3, b"i", b"hi")):
+        piece.sent += out
+        state.hold(more, source, len(more))
+        assert piece.data[piece.sent :] == left
+    assert (waiting(state), piece.credit, piece.sent) == ([piece], 9, 0)

@@ -1000,7 +1000,7 @@ class Session(ABC):
             peer_ended=state.receiving is _HEARD_ALL,
             we_began=self.client_side or state.opened_at == _LONG_AGO,
             we_ended=state.sending is _SAID_ALL,
-            waiting_bytes=sum(len(piece.data) for piece in state.pending or ()),
+            waiting_bytes=sum(piece.left for piece in state.pending or ()),
         )
 
     @property
@@ -1057,7 +1057,7 @@ class Session(ABC):
         state = self.streams.get(stream_id)
         if state is None or not state.pending:
             return 0, ""
-        size = sum(len(piece.data) for piece in state.pending)
+        size = sum(piece.left for piece in state.pending)
         if self._connection_window() <= 0:
             return size, "connection"
         return size, "stream" if self._window(state) <= 0 else "socket"
@@ -1073,30 +1073,33 @@ class Session(ABC):
             state = ready[0]
             assert state.pending  # it would not be ready otherwise
             piece = state.pending[0]
-            size = min(len(piece.data), self.peer_max_frame_bytes, max(0, self._window(state)))
-            if size == 0 and piece.data and self._connection_window() <= 0:
+            left = piece.left
+            size = min(left, self.peer_max_frame_bytes, max(0, self._window(state)))
+            if size == 0 and left and self._connection_window() <= 0:
                 return  # nobody can send; they keep their turns
             ready.popleft()
             state.queued = False
-            if size or not piece.data:
-                self._send_piece(state, size)
+            if size or not left:
+                self._send_piece(state, size, left)
                 if state.pending:
                     self._queue(state)
             # else: the stream waits until the peer opens its window
 
-    def _send_piece(self, state: StreamState, size: int) -> None:
+    def _send_piece(self, state: StreamState, size: int, left: int) -> None:
         assert state.pending
         piece = state.pending[0]
-        if size == len(piece.data):
-            data: Data = piece.data  # type: ignore[assignment]  # a bytearray nobody changes any more
+        begin = piece.sent
+        data: Data = piece.data  # type: ignore[assignment]  # if it is a bytearray, one that nobody changes any more
+        if size < len(data):
+            data = data[begin : begin + size]
+        if size == left:
             state.pending.popleft()
             self._no_longer_waits(state, piece)
             if piece.source is not None:
                 self.output.owe(piece.source, piece.credit)
             self._data_frames_sent += 1
         else:
-            data = bytes(memoryview(piece.data)[:size])
-            del piece.data[:size]
+            piece.sent += size
             if size >= guard.CUT_SHORT_BYTES:
                 self._data_frames_sent += 1
         last = not state.pending and state.sending is _CLOSING

@@ -109,17 +109,18 @@ class StreamState:
         """
         if self.pending:
             last = self.pending[-1]
-            small = not data or (len(data) < _SMALL and len(last.data) < _COALESCE_UP_TO)
+            small = not data or (len(data) < _SMALL and last.left < _COALESCE_UP_TO)
             # END_STREAM by itself, without data or credit, rides on the piece before it, whoever that is from.
             if (small and last.source is source) or not (data or credit):
-                last.data += data
+                if data:
+                    last.add(data)
                 last.credit += credit
                 last.cost += len(data)
                 self.waiting_bytes += len(data)
                 return len(data)
         elif self.pending is None:
             self.pending = deque()
-        piece = PendingData(bytearray(data), source, credit)
+        piece = PendingData(bytes(data), source, credit)
         self.pending.append(piece)
         self.waiting_bytes += piece.cost
         return piece.cost
@@ -128,11 +129,28 @@ class StreamState:
 class PendingData:
     """A piece of DATA, and who gets `credit` bytes of credit when the last of it is out."""
 
-    __slots__ = ("cost", "credit", "data", "source")
+    __slots__ = ("cost", "credit", "data", "sent", "source")
 
-    def __init__(self, data: bytearray, source: CreditSource | None, credit: int) -> None:
-        self.data = data
+    def __init__(self, data: bytes, source: CreditSource | None, credit: int) -> None:
+        self.data: bytes | bytearray = data
+        """A bytearray only if it was joined of several: PyPy sends those a byte at a time."""
+        self.sent = 0
+        """How much of it is out."""
         self.source = source
         self.credit = credit
         self.cost = len(data) + PIECE_BYTES
-        """What it takes in memory until the last of it is out: a bytearray that gets shorter keeps its memory."""
+        """What it takes in memory until the last of it is out, as much as was ever in it."""
+
+    @property
+    def left(self) -> int:
+        """How many bytes are not out."""
+        return len(self.data) - self.sent
+
+    def add(self, data: Data) -> None:
+        """Join more to what is left."""
+        if type(self.data) is bytes:
+            self.data = bytearray(memoryview(self.data)[self.sent :])
+        else:
+            del self.data[: self.sent]  # type: ignore[union-attr]
+        self.sent = 0
+        self.data += data
