@@ -22,9 +22,10 @@ from rawgrpc_proxy.net.poller import Poller, Then, closed_error, current_poller
 from rawgrpc_proxy.net.turn import current_turn
 
 READ_BYTES = 16 * 1024
-_BULK_READ_BYTES = 256 * 1024
+_BULK_READ_BYTES = (256 if sys.implementation.name != "pypy" else 64) * 1024
 """A read that fills its buffer is followed by one of twice the size, up to this: bulk costs a third less. Buffers of
-this size for every read would cost the small ones page faults."""
+this size for every read would cost the small ones page faults. PyPy counts each of more than some 100 KiB as memory in
+use, full or not, until it has looked through the whole heap: it then does so for every few reads."""
 _FLUSH_AT_ONCE_BYTES = 16 * 1024
 """So much is not kept until others have been read: that would gain nothing and pile up."""
 _JOIN_UP_TO_BYTES = 16 * 1024
