@@ -171,6 +171,28 @@ async def test_the_context_tells_what_is_known_of_the_call(engine: Engine) -> No
 
 
 @trio_test
+async def test_each_call_is_asked_in_its_own_callers_name_though_all_ask_for_the_same(engine: Engine) -> None:
+    seen: list[CallContext] = []
+
+    async def director(context: CallContext, method: str) -> Direction:
+        seen.append(context)
+        raise RpcError(Status.UNAUTHENTICATED)
+
+    async with a_proxy(engine, director=director) as house:
+        clients = [await house.client(), await house.client()]
+        for client in (*clients, *clients):
+            await (await client.request("/a.B/C")).answer()
+        call = await clients[0].request("/a.B/C", (b"grpc-timeout", b"5S"))
+        await call.answer()
+        await (await clients[0].request("/a.B/D")).answer()
+        one, other, again, _, hurried, last = seen
+        assert one == again
+        assert one.peer != other.peer
+        assert hurried.deadline is not None
+        assert last == attrs.evolve(one, method="/a.B/D", metadata=last.metadata)
+
+
+@trio_test
 async def test_a_plain_function_may_direct(engine: Engine) -> None:
     leases: list[PoolConn] = []
 
