@@ -15,7 +15,13 @@ from trio.testing import MockClock, trio_test
 
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.net.poller import Then
-from rawgrpc_proxy.net.transport import READ_BYTES, SocketTransport, StreamTransport, next_read_bytes
+from rawgrpc_proxy.net.transport import (
+    BULK_READ_BYTES,
+    READ_BYTES,
+    SocketTransport,
+    StreamTransport,
+    next_read_bytes,
+)
 from tests.net.links import one_read
 from tests.upstream.backend import run
 
@@ -347,9 +353,9 @@ def test_tcp_is_told_when_a_link_is_lost() -> None:
     [
         (READ_BYTES, 100, READ_BYTES),
         (READ_BYTES, READ_BYTES, 2 * READ_BYTES),
-        (200_000, 200_000, 256 * 1024),
-        (256 * 1024, 256 * 1024, 256 * 1024),
-        (256 * 1024, 100, READ_BYTES),
+        (BULK_READ_BYTES - 1, BULK_READ_BYTES - 1, BULK_READ_BYTES),
+        (BULK_READ_BYTES, BULK_READ_BYTES, BULK_READ_BYTES),
+        (BULK_READ_BYTES, 100, READ_BYTES),
         (2 * READ_BYTES, 100, 2 * READ_BYTES),
     ],
 )

@@ -22,7 +22,7 @@ from rawgrpc_proxy.net.poller import Poller, Then, closed_error, current_poller
 from rawgrpc_proxy.net.turn import current_turn
 
 READ_BYTES = 16 * 1024
-_BULK_READ_BYTES = (256 if sys.implementation.name != "pypy" else 64) * 1024
+BULK_READ_BYTES = (256 if sys.implementation.name != "pypy" else 64) * 1024
 """A read that fills its buffer is followed by one of twice the size, up to this: bulk costs a third less. Buffers of
 this size for every read would cost the small ones page faults. PyPy counts each of more than some 100 KiB as memory in
 use, full or not, until it has looked through the whole heap: it then does so for every few reads."""
@@ -231,8 +231,8 @@ class SocketTransport:
 def next_read_bytes(asked: int, got: int) -> int:
     """How much to ask for, when of `asked` bytes `got` have come."""
     if got == asked:
-        return min(2 * asked, _BULK_READ_BYTES)
-    if asked > 4 * READ_BYTES and got < READ_BYTES:
+        return min(2 * asked, BULK_READ_BYTES)
+    if asked >= 4 * READ_BYTES and got < READ_BYTES:
         return READ_BYTES
     return asked
 
