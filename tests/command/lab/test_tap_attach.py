@@ -3,6 +3,8 @@
 import json
 import re
 import signal
+import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -234,6 +236,23 @@ def test_what_cannot_be_is_said_before_anything_is_done(
         code = error.code  # type: ignore[assignment]
     assert code == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_address_of_a_grpc_server_is_told_from_that_of_an_admin_listener(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def greet() -> None:
+            with listener.accept()[0] as connection:
+                connection.sendall(bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+                connection.recv(65536)
+
+        server = threading.Thread(target=greet)
+        server.start()
+        assert cli.main(["tap", "--attach", f"127.0.0.1:{listener.getsockname()[1]}"]) == 2
+        server.join()
+    assert "is no admin listener, for it does not speak HTTP/1.1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -81,14 +81,18 @@ async def attached(url: AdminUrl, wishes: TapWishes) -> AsyncIterator[AsyncItera
 
     Their iteration raises `Lost` in the end.
     """
-    try:
-        with trio.fail_after(_CONNECT_WITHIN_S):
-            stream = await url.connect()
-            http = h11.Connection(h11.CLIENT)
-            await _ask(stream, http, url, wishes)
-    except (OSError, trio.BrokenResourceError, trio.TooSlowError, h11.RemoteProtocolError) as error:
-        raise ConfigError(f"--attach: {url.address}: {str(error) or 'no answer'}") from None
-    async with stream:
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            with trio.fail_after(_CONNECT_WITHIN_S):
+                stream = await stack.enter_async_context(await url.connect())
+                http = h11.Connection(h11.CLIENT)
+                await _ask(stream, http, url, wishes)
+        except h11.RemoteProtocolError:
+            raise ConfigError(
+                f"--attach: {url.address}: what answers there is no admin listener, for it does not speak HTTP/1.1"
+            ) from None
+        except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
+            raise ConfigError(f"--attach: {url.address}: {str(error) or 'no answer'}") from None
         yield _rows(stream, http)
 
 
