@@ -324,6 +324,8 @@ def test_what_cannot_be_an_answer_is_refused_where_it_is_written() -> None:
             proxy.answer(GET, message="why not")
         with pytest.raises(TypeError):
             proxy.answer(GET, ["text"])
+        with pytest.raises(ConfigError, match=r"write \[b'one'\]"):
+            proxy.answer(GET, b"one")
         with pytest.raises(ValueError, match="not a metadata key"):
             proxy.answer(GET, trailers={"x y": "1"})
 

@@ -216,10 +216,13 @@ class ProxyInThread:
             proxy.answer("/shop.Orders/Get", [b"..."])
             proxy.answer("/shop.Orders/Get", status="UNAVAILABLE", times=2)     # twice, and then the first
 
-        Raises `ConfigError` for no method or status, and what metadata and codec raise for what cannot be sent.
+        Raises `ConfigError` for what is no method, status or list of messages, and what metadata and codec raise for
+        what cannot be sent.
         """
         if path_problem(method.encode()) is not None:
             raise ConfigError(f"{method!r} is no gRPC method; write /package.Service/Method")
+        if isinstance(messages, bytes | str):
+            raise ConfigError(f"messages are a list of them: write [{messages!r}]")
         outcome = status_of(status)
         if outcome is Status.OK and message:
             raise ConfigError("a message goes with a status that is not OK")
