@@ -77,7 +77,10 @@ def main(argv: list[str] | None = None) -> int:
             print(parser.format_help().rstrip(), file=sys.stderr)
             return _USAGE_ERROR
         command: Callable[[argparse.Namespace], int] = options.command
-        code = command(options)
+        try:
+            code = command(options)
+        except BaseExceptionGroup as group:
+            raise _alone(group) from None
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
@@ -98,6 +101,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 # --------------------------------------------------------------------- arguments
+
+
+def _alone(group: BaseExceptionGroup) -> BaseException:
+    """The `ConfigError` or the like that nurseries have wrapped up; the group itself if it is more than one."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error if isinstance(error, ConfigError | BrokenPipeError | KeyboardInterrupt) else group
 
 
 class _Parser(argparse.ArgumentParser):

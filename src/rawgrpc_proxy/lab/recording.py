@@ -250,7 +250,11 @@ def _record(line: bytes, path: Path, number: int) -> Record:
     try:
         return _record_of(json.loads(line))
     except (KeyError, TypeError, ValueError, binascii.Error, RecursionError) as error:
-        raise ConfigError(f"{path}, line {number}: this is no record of a recording ({error!r})") from None
+        what = "is no recording" if number == 1 else "has what is no record of a recording"
+        why = (
+            "this is no JSON" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else repr(error)
+        )
+        raise ConfigError(f"{path} {what}: line {number}: {why}") from None
 
 
 def _record_of(fields: dict[str, Any]) -> Record:

@@ -180,7 +180,7 @@ def test_the_presets_are_listed_without_an_upstream(capsys: pytest.CaptureFixtur
         ([], "one of the arguments --preset --rules --list is required (see rawgrpc-proxy faults --help)"),
         (
             ["--preset", "goawy"],
-            f"--preset: 'goawy' is none (did you mean goaway?); known: {', '.join(PRESETS)}",
+            f"--preset: there is no 'goawy' (did you mean goaway?); known: {', '.join(PRESETS)}",
         ),
         (
             ["--preset", "ping", "--rules", "x"],

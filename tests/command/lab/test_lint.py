@@ -106,7 +106,7 @@ def test_programs_get_it_as_json(tmp_path: Path) -> None:
 
 def test_arguments_that_cannot_be_used_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, named in (
-        (["--ignore", "te-mising"], "te-mising"),
+        (["--ignore", "te-mising"], "no rule 'te-mising' (did you mean te-missing?)"),
         (["--json", "/no/such/folder/x"], "--json"),
         (["--tls-cert", "x"], "--tls-key"),
     ):

@@ -1,5 +1,6 @@
 """`rawgrpc-proxy lint FILE`: what is found in a recording is what was found while it was made."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -87,12 +88,20 @@ def test_the_command_has_its_table_and_exit_code(tmp_path: Path, capfd: pytest.C
     assert cli.main(["lint", str(tmp_path / "calls.jsonl"), *ignore]) == 0
 
 
+def test_json_can_go_to_standard_output_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    trio_test(recorded)(tmp_path / "calls.jsonl")
+    assert cli.main(["lint", str(tmp_path / "calls.jsonl"), "--json", "-"]) == 1
+    shown = capfd.readouterr()
+    assert json.loads(shown.out)["connections"] == 2
+    assert "looked at 4 streams on 2 connections" in shown.err
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ([], "give --upstream ADDRESS, or a recording"),
         (["/nowhere/x"], "/nowhere/x: No such file or directory"),
-        ([__file__], "is no record of a recording"),
+        ([__file__], "is no recording: line 1: this is no JSON"),
         ([__file__, "--upstream", "127.0.0.1:1"], "--upstream is for a proxy of its own"),
     ],
 )

@@ -3,10 +3,12 @@
 import signal
 from pathlib import Path
 
+import pytest
 import trio
 
 from rawgrpc_proxy import Client
 from rawgrpc_proxy.codes import Status
+from rawgrpc_proxy.command.cli import main as run_command
 from rawgrpc_proxy.errors import Side
 from rawgrpc_proxy.lab.recording import Frame, read
 from tests.command.echo import an_echo
@@ -20,7 +22,7 @@ def test_calls_go_through_and_are_in_the_file_after_a_signal(tmp_path: Path) -> 
 
     async def main() -> None:
         async with an_echo() as upstream:
-            arguments = ("record", "-o", str(path), "--listen", "127.0.0.1:0", "--upstream", upstream)
+            arguments = ("record", "-o", str(path), "--upstream", upstream)
             async with program(*arguments) as recording:
                 async with Client(await recording.address()) as client:
                     assert await client.unary_unary(UNARY, b"hello") == b"hello"
@@ -41,6 +43,15 @@ def test_calls_go_through_and_are_in_the_file_after_a_signal(tmp_path: Path) -> 
         assert (b"grpc-status", b"%d" % Status.OK) in [
             field for frame in frames for field in frame.headers or ()
         ]
+
+
+def test_standard_output_is_no_place_for_a_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["record", "-o", "-", "--upstream", "127.0.0.1:1"]) == 2
+    assert "does not go to standard output" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_is_said_in_a_line(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_client_is_served_from_a_recording(tmp_path: Path) -> None:
 
     async def main() -> None:
         await record(path)
-        async with program("serve-recording", str(path), "--listen", "127.0.0.1:0") as served:
+        async with program("serve-recording", str(path)) as served:
             async with Client(await served.address()) as client:
                 assert await client.unary_unary(DO, b"two") == b"two!"
             served.signal(signal.SIGINT)
@@ -116,6 +116,7 @@ def test_a_server_that_is_not_there_fails_every_call(
         (["--speed", "0x"], "is no speed; write 2x, 0.5x or max"),
         (["--side", "upstream"], "no upstream connection was recorded"),
         (["--slower", "soon"], "is no number of seconds"),
+        (["--upstream-ca", "/nowhere/ca.pem"], "/nowhere/ca.pem: No such file or directory"),
     ],
 )
 def test_mistakes_are_said_in_a_line(
@@ -125,3 +126,20 @@ def test_mistakes_are_said_in_a_line(
     trio.run(record, path)
     assert run_command(["replay", str(path), "--to", "127.0.0.1:1", *arguments]) == 2
     assert why in capsys.readouterr().err
+
+
+def test_junit_can_go_to_standard_output_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "calls.jsonl"
+    trio.run(record, path)
+    assert run_command(["replay", str(path), "--to", "127.0.0.1:1", "--junit", "-"]) == 1
+    said = capsys.readouterr()
+    assert said.out.startswith("<?xml")
+    assert "<testsuite" in said.out
+    assert "the call was not made" in said.err
+
+
+def test_a_recording_is_served_exactly_or_leniently(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["serve-recording", str(tmp_path / "x"), "--exact", "--lenient"]) == 2
+    assert "not allowed with" in capsys.readouterr().err

@@ -76,8 +76,9 @@ def faults(options: argparse.Namespace) -> int:
         trio.run(partial(_run, house, log, writer, f"seed {seed}, rules: {', '.join(injector.counts)}"))
     finally:
         log.flush()
-        for line in table(injector.counts, {rule.name: in_words(rule.fault) for rule in injector.rules}):
-            writer.add(f"{line}\n")
+        if house.has_begun:
+            for line in table(injector.counts, {rule.name: in_words(rule.fault) for rule in injector.rules}):
+                writer.add(f"{line}\n")
         writer.flush()
     return 0
 
@@ -118,7 +119,7 @@ def _read(options: argparse.Namespace) -> FaultsFile:
     preset = PRESETS.get(options.preset)
     if preset is None:
         raise ConfigError(
-            f"--preset: {options.preset!r} is none{meant(options.preset, PRESETS)}; known: {', '.join(PRESETS)}"
+            f"--preset: there is no {options.preset!r}{meant(options.preset, PRESETS)}; known: {', '.join(PRESETS)}"
         )
     return FaultsFile(faults=preset.faults, seed=None)
 
@@ -148,6 +149,6 @@ class _Log(CallLog):
 
 async def _run(house: OneUpstream, log: CallLog, writer: LineWriter, about: str) -> None:
     async with until_signal(house, log) as nursery:
-        print(f"listening on {await nursery.start(house.serve)}", flush=True)
+        print(f"listening on {await house.start(nursery)}", flush=True)
         print(about, flush=True)
         nursery.start_soon(writer.run)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import TextIO
 
 import trio
 
@@ -23,6 +23,7 @@ from rawgrpc_proxy.command.lab.one_upstream import (
     the_other_way,
     until_signal,
 )
+from rawgrpc_proxy.config_words import meant
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.lab.lint.findings import Counted, Finding, Findings
 from rawgrpc_proxy.lab.lint.linter import Linter
@@ -35,6 +36,7 @@ from rawgrpc_proxy.observe.line_writer import LineWriter, unbuffered
 from rawgrpc_proxy.observe.record import CallRecord
 
 _FOUND = 1
+_STDOUT = "-"
 _FAIL_ON = {"warning": Severity.WARNING, "error": Severity.ERROR, "never": None}
 _HEAD = ("count", "severity", "rule", "whose", "side", "method", "section")
 
@@ -67,7 +69,12 @@ def add_lint(parser: argparse.ArgumentParser) -> None:
         metavar="RULE",
         help="do not tell of this rule, for example user-agent-missing; repeat it for more",
     )
-    add("--json", metavar="FILE", help="write all findings there at the end, as one JSON object")
+    add(
+        "--json",
+        metavar="FILE",
+        help="write all findings there at the end, as one JSON object; '-' writes it to standard output, and the lines "
+        "for people to standard error",
+    )
     parser.set_defaults(command=partial(lint, parser=parser))
 
 
@@ -76,8 +83,11 @@ def lint(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     reads = the_other_way(options, parser, "recording", "a recording")
     unknown = [rule for rule in options.ignore if rule not in RULES]
     if unknown:
-        raise ConfigError(f"--ignore: there is no rule {unknown[0]!r}; docs/lint.md has them all")
-    writer = LineWriter(unbuffered(sys.stdout), _missing)
+        raise ConfigError(
+            f"--ignore: there is no rule {unknown[0]!r}{meant(unknown[0], RULES)}; docs/lint.md has them all"
+        )
+    people = sys.stderr if options.json == _STDOUT else sys.stdout
+    writer = LineWriter(unbuffered(people), _missing)
     findings = Findings(lambda finding: writer.add(_line(finding)))
     linter = Linter(findings, ignore=frozenset(options.ignore))
     with contextlib.ExitStack() as files:
@@ -88,12 +98,13 @@ def lint(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             tell_recorded(records(options.recording), linter.tell)
         try:
             if house is not None:
-                trio.run(_run, house, log, writer)
+                trio.run(_run, house, log, writer, people)
         finally:
             log.flush()
-            for line in table(findings.counted):
-                writer.add(f"{line}\n")
-            writer.add(f"looked at {linter.streams_seen} streams on {linter.links_seen} connections\n")
+            if house is None or house.has_begun:
+                for line in table(findings.counted):
+                    writer.add(f"{line}\n")
+                writer.add(f"looked at {linter.streams_seen} streams on {linter.links_seen} connections\n")
             writer.flush()
         if file is not None:
             json.dump(as_json(findings.counted, linter), file, indent=1, ensure_ascii=False)
@@ -171,7 +182,9 @@ def _missing(count: int) -> str:
     return f"{count} lines were not written in time\n"
 
 
-def _opened(name: str) -> IO[str]:
+def _opened(name: str) -> contextlib.AbstractContextManager[TextIO]:
+    if name == _STDOUT:
+        return contextlib.nullcontext(sys.stdout)
     try:
         return Path(name).open("w", encoding="utf-8")
     except OSError as error:
@@ -187,7 +200,7 @@ class _Log(CallLog):
         """It is no finding."""
 
 
-async def _run(house: OneUpstream, log: CallLog, writer: LineWriter) -> None:
+async def _run(house: OneUpstream, log: CallLog, writer: LineWriter, people: TextIO) -> None:
     async with until_signal(house, log) as nursery:
-        print(f"listening on {await nursery.start(house.serve)}", flush=True)
+        print(f"listening on {await house.start(nursery)}", file=people, flush=True)
         nursery.start_soon(writer.run)

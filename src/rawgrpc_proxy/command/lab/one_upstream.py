@@ -6,7 +6,7 @@ One process, without a supervisor. What becomes of what is seen is each command'
 import argparse
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TextIO
 
@@ -28,25 +28,21 @@ from rawgrpc_proxy.upstream.pool import Pool
 from rawgrpc_proxy.upstream.target import Target
 
 
-def add_one_upstream(
-    parser: argparse.ArgumentParser, *, listens_by_itself: bool = True, required: bool = True
-) -> None:
-    """Add the options for both sides; without `listens_by_itself` the address has to be given.
-
-    If they are not `required`, `the_other_way` looks whether they are there.
-    """
-    add = parser.add_argument_group("where calls come from, and go").add_argument
-    where = "where to accept calls: HOST:PORT, :PORT or unix:PATH"
-    if listens_by_itself:
-        where += " (default: a free port of this machine)"
+def add_listen(add: Callable[..., object]) -> None:
+    """Add `--listen`, which is a free port of this machine unless it is given."""
     add(
         "--listen",
         type=listening_address,
-        required=not listens_by_itself,
-        default="127.0.0.1:0" if listens_by_itself else None,
+        default="127.0.0.1:0",
         metavar="ADDRESS",
-        help=where,
+        help="where to accept calls: HOST:PORT, :PORT or unix:PATH (default: a free port of this machine)",
     )
+
+
+def add_one_upstream(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add the options for both sides. If they are not `required`, `the_other_way` looks whether they are there."""
+    add = parser.add_argument_group("where calls come from, and go").add_argument
+    add_listen(add)
     add(
         "--upstream",
         type=address,
@@ -134,6 +130,8 @@ class OneUpstream:
     ) -> None:
         self.pool = Pool(settings=links.settings, observer=log, tap=tap, wrap=wrap)
         self._links = links
+        self.has_begun = False
+        """It listens, or has: there is something to tell of what has passed."""
         target = self.pool.target(links.upstream, ssl_context=links.upstream_tls)
 
         def director(context: CallContext, _method: str) -> tuple[CallContext, Target]:
@@ -146,6 +144,12 @@ class OneUpstream:
             tap=tap,
             wrap=wrap,
         )
+
+    async def start(self, nursery: trio.Nursery) -> str:
+        """Serve in this nursery, while the pool is open. Answers the address. Raises `ConfigError`, in a group."""
+        address: str = await nursery.start(self.serve)
+        self.has_begun = True
+        return address
 
     async def serve(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve, while the pool is open. Answers, if started, the address it listens on."""

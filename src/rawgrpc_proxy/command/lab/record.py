@@ -9,7 +9,7 @@ import trio
 
 from rawgrpc_proxy.command.argument_types import positive
 from rawgrpc_proxy.command.lab.one_upstream import Links, OneUpstream, add_one_upstream
-from rawgrpc_proxy.errors import Side
+from rawgrpc_proxy.errors import ConfigError, Side
 from rawgrpc_proxy.lab.recorder import Recorder
 
 _SIDES = {
@@ -56,7 +56,7 @@ def add_record(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="go on in FILE.2, FILE.3, ... when there are so many bytes in one (default: never)",
     )
-    add_one_upstream(parser, listens_by_itself=False)
+    add_one_upstream(parser)
     parser.set_defaults(command=_record)
 
 
@@ -70,6 +70,10 @@ async def _run(options: argparse.Namespace) -> int:
     def failed(error: OSError) -> None:
         print(f"rawgrpc-proxy: {options.output}: {error.strerror}; nothing more is recorded", file=sys.stderr)
 
+    if str(options.output) == "-":
+        raise ConfigError(
+            "--output: a recording is a file, and does not go to standard output: give it a name"
+        )
     recorder = Recorder(
         options.output,
         sides=_SIDES[options.side],
@@ -77,9 +81,9 @@ async def _run(options: argparse.Namespace) -> int:
         redact=options.redact,
         on_failure=failed,
     )
+    house = OneUpstream(links, recorder)
+    server = house.server
     try:
-        house = OneUpstream(links, recorder)
-        server = house.server
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async with house.pool, trio.open_nursery() as nursery:
 
@@ -89,15 +93,15 @@ async def _run(options: argparse.Namespace) -> int:
                             nursery.cancel_scope.cancel()
                         server.stop(grace_s=_GRACE_S)
 
-                async def serve(task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
-                    await house.serve(task_status=task_status)
-                    nursery.cancel_scope.cancel()
-
-                address: str = await nursery.start(serve)
-                nursery.start_soon(stop_on_signal)
-                print(f"listening on {address}", flush=True)
+                async with trio.open_nursery() as serving:
+                    print(f"listening on {await house.start(serving)}", flush=True)
+                    nursery.start_soon(stop_on_signal)
+                nursery.cancel_scope.cancel()
     finally:
         recorder.close()
+        if not house.has_begun:
+            # An empty recording, which would be in the way of the next try.
+            options.output.unlink(missing_ok=True)
     print(f"{recorder.links} connections recorded in {options.output}", flush=True)
     if recorder.lost_links:
         print(

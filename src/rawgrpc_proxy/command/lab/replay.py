@@ -3,12 +3,14 @@
 import argparse
 import math
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import trio
 
-from rawgrpc_proxy.command.argument_types import address, listening_address, positive, seconds
+from rawgrpc_proxy.command.argument_types import address, positive, seconds
+from rawgrpc_proxy.command.lab.one_upstream import add_listen
 from rawgrpc_proxy.errors import ConfigError, Side
 from rawgrpc_proxy.grpc.codec import identity_codec
 from rawgrpc_proxy.lab.events import Sender
@@ -55,8 +57,14 @@ def add_replay(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="a call that takes so much longer than it did differs (default: time makes no difference)",
     )
-    add("--junit", type=Path, metavar="FILE", help="write the result as JUnit XML as well")
-    add("--upstream-ca", metavar="FILE", help="speak TLS to the server, and trust these authorities")
+    add(
+        "--junit",
+        type=Path,
+        metavar="FILE",
+        help="write the result as JUnit XML as well; '-' writes it to standard output, and the table to standard error",
+    )
+    add("--upstream-tls", action="store_true", help="speak TLS to the server, with the system's authorities")
+    add("--upstream-ca", metavar="FILE", help="speak TLS to the server, and trust these authorities instead")
     parser.set_defaults(command=lambda options: trio.run(_replay, options))
 
 
@@ -69,19 +77,14 @@ def add_serve_recording(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     _add_recording(add)
-    add(
-        "--listen",
-        type=listening_address,
-        metavar="ADDRESS",
-        required=True,
-        help="where clients connect",
-    )
-    add(
+    add_listen(add)
+    how = parser.add_mutually_exclusive_group().add_argument
+    how(
         "--lenient",
         action="store_true",
         help="answer with the next recorded call of the method whatever the request is, and with the last one again",
     )
-    add(
+    how(
         "--exact",
         action="store_true",
         help="play the recorded connections byte for byte, one to each client that connects, in order; for clients "
@@ -109,7 +112,9 @@ def _links(options: argparse.Namespace) -> Sequence[RecordedLink]:
 
 async def _replay(options: argparse.Namespace) -> int:
     links, address = _links(options), Address.parse(options.to)
-    tls = None if options.upstream_ca is None else upstream_context(ca=options.upstream_ca)
+    tls = None
+    if options.upstream_tls or options.upstream_ca is not None:
+        tls = upstream_context(ca=options.upstream_ca)
 
     async def dial() -> trio.abc.HalfCloseableStream:
         with trio.move_on_after(_DIAL_TIMEOUT_S):
@@ -122,13 +127,16 @@ async def _replay(options: argparse.Namespace) -> int:
     verdicts: list[Verdict] = await replay(
         links, dial, speed=options.speed, concurrency=options.concurrency, slower_s=options.slower
     )
+    to_stdout = str(options.junit) == "-"
     for line in table(verdicts):
-        print(line)
-    if options.junit is not None:
+        print(line, file=sys.stderr if to_stdout else sys.stdout)
+    if to_stdout:
+        print(junit(str(options.recording), verdicts).decode())
+    elif options.junit is not None:
         try:
             options.junit.write_bytes(junit(str(options.recording), verdicts))
         except OSError as error:
-            raise ConfigError(f"{options.junit}: {error.strerror}") from None
+            raise ConfigError(f"--junit: {options.junit}: {error.strerror}") from None
     return 1 if any(verdict.differences for verdict in verdicts) else 0
 
 

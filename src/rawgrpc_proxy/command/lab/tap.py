@@ -269,7 +269,7 @@ async def _run(
             rows.decode = await _schema_by(asks)
         for _ in current_late_taps().attach(views):
             pass  # there is no connection yet
-        tell(f"listening on {await nursery.start(house.serve)}")
+        tell(f"listening on {await house.start(nursery)}")
         nursery.start_soon(_settle, rows)
         for each in outputs:
             nursery.start_soon(partial(each.writer.run, interval_s=_WRITE_EVERY_S))
