@@ -199,6 +199,23 @@ async def test_when_the_proxy_has_ended_so_has_the_tap(tmp_path: Path) -> None:
 
 
 @trio_test
+async def test_it_ends_when_nobody_reads_what_it_shows(tmp_path: Path) -> None:
+    async with serving(tmp_path) as house, Client(house.address) as client, house.tap() as tap:
+        await tap.hang_up("stdout")
+        with trio.CancelScope() as calling:
+            async with trio.open_nursery() as nursery:
+
+                async def call() -> None:
+                    while True:
+                        await make_call(client, TRIALS[0])
+
+                nursery.start_soon(call)
+                assert await tap.exit_code() == 128 + signal.SIGPIPE
+                calling.cancel()
+        assert tap.stderr == []
+
+
+@trio_test
 async def test_who_takes_nothing_costs_no_call_anything(tmp_path: Path) -> None:
     async with serving(tmp_path, workers=1) as house:
         host, port = house.admin.rsplit(":", 1)

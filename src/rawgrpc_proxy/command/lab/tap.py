@@ -196,7 +196,10 @@ async def _watch(
     write: Callable[[Row], None],
     outputs: Iterable["_Output"],
 ) -> int:
-    """Show what a running proxy tells, until a signal comes, or it has ended. Answers the exit code."""
+    """Show what a running proxy tells, until a signal comes, or it has ended. Answers the exit code.
+
+    Raises `BrokenPipeError`, in a group, if nobody reads what is shown: it would only cost the proxy.
+    """
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with attached(url, wishes) as rows, trio.open_nursery() as nursery:
             nursery.start_soon(cancel_on_signal, signals, nursery.cancel_scope)
@@ -204,6 +207,8 @@ async def _watch(
                 nursery.start_soon(partial(each.writer.run, interval_s=_WRITE_EVERY_S))
             try:
                 async for row in rows:
+                    if any(each.pipe.is_broken for each in outputs):
+                        raise BrokenPipeError
                     with contextlib.suppress(KeyError, TypeError, ValueError):  # a row of another version's
                         write(row if decode is None else decoded(row, decode))
             except Lost:
@@ -218,17 +223,43 @@ async def _watch(
 
 @attrs.frozen
 class _Output:
+    pipe: "_Pipe"
     writer: LineWriter
     line: Callable[[Row], str]
+
+    @classmethod
+    def to(
+        cls, file: LineFile | IO[str], missing: Callable[[int], str], line: Callable[[Row], str]
+    ) -> "_Output":
+        pipe = _Pipe(file)
+        return cls(pipe, LineWriter(pipe, missing), line)
+
+
+class _Pipe:
+    """A file that knows whether whoever has read it, as `head` does, has gone."""
+
+    def __init__(self, file: LineFile | IO[str]) -> None:
+        self._file = file
+        self.is_broken = False
+
+    def write(self, text: str, /) -> int:
+        try:
+            return self._file.write(text)
+        except BrokenPipeError:
+            self.is_broken = True
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def _outputs(output: str | None, files: contextlib.ExitStack) -> Iterable[_Output]:
     """Where rows are written, and how."""
     if output != _STDOUT:
         style = style_of(sys.stdout)
-        yield _Output(LineWriter(unbuffered(sys.stdout), missing_text), partial(text_of, style=style))
+        yield _Output.to(unbuffered(sys.stdout), missing_text, partial(text_of, style=style))
     if output is not None:
-        yield _Output(LineWriter(_opened(output, files), missing_json), json_of)
+        yield _Output.to(_opened(output, files), missing_json, json_of)
 
 
 def _opened(output: str, files: contextlib.ExitStack) -> LineFile | IO[str]:
