@@ -463,7 +463,11 @@ def test_what_is_written_is_read_as_the_same(
     ("do", "words"),
     [
         ('{ status = "UNAVAILABLE", message = "x" }', "status UNAVAILABLE"),
-        ('["cut", { delay = "200ms" }]', "cut, delay 0.2"),
+        ('["cut", { delay = "200ms" }]', "cut, delay 0.2 s"),
+        ('{ latency = 0.25, jitter = "50ms" }', "latency 0.25 to 0.3 s"),
+        ('{ bandwidth = "64KiB" }', "bandwidth 65536 B/s"),
+        ('["stall", { stall = "2s" }]', "stall, stall 2 s"),
+        ('["reset", { reset = 99 }]', "reset INTERNAL_ERROR, reset 99"),
         ('"half_close"', "half close"),
         ("{ settings = { MAX_CONCURRENT_STREAMS = 1 } }", "settings MAX_CONCURRENT_STREAMS=1"),
     ],

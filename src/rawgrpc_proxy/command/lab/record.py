@@ -24,8 +24,8 @@ def add_record(parser: argparse.ArgumentParser) -> None:
     """Add the options of `record`."""
     parser.description = (
         "Forward all calls to one upstream, and write each connection's frames to a file, byte for byte, until SIGINT "
-        "or SIGTERM. The file holds whatever passes, passwords and tokens included, so only its owner may read it. "
-        "docs/recording.md describes its format."
+        "or SIGTERM; running calls have 5 s then, and a second signal ends at once. The file holds whatever passes, "
+        "passwords and tokens included, so only its owner may read it. docs/recording.md describes its format."
     )
     add = parser.add_argument
     add(

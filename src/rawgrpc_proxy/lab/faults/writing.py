@@ -11,7 +11,17 @@ from typing import Any
 import attrs
 
 from rawgrpc_proxy.codes import ErrorCode
-from rawgrpc_proxy.lab.faults.actions import Action, AnswerStatus, Cut, Goaway, Reset
+from rawgrpc_proxy.lab.faults.actions import (
+    Action,
+    AnswerStatus,
+    Bandwidth,
+    Cut,
+    Delay,
+    Goaway,
+    Latency,
+    Reset,
+    Stall,
+)
 from rawgrpc_proxy.lab.faults.fault import Fault
 from rawgrpc_proxy.lab.faults.places import BeforeHeaders, Place
 from rawgrpc_proxy.lab.faults.vocabulary import ACTIONS, FAULT, PLACES, Spec
@@ -30,11 +40,24 @@ def written(fault: Fault) -> Tree:
 
 
 def in_words(fault: Fault) -> str:
-    """What it does, shortly: "status UNAVAILABLE", "delay 0.2, reset CANCEL"."""
-    return ", ".join(_shortly(_one(ACTIONS, action)) for action in fault.do)
+    """What it does, shortly: "status UNAVAILABLE", "delay 0.2 s, reset CANCEL"."""
+    return ", ".join(_shortly(action) for action in fault.do)
 
 
-def _shortly(done: str | Tree) -> str:
+def _shortly(action: Action) -> str:
+    match action:
+        case Reset():
+            return f"reset {_value(action, 'code', action.code)}"
+        case Delay(seconds=seconds, jitter=jitter) | Latency(seconds=seconds, jitter=jitter):
+            to = f" to {seconds + jitter:g}" if jitter else ""
+            return f"{'delay' if isinstance(action, Delay) else 'latency'} {seconds:g}{to} s"
+        case Bandwidth(bytes_per_s=rate):
+            return f"bandwidth {rate} B/s"
+        case Stall(seconds=float() | int() as seconds):
+            return f"stall {seconds:g} s"
+        case _:
+            pass
+    done = _one(ACTIONS, action)
     if isinstance(done, str):
         return done.replace("_", " ")
     word = next(key for key in done if key in ACTIONS)
