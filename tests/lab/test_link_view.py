@@ -1,6 +1,7 @@
 """A link is told frame by frame and message by message, however its bytes are cut, and whatever they are."""
 
 from collections.abc import Iterator
+from time import process_time
 
 import attrs
 import hpack
@@ -326,6 +327,16 @@ def test_a_broken_header_block_loses_header_lists_and_nothing_else() -> None:
     told = peers.say(CLIENT, peers.headers(CLIENT, REQUEST, 5) + data(encode_message(b"m"), 1, end=True))
     kinds = [type(event) for event in told]
     assert kinds == [FrameSeen, StreamBegun, FrameSeen, MessageBegun, MessageSeen, HalfClosed]
+
+
+def test_a_long_block_of_tiny_fields_takes_the_loop_no_longer_than_its_length() -> None:
+    peers = Peers()
+    block = b"\x00\x00\x00" * 15_000 + b"\x00\x01a" + b"\x7f\xa1\xc1\x1e" + b"x" * 500_000
+    frame = h2.frame_header(h2.HEADERS, h2.END_HEADERS, 1, len(block)) + block
+    began = process_time()
+    events = peers.say(CLIENT, frame)
+    assert process_time() - began < 2
+    assert [len(each.headers) for each in events if isinstance(each, HeadersSeen)] == [15_001]
 
 
 def test_what_is_held_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import stat
 import tempfile
 import threading
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import hpack
@@ -242,6 +243,22 @@ def test_redacted_headers_are_in_no_byte_of_the_file_and_frames_can_be_played_al
         assert frame.headers == tuple(fields)
     assert b"s3cret" not in link.bytes_of(CLIENT)
     assert "s3cret" not in path.read_text()
+
+
+def test_long_values_are_made_anew_in_a_time_that_is_linear(tmp_path: Path) -> None:
+    path = tmp_path / "calls.jsonl"
+    value = b"z" * 200_000
+    with Recorder(path, redact=["authorization"]) as recorder:
+        tap = recorder.link(DOWN)
+        assert tap is not None
+        tap.received(h2.PREFACE + h2.settings({}))
+        block = hpack.Encoder().encode([*REQUEST, (b"x-long", value)], huffman=False)
+        began = process_time()
+        tap.received(header_frame(block))
+        tap.closed()
+    assert process_time() - began < 3
+    (link,) = read(path).links
+    assert value in b"".join(each.payload for each in link.entries if isinstance(each, Frame))
 
 
 def test_what_cannot_be_redacted_is_not_written(tmp_path: Path) -> None:

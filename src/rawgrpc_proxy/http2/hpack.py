@@ -148,12 +148,19 @@ class HeaderDecoder(_Keeper):
         "work",
     )
 
-    def __init__(self, max_list_bytes: int, max_fields: int, *, of_requests: bool = True) -> None:
+    def __init__(
+        self,
+        max_list_bytes: int,
+        max_fields: int,
+        *,
+        of_requests: bool = True,
+        max_table_bytes: int = HeaderTable.DEFAULT_SIZE,
+    ) -> None:
         super().__init__(of_requests=of_requests)
         self._answers: dict[bytes, HeaderList]
         self._max_fields = max_fields
         self._table = HeaderTable()
-        self._max_table_bytes = self._table.maxsize
+        self._max_table_bytes = max_table_bytes
         self._max_list_bytes = max_list_bytes
         self._inserted_bytes = 0
         """What has ever been put into the table; most of the time it is less than the table may hold."""
@@ -171,6 +178,13 @@ class HeaderDecoder(_Keeper):
     def table(self) -> Table:
         """A copy of the dynamic table."""
         return Table(tuple(reversed(self._table.dynamic_entries)), self._table.maxsize)
+
+    def go_on(self, table: Table) -> None:
+        """Read the next block with this table."""
+        self._table = same = HeaderTable()
+        same.maxsize = table.max_bytes
+        for name, value in table.fields:
+            same.add(name, value)
 
     def decode(self, block: bytes) -> HeaderList:
         """The list in `block`. Raises `hpack.HPACKError`; the connection is lost then.

@@ -1,10 +1,9 @@
 """What a `LinkView` keeps of one link: of each direction what is not complete, and of each open stream its messages."""
 
 import attrs
-import hpack
-from hpack.table import HeaderTable
 
 from rawgrpc_proxy.http2.frames import FrameSplitter
+from rawgrpc_proxy.http2.hpack import HeaderDecoder
 from rawgrpc_proxy.http2.position import Table
 from rawgrpc_proxy.lab.events import Sender, Stream
 from rawgrpc_proxy.lab.partial_message import PartialMessage
@@ -13,6 +12,7 @@ MAX_FRAME_BYTES = 2**24 - 1
 MAX_BLOCK_BYTES = 1 << 20
 """Of a header block, compressed, and of its list."""
 MAX_TABLE_BYTES = 1 << 20
+_MAX_FIELDS = 1 << 15
 
 
 @attrs.define(eq=False)
@@ -41,9 +41,14 @@ class Direction:
             MAX_FRAME_BYTES, expect_preface=sender is Sender.CLIENT
         )
         """None once it cannot be read any more."""
-        self.decoder: hpack.Decoder | None = hpack.Decoder(max_header_list_size=MAX_BLOCK_BYTES)
+        # Not hpack's decoder: its time is quadratic in the length of a block, which is a peer's.
+        self.decoder: HeaderDecoder | None = HeaderDecoder(
+            MAX_BLOCK_BYTES,
+            _MAX_FIELDS,
+            of_requests=sender is Sender.CLIENT,
+            max_table_bytes=MAX_TABLE_BYTES,
+        )
         """None once its header lists cannot be read any more."""
-        self.decoder.max_allowed_table_size = MAX_TABLE_BYTES
         self.block: bytearray | None = None
         self.block_stream = self.block_flags = 0
         self.promised: int | None = None
@@ -52,7 +57,4 @@ class Direction:
         """What comes next is a frame, and the next header block is read with this table."""
         assert self.decoder is not None
         self.splitter = FrameSplitter(MAX_FRAME_BYTES, expect_preface=False, goes_on=True)
-        self.decoder.header_table = same = HeaderTable()
-        same.maxsize = table.max_bytes
-        for name, value in table.fields:
-            same.add(name, value)
+        self.decoder.go_on(table)

@@ -269,8 +269,7 @@ class LinkView:
         if direction.decoder is not None:
             try:
                 headers = [
-                    (bytes(field[0]), bytes(field[1]))
-                    for field in direction.decoder.decode(bytes(block), raw=True)
+                    (bytes(field[0]), bytes(field[1])) for field in direction.decoder.decode(bytes(block))
                 ]
             except Exception as error:  # noqa: BLE001  # hpack's own, and what Python raises in it
                 self._lose_headers(direction, at, f"a header block cannot be decoded: {error}")

@@ -352,7 +352,8 @@ def _fields(seen: HeadersSeen) -> Fields:
 
 def _frames_of(link: int, at: float, sender: Sender, seen: HeadersSeen, fields: Fields) -> Iterator[Frame]:
     """A header list in frames that lean on no other list."""
-    block = hpack.Encoder().encode([(name, value, True) for name, value in fields])
+    # Without Huffman's code, for which hpack takes time quadratic in the length of a value.
+    block = hpack.Encoder().encode([(name, value, True) for name, value in fields], huffman=False)
     pieces = [block[start : start + _BLOCK_BYTES] for start in range(0, max(len(block), 1), _BLOCK_BYTES)]
     for place, piece in enumerate(pieces):
         last = place == len(pieces) - 1
