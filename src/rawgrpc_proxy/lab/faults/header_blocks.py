@@ -1,7 +1,7 @@
 """Header blocks that nobody's table depends on (RFC 7541): decoded with the sender's, written for the receiver without.
 
-So a header list can be dropped, changed or made up, and all others are read as before. The invariant: a new size of the
-table, which an encoder has to say, is passed on with the next block.
+So a header list can be dropped, changed or made up, and all others are read as before. The invariant: where the sender
+has said a new size of its table, as an encoder has to, the next block says one: none, for nothing here is in a table.
 """
 
 import hpack
@@ -25,7 +25,8 @@ from rawgrpc_proxy.http2.hpack import HeaderDecoder
 MAX_BLOCK_BYTES = 1 << 20
 _MAX_FIELDS = 10_000
 _PRIORITY_BYTES, _STREAM_ID_BYTES = 5, 4
-_MAX_7, _MAX_5 = 0x7F, 0x1F
+_MAX_7 = 0x7F
+_SIZE_UPDATE, _SIZE_UPDATE_MASK = 0x20, 0xE0
 _NEVER_INDEXED = 0x10
 _MORE = 0x80
 
@@ -57,8 +58,8 @@ class BlockReader:
         self._decoder = HeaderDecoder(MAX_BLOCK_BYTES, _MAX_FIELDS, of_requests=of_requests)
         self.block: Block | None = None
         """What is under way."""
-        self.size_updates = b""
-        """As they have come, for the next block that goes out."""
+        self.size_update = b""
+        """For the next block that goes out."""
 
     def add(
         self, frame: bytes, frame_type: int, flags: int, stream_id: int, *, untouched: bool
@@ -89,7 +90,7 @@ class BlockReader:
             if len(block.payload) > MAX_BLOCK_BYTES:
                 raise UnreadableBlockError
             return None
-        block.headers = self._read(bytes(block.payload))
+        block.headers = self._read(bytes(block.payload), untouched=block.untouched)
         self.block = None
         return block
 
@@ -98,10 +99,10 @@ class BlockReader:
         frames = [] if self.block is None else self.block.frames
         return frames if frames and frames[-1] is frame else [*frames, frame]
 
-    def _read(self, block: bytes) -> Headers:
-        end = _end_of_updates(block)
-        if end:
-            self.size_updates += block[:end]
+    def _read(self, block: bytes, *, untouched: bool) -> Headers:
+        if not untouched and block and block[0] & _SIZE_UPDATE_MASK == _SIZE_UPDATE:
+            # Not those that have come: of blocks that go nowhere there would be more and more.
+            self.size_update = bytes((_SIZE_UPDATE,))
         try:
             return self._decoder.decode(block)
         except (hpack.HPACKError, IndexError, ValueError) as error:
@@ -153,16 +154,3 @@ def _length(length: int) -> bytes:
         length >>= 7
     octets.append(length)
     return bytes(octets)
-
-
-def _end_of_updates(block: bytes) -> int:
-    """Where the first field begins: before it are new sizes of the table (§6.3)."""
-    position = 0
-    while position < len(block) and block[position] & 0xE0 == 0x20:  # noqa: PLR2004  # the pattern of §6.3
-        octet = block[position] & _MAX_5
-        position += 1
-        if octet == _MAX_5:
-            while position < len(block) and block[position] & _MORE:
-                position += 1
-            position += 1
-    return position

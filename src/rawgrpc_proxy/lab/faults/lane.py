@@ -34,6 +34,8 @@ from rawgrpc_proxy.lab.faults.way import Way
 
 MAX_WAITING = 10_000
 """Frames; whoever sends more while they are held back has his call reset."""
+MAX_WAITING_FIELDS = 1 << 20
+"""Bytes of header lists. DATA has its windows."""
 
 
 class _Came:
@@ -91,6 +93,7 @@ class Lane:
         """Header lists, DATA frames and bytes of the body that have come to a step."""
         self._not_before = -math.inf
         self._extra = 0
+        self._waiting_fields = 0
 
     @property
     def is_done(self) -> bool:
@@ -117,7 +120,7 @@ class Lane:
 
     def reset(self, code: int) -> None:
         """RST_STREAM has come, to be passed on behind what came before it."""
-        if not self.shut:
+        if not self.shut and not (self.inbox and self.inbox[-1].kind == RST):
             self.inbox.append(_Came(RST, code, end=True, not_before=self._due()))
             self.run()
 
@@ -133,7 +136,9 @@ class Lane:
             return
         self.ended_in = end_stream
         self.inbox.append(_Came(kind, content, end=end_stream, not_before=self._due()))
-        if len(self.inbox) > MAX_WAITING:
+        if kind == FIELDS:
+            self._waiting_fields += _size(content)
+        if len(self.inbox) > MAX_WAITING or self._waiting_fields > MAX_WAITING_FIELDS:
             self._call.flooded()
         else:
             self.run()
@@ -192,6 +197,7 @@ class Lane:
 
     def _step_headers(self, came: _Came) -> None:
         fields, end, out = came.content, came.end, self.out
+        self._waiting_fields -= _size(fields)
         of_response = self.way.part is Part.RESPONSE
         if of_response and not end and _is_informational(fields):
             out.append(FIELDS, fields)
@@ -325,6 +331,10 @@ class Lane:
         self.way.account.extra -= self._extra
         self._extra = 0
         self.way.drop(held)
+
+
+def _size(fields: Headers) -> int:
+    return sum(len(name) + len(value) for name, value in fields)
 
 
 def _is_informational(fields: Headers) -> bool:

@@ -147,6 +147,10 @@ class Middle:
         """So many bytes are on their way to the peer, or to the connection, and wait for their time."""
         return (self.to_peer_way if peer else self._from_peer_way).held_bytes
 
+    def unsent_to(self, *, peer: bool) -> int:
+        """The same, and what waits for a window: nothing more is to be taken for that end where it is too much."""
+        return (self.to_peer_way if peer else self._from_peer_way).unsent_bytes
+
     def _set_now(self, now: float) -> None:
         self.now = self.request.now = self.response.now = now
 
@@ -194,6 +198,10 @@ class Middle:
     def _data(self, way: Way, frame: bytes, flags: int, stream_id: int) -> None:
         size = len(frame) - HEADER_BYTES
         way.account.received += size
+        if way.account.received > way.account.granted:
+            # It would wait for windows here, where nobody ends the connection for it, and without bound.
+            self._lose(way, frame)
+            return
         call = self._calls.get(stream_id)
         if call is not None:
             try:

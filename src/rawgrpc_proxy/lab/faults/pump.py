@@ -357,7 +357,7 @@ class _Pump:
 
     @property
     def _too_much_from_peer(self) -> bool:
-        waiting = self.transport.incoming_bytes + self._middle.held_for(peer=False)
+        waiting = self.transport.incoming_bytes + self._middle.unsent_to(peer=False)
         # What it is owed counts as well: it may ask, and not read the answers. What the connection has written does
         # not: who reads nothing for now may have something to say.
         owed = min(self._owed_bytes, self.outlet.waiting_bytes)
@@ -367,7 +367,7 @@ class _Pump:
     def _too_much_from_connection(self) -> bool:
         if self._middle.over:
             return False
-        return self.outlet.waiting_bytes + self._middle.held_for(peer=True) > MAX_WAITING_BYTES
+        return self.outlet.waiting_bytes + self._middle.unsent_to(peer=True) > MAX_WAITING_BYTES
 
     @property
     def _peer_is_served(self) -> bool:

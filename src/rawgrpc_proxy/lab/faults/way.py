@@ -55,6 +55,7 @@ class Way:
         """PINGs that were made up and are not answered."""
         self.waiting: deque[tuple[bytes, int]] = deque()
         """Frames of streams that wait for the connection's window, and how much of it each takes."""
+        self._waiting_bytes = 0
 
     # ------------------------------------------------------------------ out
 
@@ -77,6 +78,7 @@ class Way:
         """A frame of a stream, which takes `flow` bytes of the connection's window: it may have to wait for that."""
         if self.waiting or (flow and flow > self.account.room):
             self.waiting.append((frame, flow))
+            self._waiting_bytes += len(frame)
         else:
             self.account.delivered += flow
             self.emit(frame)
@@ -86,6 +88,7 @@ class Way:
         waiting, account = self.waiting, self.account
         while waiting and (not waiting[0][1] or waiting[0][1] <= account.room):
             frame, flow = waiting.popleft()
+            self._waiting_bytes -= len(frame)
             account.delivered += flow
             self.emit(frame)
 
@@ -110,8 +113,8 @@ class Way:
 
     def encode(self, headers: Headers) -> bytes:
         """The block for this list, which has to be sent."""
-        block = self.reader.size_updates + write_block(headers)
-        self.reader.size_updates = b""
+        block = self.reader.size_update + write_block(headers)
+        self.reader.size_update = b""
         return block
 
     def deliver_data(
@@ -151,6 +154,11 @@ class Way:
     def held_bytes(self) -> int:
         """In the shaper."""
         return 0 if self.shaper is None else self.shaper.held_bytes
+
+    @property
+    def unsent_bytes(self) -> int:
+        """The same, and what waits for the connection's window."""
+        return self.held_bytes + self._waiting_bytes
 
     def take_out(self, now: float) -> list[Data]:
         """What is to be written now."""
