@@ -1,6 +1,7 @@
 """Peers that keep to nothing, before a connection with faults: what waits for them is bounded."""
 
 import contextlib
+from time import process_time
 
 import trio
 from trio.testing import trio_test
@@ -94,6 +95,16 @@ def test_what_waits_behind_a_shut_window_stops_the_connection_from_saying_more()
     assert number < 1000, "headers that wait behind DATA are counted"
     client.allow(0, 100_000)
     assert talk.middle.unsent_to(peer=True) == 0
+
+
+def test_tiny_window_updates_have_all_calls_look_once_for_each_read() -> None:
+    talk = Talk(Fault(do=Delay(seconds=3600), where=BeforeHeaders(of=Part.RESPONSE)))
+    for number in range(1, 201, 2):
+        talk.client.headers(number, request_fields(), end=True)
+    flood = h2.window_update(0, 1) * 50_000
+    began = process_time()
+    talk.middle.from_peer(flood, talk.now)
+    assert process_time() - began < 2
 
 
 def test_new_table_sizes_of_blocks_that_go_nowhere_are_not_collected() -> None:

@@ -89,6 +89,8 @@ class Middle:
         self._live: dict[int, int] = {}
         """Streams that have begun here and not ended, and which of their directions have."""
         self._calls: dict[int, StruckCall] = {}
+        self._wider: list[Way] = []
+        """Whose windows have changed: their calls go on when all that has come is read, not for each frame."""
         self._gone_above: int | None = None
         """The client was told that streams above this are not processed."""
         self._link_faults = LinkFaults(self)
@@ -132,6 +134,7 @@ class Middle:
         self._set_now(now)
         if not self.over:
             self.agenda.call_due(now)
+            self._let_calls_go_on()
 
     @property
     def over(self) -> bool:
@@ -169,6 +172,13 @@ class Middle:
             if self.over:  # since then
                 return
         way.emit_rest_if_raw()
+        self._let_calls_go_on()
+
+    def _let_calls_go_on(self) -> None:
+        while self._wider:
+            way = self._wider.pop(0)
+            for call in list(self._calls.values()):
+                call.lane(way.part).run()
 
     # ----------------------------------------------------------------- frames
 
@@ -235,8 +245,7 @@ class Middle:
             if due or not increment:
                 way.emit(frame if due == increment else window_update(0, due))
             data_way.go_on()
-            for call in list(self._calls.values()):
-                call.lane(data_way.part).run()
+            self._wider_now(data_way)
         elif stream_id in self._calls:
             self._calls[stream_id].lane(data_way.part).allow(increment)
         elif stream_id in self._live or not self.engaged:
@@ -299,9 +308,11 @@ class Middle:
             elif more_allowed > more_granted:
                 # Nobody keeps an account of it: it has what it had.
                 way.back.emit(window_update(stream_id, more_allowed - more_granted))
-        for call in list(self._calls.values()):
-            call.lane(way.part).settle()
-            call.lane(way.part).run()
+        self._wider_now(way)
+
+    def _wider_now(self, way: Way) -> None:
+        if self._calls and way not in self._wider:
+            self._wider.append(way)
 
     # ---------------------------------------------------------------- headers
 
