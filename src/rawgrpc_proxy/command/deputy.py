@@ -22,7 +22,7 @@ import trio
 from rawgrpc_proxy.command.admin.messages import Refused, Stream
 from rawgrpc_proxy.command.admin.site import serve_admin
 from rawgrpc_proxy.command.deputy_news import news_from_supervisor, read_ledger, write_ledger
-from rawgrpc_proxy.command.lab.fault_orders import CLEAR, PUT, TELL, FaultOrders, summed
+from rawgrpc_proxy.command.lab.fault_orders import TELL, FaultOrders, summed
 from rawgrpc_proxy.command.lab.tap_feed import TapFeed
 from rawgrpc_proxy.command.lab.tap_wishes import TapWishes
 from rawgrpc_proxy.command.link import Link, NoAnswer
@@ -90,6 +90,8 @@ class Workers:
         self._level: str | None = before.get("level")
         self.may_set_faults = may_set_faults
         self._faults = FaultOrders(before.get("faults", ()) if may_set_faults else ())
+        self._in_step: dict[Link, list[tuple[str, Any]]] = {}
+        """Which orders of faults a worker has taken last, all of them."""
         self._reload = _Reload()
         self._changed = trio.Event()
         """The state, or who is linked."""
@@ -135,8 +137,11 @@ class Workers:
                 nursery.start_soon(self._ask, link, "log", self._level)
             if self._faults.orders:
                 nursery.start_soon(self._tell_faults, link)
+            else:
+                self._in_step[link] = self._faults.orders
             await link.run()
             del self._links[pid]
+            self._in_step.pop(link, None)
             if link.last_words is not None:
                 self._reports.heard(link.last_words)
             self._reports.lost(pid)
@@ -148,6 +153,8 @@ class Workers:
         while True:
             await trio.sleep(_LOOK_EVERY_S)
             await self.reports()
+            for link in list(self._links.values()):
+                await self._tell_faults(link)
 
     def _write_ledger(self) -> None:
         ledger = {
@@ -208,22 +215,39 @@ class Workers:
 
     async def put_faults(self, toml: str) -> list[str]:
         """In the workers that are, and in those that come; answer what is wrong. Raises `Refused`."""
+        before = self._faults.orders
         problems = self._faults.put(toml)
         if not problems:
-            self._write_ledger()
-            await self._ask_all(PUT, toml)
+            await self._order(before)
         return problems
 
     async def clear_faults(self) -> None:
         """In the workers that are, and in those that come."""
+        before = self._faults.orders
         self._faults.clear()
+        await self._order(before)
+
+    async def _order(self, before: list[tuple[str, Any]]) -> None:
+        """Tell the last order to those who have taken all before; who has not, or does not answer, hears all later."""
         self._write_ledger()
-        await self._ask_all(CLEAR)
+        orders = self._faults.orders
+
+        async def tell(link: Link) -> None:
+            if await self._ask(link, *orders[-1]) is not None and self._in_step.get(link) is before:
+                self._in_step[link] = orders
+
+        async with trio.open_nursery() as nursery:
+            for link in list(self._links.values()):
+                nursery.start_soon(tell, link)
 
     async def _tell_faults(self, link: Link) -> None:
-        """What has been ordered before this worker came."""
-        for question, toml in self._faults.orders:
-            await self._ask(link, question, toml)
+        """All that is ordered, to a worker that has not taken it; again if something else is ordered meanwhile."""
+        while self._in_step.get(link) is not self._faults.orders and not link.has_ended:
+            orders = self._faults.orders
+            for question, toml in orders:
+                if await self._ask(link, question, toml) is None:
+                    return  # it is asked again when it is looked at next
+            self._in_step[link] = orders
 
     def tap(self, wishes: TapWishes) -> Stream:
         """What passes in all workers. Raises `Refused`."""
