@@ -1,9 +1,11 @@
 """Calls are found by method, peer, metadata and status; what is no filter is refused in words that teach."""
 
+from time import process_time
+
 import pytest
 
 from rawgrpc_proxy.errors import ConfigError
-from rawgrpc_proxy.lab.filters import Facts, Filter
+from rawgrpc_proxy.lab.filters import Facts, Filter, without_values
 
 CALL = Facts(
     method="/pkg.S/Do",
@@ -69,3 +71,15 @@ def test_by_peer_alone_connections_are_found_as_well() -> None:
 def test_what_is_no_filter_is_refused(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match="^" + said.replace(".", r"\.")):
         Filter.parse(text)
+
+
+def test_a_value_costs_a_filter_no_more_than_its_length_whatever_stars_it_has() -> None:
+    one = Filter.parse("metadata.x=*a*a*b")
+    began = process_time()
+    assert not one.may_match(Facts(method="", peer="", headers=[(b"x", b"a" * 4000)]))
+    assert process_time() - began < 1
+
+
+def test_what_a_log_says_of_a_filter_has_no_metadata() -> None:
+    text = "method=/a.B/* metadata.authorization=Bearer* metadata.x-a!=s=3 status!=OK"
+    assert without_values(text) == "method=/a.B/* metadata.authorization=… metadata.x-a!=… status!=OK"

@@ -16,6 +16,10 @@ from trio.testing import trio_test
 from rawgrpc_proxy.command import cli
 from rawgrpc_proxy.command.admin.messages import Refused
 from rawgrpc_proxy.command.lab.fault_orders import FaultOrders, summed
+from rawgrpc_proxy.command.lab.serve_faults import answers_about
+from rawgrpc_proxy.lab.faults.actions import Reset
+from rawgrpc_proxy.lab.faults.fault import Fault
+from rawgrpc_proxy.lab.faults.injector import Faults
 from rawgrpc_proxy.upstream.pool import Pool
 from tests.command.test_cli import folder
 from tests.command.test_lifecycle import status_of, stop
@@ -248,3 +252,10 @@ def test_the_rules_of_workers_are_summed_by_name() -> None:
             [{**one, "fitted": 3, "struck": 3}, {**other, "fitted": 1, "struck": 0}],
         ]
     ) == [{**one, "fitted": 5, "struck": 4}, {**other, "fitted": 1, "struck": 0}]
+
+
+def test_secrets_that_a_rule_looks_for_are_not_told() -> None:
+    metadata = {"authorization": "Bearer s3cret", "x-user": "alice"}
+    faults = Faults([Fault(metadata=metadata, do=Reset())])
+    told: Any = answers_about(faults)["faults"](None)
+    assert told[0]["rule"]["metadata"] == {"authorization": "[redacted]", "x-user": "alice"}

@@ -33,6 +33,7 @@ from rawgrpc_proxy.command.admin.negotiate import (
 from rawgrpc_proxy.command.admin.source import Report, Source
 from rawgrpc_proxy.command.lab.tap_wishes import TapWishes
 from rawgrpc_proxy.errors import ConfigError
+from rawgrpc_proxy.lab.filters import without_values
 from rawgrpc_proxy.version import python, version
 
 LOG_LEVELS = ("all", "errors", "none")
@@ -264,7 +265,7 @@ class Site:
         if request.method == "HEAD":
             return Response(fields=fields)
         stream = self._source.tap(wishes)
-        filters = f" ({'; '.join(wishes.filters)})" if wishes.filters else ""
+        filters = f" ({'; '.join(map(without_values, wishes.filters))})" if wishes.filters else ""
         self._on_change(f"tap of {wishes.mode}{filters}, by {request.peer}")
         return Response(fields=fields, body=stream)
 

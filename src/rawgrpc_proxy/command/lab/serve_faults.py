@@ -11,6 +11,7 @@ from rawgrpc_proxy.command.settings.model import ServeSettings
 from rawgrpc_proxy.lab.faults.injector import Faults, Rule
 from rawgrpc_proxy.lab.faults.reading import faults_of_file, faults_of_text
 from rawgrpc_proxy.lab.faults.writing import written
+from rawgrpc_proxy.lab.redact import REDACTED, Redactor
 
 
 def faults_of_settings(serve: ServeSettings) -> Faults:
@@ -50,4 +51,11 @@ def answers_about(faults: Faults) -> Answers:
 
 
 def _written(rule: Rule) -> dict[str, Any]:
-    return {key: value for key, value in written(rule.fault).items() if key != "name"}
+    tree = {key: value for key, value in written(rule.fault).items() if key != "name"}
+    if "metadata" in tree:
+        # Whoever may look need not be who has set it.
+        secret = Redactor().is_secret
+        tree["metadata"] = {
+            name: REDACTED if secret(name) else value for name, value in tree["metadata"].items()
+        }
+    return tree

@@ -14,6 +14,7 @@ import attrs
 
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.http2.headers import RawHeader
+from rawgrpc_proxy.lab.filters import is_like
 
 ALL = "all"
 _PART = re.compile(r"(?:(first|after|every) )?([0-9]{1,9})(?:-([0-9]{1,9}))?(?: of ([0-9]{1,9}))?")
@@ -94,25 +95,7 @@ def metadata_test(metadata: Mapping[str, str]) -> Callable[[Sequence[RawHeader]]
 
     def test(headers: Iterable[RawHeader]) -> bool:
         return all(
-            any(known == name and _is_like(parts, value) for known, value in headers)
-            for name, parts in wanted
+            any(known == name and is_like(parts, value) for known, value in headers) for name, parts in wanted
         )
 
     return test
-
-
-def _is_like(parts: Sequence[bytes], value: bytes) -> bool:
-    """Whether the parts stand in the value in their order, from its beginning to its end."""
-    # No regular expression: the value is a peer's, and each star would multiply the time it takes.
-    first, last = parts[0], parts[-1]
-    if len(parts) == 1:
-        return value == first
-    at, end = len(first), len(value) - len(last)
-    if at > end or not value.startswith(first) or not value.endswith(last):
-        return False
-    for part in parts[1:-1]:
-        at = value.find(part, at, end)
-        if at < 0:
-            return False
-        at += len(part)
-    return True
