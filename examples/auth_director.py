@@ -52,4 +52,6 @@ async def main(listen: str, upstream: str, tokens: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) <= 3:
+        sys.exit(__doc__)
     trio.run(main, sys.argv[1], sys.argv[2], dict(pair.split("=", 1) for pair in sys.argv[3:]))

@@ -45,4 +45,6 @@ async def main(listen: str, stable: str, canary: str, percent: float) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) <= 4:
+        sys.exit(__doc__)
     trio.run(main, sys.argv[1], sys.argv[2], sys.argv[3], float(sys.argv[4]))

@@ -69,4 +69,6 @@ async def main(listen: str, upstream: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) <= 2:
+        sys.exit(__doc__)
     trio.run(main, sys.argv[1], sys.argv[2])

@@ -73,4 +73,6 @@ async def main(listen: str, upstream: str, port: int) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) <= 3:
+        sys.exit(__doc__)
     trio.run(main, sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -67,4 +67,6 @@ async def main(listen: str, upstream: str, folder: Path, admins: set[str]) -> No
 
 
 if __name__ == "__main__":
+    if len(sys.argv) <= 3:
+        sys.exit(__doc__)
     trio.run(main, sys.argv[1], sys.argv[2], Path(sys.argv[3]), set(sys.argv[4:]))

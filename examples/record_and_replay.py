@@ -53,4 +53,6 @@ async def main(file: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) <= 1:
+        sys.exit(__doc__)
     trio.run(main, Path(sys.argv[1]))

@@ -36,4 +36,6 @@ async def main(listen: str, clusters: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) <= 2:
+        sys.exit(__doc__)
     trio.run(main, sys.argv[1], dict(pair.split("=", 1) for pair in sys.argv[2:]))

@@ -3,6 +3,8 @@
 import json
 import re
 import ssl
+import subprocess
+import sys
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -311,6 +313,16 @@ def test_the_tests_of_a_client_that_retries_pass(first: str) -> None:
             assert re.search(r"^\d+ passed", running.stdout[-1]), running.stdout
 
     trio.run(main)
+
+
+def test_every_example_says_how_to_run_it_when_it_is_not_told_enough() -> None:
+    for file in EXAMPLES.glob("*.py"):
+        if file.name.startswith("test_"):
+            continue
+        done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f"python examples/{file.name}" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_every_example_is_run_above_and_linked_from_the_readme() -> None:

@@ -237,7 +237,7 @@ def test_wait_for_says_what_was_seen_instead() -> None:
             proxy.wait_for(method=GET, status="OK", count=2, timeout_s=0)
         text = str(failed.value)
         assert f"2 calls of {GET} with status OK within 0 s: there are 0" in text
-        assert f"{GET}: NOT_FOUND 'gone', 1 messages out, 0 back" in text
+        assert f"{GET}: NOT_FOUND 'gone', messages: 1 out, 0 back" in text
         assert "hidden" not in text
 
 

@@ -79,7 +79,7 @@ def test_it_fails(grpc_proxy, shared):
     assert done.returncode == 1, done.stdout + done.stderr
     assert "1 failed, 1 passed" in done.stdout
     assert "gRPC calls seen by 127.0.0.1:" in done.stdout
-    assert "/p.S/Fails: ABORTED 'try later', 1 messages out, 0 back" in done.stdout
+    assert "/p.S/Fails: ABORTED 'try later', messages: 1 out, 0 back" in done.stdout
     assert "/p.S/Now: OK" in done.stdout
     # Neither what other tests have called, nor what may be secret.
     for absent in ("/p.S/Shared:", "/p.S/Passes", "hidden", "secret of a user"):

@@ -113,7 +113,7 @@ class SeenCall:
         took = "" if self.duration_s is None else f", {1000 * self.duration_s:.1f} ms"
         there = "" if self.upstream is None else f" → {self.upstream}"
         return (
-            f"{self.method}: {outcome}, {len(self.request_messages)} messages out, "
+            f"{self.method}: {outcome}, messages: {len(self.request_messages)} out, "
             f"{len(self.response_messages)} back{took}, {self.peer}{there}"
         )
 
