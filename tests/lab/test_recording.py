@@ -344,8 +344,8 @@ def test_whatever_the_bytes_are_the_pieces_joined_are_the_same(
     ("text", "what"),
     [
         (b"", "nothing in it"),
-        (b"{}\n", "line 1: this is no record"),
-        (b"\x1f\x8b\n", "line 1: this is no record"),
+        (b"{}\n", "line 1: it has no 'kind'"),
+        (b"\x1f\x8b\n", "line 1: this is no JSON"),
         (line_of(End(1.0)), "not the beginning of a recording"),
         (line_of(HEAD).replace(b'"version":1', b'"version":2'), "version 2; this program reads"),
         (line_of(HEAD) + b'{"kind":"frame","at":1,"link":1,"from":"client","raw":"AAAB"}\n', "not one frame"),

@@ -251,9 +251,10 @@ def _record(line: bytes, path: Path, number: int) -> Record:
         return _record_of(json.loads(line))
     except (KeyError, TypeError, ValueError, binascii.Error, RecursionError) as error:
         what = "is no recording" if number == 1 else "has what is no record of a recording"
-        why = (
-            "this is no JSON" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else repr(error)
-        )
+        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+            why = "this is no JSON"
+        else:
+            why = f"it has no {error}" if isinstance(error, KeyError) else repr(error)
         raise ConfigError(f"{path} {what}: line {number}: {why}") from None
 
 
