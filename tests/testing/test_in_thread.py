@@ -494,7 +494,8 @@ def test_a_director_that_blocks_the_thread_is_named_when_the_end_does_not_come(
 
 def test_ctrl_c_in_a_test_ends_the_proxy_with_its_block() -> None:
     program = f"""
-import sys, threading, time
+import signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it runs in the background ignore it
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from rawgrpc_proxy.testing import ProxyInThread
 try:
