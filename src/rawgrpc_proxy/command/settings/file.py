@@ -97,6 +97,8 @@ def _lay_over(
 ) -> None:
     for key, value in layer.items():
         here = join(path, key)
+        if key in tree and not (value and isinstance(value, dict)):
+            _forget_below(here, sources)  # the list or table that was there is gone
         if isinstance(value, dict):
             below = tree.setdefault(key, {})
             if not isinstance(below, dict):
@@ -134,9 +136,12 @@ def _spell_out(tree: Tree, sources: dict[str, str]) -> dict[str, str]:
     return origins
 
 
-def _note(path: str, value: object, source: str, sources: dict[str, str]) -> None:
+def _forget_below(path: str, sources: dict[str, str]) -> None:
     for known in [known for known in sources if known.startswith((f"{path}[", f"{path}."))]:
-        del sources[known]  # the list that it was in is gone
+        del sources[known]
+
+
+def _note(path: str, value: object, source: str, sources: dict[str, str]) -> None:
     sources[path] = source
     if isinstance(value, list):
         for place, each in enumerate(value):
