@@ -28,6 +28,7 @@ in hand.
 
 import enum
 from collections.abc import Iterable, Mapping
+from typing import overload
 
 from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.custom_metadata import Value, response_headers_of
@@ -367,6 +368,17 @@ class ProxyStopping(ConnectionFailed):
 
 class ConnectionLimit(OSError):
     """The server has as many connections as it may, and turns the next one away."""
+
+
+@overload
+def alone(error: Exception) -> Exception: ...
+@overload
+def alone(error: BaseException) -> BaseException: ...
+def alone(error: BaseException) -> BaseException:
+    """The error itself, out of groups that have no other one: nurseries wrap up what is raised in them."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 _CAUSES_OF_ENDS = {"lost": "socket_error", "closed_by_peer": "FIN", "proxy_stopping": "stopping"}

@@ -7,7 +7,8 @@ from typing import NoReturn
 import pytest
 import trio
 
-from rawgrpc_proxy.testing.loop_thread import LoopThread, alone
+from rawgrpc_proxy.errors import alone
+from rawgrpc_proxy.testing.loop_thread import LoopThread
 
 
 @pytest.fixture

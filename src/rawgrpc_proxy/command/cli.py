@@ -28,7 +28,7 @@ from rawgrpc_proxy.command.settings.model import LogSettings, ServeSettings, che
 from rawgrpc_proxy.command.settings.options import layer_of_environment, layer_of_options
 from rawgrpc_proxy.config import ENGINES, Http2Settings
 from rawgrpc_proxy.config_words import SettingsError, load
-from rawgrpc_proxy.errors import ConfigError
+from rawgrpc_proxy.errors import ConfigError, alone
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.observe.words import printable
 from rawgrpc_proxy.proxy.routes import RouteTable
@@ -80,7 +80,10 @@ def main(argv: list[str] | None = None) -> int:
         try:
             code = command(options)
         except BaseExceptionGroup as group:
-            raise _alone(group) from None
+            error = alone(group)
+            if not isinstance(error, ConfigError | BrokenPipeError | KeyboardInterrupt):
+                raise
+            raise error from None
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
@@ -101,14 +104,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 # --------------------------------------------------------------------- arguments
-
-
-def _alone(group: BaseExceptionGroup) -> BaseException:
-    """The `ConfigError` or the like that nurseries have wrapped up; the group itself if it is more than one."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error if isinstance(error, ConfigError | BrokenPipeError | KeyboardInterrupt) else group
 
 
 class _Parser(argparse.ArgumentParser):

@@ -29,6 +29,7 @@ from rawgrpc_proxy.errors import (
     ProxyFault,
     ProxyStopping,
     Side,
+    alone,
 )
 from rawgrpc_proxy.grpc.status import status_fields
 from rawgrpc_proxy.http2.buffered import Buffered
@@ -404,9 +405,7 @@ class Connection:
     def _failure_of(self, fault: BaseException) -> ConnectionFailed:
         """Why the connection ends, when something is raised through it: cancellation, or a fault of ours."""
         others = fault.split(trio.Cancelled)[1] if isinstance(fault, BaseExceptionGroup) else fault
-        while isinstance(others, BaseExceptionGroup) and len(others.exceptions) == 1:
-            others = others.exceptions[0]
-        if others is not None and not isinstance(others, trio.Cancelled):
+        if others is not None and not isinstance(others := alone(others), trio.Cancelled):
             return ProxyFault(others)
         return _closed_by_us() if self.session.client_side else ProxyStopping()
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import trio
 
-from rawgrpc_proxy.errors import ConfigError
+from rawgrpc_proxy.errors import ConfigError, alone
 
 T = TypeVar("T")
 Main = Callable[[Callable[[str], None]], Awaitable[None]]
@@ -161,10 +161,3 @@ class LoopThread:
         return RuntimeError(
             f"{self._name} does not {what} within {seconds:g} s. Its thread is here:\n{stack}"
         )
-
-
-def alone(error: BaseException) -> BaseException:
-    """The error itself, out of groups that have no other one."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error

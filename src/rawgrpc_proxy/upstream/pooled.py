@@ -14,7 +14,15 @@ from typing import Any, Protocol
 import attrs
 import trio
 
-from rawgrpc_proxy.errors import ConnectionGone, ProxyError, ProxyFault, RpcError, Side, UpstreamUnavailable
+from rawgrpc_proxy.errors import (
+    ConnectionGone,
+    ProxyError,
+    ProxyFault,
+    RpcError,
+    Side,
+    UpstreamUnavailable,
+    alone,
+)
 from rawgrpc_proxy.http2.headers import Headers
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.connection import Connection, ConnectionState
@@ -381,6 +389,4 @@ def _ours(raised: BaseException) -> tuple[Exception | None, BaseException | None
         fault, others = raised.split(Exception)
     else:
         return None, raised
-    while isinstance(fault, ExceptionGroup) and len(fault.exceptions) == 1:
-        fault = fault.exceptions[0]
-    return fault, others
+    return None if fault is None else alone(fault), others
