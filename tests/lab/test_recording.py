@@ -280,7 +280,7 @@ numbers = st.integers(1, 1000)
 fields = st.lists(st.tuples(st.binary(max_size=20), st.binary(max_size=20)), max_size=3).map(tuple)
 frames = st.builds(
     lambda link, at, sender, kind, flags, stream, payload, headers: Frame(
-        link, at, sender, h2.HEADER.pack(0, len(payload), kind, flags, stream) + payload, headers
+        link, at, sender, h2.HEADER.pack(len(payload) << 8 | kind, flags, stream) + payload, headers
     ),
     numbers,
     times,

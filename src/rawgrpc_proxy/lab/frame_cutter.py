@@ -36,8 +36,7 @@ class FrameCutter:
                 self._is_http2 = False
         offset = 0
         while self._is_http2 and len(held) - offset >= HEADER_BYTES:
-            high, low, *_ = HEADER.unpack_from(held, offset)
-            length = HEADER_BYTES + (high << 8 | low)
+            length = HEADER_BYTES + (HEADER.unpack_from(held, offset)[0] >> 8)
             if length > MAX_FRAME_BYTES:
                 self._is_http2 = False
             elif len(held) - offset < length:

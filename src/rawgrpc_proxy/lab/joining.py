@@ -13,21 +13,19 @@ A stream is told with the call that it carries (`Stream.call`): an upstream's ha
 as well. It is looked up when a stream begins, so nothing is kept for it.
 """
 
-import time
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 from rawgrpc_proxy.errors import Side
 from rawgrpc_proxy.grpc.messages import boundary_of
 from rawgrpc_proxy.http2.headers import Headers
 from rawgrpc_proxy.http2.position import Position, StreamPosition
-from rawgrpc_proxy.lab.chosen import Chosen, Which, rule_of
 from rawgrpc_proxy.lab.events import HeadersKind, Sender, Stream, Unreadable
 from rawgrpc_proxy.lab.header_facts import MAX_METHOD, learn, text_of
 from rawgrpc_proxy.lab.link_parts import OpenStream
-from rawgrpc_proxy.lab.link_view import Clock, LinkView, Tell
+from rawgrpc_proxy.lab.link_view import LinkView, Tell
 from rawgrpc_proxy.lab.readable import UNKNOWN
-from rawgrpc_proxy.lab.views import BOTH_SIDES
+from rawgrpc_proxy.lab.views import Views
 from rawgrpc_proxy.net.late_taps import Watchable, current_late_taps
 from rawgrpc_proxy.net.stream import Stream as NetStream
 from rawgrpc_proxy.net.tapped import Link, LinkTap
@@ -37,29 +35,14 @@ from rawgrpc_proxy.proxy.splice import Splice, splice_of
 _WHY_NOT = "the call was open before, and it is not known where its messages begin"
 
 
-class LateViews:
-    """A late tap: as `Views`, a `LinkView` for each connection of these sides, which all tell the same callable."""
-
-    def __init__(
-        self,
-        tell: Tell,
-        *,
-        sides: Container[Side] = BOTH_SIDES,
-        which: Which | None = None,
-        clock: Clock = time.time,
-        payload_bytes: int = 0,
-    ) -> None:
-        self._tell = tell
-        self._sides = sides
-        self._rule = None if which is None else rule_of(which)
-        self._clock = clock
-        self._payload_bytes = payload_bytes
+class LateViews(Views):
+    """`Views`, and a late tap: a `LinkView` for connections that are open already, too."""
 
     def join(self, link: Link, connection: Watchable, position: Position | None) -> LinkTap | None:
         """The view of this one."""
-        if link.side not in self._sides:
+        tell = self._tell_of(link)
+        if tell is None:
             return None
-        tell = self._tell if self._rule is None else Chosen(self._tell, self._rule)
         view = LinkView(
             link,
             tell,

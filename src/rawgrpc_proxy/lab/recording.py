@@ -290,8 +290,8 @@ def _record_of(fields: dict[str, Any]) -> Record:
         return Bytes(link, at, sender, raw)
     if kind != "frame":
         raise ValueError(f"unknown kind {kind!r}")
-    high, low, *_ = HEADER.unpack_from(raw.ljust(HEADER_BYTES, b"\0"))
-    if len(raw) != HEADER_BYTES + (high << 8 | low):
+    length = HEADER.unpack_from(raw.ljust(HEADER_BYTES, b"\0"))[0] >> 8
+    if len(raw) != HEADER_BYTES + length:
         raise ValueError("its bytes are not one frame")
     headers = fields.get("headers")
     if headers is not None:

@@ -42,9 +42,15 @@ class Views:
 
     def link(self, link: Link) -> LinkTap | None:
         """The view of this one."""
-        if link.side not in self._sides:
+        tell = self._tell_of(link)
+        if tell is None:
             return None
-        tell = self._tell if self._rule is None else Chosen(self._tell, self._rule)
         view = LinkView(link, tell, clock=self._clock, payload_bytes=self._payload_bytes)
         view.open(self._clock())
         return view
+
+    def _tell_of(self, link: Link) -> Tell | None:
+        """Whom its view tells; None if there is to be none."""
+        if link.side not in self._sides:
+            return None
+        return self._tell if self._rule is None else Chosen(self._tell, self._rule)

@@ -183,7 +183,8 @@ class Middle:
     # ----------------------------------------------------------------- frames
 
     def _frame(self, way: Way, frame: bytes) -> None:
-        _, _, frame_type, flags, stream_id = HEADER.unpack_from(frame)
+        length_and_type, flags, stream_id = HEADER.unpack_from(frame)
+        frame_type = length_and_type & 0xFF
         stream_id &= _ID_MASK
         if frame_type == DATA:
             self._data(way, frame, flags, stream_id)
