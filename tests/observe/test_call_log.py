@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -464,6 +465,47 @@ class StuckFile(io.StringIO):
 
 def methods_of(file: io.StringIO) -> list[str]:
     return [line.split()[1] for line in file.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_calls_told_together_have_the_lines_they_have_one_by_one(log_format: LogFormat) -> None:
+    records = [
+        record(),
+        record(detail="so it is"),
+        record("/p.S/Put", upstream=None),
+        record(peer="10.0.0.9:1"),
+    ]
+    together = lines_of(log_format, lambda log: log.calls_ended(records))
+    alone = [line for each in records for line in lines_of(log_format, methodcaller("call_ended", each))]
+    assert [without_time(line) for line in together] == [without_time(line) for line in alone]
+    assert len(together) == len(records)
+
+
+def without_time(line: str) -> str:
+    return re.sub(r"^\S+ |^\{\"time\": [0-9.]+, ", "", line)
+
+
+def test_of_calls_told_together_those_that_find_no_room_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    [line] = lines_of("text", lambda log: log.call_ended(record("/p.S/M0")))
+    monkeypatch.setattr(line_writer, "_MAX_WAITING", 3 * (len(line) + 1 + line_writer._LINE_OVERHEAD))
+    file = io.StringIO()
+    log = CallLog("text", file)
+    log.collect()
+    log.calls_ended([record(f"/p.S/M{number}") for number in range(5)])
+    log.flush()
+    assert methods_of(file)[:3] == ["/p.S/M0", "/p.S/M1", "/p.S/M2"]
+    assert file.getvalue().endswith("- 2 lines are missing here\n")
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_of_calls_told_together_only_those_are_written_that_shall_be(log_format: LogFormat) -> None:
+    failed = record("/p.S/Failed", status=Status.UNAVAILABLE)
+    file = io.StringIO()
+    log = CallLog(log_format, file, only_errors=True)
+    log.calls_ended([record(), failed, record()])
+    log.calls_ended([record()])
+    [line] = file.getvalue().splitlines()
+    assert "/p.S/Failed" in line
 
 
 def test_a_shorter_line_does_not_come_before_the_news_that_longer_ones_are_missing(

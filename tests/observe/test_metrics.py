@@ -89,6 +89,28 @@ def test_calls_are_counted_by_method_and_status_with_messages_bytes_and_time() -
     assert report["calls"] == {"started": 3, "open": 0, "request_bytes": 30, "response_bytes": 60}
 
 
+@given(
+    st.lists(
+        st.builds(
+            a_record,
+            st.sampled_from(["/a.B/C", "/a.B/D", "/made.Up/X"]),
+            st.sampled_from([Status.OK, Status.UNIMPLEMENTED, Status.UNAVAILABLE]),
+            upstream=st.sampled_from(["10.0.0.7:1", "10.0.0.8:1", None]),
+            origin=st.sampled_from(["upstream", "proxy"]),
+            duration_s=st.floats(0, 100),
+            repeats=st.sampled_from([None, Repeats(retries=1)]),
+        )
+    )
+)
+def test_calls_told_together_are_counted_as_those_told_one_by_one(records: list[CallRecord]) -> None:
+    together, alone = Metrics(["/a.B/C"]), Metrics(["/a.B/C"])
+    together.calls_ended(records)
+    for record in records:
+        alone.call_ended(record)
+    for part in ("calls", "methods", "upstream_methods", "failed", "upstream"):
+        assert together.report()[part] == alone.report()[part]
+
+
 def test_calls_that_have_no_upstream_count_for_callers_alone() -> None:
     metrics = Metrics(["/a.B/C"])
     metrics.call_ended(a_record(status=Status.PERMISSION_DENIED, upstream=None, origin="director"))

@@ -34,7 +34,7 @@ UNKNOWN_FRAME = b"\x00\x00\x00\x42\x00\x00\x00\x00\x00"
 class Everything:
     """Keeps all that it hears, with the facts."""
 
-    def __init__(self, wanted: Callable[[str], bool] = lambda _event: True) -> None:
+    def __init__(self, wanted: Callable[[str], bool] = lambda event: event != "calls_ended") -> None:
         self.heard: list[tuple[str, tuple[Any, ...]]] = []
         for event in filter(wanted, EVENTS):
             setattr(self, event, self._hears(event))

@@ -1,5 +1,7 @@
 import sys
+from collections.abc import Sequence
 
+import attrs
 import pytest
 
 from rawgrpc_proxy.observe.observer import PoolObserver, ServerObserver
@@ -135,6 +137,38 @@ def test_each_of_several_observers_is_told_once_and_named_in_the_report_of_what_
     assert reported == [Full]
     tell(Observers(Full()), "call_ended", RECORD)
     assert reported == [Full, Full]
+
+
+class Together(ServerObserver):
+    """Wants to hear of the ends of calls together."""
+
+    def __init__(self) -> None:
+        self.ended: list[Sequence[CallRecord]] = []
+
+    def call_ended(self, record: CallRecord) -> None:
+        raise AssertionError("it is told of calls together")
+
+    def calls_ended(self, records: Sequence[CallRecord]) -> None:
+        self.ended.append(records)
+
+
+def test_the_ends_of_calls_are_told_together_or_one_by_one_as_an_observer_likes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reported: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: reported.append(unraisable.object))
+    together, alone = Together(), Half()
+    other = attrs.evolve(RECORD, method="/a.B/D")
+    for observer in (together, alone, Observers(together, Full(), alone)):
+        hear = hearing(observer, "calls_ended")
+        assert hear is not None
+        hear((RECORD, other))
+    assert together.ended == [(RECORD, other)] * 2
+    assert alone.ended == [RECORD, other] * 2
+    # One that raises misses nothing of what is told one by one.
+    assert reported == [Full, Full]
+    assert hearing(Observer(), "calls_ended") is None
+    assert hearing(ServerObserver(), "calls_ended") is None
 
 
 def test_every_event_has_a_name_and_says_what_it_tells() -> None:

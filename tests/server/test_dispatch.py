@@ -1,6 +1,9 @@
 """Requests to handlers, and what becomes of their errors: how the calls of a read begin, and each one's end."""
 
 import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import NoReturn
 
 import pytest
 import trio
@@ -12,8 +15,11 @@ from rawgrpc_proxy import (
     CallContext,
     CallRecord,
     ConfigError,
+    Http2Settings,
     PoolConn,
+    RpcError,
     Server,
+    ServerObserver,
     Status,
     StreamDirector,
     register_service,
@@ -23,9 +29,7 @@ from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine
 from tests.proxy.directors import a_proxy_with_plain_director
 from tests.proxy.house import Recorder, a_proxy, on_every_engine
-from tests.proxy.raw_peers import (
-    request_fields,
-)
+from tests.proxy.raw_peers import RawPeer, connect, request_fields
 
 pytestmark = on_every_engine
 
@@ -81,6 +85,74 @@ async def test_an_observer_that_raises_is_reported_and_nobody_elses_trouble(
             assert (await call.answer()).status == Status.OK
             await house.record()
         assert reported == [full, full]
+
+
+class HearsTogether(ServerObserver):
+    """Hears of the ends of calls together."""
+
+    def __init__(self) -> None:
+        self.ended: list[list[str]] = []
+        self.interrupts = False
+
+    def calls_ended(self, records: Sequence[CallRecord]) -> None:
+        self.ended.append([record.method for record in records])
+        if self.interrupts:
+            raise KeyboardInterrupt
+
+
+@asynccontextmanager
+async def a_server_that_refuses(engine: Engine, observer: HearsTogether) -> AsyncIterator[RawPeer]:
+    """A client of one."""
+
+    def director(context: CallContext, method: str) -> NoReturn:
+        raise RpcError(Status.NOT_FOUND, "there is nothing here")
+
+    server = Server(
+        unknown_service_handler=transparent_handler(director),
+        observer=observer,
+        settings=Http2Settings(engine=engine),
+    )
+    async with trio.open_nursery() as nursery:
+        where = await nursery.start(server.serve, "127.0.0.1:0")
+        yield await connect(where, nursery)
+        nursery.cancel_scope.cancel()
+
+
+@trio_test
+async def test_calls_that_end_together_are_told_together_and_before_their_callers_know(
+    engine: Engine,
+) -> None:
+    observer = HearsTogether()
+    async with a_server_that_refuses(engine, observer) as client:
+        methods = ["/a.B/One", "/a.B/Two", "/a.B/Three"]
+        calls = [client.new_stream() for _ in methods]
+        frames = [
+            client.header_frames(call.id, request_fields(method), end=True)
+            for call, method in zip(calls, methods, strict=True)
+        ]
+        await client.send_bytes(b"".join(frames))
+        assert (await calls[0].answer()).status == Status.NOT_FOUND
+        assert observer.ended == [methods]
+
+
+async def interrupted(engine: Engine, observer: HearsTogether) -> None:
+    async with a_server_that_refuses(engine, observer) as client:
+        await client.request()
+        await trio.sleep_forever()
+
+
+@trio_test
+async def test_an_observer_that_is_interrupted_ends_the_server_and_not_the_reader_of_all(
+    engine: Engine,
+) -> None:
+    observer = HearsTogether()
+    observer.interrupts = True
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await interrupted(engine, observer)
+    assert caught.value.subgroup(KeyboardInterrupt) is not None
+    observer.interrupts = False
+    async with a_server_that_refuses(engine, observer) as client:
+        assert (await (await client.request()).answer()).status == Status.NOT_FOUND
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ A connection that is touched while a turn collects is only noted, and written to
 streams have said something: that is one system call instead of many. Outside a turn its writer is woken.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
@@ -19,10 +20,11 @@ class Flushable(Protocol):
 class Turn:
     """The connections that have something to write when a turn ends. One for each trio run."""
 
-    __slots__ = ("collecting", "dirty", "looks")
+    __slots__ = ("_first", "collecting", "dirty", "looks")
 
     def __init__(self) -> None:
         self.dirty: list[Flushable] = []
+        self._first: list[Callable[[], None]] = []
         self.collecting = False
         self.looks = 0
         """How often whoever reads may look at once whether there is more to read: a read has brought much lately."""
@@ -35,14 +37,25 @@ class Turn:
         self.flush()
         self.collecting = False
 
+    def before_writing(self, do: Callable[[], None]) -> None:
+        """Call `do` when the turn ends, before anything is written; at once if none collects. It must not raise."""
+        if self.collecting:
+            self._first.append(do)
+        else:
+            do()
+
     def flush(self) -> None:
         """Write on every dirty connection what its socket takes; credit that comes of it makes others dirty."""
-        dirty = self.dirty
-        if not dirty:
+        dirty, first = self.dirty, self._first
+        if not dirty and not first:
             return
         was_collecting, self.collecting = self.collecting, True
         try:
-            while dirty:
+            while True:
+                while first:
+                    first.pop()()
+                if not dirty:
+                    break
                 dirty.pop().flush()
         finally:
             self.collecting = was_collecting

@@ -45,6 +45,8 @@ LogFormat = Literal["text", "json"]
 
 Level = Literal["all", "errors", "none"]
 
+_Key = tuple[str, str, str | None, Status, str, str]
+
 _MAX_TRACEBACK_CHARACTERS = 32 * 1024
 _LOOK_INTERVAL_S = 1.0
 _TOLD_AT_ONCE = 200
@@ -126,7 +128,7 @@ class CallLog(ServerObserver, EndpointNotices):
         self._stamp = self._time_text = self._call_head = ""
         self._time_from = self._time_until = 0.0
         """Between these `_time_text`, and `_call_head` of JSON, are right: a millisecond."""
-        self._known: dict[tuple[str, str, str | None, Status, str, str], str] = {}
+        self._known: dict[_Key, str] = {}
         """What is made anew only where it is new: `_who` of a call."""
         check_fields(fields)
         self._line = line_of(fields, as_json=self._json) if fields else None
@@ -210,47 +212,72 @@ class CallLog(ServerObserver, EndpointNotices):
 
     def call_ended(self, record: CallRecord) -> None:
         """Write the call's line, if it shall have one."""
-        if self._selects and not self._is_selected(record):
-            return
+        self.calls_ended((record,))
+
+    def calls_ended(self, records: Sequence[CallRecord]) -> None:
+        """Write the lines of those that shall have one."""
+        if self._selects:
+            records = [record for record in records if self._is_selected(record)]
+            if not records:
+                return
         if self._line is not None:
-            self._add_line("call", "", self._line(record))
+            for record in records:
+                self._add_line("call", "", self._line(record))
             return
-        # Written out field by field, for both formats: this happens for every call.
-        key = record.method, record.peer, record.upstream, record.status, record.origin, record.cause
-        who = self._known.get(key)
-        if who is None:
-            who = self._who(record)
-            if len(who) <= _MAX_KNOWN_CHARACTERS:
-                if len(self._known) >= _MAX_KNOWN:
-                    self._known.clear()
-                self._known[key] = who
-        detail = record.detail
-        if detail and len(detail) > MAX_FIELD_CHARACTERS:
-            detail = cut(detail)
         if not self._time_from <= (now := time.time()) < self._time_until:
             self._set_time(now)
-        if self._json:
+        self._writer.add_all(self._json_lines(records) if self._json else self._text_lines(records))
+
+    # Two loops that are written out: this happens for every call.
+
+    def _text_lines(self, records: Sequence[CallRecord]) -> list[str]:
+        time_text, known = self._time_text, self._known
+        lines: list[str] = []
+        for record in records:
+            key = record.method, record.peer, record.upstream, record.status, record.origin, record.cause
+            who = known.get(key)
+            if who is None:
+                who = self._who(record, key)
+            told = f" {_detail(record)!r}" if record.detail else ""
+            more = "" if record.messages_are_exact else "+"
+            duration_ms = record.duration_s * 1e3
+            short = duration_ms < _LOOKED_UP_MS
+            duration = _TENTHS[int(duration_ms * 10 + 0.5)] if short else f"{duration_ms:.1f}"
+            lines.append(
+                f"{time_text} {who}{told} "
+                f"in {record.request_messages}{more} msg/{record.request_bytes} B "
+                f"out {record.response_messages}{more} msg/{record.response_bytes} B {duration} ms\n"
+            )
+        return lines
+
+    def _json_lines(self, records: Sequence[CallRecord]) -> list[str]:
+        head, known = self._call_head, self._known
+        lines: list[str] = []
+        for record in records:
+            key = record.method, record.peer, record.upstream, record.status, record.origin, record.cause
+            who = known.get(key)
+            if who is None:
+                who = self._who(record, key)
+            detail = quoted(_detail(record)) if record.detail else _NO_TEXT
             more = "" if record.messages_are_exact else ', "messages_are_exact": false'
-            self._add(
-                f'{self._call_head}{who}"detail": {quoted(detail) if detail else _NO_TEXT}, '
+            lines.append(
+                f'{head}{who}"detail": {detail}, '
                 f'"request_bytes": {record.request_bytes}, "request_messages": {record.request_messages}, '
                 f'"response_bytes": {record.response_bytes}, "response_messages": {record.response_messages}{more}, '
                 f'"duration_ms": {record.duration_s * 1e3:.3f}}}\n'
             )
-            return
-        told = f" {detail!r}" if detail else ""
-        more = "" if record.messages_are_exact else "+"
-        duration_ms = record.duration_s * 1e3
-        short = duration_ms < _LOOKED_UP_MS
-        duration = _TENTHS[int(duration_ms * 10 + 0.5)] if short else f"{duration_ms:.1f}"
-        self._add(
-            f"{self._time_text} {who}{told} "
-            f"in {record.request_messages}{more} msg/{record.request_bytes} B "
-            f"out {record.response_messages}{more} msg/{record.response_bytes} B {duration} ms\n"
-        )
+        return lines
 
-    def _who(self, record: CallRecord) -> str:
-        """The part of a call's line that many calls have in common."""
+    def _who(self, record: CallRecord, key: _Key) -> str:
+        """The part of a call's line that many calls have in common, kept for the next of them."""
+        who = self._common_part(record)
+        if len(who) <= _MAX_KNOWN_CHARACTERS:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            self._known[key] = who
+        return who
+
+    def _common_part(self, record: CallRecord) -> str:
         method = cut(record.method)
         if self._json:
             upstream = "null" if record.upstream is None else quoted(record.upstream)
@@ -414,6 +441,11 @@ class CallLog(ServerObserver, EndpointNotices):
             self._second = second
             self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         self._time_text = f"{self._stamp}.{rest:03d}Z{self._worker_text}"
+
+
+def _detail(record: CallRecord) -> str:
+    detail = record.detail
+    return cut(detail) if len(detail) > MAX_FIELD_CHARACTERS else detail
 
 
 def _open_in_words(record: CallRecord) -> str:

@@ -12,7 +12,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO, Protocol, TextIO
 
 import trio
@@ -69,6 +69,16 @@ class LineWriter:
             self._lines.append(line)
         else:
             self._add_after_a_look(line)
+
+    def add_all(self, lines: Sequence[str]) -> None:
+        """`add` each of them."""
+        room = self._room - sum(map(len, lines)) - _LINE_OVERHEAD * len(lines)
+        if room >= 0:
+            self._room = room
+            self._lines.extend(lines)
+        else:
+            for line in lines:
+                self.add(line)
 
     def _add_after_a_look(self, line: str) -> None:
         size = len(line) + _LINE_OVERHEAD

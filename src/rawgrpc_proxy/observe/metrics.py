@@ -13,7 +13,7 @@ import sys
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -160,27 +160,31 @@ class Metrics(ServerObserver, PoolObserver):
     # ------------------------------------------------------------------ calls
 
     def call_ended(self, record: CallRecord) -> None:
-        # Each line runs for every call.
-        upstream, status, seconds = record.upstream, record.status, record.duration_s
-        counts = (self._here if upstream is None else self._passed_on).get(record.method)
-        if counts is None:
-            counts = self._counts_of(record)
-        counts.buckets[bisect_left(BOUNDS_S, seconds)] += 1
-        counts.seconds += seconds
-        counts.request_messages += record.request_messages
-        counts.response_messages += record.response_messages
-        counts.request_bytes += record.request_bytes
-        counts.response_bytes += record.response_bytes
-        if upstream is not None:
-            statuses = self._of_address.get(upstream)
-            if statuses is None:
-                statuses = self._of_address.setdefault(self._address(upstream), [0] * _STATUSES)
-            statuses[status] += 1
-            if record.repeats is not None:
-                self._count_repeats(record.repeats)
-        if status:
-            counts.failed[status] += 1
-            self._note_failed(record)
+        self.calls_ended((record,))
+
+    def calls_ended(self, records: Sequence[CallRecord]) -> None:
+        here, passed_on, of_address = self._here, self._passed_on, self._of_address
+        for record in records:  # each line runs for every call
+            upstream, status, seconds = record.upstream, record.status, record.duration_s
+            counts = (here if upstream is None else passed_on).get(record.method)
+            if counts is None:
+                counts = self._counts_of(record)
+            counts.buckets[bisect_left(BOUNDS_S, seconds)] += 1
+            counts.seconds += seconds
+            counts.request_messages += record.request_messages
+            counts.response_messages += record.response_messages
+            counts.request_bytes += record.request_bytes
+            counts.response_bytes += record.response_bytes
+            if upstream is not None:
+                statuses = of_address.get(upstream)
+                if statuses is None:
+                    statuses = of_address.setdefault(self._address(upstream), [0] * _STATUSES)
+                statuses[status] += 1
+                if record.repeats is not None:
+                    self._count_repeats(record.repeats)
+            if status:
+                counts.failed[status] += 1
+                self._note_failed(record)
 
     def _note_failed(self, record: CallRecord) -> None:
         """A call has not ended with OK: count whose status that is, and what it comes of."""

@@ -7,11 +7,12 @@ want to hear. What happens seldom is told by `tell`. What happens in every call 
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import cast
 
 from rawgrpc_proxy.observe.observer import PoolObserver, ServerObserver, wanted_by
+from rawgrpc_proxy.observe.record import CallRecord
 
 
 def tell(observer: object | None, event: str, *facts: object) -> None:
@@ -41,6 +42,18 @@ def hearing(observer: object | None, event: str) -> Callable[..., None] | None:
 
 
 def _method(observer: object | None, event: str) -> Callable[..., None] | None:
+    """The observer's method of this event, if there is one that does something."""
+    method = _own_method(observer, event)
+    if (
+        method is None
+        and event == "calls_ended"
+        and (each := _own_method(observer, "call_ended")) is not None
+    ):
+        return _one_by_one(observer, each)
+    return method
+
+
+def _own_method(observer: object | None, event: str) -> Callable[..., None] | None:
     try:
         method: Callable[..., None] | None = getattr(observer, event, None)
         return None if method is None or _is_left_out(method, event) else method
@@ -90,6 +103,17 @@ def _telling_one_fact(
     return told
 
 
+def _one_by_one(observer: object, method: Callable[..., None]) -> Callable[[Sequence[CallRecord]], None]:
+    """What tells an observer of calls one by one that would be told together: whatever it does, of all of them."""
+    told = _telling_one_fact(observer, method)
+
+    def all_told(records: Sequence[CallRecord]) -> None:
+        for record in records:
+            told(record)
+
+    return all_told
+
+
 def _is_left_out(hear: object, event: str) -> bool:
     function = getattr(hear, "__func__", None)
     return function is not None and any(
@@ -97,7 +121,7 @@ def _is_left_out(hear: object, event: str) -> bool:
     )
 
 
-_OF_EVERY_CALL = frozenset({"call_begun", "response_begun", "call_ended", "call_placed"})
+_OF_EVERY_CALL = frozenset({"call_begun", "response_begun", "call_ended", "calls_ended", "call_placed"})
 
 
 class Observers(ServerObserver, PoolObserver):
