@@ -214,7 +214,7 @@ class Story:
 
 
 def _is_one_process(contender: Contender) -> bool:
-    return contender.is_proxy and contender.workers == 1 and not contender.tls
+    return contender.is_proxy and contender.workers == 1 and not contender.only_calls
 
 
 STORIES = (

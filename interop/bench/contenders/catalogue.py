@@ -1,8 +1,8 @@
 """The contenders: all there are, whether they can run here or not, in the order of the report.
 
-Each runs with its defaults for performance, one worker, and no log of calls. What differs from the defaults is there
-because the load needs it: no limits on the age of a connection or the number of its requests, time-outs longer than the
-run, and room for the connections and calls that are held open.
+Each runs with its defaults for performance, one worker, and no log of calls, but for what says that it is watched. What
+differs from the defaults is there because the load needs it: no limits on the age of a connection or the number of its
+requests, time-outs longer than the run, and room for the connections and calls that are held open.
 """
 
 from __future__ import annotations

@@ -35,7 +35,9 @@ class Contender:
     workers: int = 1
     in_comparison_of_workers: bool = False
     tls: bool = False
-    """Callers speak TLS to it; it speaks plaintext to the backend. Of the stories only the one of calls is told."""
+    """Callers speak TLS to it; it speaks plaintext to the backend."""
+    only_calls: bool = False
+    """Of the stories only the one of calls is told."""
     warms_up: bool = False
     """Compiles itself while it runs, so it gets more time before it is measured."""
 

@@ -82,9 +82,16 @@ class PyPy:
 
 
 def _serve(
-    interpreter: Interpreter, engine: str, workers: int, before: Path | None, tls: bool, site: Site
+    interpreter: Interpreter,
+    engine: str,
+    workers: int,
+    before: Path | None,
+    tls: bool,
+    watched: bool,
+    site: Site,
 ) -> list[str]:
-    options = [f"--upstream=127.0.0.1:{site.upstream}", "--log-format=none"]
+    options = [f"--upstream=127.0.0.1:{site.upstream}"]
+    options += ["--admin=127.0.0.1:0"] if watched else ["--log-format=none"]
     if tls:
         options += [f"--tls-cert={site.certificate}", f"--tls-key={site.certificate}"]
     if site.many_calls:
@@ -96,25 +103,34 @@ def _serve(
 
 
 def ours(
-    interpreter: Interpreter, engine: str, workers: int = 1, before: Path | None = None, *, tls: bool = False
+    interpreter: Interpreter,
+    engine: str,
+    workers: int = 1,
+    before: Path | None = None,
+    *,
+    tls: bool = False,
+    watched: bool = False,
 ) -> Contender:
-    """The proxy of this project, or as it is in the checkout `before`."""
+    """The proxy of this project, or as it is in the checkout `before`; `watched` with its log of calls and metrics."""
     name, title = f"{engine}-{interpreter.name}", f"{engine}, {interpreter.title}"
     if workers > 1:
         name, title = f"{name}-{workers}w", f"{title}, {workers} workers"
     if tls:
         name, title = f"{name}-tls", f"{title}, TLS"
+    if watched:
+        name, title = f"{name}-watched", f"{title}, log and metrics"
     if before is not None:
         name, title = name + BEFORE, f"{title}, before"
     return Contender(
         name=name,
         title=title,
         group="rawgrpc_proxy",
-        command=partial(_serve, interpreter, engine, workers, before, tls),
+        command=partial(_serve, interpreter, engine, workers, before, tls, watched),
         version=interpreter.version,
         workers=workers,
         tls=tls,
-        in_comparison_of_workers=not tls and (engine, interpreter.name) in COMPARED_WITH_WORKERS,
+        only_calls=tls or watched,
+        in_comparison_of_workers=not (tls or watched) and (engine, interpreter.name) in COMPARED_WITH_WORKERS,
         warms_up=interpreter.warms_up,
     )
 
@@ -131,5 +147,6 @@ def all_ours(pypy: str | None, before: Path | None) -> list[Contender]:
             if (engine, interpreter.name) in COMPARED_WITH_WORKERS
         ),
         *(ours(interpreter, "relay", tls=True) for interpreter in interpreters),
+        *(ours(interpreter, "relay", watched=True) for interpreter in interpreters),
         *(ours(interpreter, engine, before=before) for interpreter, engine in pairs if before is not None),
     ]

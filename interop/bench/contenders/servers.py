@@ -166,7 +166,13 @@ SERVERS = (
     Contender("nghttpx", "nghttpx", GROUP, _nghttpx, partial(version_of, "nghttpx", "--version")),
     Contender("envoy", "Envoy", GROUP, _envoy, _envoy_version),
     Contender(
-        "nginx-tls", "nginx, TLS", GROUP, partial(_nginx, True), partial(version_of, "nginx", "-v"), tls=True
+        "nginx-tls",
+        "nginx, TLS",
+        GROUP,
+        partial(_nginx, True),
+        partial(version_of, "nginx", "-v"),
+        tls=True,
+        only_calls=True,
     ),
     Contender(
         "haproxy-tls",
@@ -175,5 +181,6 @@ SERVERS = (
         partial(_haproxy, True),
         partial(version_of, "haproxy", "-v"),
         tls=True,
+        only_calls=True,
     ),
 )
