@@ -171,6 +171,23 @@ def test_the_ends_of_calls_are_told_together_or_one_by_one_as_an_observer_likes(
     assert hearing(ServerObserver(), "calls_ended") is None
 
 
+class Choosy(Together):
+    """A subclass that has its own idea of the end of one call, and knows nothing of calls that end together."""
+
+    def call_ended(self, record: CallRecord) -> None:
+        self.calls_ended([record])
+
+
+def test_who_writes_the_end_of_one_call_anew_is_told_of_each() -> None:
+    subclass, instance = Choosy(), Together()
+    instance.call_ended = lambda record: instance.ended.append([record])  # type: ignore[method-assign]
+    for observer in (subclass, instance, Observers(subclass), Observers(None, instance, Observer())):
+        hear = hearing(observer, "calls_ended")
+        assert hear is not None
+        hear((RECORD, RECORD))
+    assert subclass.ended == instance.ended == [[RECORD]] * 4
+
+
 def test_every_event_has_a_name_and_says_what_it_tells() -> None:
     assert {"call_ended", "connection_closed", "limit_reached", "upstream_failed"} <= set(EVENTS)
     for event in EVENTS:

@@ -43,14 +43,21 @@ def hearing(observer: object | None, event: str) -> Callable[..., None] | None:
 
 def _method(observer: object | None, event: str) -> Callable[..., None] | None:
     """The observer's method of this event, if there is one that does something."""
-    method = _own_method(observer, event)
-    if (
-        method is None
-        and event == "calls_ended"
-        and (each := _own_method(observer, "call_ended")) is not None
-    ):
-        return _one_by_one(observer, each)
-    return method
+    if event == "calls_ended" and _speaks_of_one(observer):
+        each = _own_method(observer, "call_ended")
+        return None if each is None else _one_by_one(observer, each)
+    return _own_method(observer, event)
+
+
+def _speaks_of_one(observer: object | None) -> bool:
+    """Whether `call_ended` is the observer's last word on calls that end, as where a subclass wrote it anew."""
+    own = getattr(observer, "__dict__", {})
+    for names in (own, *map(vars, type(observer).__mro__)):
+        if "calls_ended" in names:
+            return False
+        if "call_ended" in names:
+            return True
+    return _own_method(observer, "calls_ended") is None
 
 
 def _own_method(observer: object | None, event: str) -> Callable[..., None] | None:
