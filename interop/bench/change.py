@@ -1,6 +1,6 @@
 """What the code as it is now costs beside a commit: the CPU time of calls and of bulk, to a percent or so.
 
-    python -m interop.bench.change --before COMMIT [--pypy PATH] [--starts 7] [--turns 16]
+    python -m interop.bench.change --before COMMIT [--pypy PATH] [--starts 7] [--turns 16] [--load up] [--tls]
 
 Measured as `turns.py` says; a ratio is now ÷ before. Told are the median of all turns, between which values it lies
 with 95 %, and how far the medians of the starts lie apart, for two processes of the same code differ a little, too:
@@ -23,9 +23,11 @@ from pathlib import Path
 from interop.bench.contenders.contender import Contender
 from interop.bench.contenders.ours import CPYTHON, ROOT, Interpreter, PyPy, ours
 from interop.bench.target import QUICK, Sizes
-from interop.bench.turns import LOADS, SIZES, Measured, a_bench, in_turns
+from interop.bench.turns import LOADS, SIZES, Load, Measured, a_bench, in_turns
 from interop.shared.processes import Trouble
 from interop.shared.progress import Progress
+
+NAMED = dict(zip(("unary", "single", "down", "up"), LOADS, strict=True))
 
 
 def main() -> int:
@@ -34,7 +36,15 @@ def main() -> int:
     sizes = QUICK if options.quick else SIZES
     progress = Progress(1)
     results = measured(
-        options.before, options.engine, options.pypy, options.starts, options.turns, progress.show, sizes
+        options.before,
+        options.engine,
+        options.pypy,
+        options.starts,
+        options.turns,
+        progress.show,
+        sizes,
+        [NAMED[name] for name in options.load],
+        tls=options.tls,
     )
     progress.end()
     print(f"CPU time, now ÷ {options.before}, {options.starts} starts of {options.turns} turns\n")
@@ -51,34 +61,37 @@ def measured(
     turns: int,
     show: Callable[[float, str], None],
     sizes: Sizes = SIZES,
+    loads: Sequence[Load] = LOADS,
+    *,
+    tls: bool = False,
 ) -> list[Measured]:
     """Each engine on each interpreter, with each load. `show` hears how much of it is done. Raises `Trouble`."""
     interpreters = [CPYTHON]
     if pypy:
         interpreters.append(Interpreter("pypy", "PyPy", PyPy(pypy).find, warms_up=True))
     pairs = [(interpreter, engine) for interpreter in interpreters for engine in engines]
-    done, total = 0, len(pairs) * starts * len(LOADS)
+    done, total = 0, len(pairs) * starts * len(loads)
     results: list[Measured] = []
     with tempfile.TemporaryDirectory(prefix="before-") as folder, a_bench(sizes) as bench:
         before = _checked_out(commit, Path(folder))
         for interpreter, engine in pairs:
-            rows = [Measured(f"{engine}-{interpreter.name}", load.name) for load in LOADS]
+            rows = [Measured(f"{engine}-{interpreter.name}", load.name) for load in loads]
             results += rows
             both = (
-                _contender(interpreter, engine, ROOT, "now"),
-                _contender(interpreter, engine, before, "before"),
+                _contender(interpreter, engine, ROOT, "now", tls),
+                _contender(interpreter, engine, before, "before", tls),
             )
             for start in range(starts):
-                for row, ratios in zip(rows, in_turns(bench, both, turns), strict=True):
+                for row, ratios in zip(rows, in_turns(bench, both, turns, loads), strict=True):
                     done += 1
                     row.starts.append(ratios)
                     show(done / total, f"{row.name}, {row.load}, start {start + 1}: {row.median:.4f} so far")
     return results
 
 
-def _contender(interpreter: Interpreter, engine: str, source: Path, name: str) -> Contender:
+def _contender(interpreter: Interpreter, engine: str, source: Path, name: str, tls: bool) -> Contender:
     """Both are started in the same way, with the source on the path."""
-    return replace(ours(interpreter, engine, before=source), name=name)
+    return replace(ours(interpreter, engine, before=source, tls=tls), name=name)
 
 
 def _checked_out(commit: str, folder: Path) -> Path:
@@ -101,6 +114,8 @@ def _options() -> argparse.Namespace:
     add("--before", required=True, metavar="COMMIT", help="what to compare with, as git names it")
     add("--engine", nargs="+", default=["relay", "h2"], metavar="NAME", help="default: both")
     add("--pypy", default=os.environ.get("PYPY"), metavar="PATH", help="a PyPy 3.11 as well (default: $PYPY)")
+    add("--load", nargs="+", default=list(NAMED), choices=list(NAMED), help="default: all")
+    add("--tls", action="store_true", help="callers speak TLS")
     add(
         "--starts", type=int, default=7, metavar="N", help="how often both are started (default: %(default)s)"
     )

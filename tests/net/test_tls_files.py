@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rawgrpc_proxy.errors import ConfigError
+from rawgrpc_proxy.net.tls import tls_problem
 from rawgrpc_proxy.net.tls_files import ContextOfFiles, listener_context, upstream_context
 
 trustme = pytest.importorskip("trustme")
@@ -117,3 +118,59 @@ def test_callers_need_a_certificate_or_may_have_one(pem: Path) -> None:
     assert listener_context(me, key).verify_mode is ssl.CERT_NONE
     assert listener_context(me, key, client_ca=ca).verify_mode is ssl.CERT_REQUIRED
     assert listener_context(me, key, client_ca=ca, client_must=False).verify_mode is ssl.CERT_OPTIONAL
+
+
+def cipher_of(server: ssl.SSLContext, client: ssl.SSLContext) -> str:
+    """What the two agree on. Raises `ssl.SSLError`."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [
+        client.wrap_bio(to_client, to_server, server_hostname="me.test"),
+        server.wrap_bio(to_server, to_client, server_side=True),
+    ]
+    done = set[int]()
+    while len(done) < len(ends):
+        for number, end in enumerate(ends):
+            try:
+                end.do_handshake()
+                done.add(number)
+            except ssl.SSLWantReadError:
+                pass
+    agreed = ends[0].cipher()
+    assert agreed is not None
+    return agreed[0]
+
+
+def a_caller(pem: Path, ciphers: str) -> ssl.SSLContext:
+    """With TLS 1.2 and these, the best first."""
+    context = ssl.create_default_context(cafile=str(pem / "ca.pem"))
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(ciphers)
+    return context
+
+
+def test_the_caller_chooses_among_the_ciphers_that_are_good_for_http2(pem: Path) -> None:
+    server = listener_context(str(pem / "me.pem"), str(pem / "me.key"))
+    suites = [
+        "ECDHE-ECDSA-CHACHA20-POLY1305",
+        "ECDHE-ECDSA-AES256-GCM-SHA384",
+        "ECDHE-ECDSA-AES128-GCM-SHA256",
+    ]
+    for order in (suites, suites[::-1]):
+        # The RSA twins are for certificates of the other kind.
+        offered = ":".join(name for suite in order for name in (suite, suite.replace("ECDSA", "RSA")))
+        assert cipher_of(server, a_caller(pem, offered)).replace("RSA", "ECDSA") == order[0]
+
+
+def test_ciphers_that_http2_advises_against_are_not_agreed_on_by_either_side(pem: Path) -> None:
+    me, key, ca = (str(pem / name) for name in ("me.pem", "me.key", "ca.pem"))
+    of_old_times = "ECDHE+AES:!AESGCM:!AESCCM"  # CBC
+    with pytest.raises(ssl.SSLError) as caught:
+        cipher_of(listener_context(me, key), a_caller(pem, of_old_times))
+    assert "no cipher suite that HTTP/2 allows" in tls_problem(caught.value)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(me, key)
+    server.maximum_version = ssl.TLSVersion.TLSv1_2
+    assert cipher_of(server, upstream_context(ca=ca))
+    server.set_ciphers(of_old_times)
+    with pytest.raises(ssl.SSLError):
+        cipher_of(server, upstream_context(ca=ca))

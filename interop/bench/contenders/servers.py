@@ -32,7 +32,7 @@ http {{
     }}
     server {{
         listen 127.0.0.1:{listen} {nginx_tls}http2;
-        ssl_certificate {certificate}; ssl_certificate_key {certificate};
+        ssl_certificate {certificate}; ssl_certificate_key {certificate}; ssl_protocols TLSv1.2 TLSv1.3;
         location / {{ grpc_pass grpc://backend; grpc_read_timeout 1h; grpc_send_timeout 1h; }}
     }}
 }}

@@ -16,6 +16,8 @@ from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.net.tls import UpstreamContext
 
 _ALPN = ["h2"]
+_CIPHERS = "@SECLEVEL=2:ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20:!aDSS"
+"""Of TLS 1.2, those that RFC 9113 §9.2.2 does not advise against: ephemeral keys and AEAD. TLS 1.3 has no others."""
 _LOOK_EVERY_S = 1.0
 
 
@@ -28,9 +30,11 @@ def listener_context(
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= (
-        ssl.OP_NO_RENEGOTIATION
-    )  # RFC 9113 §9.2.1: none once HTTP/2 is spoken, and each costs a handshake
+    # RFC 9113 §9.2.1: none once HTTP/2 is spoken, and each costs a handshake
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    # All that are left are good ones, and the caller knows which is fast for it: it may have no AES in hardware.
+    context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
+    context.set_ciphers(_CIPHERS)
     context.set_alpn_protocols(_ALPN)
     _load_pair(context, certificate, key)
     if client_ca is not None:
@@ -54,6 +58,7 @@ def upstream_context(
     context = UpstreamContext(ssl.PROTOCOL_TLS_CLIENT)
     context.server_name = server_name
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(_CIPHERS)
     context.set_alpn_protocols(_ALPN)
     if ca is None:
         context.load_default_certs()
