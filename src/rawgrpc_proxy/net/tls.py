@@ -74,8 +74,8 @@ _IN_WORDS = {
     "NO_SHARED_CIPHER": "the peer offers no cipher suite that HTTP/2 allows with TLS 1.2 (RFC 9113 §9.2.2), "
     "or none for the kind of key that our certificate has",
     "SSLV3_ALERT_HANDSHAKE_FAILURE": (
-        "the peer wants none of the cipher suites that HTTP/2 allows (RFC 9113 §9.2.2), or a certificate of us that we do "
-        "not have; its own error tells"
+        "the peer wants none of the cipher suites that HTTP/2 allows (RFC 9113 §9.2.2), or a certificate of us that we "
+        "do not have; its own error tells"
     ),
     "HTTP_REQUEST": "the peer speaks no TLS here, but HTTP/1",
     # What gRPC's clients do, with no word of why.
