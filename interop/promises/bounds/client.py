@@ -24,6 +24,7 @@ class RawClient:
         self.body_bytes = Counter[int]()
         """What has come of each stream's body."""
         self.ended = set[int]()
+        self._settings_seen = set[int]()
 
     @classmethod
     async def connect(cls, address: str) -> Self:
@@ -36,6 +37,12 @@ class RawClient:
             + frames.window_update(0, LARGEST_WINDOW_BYTES - 65_535)
         )
         return client
+
+    async def settle(self) -> None:
+        """Wait for the proxy's SETTINGS and for its acknowledgement of ours, and acknowledge: nothing is open then."""
+        while not self._settings_seen >= {0, frames.ACK}:
+            await self.read_some(credit=False)
+        await self._stream.send_all(frames.frame(frames.SETTINGS, frames.ACK, 0))
 
     async def call(self, stream_id: int, path: str, message: bytes) -> None:
         """Send a unary request."""
@@ -57,6 +64,8 @@ class RawClient:
                 owed[stream_id] += len(payload)
             if kind in {frames.DATA, frames.HEADERS} and flags & frames.END_STREAM:
                 self.ended.add(stream_id)
+            if kind == frames.SETTINGS:
+                self._settings_seen.add(flags)
             if kind == frames.GOAWAY:
                 raise ConnectionError(f"GOAWAY {struct.unpack('>LL', payload[:8])} {payload[8:]!r}")
         self.body_bytes += owed
