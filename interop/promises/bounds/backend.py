@@ -29,7 +29,7 @@ class Backend(Server):
 
     def __init__(self, calls: int) -> None:
         super().__init__(codec=codec_with_parent(identity_codec()))
-        self._calls = calls
+        self._held_until = calls
         self._all_there = trio.Event()
         self.held: Counter[str] = Counter()
         """Calls that are held, by the connection's other end."""
@@ -49,7 +49,7 @@ class Backend(Server):
         connection = call.context.peer
         self.held[connection] += 1
         self.most_on_one = max(self.most_on_one, self.held[connection])
-        if self.held.total() == self._calls:
+        if self.held.total() == self._held_until:
             self._all_there.set()
         await self._all_there.wait()
         call.end(Status.OK)
