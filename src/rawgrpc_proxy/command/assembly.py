@@ -261,9 +261,9 @@ def _answers_for(
     answers = {**_answers(metrics, server, clusters, log), **about_faults}
     if not admin.tap:
         return answers
-    from rawgrpc_proxy.command.lab.tap_desk import TapDesk  # noqa: PLC0415  # the laboratory: only for who wants it
+    from rawgrpc_proxy.command.lab.worker_taps import WorkerTaps  # noqa: PLC0415  # the laboratory: only for who wants it
 
-    return {**answers, **TapDesk(metrics.worker).answers}
+    return {**answers, **WorkerTaps(metrics.worker).answers}
 
 
 def _answers(metrics: Metrics, server: Server, clusters: Mapping[str, Cluster], log: CallLog) -> Answers:

@@ -22,8 +22,8 @@ import trio
 from rawgrpc_proxy.command.admin.messages import Refused, Stream
 from rawgrpc_proxy.command.admin.site import serve_admin
 from rawgrpc_proxy.command.deputy_news import news_from_supervisor, read_ledger, write_ledger
+from rawgrpc_proxy.command.lab.admin_taps import AdminTaps
 from rawgrpc_proxy.command.lab.fault_orders import TELL, FaultOrders, summed
-from rawgrpc_proxy.command.lab.tap_feed import TapFeed
 from rawgrpc_proxy.command.lab.tap_wishes import TapWishes
 from rawgrpc_proxy.command.link import Link, NoAnswer
 from rawgrpc_proxy.observe.call_log import CallLog
@@ -95,7 +95,7 @@ class Workers:
         self._reload = _Reload()
         self._changed = trio.Event()
         """The state, or who is linked."""
-        self._taps = TapFeed(self) if may_tap else None
+        self._taps = AdminTaps(self) if may_tap else None
         self._ledger = ledger
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

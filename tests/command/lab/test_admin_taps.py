@@ -13,10 +13,10 @@ from trio.testing import MockClock, trio_test
 
 from rawgrpc_proxy import Status
 from rawgrpc_proxy.command.admin.messages import Refused
-from rawgrpc_proxy.command.lab import tap_desk
-from rawgrpc_proxy.command.lab.tap_desk import TapDesk
-from rawgrpc_proxy.command.lab.tap_feed import MOST_WATCHERS, TapFeed
+from rawgrpc_proxy.command.lab import worker_taps
+from rawgrpc_proxy.command.lab.admin_taps import MOST_WATCHERS, AdminTaps
 from rawgrpc_proxy.command.lab.tap_wishes import TapWishes
+from rawgrpc_proxy.command.lab.worker_taps import WorkerTaps
 from rawgrpc_proxy.command.link import Link, answer
 from rawgrpc_proxy.net.connection import Connection
 from tests.proxy.house import House, a_proxy, until
@@ -40,14 +40,14 @@ class Workers:
 
 
 @contextlib.asynccontextmanager
-async def a_worker(workers: Workers, desk: TapDesk, pid: int = 1) -> AsyncIterator[None]:
-    """The desk of this process, over a link."""
+async def a_worker(workers: Workers, taps: WorkerTaps, pid: int = 1) -> AsyncIterator[None]:
+    """A worker in this process, over a link."""
     ours, theirs = socket.socketpair()
     link, scope = Link(ours), trio.CancelScope()
 
     async def work() -> None:
         with scope:
-            await answer(theirs, desk.answers)
+            await answer(theirs, taps.answers)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(link.run)
@@ -99,19 +99,19 @@ def is_seen(house: House) -> bool:
     return any(connection._onlooker is not None for connection in connections(house))
 
 
-def no_more_asked(desk: TapDesk) -> None:
+def no_more_asked(taps: WorkerTaps) -> None:
     """Have the time pass in which somebody should have asked for lines."""
-    for watcher in desk._watchers.values():
+    for watcher in taps._watchers.values():
         watcher._wait_until = 0.0
 
 
 @trio_test
 async def test_who_watches_is_told_what_passes_until_he_goes() -> None:
     workers, watcher = Workers(), Watcher()
-    async with a_proxy("relay") as house, a_worker(workers, TapDesk(3)):
+    async with a_proxy("relay") as house, a_worker(workers, WorkerTaps(3)):
         await a_call(house)
         assert not is_seen(house)
-        stream = TapFeed(workers).watch(FRAMES)
+        stream = AdminTaps(workers).watch(FRAMES)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stream.run, watcher.send)
             await until(lambda: watcher.events.count("open") == 2)
@@ -127,11 +127,11 @@ async def test_who_watches_is_told_what_passes_until_he_goes() -> None:
 
 @trio_test
 async def test_who_is_slow_is_told_in_its_place_how_much_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tap_desk, "_MAX_WAITING", 20_000)
+    monkeypatch.setattr(worker_taps, "_MAX_WAITING", 20_000)
     workers, watcher = Workers(), Watcher()
-    async with a_proxy("relay") as house, a_worker(workers, TapDesk(1)):
+    async with a_proxy("relay") as house, a_worker(workers, WorkerTaps(1)):
         await a_call(house)
-        stream = TapFeed(workers).watch(TapWishes(mode="messages", side="downstream"))
+        stream = AdminTaps(workers).watch(TapWishes(mode="messages", side="downstream"))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stream.run, watcher.send)
             await until(lambda: watcher.events == ["attached"])
@@ -153,36 +153,36 @@ async def test_who_is_slow_is_told_in_its_place_how_much_is_missing(monkeypatch:
 async def test_a_worker_that_is_asked_no_more_looks_no_more() -> None:
     async with a_proxy("relay") as house:
         await a_call(house)
-        desk = TapDesk(1)
-        begin: Any = desk.answers["tap"]
+        taps = WorkerTaps(1)
+        begin: Any = taps.answers["tap"]
         begin({"id": "a", "wishes": {"mode": "frames"}})
         assert is_seen(house)
-        no_more_asked(desk)
+        no_more_asked(taps)
         await a_call(house)  # with what comes first it is noticed
         assert not is_seen(house)
 
 
 @trio_test
 async def test_there_are_places_for_few_and_one_that_is_given_back_is_free() -> None:
-    feed = TapFeed(Workers())
-    streams = [feed.watch(FRAMES) for _ in range(MOST_WATCHERS)]
+    taps = AdminTaps(Workers())
+    streams = [taps.watch(FRAMES) for _ in range(MOST_WATCHERS)]
     with pytest.raises(Refused, match="are watching what passes already") as refused:
-        feed.watch(FRAMES)
+        taps.watch(FRAMES)
     assert refused.value.status == 503
     streams[0].close()
-    feed.watch(FRAMES)
+    taps.watch(FRAMES)
 
 
 @trio_test
 async def test_a_worker_takes_no_more_than_so_many_but_those_that_are_gone_make_room() -> None:
-    desk = TapDesk(1)
-    begin: Any = desk.answers["tap"]
+    taps = WorkerTaps(1)
+    begin: Any = taps.answers["tap"]
     for number in range(8):
         begin({"id": number, "wishes": {}})
         begin({"id": number, "wishes": {}})  # asked again, since the answer was late
     with pytest.raises(ValueError, match="8 are watching already"):
         begin({"id": 8, "wishes": {}})
-    no_more_asked(desk)
+    no_more_asked(taps)
     begin({"id": 8, "wishes": {}})
 
 
@@ -190,11 +190,11 @@ async def test_a_worker_takes_no_more_than_so_many_but_those_that_are_gone_make_
 async def test_workers_that_come_are_followed_and_of_those_that_go_it_is_said() -> None:
     workers, watcher = Workers(), Watcher()
     async with trio.open_nursery() as nursery:
-        stream = TapFeed(workers).watch(FRAMES)
+        stream = AdminTaps(workers).watch(FRAMES)
         nursery.start_soon(stream.run, watcher.send)
-        async with a_worker(workers, TapDesk(1), pid=10):
+        async with a_worker(workers, WorkerTaps(1), pid=10):
             await until(lambda: watcher.events == ["attached"])
-            async with a_worker(workers, TapDesk(2), pid=11):
+            async with a_worker(workers, WorkerTaps(2), pid=11):
                 await until(lambda: watcher.events == ["attached"] * 2)
             await until(lambda: "detached" in watcher.events)
         await until(lambda: watcher.events.count("detached") == 2)
@@ -215,7 +215,7 @@ def test_where_nothing_passes_an_empty_line_comes_now_and_then() -> None:
 
     async def main() -> None:
         with trio.move_on_after(12):
-            await TapFeed(Workers()).watch(FRAMES).run(send)
+            await AdminTaps(Workers()).watch(FRAMES).run(send)
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
     assert sent == [b"\n", b"\n"]

@@ -1,6 +1,6 @@
 """`GET /tap`, as the admin process makes it: what all workers see, those that come while somebody watches as well.
 
-Each worker is asked for lines some forty times a second (`tap_desk.py`), and only as fast as the watcher takes them:
+Each worker is asked for lines some forty times a second (`worker_taps.py`), and only as fast as the watcher takes them:
 one who is slow loses lines, which are counted in their place, and one who takes nothing at all loses the connection.
 The invariant: while nobody watches, workers are asked nothing.
 """
@@ -40,8 +40,8 @@ class Workers(Protocol):
         """Wait until it may be others."""
 
 
-class TapFeed:
-    """All who watch."""
+class AdminTaps:
+    """All who watch through the admin listener."""
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers

@@ -4,7 +4,7 @@
     "tap_lines"  what has been seen since, as JSON Lines
     "tap_end"    nobody watches any more
 
-The admin process asks for lines again and again (`tap_feed.py`). The invariants: calls wait for none of this; what
+The admin process asks for lines again and again (`admin_taps.py`). The invariants: calls wait for none of this; what
 waits to be asked for is bounded, and what finds no room is counted where it is missing; who does not ask for a while is
 taken for gone.
 """
@@ -35,7 +35,7 @@ _PATIENCE_S = 30.0
 _JOIN_FOR_S = 0.005
 
 
-class TapDesk:
+class WorkerTaps:
     """All who watch one worker."""
 
     def __init__(self, worker: int) -> None:
