@@ -37,7 +37,7 @@ from rawgrpc_proxy.grpc.codec import Codec, codec, codec_with_parent, identity_c
 from rawgrpc_proxy.grpc.health import ServingStatus
 from rawgrpc_proxy.grpc.metadata import Metadata
 from rawgrpc_proxy.grpc.response_changes import ResponseChanges
-from rawgrpc_proxy.grpc.retry_policy import HedgingPolicy, RetryPolicy, RetryThrottle
+from rawgrpc_proxy.grpc.retry_policy import HedgingPolicy, RetryPolicy, RetryThrottling
 from rawgrpc_proxy.limits.concurrency import AdaptiveLimit, ConcurrencyLimit
 from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.observe.call_log import CallLog
@@ -103,7 +103,7 @@ __all__ = [
     "ProxyError",
     "ResponseChanges",
     "RetryPolicy",
-    "RetryThrottle",
+    "RetryThrottling",
     "RouteTable",
     "RpcError",
     "ServedCall",

@@ -27,26 +27,28 @@ idle_timeout = "5m"
 match = "/a.B/Retried"
 cluster = "a"
 [routes.retry]
-attempts = 4
-on = ["UNAVAILABLE", "ABORTED"]
-backoff = "10ms"
+max_attempts = 4
+retryable_status_codes = ["UNAVAILABLE", "ABORTED"]
+initial_backoff = "10ms"
 max_backoff = "2s"
 per_attempt_timeout = "3s"
 [[routes]]
 match = "/a.B/Hedged"
 cluster = "a"
-hedge = { delay = "30ms", non_fatal = ["INTERNAL"], max_replay = "1MiB" }
+hedging = { hedging_delay = "30ms", non_fatal_status_codes = ["INTERNAL"], max_replay = "1MiB" }
 [[routes]]
 cluster = "a"
 """
 RETRY = RetryPolicy(
-    attempts=4,
-    on=[Status.UNAVAILABLE, Status.ABORTED],
+    max_attempts=4,
+    retryable_status_codes=[Status.UNAVAILABLE, Status.ABORTED],
     initial_backoff_s=0.01,
     max_backoff_s=2,
     per_attempt_timeout_s=3,
 )
-HEDGING = HedgingPolicy(delay_s=0.03, non_fatal=[Status.INTERNAL], max_replay_bytes=2**20)
+HEDGING = HedgingPolicy(
+    hedging_delay_s=0.03, non_fatal_status_codes=[Status.INTERNAL], max_replay_bytes=2**20
+)
 
 
 def made_of(folder: Path) -> Process:
@@ -94,7 +96,7 @@ def test_a_cluster_has_tokens_if_its_settings_say_so(tmp_path: Path) -> None:
         + '[clusters.b]\nendpoints = ["127.0.0.1:2"]\n'
     )
     process = process_of(settings_of([("proxy.toml", load(file))]), CallLog(file=io.StringIO()))
-    throttles = {cluster.name: cluster.retry_throttle for cluster in process.clusters}
+    throttles = {cluster.name: cluster.retry_throttling for cluster in process.clusters}
     assert throttles["a"] is not None
     assert throttles["a"].tokens == 20
     assert throttles["b"] is None

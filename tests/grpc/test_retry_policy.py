@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rawgrpc_proxy import ConfigError, Status
-from rawgrpc_proxy.grpc.retry_policy import HedgingPolicy, RetryPolicy, RetryThrottle, pushback_s
+from rawgrpc_proxy.grpc.retry_policy import HedgingPolicy, RetryPolicy, RetryThrottling, pushback_s
 
 unit = st.floats(0, 1)
 
@@ -44,13 +44,13 @@ def test_chance_spreads_a_pause_by_a_fifth_to_both_sides() -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"attempts": 1}, "between 2 and 5"),
-        ({"attempts": 6}, "gRPC has this bound"),
-        ({"attempts": 2.5}, "between 2 and 5"),
-        ({"on": []}, "on is empty"),
-        ({"on": [Status.OK]}, "on has OK"),
-        ({"on": "UNAVAILABLE"}, "write ['UNAVAILABLE']"),
-        ({"on": [14]}, "like Status.UNAVAILABLE"),
+        ({"max_attempts": 1}, "between 2 and 5"),
+        ({"max_attempts": 6}, "gRPC has this bound"),
+        ({"max_attempts": 2.5}, "between 2 and 5"),
+        ({"retryable_status_codes": []}, "retryable_status_codes is empty"),
+        ({"retryable_status_codes": [Status.OK]}, "retryable_status_codes has OK"),
+        ({"retryable_status_codes": "UNAVAILABLE"}, "write ['UNAVAILABLE']"),
+        ({"retryable_status_codes": [14]}, "like Status.UNAVAILABLE"),
         ({"initial_backoff_s": 0}, "initial_backoff_s"),
         ({"max_backoff_s": float("nan")}, "max_backoff_s"),
         ({"backoff_multiplier": 0.5}, "backoff_multiplier"),
@@ -68,11 +68,12 @@ def test_a_policy_that_cannot_work_is_refused_with_the_name_of_what_is_wrong(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"attempts": 6}, {"delay_s": -1}, {"non_fatal": []}, {"max_replay_bytes": -1}]
+    "wrong",
+    [{"max_attempts": 6}, {"hedging_delay_s": -1}, {"non_fatal_status_codes": []}, {"max_replay_bytes": -1}],
 )
 def test_a_hedging_policy_is_held_to_its_bounds(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
-        HedgingPolicy(**{"delay_s": 0.1, **wrong})
+        HedgingPolicy(**{"hedging_delay_s": 0.1, **wrong})
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_any_pushback_is_a_pause_or_forbids(value: bytes) -> None:
 
 
 def test_tokens_at_half_forbid_and_successes_bring_them_back() -> None:
-    throttle = RetryThrottle(max_tokens=10, token_ratio=0.1)
+    throttle = RetryThrottling(max_tokens=10, token_ratio=0.1)
     for _ in range(4):
         throttle.failed()
     assert throttle.allows
@@ -127,7 +128,7 @@ def test_tokens_at_half_forbid_and_successes_bring_them_back() -> None:
 def test_tokens_stay_between_none_and_all_and_follow_the_rule_exactly(
     most: int, ratio: int, went_well: list[bool]
 ) -> None:
-    throttle = RetryThrottle(max_tokens=most, token_ratio=ratio / 1000)
+    throttle = RetryThrottling(max_tokens=most, token_ratio=ratio / 1000)
     thousandths = most * 1000
     for well in went_well:
         if well:
@@ -143,4 +144,4 @@ def test_tokens_stay_between_none_and_all_and_follow_the_rule_exactly(
 @pytest.mark.parametrize("wrong", [{"max_tokens": 0}, {"max_tokens": 1001}, {"token_ratio": 0.0}])
 def test_a_throttle_is_held_to_its_bounds(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
-        RetryThrottle(**wrong)
+        RetryThrottling(**wrong)

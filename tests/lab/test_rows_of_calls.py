@@ -48,7 +48,7 @@ async def test_a_call_that_is_chosen_by_what_its_caller_has_said_or_been_told_is
     engine: Engine, chosen_by: str
 ) -> None:
     told, views = rows_of(chosen_by)
-    policy = CallPolicy(retry=RetryPolicy(attempts=2, initial_backoff_s=0.001))
+    policy = CallPolicy(retry=RetryPolicy(max_attempts=2, initial_backoff_s=0.001))
 
     async def is_sent_again(house: House) -> None:
         call = await house.clients[0].request("/a.B/C", (b"x-user", b"bob"), body=HELLO)

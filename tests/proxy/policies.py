@@ -7,7 +7,7 @@ from typing import Any
 
 import trio
 
-from rawgrpc_proxy import CallContext, CallPolicy, Cluster, RetryThrottle
+from rawgrpc_proxy import CallContext, CallPolicy, Cluster, RetryThrottling
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.proxy.director import Direction
 from tests.proxy.house import House, a_proxy
@@ -66,7 +66,7 @@ async def several(
     policy: CallPolicy,
     *,
     count: int = 2,
-    throttle: RetryThrottle | None = None,
+    throttle: RetryThrottling | None = None,
     leases: bool = False,
     **more: Any,
 ) -> AsyncIterator[Several]:
@@ -86,7 +86,7 @@ async def several(
         for backend in backends:
             await nursery.start(backend.run)
         addresses = [backend.address for backend in backends]
-        async with Cluster(addresses, pool=house.pool, retry_throttle=throttle) as cluster:
+        async with Cluster(addresses, pool=house.pool, retry_throttling=throttle) as cluster:
             yield Several(house, cluster, backends)
         nursery.cancel_scope.cancel()
 

@@ -27,9 +27,9 @@ pytestmark = on_every_engine
 
 REPLAY_BYTES = 10_000
 POLICIES = [
-    CallPolicy(retry=RetryPolicy(attempts=3, initial_backoff_s=0.001, max_replay_bytes=REPLAY_BYTES)),
-    CallPolicy(hedging=HedgingPolicy(attempts=3, delay_s=0.0, max_replay_bytes=REPLAY_BYTES)),
-    CallPolicy(hedging=HedgingPolicy(attempts=2, delay_s=100.0, max_replay_bytes=REPLAY_BYTES)),
+    CallPolicy(retry=RetryPolicy(max_attempts=3, initial_backoff_s=0.001, max_replay_bytes=REPLAY_BYTES)),
+    CallPolicy(hedging=HedgingPolicy(max_attempts=3, hedging_delay_s=0.0, max_replay_bytes=REPLAY_BYTES)),
+    CallPolicy(hedging=HedgingPolicy(max_attempts=2, hedging_delay_s=100.0, max_replay_bytes=REPLAY_BYTES)),
 ]
 OF_AN_ATTEMPT = [
     "headers",

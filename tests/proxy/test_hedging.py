@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock, trio_test
 
-from rawgrpc_proxy import CallContext, CallPolicy, HedgingPolicy, Metadata, RetryThrottle, Status
+from rawgrpc_proxy import CallContext, CallPolicy, HedgingPolicy, Metadata, RetryThrottling, Status
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.proxy.director import Direction
 from tests.proxy.directors import Wrapped
@@ -24,7 +24,7 @@ LONG_S = 1000.0
 
 def hedge(**more: Any) -> CallPolicy:
     """Two attempts at once."""
-    return CallPolicy(hedging=HedgingPolicy(**{"delay_s": 0.0, **more}))
+    return CallPolicy(hedging=HedgingPolicy(**{"hedging_delay_s": 0.0, **more}))
 
 
 @pytest.fixture(name="clock")
@@ -73,7 +73,7 @@ async def test_the_first_good_answer_is_the_callers_and_the_other_attempt_is_res
 async def test_the_next_attempt_is_sent_when_nothing_has_come_for_the_delay(
     engine: Engine, clock: MockClock
 ) -> None:
-    async with several(engine, hedge(delay_s=2.0, attempts=3), count=3) as town:
+    async with several(engine, hedge(hedging_delay_s=2.0, max_attempts=3), count=3) as town:
         call = await (await town.house.client()).request()
         _, first = await town.request()
         assert first.request.get(b"grpc-previous-rpc-attempts") is None
@@ -100,7 +100,7 @@ async def test_the_next_attempt_is_sent_when_nothing_has_come_for_the_delay(
 
 @trio_test
 async def test_a_call_that_is_answered_in_time_is_sent_once(engine: Engine) -> None:
-    async with several(engine, hedge(delay_s=LONG_S)) as town:
+    async with several(engine, hedge(hedging_delay_s=LONG_S)) as town:
         call = await (await town.house.client()).request()
         _, served = await town.request()
         await served.respond()
@@ -112,7 +112,7 @@ async def test_a_call_that_is_answered_in_time_is_sent_once(engine: Engine) -> N
 @pytest.mark.parametrize("how", ["late", "at once", "lost"])
 @trio_test
 async def test_a_status_that_is_not_fatal_brings_the_next_attempt_at_once(engine: Engine, how: str) -> None:
-    async with several(engine, hedge(delay_s=LONG_S)) as town:
+    async with several(engine, hedge(hedging_delay_s=LONG_S)) as town:
         call = await (await town.house.client()).request(body=b"hello")
         _, first = await town.request()
         await first.request_body()
@@ -185,7 +185,7 @@ async def test_one_failure_leaves_the_other_attempt_its_chance(engine: Engine) -
 @pytest.mark.parametrize("value", [b"-1", b"2000000000"])
 @trio_test
 async def test_an_upstream_may_forbid_further_attempts(engine: Engine, value: bytes) -> None:
-    async with several(engine, hedge(delay_s=LONG_S)) as town:
+    async with several(engine, hedge(hedging_delay_s=LONG_S)) as town:
         call = await (await town.house.client()).request()
         _, served = await town.request()
         await fail_late(served, (PUSHBACK, value))
@@ -195,7 +195,7 @@ async def test_an_upstream_may_forbid_further_attempts(engine: Engine, value: by
 
 @trio_test
 async def test_an_upstream_may_say_when_the_next_attempt_is_to_come(engine: Engine, clock: MockClock) -> None:
-    async with several(engine, hedge(delay_s=1.0)) as town:
+    async with several(engine, hedge(hedging_delay_s=1.0)) as town:
         call = await (await town.house.client()).open(request_fields())
         await call.data(message(b"one"))
         _, served = await town.request()
@@ -216,7 +216,7 @@ async def test_an_upstream_may_say_when_the_next_attempt_is_to_come(engine: Engi
 async def test_a_request_goes_to_all_attempts_and_what_came_before_to_later_ones(
     engine: Engine, clock: MockClock
 ) -> None:
-    async with several(engine, hedge(delay_s=2.0)) as town:
+    async with several(engine, hedge(hedging_delay_s=2.0)) as town:
         client = await town.house.client()
         call = await client.open(request_fields())
         await call.data(message(b"one"))
@@ -318,7 +318,7 @@ async def test_the_deadline_ends_all_attempts(engine: Engine, clock: MockClock) 
 
 @trio_test
 async def test_the_deadline_holds_for_a_response_that_has_begun(engine: Engine, clock: MockClock) -> None:
-    async with several(engine, hedge(delay_s=LONG_S)) as town:
+    async with several(engine, hedge(hedging_delay_s=LONG_S)) as town:
         call = await (await town.house.client()).request("/a.B/C", (b"grpc-timeout", b"5S"))
         _, served = await town.request()
         await served.headers(RESPONSE)
@@ -333,7 +333,7 @@ async def test_the_deadline_holds_for_a_response_that_has_begun(engine: Engine, 
 
 @trio_test
 async def test_a_call_that_was_refused_is_replaced_without_being_counted(engine: Engine) -> None:
-    async with several(engine, hedge(delay_s=LONG_S, attempts=2), count=3) as town:
+    async with several(engine, hedge(hedging_delay_s=LONG_S, max_attempts=2), count=3) as town:
         call = await (await town.house.client()).request()
         _, first = await town.request()
         await first.reset(REFUSED_STREAM)
@@ -346,7 +346,7 @@ async def test_a_call_that_was_refused_is_replaced_without_being_counted(engine:
 
 @trio_test
 async def test_where_too_much_fails_nothing_is_hedged(engine: Engine) -> None:
-    throttle = RetryThrottle(max_tokens=2, token_ratio=1.0)
+    throttle = RetryThrottling(max_tokens=2, token_ratio=1.0)
     throttle.failed()
     async with several(engine, hedge(), throttle=throttle) as town:
         client = await town.house.client()
@@ -368,7 +368,7 @@ async def test_where_too_much_fails_nothing_is_hedged(engine: Engine) -> None:
 
 @trio_test
 async def test_each_attempt_that_fails_takes_a_token(engine: Engine) -> None:
-    throttle = RetryThrottle(max_tokens=10)
+    throttle = RetryThrottling(max_tokens=10)
     async with several(engine, hedge(), throttle=throttle) as town:
         call = await (await town.house.client()).request()
         one, other = await two(town)

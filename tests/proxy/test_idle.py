@@ -198,7 +198,7 @@ async def test_a_hedged_call_may_not_be_idle_while_none_of_its_attempts_has_an_a
     engine: Engine, by_a_handler: bool, clock: MockClock
 ) -> None:
     """The time begins anew when an attempt is sent, for then the request has passed once more."""
-    hedging = HedgingPolicy(delay_s=4.0)
+    hedging = HedgingPolicy(hedging_delay_s=4.0)
     async with an_impatient_proxy(engine, by_a_handler=by_a_handler, hedging=hedging) as house:
         call, one = await begun(house)
         await seconds_pass(clock, 4.2)
@@ -218,7 +218,7 @@ async def test_a_hedged_call_may_not_be_idle_while_none_of_its_attempts_has_an_a
 async def test_what_passes_of_a_hedged_call_keeps_it_before_and_after_an_attempt_counts(
     engine: Engine, clock: MockClock
 ) -> None:
-    async with an_impatient_proxy(engine, hedging=HedgingPolicy(delay_s=0.0)) as house:
+    async with an_impatient_proxy(engine, hedging=HedgingPolicy(hedging_delay_s=0.0)) as house:
         call, one = await begun(house)
         other = await house.backend.request()
         for _ in range(2):
@@ -240,7 +240,7 @@ async def test_what_passes_of_a_hedged_call_keeps_it_before_and_after_an_attempt
 async def test_a_copy_that_is_read_slowly_keeps_a_hedged_call(engine: Engine, clock: MockClock) -> None:
     """Beside one that is not read at all."""
     small = {INITIAL_WINDOW_SIZE: 1000}
-    async with an_impatient_proxy(engine, hedging=HedgingPolicy(delay_s=0.0), backend=small) as house:
+    async with an_impatient_proxy(engine, hedging=HedgingPolicy(hedging_delay_s=0.0), backend=small) as house:
         call, one = await begun(house)
         other = await house.backend.request()
         one.peer.credits = False
@@ -314,7 +314,9 @@ def test_a_policy_has_no_idle_timeout_of_no_time() -> None:
 
 @on_every_engine
 @pytest.mark.parametrize(
-    "policy", [{"retry": RetryPolicy()}, {"hedging": HedgingPolicy(delay_s=4.0)}], ids=["retry", "hedging"]
+    "policy",
+    [{"retry": RetryPolicy()}, {"hedging": HedgingPolicy(hedging_delay_s=4.0)}],
+    ids=["retry", "hedging"],
 )
 @trio_test
 async def test_an_upstream_cannot_have_a_call_pause_for_longer_than_it_may_be_idle(

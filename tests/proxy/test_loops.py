@@ -93,7 +93,7 @@ async def test_a_caller_who_gives_up_every_call_delays_nobody_elses(engine: Engi
 
 @trio_test
 async def test_whoever_gives_up_hedged_calls_is_held_up_too(engine: Engine, clock: MockClock) -> None:
-    async with with_policy(engine, CallPolicy(hedging=HedgingPolicy(delay_s=1000.0))) as house:
+    async with with_policy(engine, CallPolicy(hedging=HedgingPolicy(hedging_delay_s=1000.0))) as house:
         client = await house.client()
         await give_up(house, clock, client, 150)
         call = await client.request()

@@ -323,7 +323,8 @@ async def test_a_call_that_is_sent_again_is_copied_once(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    "repeats", [{"retry": RetryPolicy(initial_backoff_s=0.001)}, {"hedging": HedgingPolicy(delay_s=3600)}]
+    "repeats",
+    [{"retry": RetryPolicy(initial_backoff_s=0.001)}, {"hedging": HedgingPolicy(hedging_delay_s=3600)}],
 )
 @pytest.mark.parametrize("ends", ["before", "between"])
 @trio_test

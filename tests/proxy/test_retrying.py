@@ -14,7 +14,7 @@ from rawgrpc_proxy import (
     HedgingPolicy,
     ResponseChanges,
     RetryPolicy,
-    RetryThrottle,
+    RetryThrottling,
     Status,
 )
 from rawgrpc_proxy.config import Engine
@@ -66,7 +66,7 @@ async def http_error(served: PeerStream) -> None:
 async def test_a_call_that_has_failed_is_sent_again_and_its_caller_sees_one_clean_response(
     engine: Engine, fail: Callable[[PeerStream], Awaitable[None]]
 ) -> None:
-    policy = retry(on=[Status.UNAVAILABLE, Status.RESOURCE_EXHAUSTED])
+    policy = retry(retryable_status_codes=[Status.UNAVAILABLE, Status.RESOURCE_EXHAUSTED])
     async with with_policy(engine, policy) as house:
         client = await house.client()
         call = await client.request("/a.B/C", (b"x-n", b"1"), body=b"hello")
@@ -100,7 +100,7 @@ async def test_a_call_without_a_policy_is_not_sent_again(engine: Engine) -> None
 
 @trio_test
 async def test_the_last_attempt_is_the_callers_with_all_that_the_upstream_said(engine: Engine) -> None:
-    async with with_policy(engine, retry(attempts=3)) as house:
+    async with with_policy(engine, retry(max_attempts=3)) as house:
         call = await (await house.client()).request()
         for number in (1, 2, 3):
             served = await house.backend.request()
@@ -258,7 +258,7 @@ async def test_the_upstream_is_told_how_many_attempts_there_were(engine: Engine)
 async def test_a_call_that_was_not_processed_is_first_sent_again_without_being_counted(
     engine: Engine,
 ) -> None:
-    async with with_policy(engine, retry(attempts=2)) as house:
+    async with with_policy(engine, retry(max_attempts=2)) as house:
         call = await (await house.client()).request()
         await (await house.backend.request()).reset(REFUSED_STREAM)
         second = await house.backend.request()
@@ -405,7 +405,7 @@ async def test_an_attempt_that_takes_too_long_is_followed_by_another_one(
 
 @trio_test
 async def test_the_last_attempt_has_no_more_time_than_the_others(engine: Engine, clock: MockClock) -> None:
-    async with with_policy(engine, retry(attempts=2, per_attempt_timeout_s=2.0)) as house:
+    async with with_policy(engine, retry(max_attempts=2, per_attempt_timeout_s=2.0)) as house:
         call = await (await house.client()).request()
         for _ in range(2):
             served = await house.backend.request()
@@ -502,8 +502,8 @@ async def test_each_attempt_is_told_to_its_endpoint(engine: Engine) -> None:
 
 @trio_test
 async def test_where_too_much_fails_nothing_is_sent_again(engine: Engine) -> None:
-    throttle = RetryThrottle(max_tokens=4, token_ratio=0.5)
-    async with several(engine, retry(attempts=5), throttle=throttle) as town:
+    throttle = RetryThrottling(max_tokens=4, token_ratio=0.5)
+    async with several(engine, retry(max_attempts=5), throttle=throttle) as town:
         client = await town.house.client()
         call = await client.request()
         await fail_late((await town.request())[1])
@@ -524,7 +524,7 @@ async def test_where_too_much_fails_nothing_is_sent_again(engine: Engine) -> Non
 
 @trio_test
 async def test_an_endpoint_that_cannot_be_reached_counts_as_an_attempt(engine: Engine) -> None:
-    policy = retry(attempts=2)
+    policy = retry(max_attempts=2)
 
     def director(context: CallContext, _method: str) -> Direction:
         return context.with_policy(policy), house.pool.target("127.0.0.1:1")
@@ -577,4 +577,4 @@ async def test_held_headers_that_are_too_long_for_the_caller_end_the_call(engine
 
 def test_a_policy_has_retries_or_hedging(engine: Engine) -> None:
     with pytest.raises(ConfigError, match="not both"):
-        CallPolicy(retry=RetryPolicy(), hedging=HedgingPolicy(delay_s=0.1))
+        CallPolicy(retry=RetryPolicy(), hedging=HedgingPolicy(hedging_delay_s=0.1))

@@ -60,7 +60,7 @@ server.wait_for_termination()
 """
 POLICIES = {
     "/a.B/Flaky": CallPolicy(retry=RetryPolicy(initial_backoff_s=0.01)),
-    "/a.B/SlowAtFirst": CallPolicy(hedging=HedgingPolicy(delay_s=0.05)),
+    "/a.B/SlowAtFirst": CallPolicy(hedging=HedgingPolicy(hedging_delay_s=0.05)),
 }
 
 

@@ -89,7 +89,7 @@ async def test_several_upstreams_and_a_director(autojump_clock: MockClock) -> No
 
     def make(pool: Pool) -> StreamDirector:
         targets = {name: pool.target(f"{name}:1") for name in ("east", "west", "north")}
-        policy = CallPolicy(retry=RetryPolicy(attempts=3, on=[Status.UNAVAILABLE]))
+        policy = CallPolicy(retry=RetryPolicy(max_attempts=3, retryable_status_codes=[Status.UNAVAILABLE]))
 
         def director(context: CallContext, _method: str) -> tuple[CallContext, Target]:
             return context.with_policy(policy), targets[str(context.metadata.get("x-to", "west"))]

@@ -222,7 +222,9 @@ async def _kill_every_2_s(site: Site, route: str) -> tuple[Load, Proxy, Sequence
 async def kills_with_retry(site: Site) -> Outcome:
     """One of three is killed every 2 s, and a policy repeats what is UNAVAILABLE."""
     figures = Figures()
-    load, _, kills = await _kill_every_2_s(site, 'retry = { attempts = 3, on = ["UNAVAILABLE"] }')
+    load, _, kills = await _kill_every_2_s(
+        site, 'retry = { max_attempts = 3, retryable_status_codes = ["UNAVAILABLE"] }'
+    )
     note_calls(figures, load)
     figures.note(f"{len(kills)} kills; longest gap between successes {load.longest_gap_s * 1e3:.0f} ms")
     return figures.outcome()
@@ -391,7 +393,10 @@ ROWS = [
         f"the same, {RESTARTS} times, with retry on CANCELLED",
         f"0 failed of at least {CALLS_MEANWHILE:,} unary calls",
         40,
-        partial(restarts_grpcio, route='retry = { attempts = 3, on = ["CANCELLED", "UNAVAILABLE"] }'),
+        partial(
+            restarts_grpcio,
+            route='retry = { max_attempts = 3, retryable_status_codes = ["CANCELLED", "UNAVAILABLE"] }',
+        ),
     ),
     Row(
         "kills_retry",

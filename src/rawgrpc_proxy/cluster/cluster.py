@@ -35,7 +35,7 @@ from rawgrpc_proxy.cluster.watcher import Watcher
 from rawgrpc_proxy.discovery.found import Found
 from rawgrpc_proxy.discovery.source import Source, StaticSource
 from rawgrpc_proxy.errors import ConfigError, PoolExhausted, RpcError, Side, UpstreamUnavailable
-from rawgrpc_proxy.grpc.retry_policy import RetryThrottle
+from rawgrpc_proxy.grpc.retry_policy import RetryThrottling
 from rawgrpc_proxy.limits.concurrency import ConcurrencyLimit, Places
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.tls import TlsContext
@@ -68,7 +68,7 @@ class Cluster:
     fewer than `panic_threshold` of the endpoints (0 to 1) are fit for calls, all get some; 0 turns that off. The pool's
     observer hears of it.
 
-    `retry_throttle` stops retries and hedging by policy while too many attempts fail.
+    `retry_throttling` stops retries and hedging by policy while too many attempts fail.
 
     Use it as `async with Cluster(...) as cluster:`; leaving ends what it does in the background, and no call.
     """
@@ -92,7 +92,7 @@ class Cluster:
         max_requests: int | None = None,
         max_pending: int | None = None,
         rng: random.Random | None = None,
-        retry_throttle: RetryThrottle | None = None,
+        retry_throttling: RetryThrottling | None = None,
     ) -> None:
         """Raise `ConfigError` for what cannot work."""
         if max_pending is not None and max_pending < 0:
@@ -114,7 +114,7 @@ class Cluster:
         self.overflows = 0
         """Calls that were refused since as many waited."""
         self.max_pending = max_pending
-        self.retry_throttle = retry_throttle
+        self.retry_throttling = retry_throttling
         self.panics = False
         """Whether so few are fit that all are in rotation."""
         self.source: Source = StaticSource(endpoints) if isinstance(endpoints, Iterable) else endpoints

@@ -9,7 +9,7 @@ from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.discovery.found import Found
 from rawgrpc_proxy.errors import DeadlineExceeded, RpcError, Side
-from rawgrpc_proxy.grpc.retry_policy import RetryThrottle
+from rawgrpc_proxy.grpc.retry_policy import RetryThrottling
 from rawgrpc_proxy.observe.report import Standing
 from rawgrpc_proxy.upstream.pooled import PooledConnection
 from rawgrpc_proxy.upstream.target import Target
@@ -18,7 +18,7 @@ from rawgrpc_proxy.upstream.target import Target
 class Home(Protocol):
     """The cluster of an endpoint, as a call knows it that has a place there."""
 
-    retry_throttle: RetryThrottle | None
+    retry_throttling: RetryThrottling | None
 
     async def take_untried(self, context: CallContext, tried: "list[Endpoint]") -> "Place":
         """A place at an endpoint that has not been tried, and is added to these; at any, if all have been."""

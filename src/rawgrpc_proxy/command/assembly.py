@@ -209,7 +209,9 @@ def _upstreams(
             panic_threshold=cluster.panic_threshold,
             max_requests=None if cluster.max_requests is None else share_of(cluster.max_requests, workers),
             max_pending=None if cluster.max_pending is None else share_of(cluster.max_pending, workers),
-            retry_throttle=None if cluster.retry_throttling is None else cluster.retry_throttling.throttle,
+            retry_throttling=None
+            if cluster.retry_throttling is None
+            else cluster.retry_throttling.throttling,
         )
         for name, cluster in clusters.items()
     }

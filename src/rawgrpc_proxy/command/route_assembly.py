@@ -146,7 +146,7 @@ def _policy(
         mirror=mirror,
         idle_timeout_s=settings.idle_timeout_s,
         retry=None if settings.retry is None else settings.retry.policy,
-        hedging=None if settings.hedge is None else settings.hedge.policy,
+        hedging=None if settings.hedging is None else settings.hedging.policy,
     )
     return None if policy == CallPolicy() else policy
 

@@ -1,10 +1,11 @@
 """When a call that has failed is sent once more, and when a second copy of one is sent before it has: gRFC A6, pure.
 
-    RetryPolicy     one attempt after the other, with pauses
-    HedgingPolicy   several attempts at a time, of which the first good one counts
-    RetryThrottle   the tokens of a cluster: where too much fails, neither makes it worse
-    pushback_s      what an upstream says about it itself
+    RetryPolicy      one attempt after the other, with pauses
+    HedgingPolicy    several attempts at a time, of which the first good one counts
+    RetryThrottling  the tokens of a cluster: where too much fails, neither makes it worse
+    pushback_s       what an upstream says about it itself
 
+Settings that gRPC's service config has are called as they are there (`retryableStatusCodes`), in the file, too.
 What it does not do: wait, send, or throw dice: chance is an argument. It says nothing of calls that provably were not
 processed, which are sent once more without any policy (`proxy/forwarding.py`).
 """
@@ -72,10 +73,10 @@ class RetryPolicy:
     `ConfigError` for a value out of range.
     """
 
-    attempts: int = attrs.field(default=3, validator=check_attempts)
+    max_attempts: int = attrs.field(default=3, validator=check_attempts)
     """How often the call is sent at most, the first attempt included: 2 to 5."""
 
-    on: frozenset[Status] = attrs.field(
+    retryable_status_codes: frozenset[Status] = attrs.field(
         default=frozenset({Status.UNAVAILABLE}), converter=_statuses, validator=_check_statuses
     )
     """The statuses after which it is sent again, whether the upstream said them, or a reset or a lost connection is
@@ -117,14 +118,14 @@ class HedgingPolicy:
     that may run twice, at the same time. Raises `ConfigError` for a value out of range.
     """
 
-    attempts: int = attrs.field(default=2, validator=check_attempts)
+    max_attempts: int = attrs.field(default=2, validator=check_attempts)
     """How many attempts there are at most, the first one included: 2 to 5."""
 
-    delay_s: float = attrs.field(validator=between(0.0, _DAY_S))
+    hedging_delay_s: float = attrs.field(validator=between(0.0, _DAY_S))
     """How long nothing has come until the next attempt is sent. What most calls take less than is a good choice: at
     the 95th percentile of a method's time, hedging costs a twentieth more load. 0: all are sent at once."""
 
-    non_fatal: frozenset[Status] = attrs.field(
+    non_fatal_status_codes: frozenset[Status] = attrs.field(
         default=frozenset({Status.UNAVAILABLE}), converter=_statuses, validator=_check_statuses
     )
     """Statuses that an attempt may have without ending the call: the next attempt is sent at once. Any other is the
@@ -136,7 +137,7 @@ class HedgingPolicy:
     """So much of a request is kept for attempts to come; beyond it the call goes on with its first attempt alone."""
 
 
-class RetryThrottle:
+class RetryThrottling:
     """The tokens of one cluster: while there are not more than half, nothing is sent again and nothing is hedged.
 
     Each attempt that failed so that it may be repeated takes one, each success gives back a part. Counted in

@@ -122,7 +122,7 @@ class RepeatedForwarding(Forwarding):
         self._home: Home | None = self._cluster if self._endpoint is None else self._endpoint.cluster
         if self._home is None and self._conn is not None and isinstance(self._conn.owner, Target):
             self._target = self._conn.owner
-        self._throttle = None if self._home is None else self._home.retry_throttle
+        self._throttle = None if self._home is None else self._home.retry_throttling
         self._plain_context = context
         self._counted = False
         """Whether the throttle has heard of the attempt that the caller gets."""

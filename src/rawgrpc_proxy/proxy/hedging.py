@@ -100,7 +100,7 @@ class HedgedForwarding(RepeatedForwarding):
                 if self._is_due():
                     self._sent += 1
                     self._beginning += 1
-                    self._next_at = trio.current_time() + self._policy.delay_s
+                    self._next_at = trio.current_time() + self._policy.hedging_delay_s
                     nursery.start_soon(self._attempt, self._sent)
                     continue
                 self._news = trio.Event()
@@ -116,7 +116,7 @@ class HedgedForwarding(RepeatedForwarding):
 
     @property
     def _may_send(self) -> bool:
-        return self._sent < self._policy.attempts and not self._is_enough
+        return self._sent < self._policy.max_attempts and not self._is_enough
 
     def _is_due(self) -> bool:
         """Whether another attempt is to be sent now."""
@@ -253,7 +253,7 @@ class HedgedForwarding(RepeatedForwarding):
         self._next_at = trio.current_time() + (pushback or 0.0)
         if not others and not self._beginning:
             if not self._may_send:
-                self._note().is_exhausted = self._sent >= self._policy.attempts
+                self._note().is_exhausted = self._sent >= self._policy.max_attempts
                 return False
             if self.call.deadline is not None and self._next_at >= self.call.deadline:
                 return False
@@ -292,7 +292,7 @@ class HedgedForwarding(RepeatedForwarding):
             self._fails(error)
 
     def _may_follow(self, status: Status) -> bool:
-        return status in self._policy.non_fatal
+        return status in self._policy.non_fatal_status_codes
 
     # ------------------------------------------------------------------ the call's end
 

@@ -148,16 +148,16 @@ class RetryingForwarding(RepeatedForwarding):
             self._endpoint.attempt_ended(status, self.call)
 
     def _may_follow(self, status: Status) -> bool:
-        return status in self._policy.on
+        return status in self._policy.retryable_status_codes
 
     def _goes_on(self, status: Status, fields: Headers = _NOTHING, *, takes_too_long: bool = False) -> bool:
         """Whether the call is sent again. Then its attempt has been left, and the pause is known."""
         policy, splice, throttle = self._policy, self._splice, self._throttle
-        may_follow = takes_too_long or status in policy.on
+        may_follow = takes_too_long or status in policy.retryable_status_codes
         pushback, is_forbidden = self._heed(status, fields, may_follow=may_follow)
         if not may_follow or is_forbidden or splice.replay is None:
             return False
-        if self._failed + 1 >= policy.attempts:
+        if self._failed + 1 >= policy.max_attempts:
             self._note().is_exhausted = True
             return False
         if throttle is not None and not throttle.allows:

@@ -147,17 +147,20 @@ LISTENING = '[[listeners]]\naddress = "h:1"\n'
 
 BROKEN = [
     (
-        f"{LISTENING}{ROUTED}retry = {{ attempts = 9 }}",
-        r"routes\[0\]\.retry\.attempts is 9; it must be between 2 and 5",
+        f"{LISTENING}{ROUTED}retry = {{ max_attempts = 9 }}",
+        r"routes\[0\]\.retry\.max_attempts is 9; it must be between 2 and 5",
     ),
     (
-        f'{LISTENING}{ROUTED}retry = {{ on = ["UNAVAILBLE"] }}',
-        r"routes\[0\]\.retry\.on\[0\] is 'UNAVAILBLE'; it must be .*\(did you mean UNAVAILABLE\?\)",
+        f'{LISTENING}{ROUTED}retry = {{ retryable_status_codes = ["UNAVAILBLE"] }}',
+        r"routes\[0\]\.retry\.retryable_status_codes\[0\] is 'UNAVAILBLE'; it must be .*\(did you mean UNAVAILABLE\?\)",
     ),
-    (f"{LISTENING}{ROUTED}retry = {{ on = [] }}", r"routes\[0\]\.retry\.on is empty; name the statuses"),
     (
-        f'{LISTENING}{ROUTED}retry = {{ backoff = "5s" }}',
-        r"routes\[0\]\.retry\.backoff is longer than max_backoff \(1 s\); raise that, too",
+        f"{LISTENING}{ROUTED}retry = {{ retryable_status_codes = [] }}",
+        r"routes\[0\]\.retry\.retryable_status_codes is empty; name the statuses",
+    ),
+    (
+        f'{LISTENING}{ROUTED}retry = {{ initial_backoff = "5s" }}',
+        r"routes\[0\]\.retry\.initial_backoff is longer than max_backoff \(1 s\); raise that, too",
     ),
     (
         f"{LISTENING}{ROUTED}retry = true",
@@ -172,12 +175,12 @@ BROKEN = [
         r"rate_limit is text; it must be a table, like \{ rate = … \}, or ",
     ),
     (
-        f'{LISTENING}{ROUTED}retry = {{ on = "UNAVAILABLE" }}',
-        r"""retry\.on is text; it must be a list, like \["UNAVAILABLE"\]$""",
+        f'{LISTENING}{ROUTED}retry = {{ retryable_status_codes = "UNAVAILABLE" }}',
+        r"""retry\.retryable_status_codes is text; it must be a list, like \["UNAVAILABLE"\]$""",
     ),
     (
-        f'{LISTENING}{ROUTED}retry = {{ on = ["unavailable"] }}',
-        r"retry\.on\[0\] is 'unavailable'; .*\(did you mean UNAVAILABLE\?\)",
+        f'{LISTENING}{ROUTED}retry = {{ retryable_status_codes = ["unavailable"] }}',
+        r"retry\.retryable_status_codes\[0\] is 'unavailable'; .*\(did you mean UNAVAILABLE\?\)",
     ),
     (
         f'{LISTENING}{ROUTED}mirror = {{ cluster = "a", share = "10%" }}',
@@ -211,10 +214,23 @@ BROKEN = [
         f"{LISTENING}{ROUTED}[clusters.a.outlier]\nfailures = []",
         r"outlier\.failures: is empty: nobody would ever be ejected",
     ),
-    (f"{LISTENING}{ROUTED}hedge = {{}}", r"routes\[0\]\.hedge\.delay is missing"),
+    (f"{LISTENING}{ROUTED}hedging = {{}}", r"routes\[0\]\.hedging\.hedging_delay is missing"),
+    (f"{LISTENING}{ROUTED}hedge = {{}}", r"routes\[0\]\.hedge is not known \(did you mean hedging\?\)"),
     (
-        f"{LISTENING}{ROUTED}retry = {{}}\nhedge = {{ delay = 1 }}",
-        r"routes\[0\]\.hedge is set beside retry; a route has one of them",
+        f'{LISTENING}{ROUTED}retry = {{ on = ["ABORTED"] }}',
+        r"retry\.on is not known \(did you mean retryable_status_codes\?\)",
+    ),
+    (
+        f'{LISTENING}{ROUTED}retry = {{ backoff = "1s" }}',
+        r"retry\.backoff is not known \(did you mean initial_backoff\?\)",
+    ),
+    (
+        f"{LISTENING}{ROUTED}[clusters.a.outlier_detection]",
+        r"clusters\.a\.outlier_detection is not known \(did you mean outlier\?\)",
+    ),
+    (
+        f"{LISTENING}{ROUTED}retry = {{}}\nhedging = {{ hedging_delay = 1 }}",
+        r"routes\[0\]\.hedging is set beside retry; a route has one of them",
     ),
     ("grace = ", r"proxy\.toml: is not TOML: Invalid value \(at "),
     ("grace = 1\ngrace = 2", "is not TOML: Cannot overwrite a value"),

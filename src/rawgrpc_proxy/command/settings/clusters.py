@@ -10,7 +10,7 @@ from rawgrpc_proxy.cluster.health_settings import HealthCheck
 from rawgrpc_proxy.cluster.outlier_settings import OutlierDetection
 from rawgrpc_proxy.cluster.slow_start import SlowStart
 from rawgrpc_proxy.command.settings.problems import Problems
-from rawgrpc_proxy.command.settings.retries import RetryThrottling
+from rawgrpc_proxy.command.settings.retries import RetryThrottlingSettings
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.discovery.dns_source import DEFAULT_MAX_ADDRESSES, DnsSource, SrvSource, default_resolver
 from rawgrpc_proxy.discovery.found import Found
@@ -200,7 +200,7 @@ class ClusterSettings:
     """Circuit breaker: connections to all endpoints. Calls wait in line for one of them, within the other bounds. There
     should be one for each endpoint at least, or they take turns."""
 
-    retry_throttling: RetryThrottling | None = attrs.field(default=None)
+    retry_throttling: RetryThrottlingSettings | None = attrs.field(default=None)
     """What stops retries and hedging where too much fails; by default nothing does but the number of attempts."""
 
     http2: Http2Settings = attrs.field(factory=Http2Settings)

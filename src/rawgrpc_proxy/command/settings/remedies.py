@@ -23,6 +23,25 @@ _MAIN_TABLES: tuple[tuple[type[Any], str], ...] = (
     (ServeSettings, "the top level, before the first table"),
 )
 
+_OTHER_WORDS = {
+    # What the settings were called before they had gRPC's words.
+    "attempts": "max_attempts",
+    "backoff": "initial_backoff",
+    "delay": "hedging_delay",
+    "hedge": "hedging",
+    "non_fatal": "non_fatal_status_codes",
+    "on": "retryable_status_codes",
+    "retry_throttle": "retry_throttling",
+    # What they are called by Envoy.
+    "health_checks": "health",
+    "lb_policy": "balance",
+    "outlier_detection": "outlier",
+    "per_try_timeout": "per_attempt_timeout",
+    "retry_on": "retryable_status_codes",
+    "retry_policy": "retry",
+}
+"""Names that somebody may know a setting by."""
+
 
 def key_of(name: str) -> str:
     """What a field is called in the file: without its unit, which belongs to the value there."""
@@ -32,6 +51,8 @@ def key_of(name: str) -> str:
 def belongs(key: str, cls: type[Any], path: str) -> str:
     """What to do about a key that the table of this class at `path` does not know."""
     fields = _keys(cls)
+    if (word := _OTHER_WORDS.get(key)) in fields:
+        return f" (did you mean {word}?)"
     if close := meant(key, fields):
         return close
     below = [join(join(path, name), key) for name, table in _tables_in(cls) if key in _keys(table)]

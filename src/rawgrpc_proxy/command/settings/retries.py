@@ -11,7 +11,7 @@ from rawgrpc_proxy.grpc.retry_policy import (
     MOST_REPLAY_BYTES,
     HedgingPolicy,
     RetryPolicy,
-    RetryThrottle,
+    RetryThrottling,
     check_attempts,
     check_not_empty,
 )
@@ -42,14 +42,16 @@ _REPLAY = between(LEAST_REPLAY_BYTES, MOST_REPLAY_BYTES)
 class RetrySettings:
     """When a call that has failed is sent again: for methods that may run twice (`retry = {}` is all defaults)."""
 
-    attempts: int = attrs.field(default=3, validator=check_attempts)
+    max_attempts: int = attrs.field(default=3, validator=check_attempts)
     """How often a call is sent at most, the first attempt included: 2 to 5."""
 
-    on: tuple[StatusName, ...] = attrs.field(default=("UNAVAILABLE",), validator=check_not_empty)
+    retryable_status_codes: tuple[StatusName, ...] = attrs.field(
+        default=("UNAVAILABLE",), validator=check_not_empty
+    )
     """The statuses after which it is sent again, be they the upstream's, or what a reset or a lost connection is mapped
     to. An attempt that `per_attempt_timeout` has ended is followed by another one in any case."""
 
-    backoff_s: float = attrs.field(default=0.05, validator=between(0.001, 86_400))
+    initial_backoff_s: float = attrs.field(default=0.05, validator=between(0.001, 86_400))
     """The pause before the second attempt, 20 % shorter or longer by chance. Each further one is twice as long."""
 
     max_backoff_s: float = attrs.field(default=1.0, validator=between(0.001, 86_400))
@@ -65,9 +67,9 @@ class RetrySettings:
     def policy(self) -> RetryPolicy:
         """What it comes to."""
         return RetryPolicy(
-            attempts=self.attempts,
-            on=[Status[name] for name in self.on],
-            initial_backoff_s=self.backoff_s,
+            max_attempts=self.max_attempts,
+            retryable_status_codes=[Status[name] for name in self.retryable_status_codes],
+            initial_backoff_s=self.initial_backoff_s,
             max_backoff_s=self.max_backoff_s,
             per_attempt_timeout_s=self.per_attempt_timeout_s,
             max_replay_bytes=self.max_replay_bytes,
@@ -75,21 +77,23 @@ class RetrySettings:
 
     def problems(self) -> Problems:
         """What does not fit together."""
-        if self.backoff_s > self.max_backoff_s:
-            yield "backoff", f"is longer than max_backoff ({self.max_backoff_s:g} s); raise that, too"
+        if self.initial_backoff_s > self.max_backoff_s:
+            yield "initial_backoff", f"is longer than max_backoff ({self.max_backoff_s:g} s); raise that, too"
 
 
 @attrs.frozen(kw_only=True)
-class HedgeSettings:
+class HedgingSettings:
     """When copies of a call are sent that has no answer yet: for methods that may run twice, at the same time."""
 
-    attempts: int = attrs.field(default=2, validator=check_attempts)
+    max_attempts: int = attrs.field(default=2, validator=check_attempts)
     """How many attempts there are at most, the first one included: 2 to 5."""
 
-    delay_s: float = attrs.field(validator=between(0, 86_400))
+    hedging_delay_s: float = attrs.field(validator=between(0, 86_400))
     """How long nothing has come until the next attempt is sent; 0: all are sent at once."""
 
-    non_fatal: tuple[StatusName, ...] = attrs.field(default=("UNAVAILABLE",), validator=check_not_empty)
+    non_fatal_status_codes: tuple[StatusName, ...] = attrs.field(
+        default=("UNAVAILABLE",), validator=check_not_empty
+    )
     """Statuses with which an attempt does not end the call: the next one is sent at once. Any other is the call's."""
 
     max_replay_bytes: int = attrs.field(default=64 * 1024, validator=_REPLAY)
@@ -99,15 +103,15 @@ class HedgeSettings:
     def policy(self) -> HedgingPolicy:
         """What it comes to."""
         return HedgingPolicy(
-            attempts=self.attempts,
-            delay_s=self.delay_s,
-            non_fatal=[Status[name] for name in self.non_fatal],
+            max_attempts=self.max_attempts,
+            hedging_delay_s=self.hedging_delay_s,
+            non_fatal_status_codes=[Status[name] for name in self.non_fatal_status_codes],
             max_replay_bytes=self.max_replay_bytes,
         )
 
 
 @attrs.frozen(kw_only=True)
-class RetryThrottling:
+class RetryThrottlingSettings:
     """Tokens that stop retries and hedging by policy where too much fails, as in gRPC: one set in each worker."""
 
     max_tokens: float = attrs.field(default=10.0, validator=between(1, 1000))
@@ -117,6 +121,6 @@ class RetryThrottling:
     """How much of one each success gives back."""
 
     @property
-    def throttle(self) -> RetryThrottle:
-        """A set of tokens."""
-        return RetryThrottle(max_tokens=self.max_tokens, token_ratio=self.token_ratio)
+    def throttling(self) -> RetryThrottling:
+        """A set of these tokens."""
+        return RetryThrottling(max_tokens=self.max_tokens, token_ratio=self.token_ratio)

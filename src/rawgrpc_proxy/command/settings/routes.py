@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import attrs
 
 from rawgrpc_proxy.command.settings.problems import Problems
-from rawgrpc_proxy.command.settings.retries import HedgeSettings, RetrySettings
+from rawgrpc_proxy.command.settings.retries import HedgingSettings, RetrySettings
 from rawgrpc_proxy.command.settings.traffic import (
     ConcurrencySettings,
     MirrorSettings,
@@ -98,8 +98,8 @@ class RouteSettings:
     retry: RetrySettings | None = attrs.field(default=None)
     """When calls that have failed are sent again. By default only those are that provably were not processed."""
 
-    hedge: HedgeSettings | None = attrs.field(default=None)
-    """When copies of calls are sent that have no answer yet. A route has `retry` or `hedge`."""
+    hedging: HedgingSettings | None = attrs.field(default=None)
+    """When copies of calls are sent that have no answer yet. A route has `retry` or `hedging`."""
 
     request_metadata: MetadataChanges = attrs.field(factory=MetadataChanges)
     """Changes to what the cluster gets. A caller cannot undo them in the trailers of its request."""
@@ -123,5 +123,5 @@ class RouteSettings:
             yield "sticky", "goes with split"
         if (self.max_timeout_s or math.inf) < (self.default_timeout_s or 0):
             yield "default_timeout", "is longer than max_timeout"
-        if self.retry is not None and self.hedge is not None:
-            yield "hedge", "is set beside retry; a route has one of them: hedging retries what fails, too"
+        if self.retry is not None and self.hedging is not None:
+            yield "hedging", "is set beside retry; a route has one of them: hedging retries what fails, too"
