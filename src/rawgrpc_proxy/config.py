@@ -1,6 +1,6 @@
 """Settings: frozen, keyword-only, checked once when they are made, then passed whole.
 
-Each default says why it is what it is. Nothing here reads files or argv (`command/settings_file.py` does); how much
+Each default says why it is what it is. Nothing here reads files or argv (`command/settings/file.py` does); how much
 memory there is, `memory_limit.py` asks the system once.
 """
 

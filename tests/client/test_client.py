@@ -121,7 +121,7 @@ async def test_one_task_receives_and_one_sends(engine: Engine) -> None:
 @trio_test
 async def test_a_server_that_cannot_be_reached_is_unavailable(engine: Engine) -> None:
     with deaf_port() as address:
-        async with Pool(connect_wait=0) as pool, Client(pool.target(address)) as client:
+        async with Pool(connect_wait_s=0) as pool, Client(pool.target(address)) as client:
             with pytest.raises(RpcError, match=f"UNAVAILABLE: cannot connect to {address}"):
                 await client.unary_unary("/a.B/C", b"")
             with pytest.raises(RpcError, match=f"UNAVAILABLE: cannot connect to {address}"):

@@ -192,7 +192,7 @@ async def test_an_address_that_moves_is_looked_up_again_when_dials_fail_and_the_
     engine: Engine, clock: MockClock
 ) -> None:
     """However long the ttl."""
-    async with a_town(engine, 1, pool={"connect_wait": 2.0}) as town:
+    async with a_town(engine, 1, pool={"connect_wait_s": 2.0}) as town:
         town.server.ttl_s = 300
         await town.until_cluster_is(1)
         await town.backends[0].stop_listening()

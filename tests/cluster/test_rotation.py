@@ -198,7 +198,7 @@ def test_while_none_of_many_endpoints_can_be_connected_to_a_call_tries_one() -> 
 
     async def main() -> None:
         async with (
-            Pool(connect_wait=0) as pool,
+            Pool(connect_wait_s=0) as pool,
             Cluster([f"127.0.0.{n}:1" for n in range(1, 31)], pool=pool, balancer=balancer) as cluster,
         ):
             with pytest.raises(UpstreamUnavailable, match="cannot connect"):
@@ -242,7 +242,7 @@ def test_a_balancer_that_raises_at_an_update_ends_no_connection(monkeypatch: pyt
             upstream = Upstream()
             await nursery.start(upstream.serve)
             async with (
-                Pool(connect_wait=0) as pool,
+                Pool(connect_wait_s=0) as pool,
                 Cluster([ADDRESSES[0]], pool=pool, balancer=Faulty()) as cluster,
             ):
                 with pytest.raises(UpstreamUnavailable, match="cannot connect"):
@@ -269,7 +269,7 @@ def test_an_endpoint_that_cannot_be_connected_to_is_dialled_no_more_once_it_is_g
 
     async def main() -> None:
         async with (
-            Pool(connect_wait=0, observer=dials) as pool,
+            Pool(connect_wait_s=0, observer=dials) as pool,
             Cluster([ADDRESSES[0]], pool=pool) as cluster,
         ):
             with pytest.raises(UpstreamUnavailable):

@@ -155,7 +155,7 @@ def test_listeners_come_and_go_with_the_settings(folder: Path) -> None:
                     assert not (folder / "p").exists()
                     assert await talking.end() is Status.OK
                 # Nobody has a copy of the socket left that would take a connection and not answer.
-                async with Pool(connect_wait=0) as stranger:
+                async with Pool(connect_wait_s=0) as stranger:
                     with pytest.raises(UpstreamUnavailable):
                         await stranger.get_conn(p)
                 write(file, a, p, q)

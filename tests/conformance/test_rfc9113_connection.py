@@ -105,7 +105,7 @@ def opening(name: str, *steps: Step) -> Exchange:
 def greeting(name: str, *steps: Step) -> Exchange:
     """A rule on the first words of a backend, to which the proxy has said its own."""
     begun: list[Step] = [calls(), preface, "SETTINGS"]
-    return Exchange("3_4", name, [*begun, *steps], None, SMALL_WINDOWS, {"connect_wait": 0})
+    return Exchange("3_4", name, [*begun, *steps], None, SMALL_WINDOWS, {"connect_wait_s": 0})
 
 
 OPENINGS = [

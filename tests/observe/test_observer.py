@@ -135,7 +135,7 @@ async def test_a_dial_that_fails_is_told_with_its_cause_and_the_call_is_refused(
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{nobody.getsockname()[1]}"
-        async with a_watched_proxy(address, connect_wait=0) as (client, of_server, of_pool, _):
+        async with a_watched_proxy(address, connect_wait_s=0) as (client, of_server, of_pool, _):
             assert (await (await client.request("/a.B/C")).answer()).status == Status.UNAVAILABLE
             assert "response_begun" not in of_server.events
         failed = [facts for event, facts in of_pool.heard if event == "dial_failed"]
@@ -177,7 +177,7 @@ async def test_a_handshake_of_tls_that_fails_is_told_on_both_sides() -> None:
     theirs.set_alpn_protocols(["h2"])
     async with (
         a_health_server(of_server, theirs) as address,
-        a_watched_proxy(address, ssl_context=ours, connect_wait=0) as (client, _, of_pool, _),
+        a_watched_proxy(address, ssl_context=ours, connect_wait_s=0) as (client, _, of_pool, _),
     ):
         assert (await (await client.request(CHECK)).answer()).status == Status.UNAVAILABLE
         await until(lambda: "tls_handshake_failed" in of_server.events)

@@ -171,7 +171,7 @@ async def test_an_upstream_that_is_cut_off_gives_no_success(
     size = 0
     is_over = False
     while not is_over:
-        async with a_proxy(engine, pool={"connect_wait": 0.0}) as house, trio.open_nursery() as nursery:
+        async with a_proxy(engine, pool={"connect_wait_s": 0.0}) as house, trio.open_nursery() as nursery:
             seen: list[PeerStream] = []
             nursery.start_soon(house.backend.answer_all, partial(serve, seen=seen))
             client = await house.client()

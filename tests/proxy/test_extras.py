@@ -142,7 +142,7 @@ async def test_flags_tell_why_the_proxy_has_ended_a_call(engine: Engine, wrapped
 
 @trio_test
 async def test_a_call_that_never_gets_to_its_upstream_has_no_attempt(engine: Engine) -> None:
-    async with a_proxy(engine, recorder=Curious(), pool={"connect_wait": 0.1}, unknown=True) as house:
+    async with a_proxy(engine, recorder=Curious(), pool={"connect_wait_s": 0.1}, unknown=True) as house:
         await house.backend.stop_listening()
         call = await (await house.client()).request()
         assert (await call.answer()).status == Status.UNAVAILABLE

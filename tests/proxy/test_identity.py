@@ -160,7 +160,7 @@ async def test_over_tls_each_caller_is_told_by_its_own_certificate_and_by_nothin
     async with a_proxy(engine, director=director) as house:
         houses.append(house)
         context = listener_context(
-            str(pem / "proxy"), str(pem / "proxy"), client_ca=str(pem / "ca"), client_must=False
+            str(pem / "proxy"), str(pem / "proxy"), client_ca=str(pem / "ca"), client_certificate="request"
         )
         handler = transparent_handler(tell_identity(director))
         serve = partial(house.server.serve, "127.0.0.1:0", unknown_service_handler=handler)

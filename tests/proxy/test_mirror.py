@@ -210,7 +210,7 @@ async def test_messages_of_a_stream_go_to_the_shadow_as_they_come(engine: Engine
 
 @trio_test
 async def test_a_shadow_that_takes_nothing_loses_its_copy_and_the_call_goes_on(engine: Engine) -> None:
-    async with a_street(engine, shadow={INITIAL_WINDOW_SIZE: 0}, max_call_bytes=100_000) as street:
+    async with a_street(engine, shadow={INITIAL_WINDOW_SIZE: 0}, max_call_buffered_bytes=100_000) as street:
         call = await street.client.open(request_fields())
         at_backend, at_shadow = await street.house.backend.request(), await street.shadow.request()
         body = bytes(range(256)) * 1200  # 300 KB
@@ -223,7 +223,7 @@ async def test_a_shadow_that_takes_nothing_loses_its_copy_and_the_call_goes_on(e
 
 @trio_test
 async def test_bytes_of_all_copies_are_bounded_together(engine: Engine) -> None:
-    async with a_street(engine, shadow={INITIAL_WINDOW_SIZE: 0}, max_bytes=15_000) as street:
+    async with a_street(engine, shadow={INITIAL_WINDOW_SIZE: 0}, max_buffered_bytes=15_000) as street:
         calls = [await street.client.request(body=bytes(9_995)) for _ in range(2)]
         first = await street.shadow.request()
         await until(lambda: street.mirror.dropped["bytes"] == 1)
@@ -541,7 +541,7 @@ class Chance:
 @trio_test
 async def test_whatever_peers_do_nothing_is_left_and_each_copy_is_counted_once(engine: Engine) -> None:
     chance, limit, count = Chance(), ConcurrencyLimit(20), 150
-    async with a_street(engine, limit=limit, max_call_bytes=20_000, max_calls=15) as street:
+    async with a_street(engine, limit=limit, max_call_buffered_bytes=20_000, max_calls=15) as street:
         house = street.house
         async with trio.open_nursery() as peers:
             peers.start_soon(street.shadow.answer_all, chance.shadow)

@@ -529,7 +529,7 @@ async def test_an_endpoint_that_cannot_be_reached_counts_as_an_attempt(engine: E
     def director(context: CallContext, _method: str) -> Direction:
         return context.with_policy(policy), house.pool.target("127.0.0.1:1")
 
-    async with a_proxy(engine, director=director, pool={"connect_wait": 0.0}) as house:
+    async with a_proxy(engine, director=director, pool={"connect_wait_s": 0.0}) as house:
         call = await (await house.client()).request()
         assert (await call.answer()).status == Status.UNAVAILABLE
         record = await house.record()

@@ -225,7 +225,7 @@ async def test_an_endpoint_that_cannot_be_reached_is_in_backoff_and_says_why(eng
     async def director(context: CallContext, method: str) -> tuple[CallContext, Target]:
         return context, house.pool.target(address)
 
-    async with a_proxy(engine, director=director, pool={"connect_wait": 0}) as house:
+    async with a_proxy(engine, director=director, pool={"connect_wait_s": 0}) as house:
         target = house.pool.target(address)
         assert endpoint_fact("orders", target)["state"] == "idle"
         client = await house.client()

@@ -686,7 +686,7 @@ def test_one_who_has_left_a_dial_takes_and_gives_back_no_place_on_the_connection
 def test_a_dial_to_a_peer_that_allowed_nothing_last_time_still_has_a_place_for_one() -> None:
     async def test(clock: Clock) -> None:
         async with (
-            pool_and_upstream(0, size=1, max_waiting=0, connect_wait=0) as (pool, upstream),
+            pool_and_upstream(0, size=1, max_waiting=0, connect_wait_s=0) as (pool, upstream),
             trio.open_nursery() as nursery,
         ):
             hopeless = Waiter(pool, upstream.address)
@@ -926,7 +926,7 @@ def test_a_lease_tells_how_long_a_header_list_the_peer_takes() -> None:
 
 def test_an_upstream_that_allows_no_streams_is_not_dialled_again_and_again() -> None:
     async def test() -> None:
-        async with pool_and_upstream(0, connect_wait=0.2) as (pool, upstream):
+        async with pool_and_upstream(0, connect_wait_s=0.2) as (pool, upstream):
             with pytest.raises(UpstreamUnavailable, match="allows no streams at present"):
                 await lease(pool, upstream.address)
             # One was dialled at once, in vain, and closed again; the next comes 0.25 s after that.
@@ -1287,7 +1287,7 @@ def test_the_name_of_a_target_is_that_which_its_upstream_has_to_have() -> None:
         async with trio.open_nursery() as nursery:
             upstream = Upstream(tls=server)
             await nursery.start(upstream.serve)
-            async with Pool(connect_wait=0) as pool:
+            async with Pool(connect_wait_s=0) as pool:
                 address = upstream.address
                 conn = await lease(pool, address, ssl_context=context, server_name="orders.internal")
                 conn.close()
@@ -1369,7 +1369,7 @@ def test_an_upstream_that_is_no_use_is_a_failed_dial_and_says_why(
     answer: Callable[[trio.SocketStream], Awaitable[None]], message: str
 ) -> None:
     async def test() -> None:
-        async with listener(answer) as (address, accepted), Pool(connect_wait=0) as pool:
+        async with listener(answer) as (address, accepted), Pool(connect_wait_s=0) as pool:
             with pytest.raises(UpstreamUnavailable, match=message):
                 await lease(pool, address)
             assert accepted
@@ -1426,7 +1426,7 @@ def test_one_dial_that_is_reset_fails_no_call() -> None:
 def test_the_first_call_succeeds_within_five_seconds_of_the_backends_return(away_s: int) -> None:
     async def test(clock: Clock) -> None:
         with deaf_port() as address:
-            async with Pool(connect_wait=0) as pool, trio.open_nursery() as nursery:
+            async with Pool(connect_wait_s=0) as pool, trio.open_nursery() as nursery:
 
                 async def ask() -> bool:
                     """A call, two of them a second."""
@@ -1454,7 +1454,7 @@ def test_the_first_call_succeeds_within_five_seconds_of_the_backends_return(away
 def test_the_next_dial_comes_at_once_and_the_later_ones_after_pauses_that_grow() -> None:
     async def test(clock: Clock) -> None:
         with deaf_port() as address:
-            async with Pool(connect_wait=0, rng=NoJitter()) as pool:
+            async with Pool(connect_wait_s=0, rng=NoJitter()) as pool:
                 clock.trio_clock.rate = 0  # a busy machine would make what is left of a pause shorter
                 pauses = []
                 for _ in range(8):
@@ -1473,7 +1473,7 @@ def test_the_next_dial_comes_at_once_and_the_later_ones_after_pauses_that_grow()
 def test_a_pause_is_never_longer_than_four_seconds_and_never_twice_the_same() -> None:
     async def test(clock: Clock) -> None:
         with deaf_port() as address:
-            async with Pool(connect_wait=0) as pool:
+            async with Pool(connect_wait_s=0) as pool:
                 pauses = []
                 for _ in range(14):
                     with pytest.raises(UpstreamUnavailable):
@@ -1512,7 +1512,7 @@ def test_a_dial_that_waited_for_an_answer_has_been_a_pause_itself() -> None:
 def test_a_call_waits_for_the_next_dials_as_long_as_it_may_and_then_fails_with_the_cause() -> None:
     async def test(clock: Clock) -> None:
         with deaf_port() as address:
-            async with Pool(connect_wait=1.5) as pool, trio.open_nursery() as nursery:
+            async with Pool(connect_wait_s=1.5) as pool, trio.open_nursery() as nursery:
                 (caller,) = await waiters(nursery, pool, address, 1)
                 clock.jump(1.3)
                 await trio.testing.wait_all_tasks_blocked()
@@ -1527,7 +1527,7 @@ def test_under_a_hard_cap_as_many_calls_wait_for_the_next_dials_as_these_would_s
     async def test() -> None:
         with deaf_port() as address:
             async with (
-                Pool(size=1, ms=2, max_waiting=1, connect_wait=60) as pool,
+                Pool(size=1, ms=2, max_waiting=1, connect_wait_s=60) as pool,
                 trio.open_nursery() as nursery,
             ):
                 await waiters(nursery, pool, address, 1)
@@ -1559,7 +1559,7 @@ def test_an_error_that_cannot_be_described_is_taken_all_the_same() -> None:
 def test_dials_that_fail_together_count_once() -> None:
     async def test(clock: Clock) -> None:
         with deaf_port() as address:
-            async with Pool(ms=1, connect_wait=0) as pool, trio.open_nursery() as nursery:
+            async with Pool(ms=1, connect_wait_s=0) as pool, trio.open_nursery() as nursery:
                 callers = [Waiter(pool, address) for _ in range(20)]
                 for caller in callers:
                     nursery.start_soon(caller.run)
@@ -1580,7 +1580,7 @@ def test_while_dialling_fails_there_is_one_dial_at_a_time_however_many_calls_wai
 
         async with (
             listener(answer) as (address, accepted),
-            Pool(ms=1, connect_wait=0) as pool,
+            Pool(ms=1, connect_wait_s=0) as pool,
             trio.open_nursery() as nursery,
         ):
             with pytest.raises(UpstreamUnavailable):
@@ -1603,7 +1603,7 @@ def test_while_dialling_fails_there_is_one_dial_at_a_time_however_many_calls_wai
 def test_when_a_dial_succeeds_all_who_waited_for_it_are_served_and_the_trouble_is_forgotten() -> None:
     async def test(clock: Clock) -> None:
         with deaf_port() as address:
-            async with Pool(ms=2, connect_wait=5) as pool, trio.open_nursery() as nursery:
+            async with Pool(ms=2, connect_wait_s=5) as pool, trio.open_nursery() as nursery:
                 callers = await waiters(nursery, pool, address, 6)
                 upstream = Upstream()
                 await nursery.start(upstream.serve, None, int(address.rpartition(":")[2]))
@@ -1623,7 +1623,7 @@ def test_when_a_dial_succeeds_all_who_waited_for_it_are_served_and_the_trouble_i
 def test_what_was_dialled_for_nobody_is_kept_if_an_idle_connection_is_wanted() -> None:
     async def test(clock: Clock, idle: int) -> None:
         with deaf_port() as address:
-            async with Pool(idle=idle, connect_wait=0) as pool, trio.open_nursery() as nursery:
+            async with Pool(idle=idle, connect_wait_s=0) as pool, trio.open_nursery() as nursery:
                 with pytest.raises(UpstreamUnavailable):
                     await lease(pool, address)
                 upstream = Upstream()
@@ -1644,7 +1644,7 @@ def test_what_was_dialled_for_nobody_is_kept_if_an_idle_connection_is_wanted() -
 def test_who_stands_in_line_waits_out_the_pauses_as_long_as_there_are_connections() -> None:
     async def test(clock: Clock) -> None:
         async with (
-            pool_and_upstream(1, size=2, max_waiting=3, connect_wait=0) as (pool, upstream),
+            pool_and_upstream(1, size=2, max_waiting=3, connect_wait_s=0) as (pool, upstream),
             trio.open_nursery() as nursery,
         ):
             first = await lease(pool, upstream.address)
@@ -1667,7 +1667,7 @@ def test_who_stands_in_line_waits_out_the_pauses_as_long_as_there_are_connection
 def test_who_stands_in_line_fails_when_the_last_connection_goes_and_dialling_pauses() -> None:
     async def test() -> None:
         async with (
-            pool_and_upstream(1, size=2, max_waiting=3, connect_wait=0) as (pool, upstream),
+            pool_and_upstream(1, size=2, max_waiting=3, connect_wait_s=0) as (pool, upstream),
             trio.open_nursery() as nursery,
         ):
             await lease(pool, upstream.address)
@@ -1695,7 +1695,7 @@ async def waiters_at_once(nursery: trio.Nursery, pool: Pool, upstream: Upstream,
 
 def test_the_end_of_the_last_connection_does_not_make_the_trouble_forgotten() -> None:
     async def test(clock: Clock) -> None:
-        async with pool_and_upstream(1, idle=0, connect_wait=0) as (pool, upstream):
+        async with pool_and_upstream(1, idle=0, connect_wait_s=0) as (pool, upstream):
             conn = await lease(pool, upstream.address)
             upstream.refuse = True
             with pytest.raises(UpstreamUnavailable):
@@ -1711,7 +1711,7 @@ def test_the_end_of_the_last_connection_does_not_make_the_trouble_forgotten() ->
 def test_an_upstream_that_nobody_uses_any_more_is_dialled_for_half_a_minute_and_forgotten() -> None:
     async def test(clock: Clock) -> None:
         with deaf_port() as address:
-            async with pool_and_upstream(idle=0, connect_wait=0) as (pool, upstream):
+            async with pool_and_upstream(idle=0, connect_wait_s=0) as (pool, upstream):
                 (await lease(pool, upstream.address)).close()
                 await upstream.connections[0].gone()
                 with pytest.raises(UpstreamUnavailable):
@@ -1833,7 +1833,7 @@ def test_a_fault_in_a_dial_fails_its_calls_with_internal_and_the_pool_goes_on() 
     async def test() -> None:
         heard = Heard()
         trio.socket.set_custom_hostname_resolver(BrokenNames())
-        async with pool_and_upstream(observer=heard, connect_wait=0) as (pool, upstream):
+        async with pool_and_upstream(observer=heard, connect_wait_s=0) as (pool, upstream):
             with pytest.raises(RpcError, match="internal error in the proxy") as error:
                 await lease(pool, "backend:80")
             assert error.value.status is Status.INTERNAL
@@ -1846,7 +1846,7 @@ def test_a_fault_in_a_dial_fails_its_calls_with_internal_and_the_pool_goes_on() 
 def test_the_observer_hears_of_failed_dials_and_of_calls_cut_off_and_of_no_orderly_end() -> None:
     async def test() -> None:
         heard = Heard()
-        async with pool_and_upstream(observer=heard, connect_wait=0, idle=1) as (pool, upstream):
+        async with pool_and_upstream(observer=heard, connect_wait_s=0, idle=1) as (pool, upstream):
             conn = await lease(pool, upstream.address)
             stream = conn.open_stream(REQUEST)
             (peer,) = await upstream.connected(1)
@@ -2012,7 +2012,7 @@ def test_out_of_descriptors_is_the_proxys_own_trouble_and_the_upstream_is_dialle
 ) -> None:
     async def test() -> None:
         heard = Heard()
-        async with pool_and_upstream(connect_wait=0, observer=heard) as (pool, upstream):
+        async with pool_and_upstream(connect_wait_s=0, observer=heard) as (pool, upstream):
             with (
                 no_descriptors_left(but) as limit,
                 pytest.raises(
@@ -2036,7 +2036,7 @@ def test_out_of_descriptors_is_the_proxys_own_trouble_and_the_upstream_is_dialle
 
 def test_calls_wait_for_descriptors_as_for_an_upstream() -> None:
     async def test() -> None:
-        async with pool_and_upstream(connect_wait=5) as (pool, upstream), trio.open_nursery() as nursery:
+        async with pool_and_upstream(connect_wait_s=5) as (pool, upstream), trio.open_nursery() as nursery:
             with no_descriptors_left():
                 callers = await waiters(nursery, pool, upstream.address, 3)
                 await pause_of(pool, upstream.address)
@@ -2050,7 +2050,7 @@ def test_however_long_descriptors_are_missing_the_pauses_do_not_grow() -> None:
     async def test() -> None:
         heard = Heard()
         async with (
-            pool_and_upstream(connect_wait=60, observer=heard) as (pool, upstream),
+            pool_and_upstream(connect_wait_s=60, observer=heard) as (pool, upstream),
             trio.open_nursery() as nursery,
         ):
             with no_descriptors_left():
@@ -2066,7 +2066,7 @@ def test_however_long_descriptors_are_missing_the_pauses_do_not_grow() -> None:
 def test_a_connection_of_its_own_goes_to_the_next_in_line_while_no_other_can_be_dialled() -> None:
     async def test() -> None:
         async with (
-            pool_and_upstream(size=0, connect_wait=5) as (pool, upstream),
+            pool_and_upstream(size=0, connect_wait_s=5) as (pool, upstream),
             trio.open_nursery() as nursery,
         ):
             conn = await lease(pool, upstream.address)

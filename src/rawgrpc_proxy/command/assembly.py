@@ -341,7 +341,7 @@ def _pool(
         max_waiting=kind.max_waiting,
         max_connections=max_connections,
         dial_timeout_s=kind.dial_timeout_s,
-        connect_wait=kind.connect_wait_s,
+        connect_wait_s=kind.connect_wait_s,
         loop_guard=guard,
         settings=http2,
         observer=observer,
@@ -374,8 +374,13 @@ def collector_tls(tracing: TracingSettings | None, tell: Callable[[str], None]) 
 def _listener_tls(tls: ListenerTls | None, tell: Callable[[str], None]) -> TlsContext | None:
     if tls is None:
         return None
-    must = tls.client_certificate == "require"
-    make = partial(listener_context, tls.certificate, tls.key, client_ca=tls.client_ca, client_must=must)
+    make = partial(
+        listener_context,
+        tls.certificate,
+        tls.key,
+        client_ca=tls.client_ca,
+        client_certificate=tls.client_certificate,
+    )
     return ContextOfFiles(make, filter(None, (tls.certificate, tls.key, tls.client_ca)), tell)
 
 

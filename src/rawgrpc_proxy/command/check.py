@@ -1,6 +1,6 @@
 """`rawgrpc-proxy check`: the settings in force, each with where it comes from.
 
-Every mistake has been said before, when they were read (`settings_file.py`).
+Every mistake has been said before, when they were read (`settings/file.py`).
 """
 
 import json

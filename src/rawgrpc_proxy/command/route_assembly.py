@@ -120,10 +120,10 @@ def _rate_limiter(settings: RateLimitSettings | None, workers: int) -> RateLimit
 def _concurrency(settings: ConcurrencySettings | None, workers: int) -> ConcurrencyLimit | None:
     if settings is None:
         return None
-    highest = share_of(settings.highest, workers)
+    maximum = share_of(settings.maximum, workers)
     if settings.adaptive:
-        return AdaptiveLimit(share_of(settings.lowest, workers), highest)
-    return ConcurrencyLimit(highest)
+        return AdaptiveLimit(share_of(settings.minimum, workers), maximum)
+    return ConcurrencyLimit(maximum)
 
 
 def _mirror(settings: MirrorSettings | None, clusters: Mapping[str, Cluster]) -> Mirror | None:
@@ -133,8 +133,8 @@ def _mirror(settings: MirrorSettings | None, clusters: Mapping[str, Cluster]) ->
         clusters[settings.cluster],
         share=settings.share,
         max_calls=settings.max_calls,
-        max_call_bytes=settings.max_call_buffered_bytes,
-        max_bytes=settings.max_buffered_bytes,
+        max_call_buffered_bytes=settings.max_call_buffered_bytes,
+        max_buffered_bytes=settings.max_buffered_bytes,
     )
 
 

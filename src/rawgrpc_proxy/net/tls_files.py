@@ -10,7 +10,7 @@ import os
 import ssl
 import time
 from collections.abc import Callable, Iterable
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.net.tls import UpstreamContext
@@ -20,11 +20,18 @@ _CIPHERS = "@SECLEVEL=2:ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20:!aDS
 """Of TLS 1.2, those that RFC 9113 §9.2.2 does not advise against: ephemeral keys and AEAD. TLS 1.3 has no others."""
 _LOOK_EVERY_S = 1.0
 
+ClientCertificate = Literal["require", "request"]
+"""Whether a caller must have a certificate, or may."""
+
 
 def listener_context(
-    certificate: str, key: str, *, client_ca: str | None = None, client_must: bool = True
+    certificate: str,
+    key: str,
+    *,
+    client_ca: str | None = None,
+    client_certificate: ClientCertificate = "require",
 ) -> ssl.SSLContext:
-    """A context for callers. With `client_ca` a caller `client_must` have a certificate of it, or may.
+    """A context for callers. With `client_ca` a certificate of it is required of each, or only requested.
 
     Raises `ConfigError`.
     """
@@ -39,7 +46,7 @@ def listener_context(
     _load_pair(context, certificate, key)
     if client_ca is not None:
         _load_authorities(context, client_ca)
-        context.verify_mode = ssl.CERT_REQUIRED if client_must else ssl.CERT_OPTIONAL
+        context.verify_mode = ssl.CERT_REQUIRED if client_certificate == "require" else ssl.CERT_OPTIONAL
     return context
 
 

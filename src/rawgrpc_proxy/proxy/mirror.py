@@ -39,8 +39,8 @@ length; it has no connection; its limits are reached; it does not end in time; s
 class Mirror:
     """Copies a share of the calls that have it in their policy to a target or a cluster, as long as it is open.
 
-    `max_calls` copies may be under way; `max_call_bytes` of one, and `max_bytes` of all, may wait for the shadow to
-    take them. Use it as `async with Mirror(...) as mirror:`; leaving gives up what is under way.
+    `max_calls` copies may be under way; `max_call_buffered_bytes` of one, and `max_buffered_bytes` of all, may wait for
+    the shadow to take them. Use it as `async with Mirror(...) as mirror:`; leaving gives up what is under way.
 
     `sent` counts copies that the shadow got, `same` and `different` those that ended with the status of their call or
     another one, `given_up` those whose call did not end by a status of its upstream, and `dropped` others by why.
@@ -52,8 +52,8 @@ class Mirror:
         *,
         share: float = 1.0,
         max_calls: int = 100,
-        max_call_bytes: int = 1024 * 1024,
-        max_bytes: int = 16 * 1024 * 1024,
+        max_call_buffered_bytes: int = 1024 * 1024,
+        max_buffered_bytes: int = 16 * 1024 * 1024,
         rng: Random | None = None,
     ) -> None:
         """Raise `ConfigError` for what cannot work."""
@@ -64,8 +64,8 @@ class Mirror:
         self._where = where
         self._share = share
         self._max_calls = max_calls
-        self._max_call_bytes = max_call_bytes
-        self._max_bytes = max_bytes
+        self._max_call_buffered_bytes = max_call_buffered_bytes
+        self._max_buffered_bytes = max_buffered_bytes
         self._rng = rng or Random()  # noqa: S311  # no secret
         self._manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._nursery: trio.Nursery | None = None
@@ -167,7 +167,9 @@ class Mirror:
 
     def may_wait(self, size: int, of_copy: int) -> bool:
         """Whether `size` bytes more may wait, of a copy that would then have `of_copy`."""
-        return of_copy <= self._max_call_bytes and self.waiting_bytes + size <= self._max_bytes
+        return (
+            of_copy <= self._max_call_buffered_bytes and self.waiting_bytes + size <= self._max_buffered_bytes
+        )
 
     def forget(self, copy: ShadowCall) -> None:
         """It is over."""

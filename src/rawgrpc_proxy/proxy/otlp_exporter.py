@@ -97,7 +97,7 @@ class OtlpExporter:
         self._pool = Pool(
             size=1,
             ttl=_CONNECTION_S,
-            connect_wait=0.0,  # there is a pause of our own, and the cause is wanted
+            connect_wait_s=0.0,  # there is a pause of our own, and the cause is wanted
             loop_guard=loop_guard,
             settings=settings,
         )

@@ -53,9 +53,9 @@ class Pool:
 
     After a failed dial the next one comes at once (within 50 ms), and then one at a time, with pauses that grow to 4 s,
     in the background as long as calls ask for the address or did in the last 30 s. Meanwhile calls wait for it, each
-    for `connect_wait` seconds at the most (0: not at all), and then fail with the cause. A peer that allows no streams
-    at all counts as a failed dial. Where this process lacks something, like file descriptors, the upstream is not
-    blamed: the calls wait just so, the error says what is missing, and the next call dials.
+    for `connect_wait_s` seconds at the most (0: not at all), and then fail with the cause. A peer that allows no
+    streams at all counts as a failed dial. Where this process lacks something, like file descriptors, the upstream is
+    not blamed: the calls wait just so, the error says what is missing, and the next call dials.
 
     `dial_timeout_s` covers all up to the upstream's first SETTINGS: name, TCP, TLS, HTTP/2. The original has 1 s; a
     lost SYN is only sent again after that time. Of a name with several addresses another one is tried when the first
@@ -81,7 +81,7 @@ class Pool:
         max_waiting: int | None = None,
         max_connections: int | None = None,
         dial_timeout_s: float = 3.0,
-        connect_wait: float = 1.0,
+        connect_wait_s: float = 1.0,
         loop_guard: LoopGuard | None = None,
         settings: Http2Settings | None = None,
         observer: PoolObserver | None = None,
@@ -95,11 +95,11 @@ class Pool:
             size >= 0
             and ttl >= 0
             and dial_timeout_s > 0
-            and connect_wait >= 0
+            and connect_wait_s >= 0
             and (max_waiting is None or max_waiting >= 0)
         ):
             raise ConfigError(
-                "a pool needs size >= 0, ttl >= 0, max_waiting >= 0, connect_wait >= 0 and dial_timeout_s > 0"
+                "a pool needs size >= 0, ttl >= 0, max_waiting >= 0, connect_wait_s >= 0 and dial_timeout_s > 0"
             )
         if max_connections is not None and max_connections < 1:
             raise ConfigError("a pool needs max_connections >= 1, or None")
@@ -112,7 +112,7 @@ class Pool:
             max_waiting=max_waiting,
             max_connections=max_connections,
             dial_timeout_s=dial_timeout_s,
-            connect_wait_s=connect_wait,
+            connect_wait_s=connect_wait_s,
             loop_guard=loop_guard,
             settings=settings or Http2Settings(),
             observer=observer,

@@ -5,7 +5,7 @@
     options ─────┘   (where each value comes from is remembered)        │
                                                                          └─► problems, with path and remedy
 
-What a setting may be is written with the setting (`settings.py`, `config.py`); this module knows only types. Nothing is
+What a setting may be is written with the setting (`model.py`, `config.py`); this module knows only types. Nothing is
 opened here but the file.
 """
 

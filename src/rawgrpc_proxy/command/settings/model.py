@@ -1,9 +1,9 @@
 """What `rawgrpc-proxy serve` runs: one model for the settings file, the environment and the command line.
 
-Clusters and routes are in `cluster_settings.py` and `route_settings.py`.
+Clusters are in `clusters.py`, routes in `routes.py`.
 
 Frozen, checked field by field when it is made; what fields must be to each other is in `problems`. Where it comes from
-is `settings_file.py`'s matter, what is made of it `assembly.py`'s. Names ending in `_s` and `_bytes` are in seconds and
+is `file.py`'s matter, what is made of it `assembly.py`'s. Names ending in `_s` and `_bytes` are in seconds and
 bytes here; in the file they have no such ending, for there the value may have a unit.
 """
 
@@ -22,12 +22,12 @@ from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.grpc.status_origin import StatusOrigin
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.networks import UNIX, Networks
+from rawgrpc_proxy.net.tls_files import ClientCertificate
 from rawgrpc_proxy.observe.fields import check_fields
 from rawgrpc_proxy.proxy.identity import check_identity_header
 from rawgrpc_proxy.validators import at_least, between, held_to
 
 LogFormat = Literal["text", "json", "none"]
-ClientCertificate = Literal["require", "request"]
 Forwarded = Literal["x-forwarded-for", "forwarded", "none"]
 _HOST = re.compile(r"[A-Za-z0-9_.-]{1,253}")
 

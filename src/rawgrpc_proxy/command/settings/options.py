@@ -1,7 +1,7 @@
-"""Options of `serve`, and variables of the environment, as settings: each is a shorthand for one (`settings.py`).
+"""Options of `serve`, and variables of the environment, as settings: each is a shorthand for one (`model.py`).
 
 Each option has a twin in the environment, `--max-waiting` has `RAWGRPC_PROXY_MAX_WAITING`. A file wins over the
-environment, and options win over both; `settings_file.py` lays them over each other.
+environment, and options win over both; `file.py` lays them over each other.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """What to do about a mistake in the settings, in words: what was meant, where it belongs, what may stand there.
 
-What it does not do: find mistakes (`settings_file.py` does).
+What it does not do: find mistakes (`file.py` does).
 """
 
 import re

@@ -76,16 +76,16 @@ class ConcurrencySettings:
             yield "max", "is missing; write it, or adaptive = true"
         if not self.adaptive and self.min is not None:
             yield "min", "goes with adaptive = true"
-        if self.adaptive and self.lowest > self.highest:
-            yield "min", f"of {self.lowest} is more than max, {self.highest}"
+        if self.adaptive and self.minimum > self.maximum:
+            yield "min", f"of {self.minimum} is more than max, {self.maximum}"
 
     @property
-    def lowest(self) -> int:
+    def minimum(self) -> int:
         """The lower bound of an adaptive limit."""
         return 4 if self.min is None else self.min
 
     @property
-    def highest(self) -> int:
+    def maximum(self) -> int:
         """Its upper bound."""
         return 1000 if self.max is None else self.max
 
