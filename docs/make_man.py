@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rawgrpc_proxy.command.arguments import Argument, Command, commands_of
-from rawgrpc_proxy.command.cli import _parser
+from rawgrpc_proxy.command.cli import make_parser
 
 PAGE = Path(__file__).with_name("rawgrpc-proxy.1")
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
@@ -75,7 +75,7 @@ rawgrpc-proxy check proxy.toml && rawgrpc-proxy serve --config proxy.toml
 
 def page() -> str:
     """The whole page."""
-    program, commands = commands_of(_parser(whole=True))
+    program, commands = commands_of(make_parser(whole=True))
     version = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["version"]
     return "\n".join(
         [

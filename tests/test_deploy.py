@@ -67,7 +67,7 @@ KUBERNETES = ("kubernetes.yaml", "kubernetes-sidecar.yaml")
 
 
 def understood(arguments: list[str]) -> None:
-    options = cli._parser().parse_args(arguments)
+    options = cli.make_parser().parse_args(arguments)
     assert options.command is not None
 
 

@@ -284,7 +284,7 @@ def test_every_command_of_the_readme_is_understood() -> None:
     ]
     assert len(commands) == 2
     for _, *arguments in commands:
-        assert cli._parser().parse_args(arguments).command is not None
+        assert cli.make_parser().parse_args(arguments).command is not None
 
 
 def test_every_option_of_serve_is_in_the_readme_or_on_the_page_of_settings(
@@ -303,7 +303,7 @@ def test_the_options_that_people_need_first_are_ten_and_all_others_are_in_the_ma
     table = re.findall(r"^\| (`--.*?) \|", TEXT, re.MULTILINE)
     assert len(re.findall("`--", "".join(table))) == 10
     man = (README.parent / "docs" / "rawgrpc-proxy.1").read_text(encoding="utf-8").replace("\\-", "-")
-    _, commands = commands_of(cli._parser(whole=True))
+    _, commands = commands_of(cli.make_parser(whole=True))
     for command in commands:
         for option in command.options:
             assert option.names[-1] == "--help" or re.search(

@@ -20,7 +20,6 @@ import trio
 from rawgrpc_proxy.call import Call
 from rawgrpc_proxy.client.client import Client
 from rawgrpc_proxy.codes import Status
-from rawgrpc_proxy.command import cli
 from rawgrpc_proxy.command.assembly import Process
 from rawgrpc_proxy.command.cli import main
 from rawgrpc_proxy.command.log import heard_by, log_for
@@ -962,5 +961,5 @@ def test_ctrl_c_before_signals_are_received_is_no_traceback(monkeypatch: pytest.
     def interrupted(**_settings: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_demo", interrupted)
+    monkeypatch.setattr("rawgrpc_proxy.command.demo.run_demo", interrupted)
     assert main(["demo"]) == 128 + signal.SIGINT

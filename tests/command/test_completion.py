@@ -86,7 +86,14 @@ LINES = [
 
 def in_bash(folder: Path, *words: str) -> list[str]:
     """What bash offers for the last of these words."""
-    arguments = ("--norc", "--noprofile", "-c", _ASK_BASH, "bash", script("bash", cli._parser(whole=True)))
+    arguments = (
+        "--norc",
+        "--noprofile",
+        "-c",
+        _ASK_BASH,
+        "bash",
+        script("bash", cli.make_parser(whole=True)),
+    )
     return sorted(run(shell("bash"), *arguments, "rawgrpc-proxy", *words, folder=folder).splitlines())
 
 
@@ -103,7 +110,7 @@ def test_bash_offers_values_behind_an_equals_sign_which_is_a_word_of_its_own_the
 
 @pytest.mark.parametrize(("line", "offered"), LINES, ids=[line for line, _ in LINES])
 def test_fish_offers_what_may_stand_there(folder: Path, line: str, offered: list[str]) -> None:
-    ask = f"{script('fish', cli._parser(whole=True))}\ncomplete -C 'rawgrpc-proxy {line}'"
+    ask = f"{script('fish', cli.make_parser(whole=True))}\ncomplete -C 'rawgrpc-proxy {line}'"
     lines = run(shell("fish"), "--no-config", "-c", ask, folder=folder).splitlines()
     assert sorted(line.split("\t")[0].rstrip("/").replace("\\", "") for line in lines) == offered
 
@@ -146,7 +153,7 @@ class Zsh:
 
 @pytest.fixture
 def zsh(folder: Path) -> Iterator[Zsh]:
-    (folder / "completion.zsh").write_text(script("zsh", cli._parser(whole=True)))
+    (folder / "completion.zsh").write_text(script("zsh", cli.make_parser(whole=True)))
     terminal = Zsh(folder)
     try:
         # What is completed is not run but shown, between signs that were not typed.
@@ -185,7 +192,7 @@ def test_every_command_and_option_is_in_the_script_that_is_printed(
 ) -> None:
     assert cli.main(["completion", name]) == 0
     printed = capsys.readouterr().out
-    program, commands = commands_of(cli._parser(whole=True))
+    program, commands = commands_of(cli.make_parser(whole=True))
     assert len(commands) > 4
     for command in (program, *commands):
         assert command.name in printed

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rawgrpc_proxy.command.arguments import commands_of
-from rawgrpc_proxy.command.cli import _parser
+from rawgrpc_proxy.command.cli import make_parser
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "rawgrpc-proxy.1"
@@ -33,7 +33,7 @@ def test_groff_shows_every_command_and_option_with_its_help_and_warns_of_nothing
     shown = output_of("groff", "-man", "-Tascii", "-ww", "-P-cbou", "-rLL=1000n", str(PAGE))
     assert "warning:" not in shown
     words = " ".join(shown.split())
-    program, commands = commands_of(_parser(whole=True))
+    program, commands = commands_of(make_parser(whole=True))
     assert len(commands) > 4
     for command in (program, *commands):
         assert f"{command.name} {' '.join(command.description.split())}" in words

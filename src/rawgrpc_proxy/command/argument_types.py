@@ -4,9 +4,17 @@ import argparse
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any, Final
 
+from rawgrpc_proxy.config import ENGINES, Http2Settings
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.net.address import Address
+
+ENGINE: Final[dict[str, Any]] = {
+    "choices": ENGINES,
+    "help": f"which implementation of HTTP/2 to use: {' or '.join(ENGINES)} (default: {Http2Settings().engine})",
+}
+"""What there is to say of an option `--engine`."""
 
 
 def checked(parse: Callable[[str], object]) -> Callable[[str], str]:

@@ -1,10 +1,21 @@
 """`rawgrpc-proxy certs`: a throw-away authority, and pairs of it, to try TLS with. Not for anything that matters."""
 
+import argparse
 from pathlib import Path
 
 from rawgrpc_proxy.errors import ConfigError
 
 _SERVER_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+def add_certs(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `certs`."""
+    parser.description = (
+        "Make a throw-away certificate authority, and pairs for a server on this machine and for a client, to try TLS "
+        "with. Files that are there already are left as they are."
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where to put them; made if it is not there")
+    parser.set_defaults(command=lambda options: certs(options.folder))
 
 
 def certs(folder: Path) -> int:

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Callable, Iterator
 
 from rawgrpc_proxy.command.arguments import Argument, Command, commands_of
+from rawgrpc_proxy.command.cli import make_parser
 
 _PATHS = {"FILE": ":file", "DIR": ":folder"}
 _BASH = """\
@@ -82,9 +83,18 @@ fi
 """
 
 
-def completion(shell: str, parser: argparse.ArgumentParser) -> int:
-    """Print the script for this shell, one of `SHELLS`."""
-    print(script(shell, parser), end="")
+def add_completion(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `completion`."""
+    parser.description = (
+        "Print a script that completes these arguments. For bash and zsh: "
+        'eval "$(rawgrpc-proxy completion bash)"; for fish: rawgrpc-proxy completion fish | source.'
+    )
+    parser.add_argument("shell", choices=SHELLS, help="which shell it is for")
+    parser.set_defaults(command=_completion)
+
+
+def _completion(options: argparse.Namespace) -> int:
+    print(script(options.shell, make_parser(whole=True)), end="")
     return 0
 
 

@@ -4,6 +4,7 @@ It shows that an installation works, and what the proxy sees of a call; `--stay`
 The backend answers any payload with the bytes it got, so neither side needs protobuf. It is no benchmark.
 """
 
+import argparse
 import math
 import os
 import signal
@@ -21,6 +22,7 @@ import trio
 from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.client.client import Client
 from rawgrpc_proxy.codes import Status
+from rawgrpc_proxy.command.argument_types import ENGINE
 from rawgrpc_proxy.command.certs import write_certificates
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.errors import RpcError
@@ -57,6 +59,30 @@ service Echo {
   rpc Bidi(stream Text) returns (stream Text);
 }
 """
+
+
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `demo`."""
+    parser.description = (
+        "Start a small built-in gRPC backend and the proxy in front of it on free loopback ports, make a call of each "
+        "shape through them, and check the answers. The exit code is 0 if all is as expected, else 1."
+    )
+    parser.add_argument(
+        "--stay",
+        action="store_true",
+        help="then leave both running, for other clients, until SIGINT or SIGTERM",
+    )
+    parser.add_argument(
+        "--tls",
+        action="store_true",
+        help="all speak TLS, with throw-away certificates on both sides (pip install 'rawgrpc-proxy[certs]')",
+    )
+    parser.add_argument("--engine", default=Http2Settings().engine, **ENGINE)
+    parser.set_defaults(command=_demo)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    return run_demo(stay=options.stay, tls=options.tls, settings=Http2Settings(engine=options.engine))
 
 
 # ----------------------------------------------------------------------- backend

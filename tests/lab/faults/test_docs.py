@@ -72,9 +72,9 @@ def test_numbers_of_calls_on_the_page_can_be_read() -> None:
 
 
 def test_the_commands_on_the_page_name_options_and_presets_that_there_are() -> None:
-    from rawgrpc_proxy.command.cli import _parser  # noqa: PLC0415
+    from rawgrpc_proxy.command.cli import make_parser  # noqa: PLC0415
 
-    parser = _parser()
+    parser = make_parser()
     for line in re.findall(r"^rawgrpc-proxy (.*)$", TEXT, re.MULTILINE):
         if "--list" not in line.split():
             options = parser.parse_args(shlex.split(line))
