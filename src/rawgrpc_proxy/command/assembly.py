@@ -154,7 +154,7 @@ def _faults(serve: ServeSettings) -> tuple[Wrap | None, Answers]:
     """What is between connections and their peers to break them on purpose, and what may be asked and told of it."""
     if serve.faults is None and (serve.admin is None or not serve.admin.faults):
         return None, {"faults": lambda _: []}
-    from rawgrpc_proxy.command.lab.serve_faults import answers_about, faults_of_settings  # noqa: PLC0415  # for few
+    from rawgrpc_proxy.command.lab.worker_faults import answers_about, faults_of_settings  # noqa: PLC0415  # for few
     from rawgrpc_proxy.lab.faults.pump import with_faults  # noqa: PLC0415
 
     faults = faults_of_settings(serve)

@@ -22,7 +22,7 @@ def check(settings: Settings) -> int:
     tls_contexts(settings.serve, print)
     collector_tls(settings.serve.tracing, print)
     if settings.serve.faults is not None:
-        from rawgrpc_proxy.command.lab.serve_faults import faults_of_settings  # noqa: PLC0415  # for few
+        from rawgrpc_proxy.command.lab.worker_faults import faults_of_settings  # noqa: PLC0415  # for few
 
         faults_of_settings(settings.serve)
     print(text_of(settings))

@@ -22,8 +22,8 @@ import trio
 from rawgrpc_proxy.command.admin.messages import Refused, Stream
 from rawgrpc_proxy.command.admin.site import serve_admin
 from rawgrpc_proxy.command.deputy_news import news_from_supervisor, read_ledger, write_ledger
+from rawgrpc_proxy.command.lab.admin_faults import TELL, FaultOrders, summed
 from rawgrpc_proxy.command.lab.admin_taps import AdminTaps
-from rawgrpc_proxy.command.lab.fault_orders import TELL, FaultOrders, summed
 from rawgrpc_proxy.command.lab.tap_wishes import TapWishes
 from rawgrpc_proxy.command.link import Link, NoAnswer
 from rawgrpc_proxy.observe.call_log import CallLog

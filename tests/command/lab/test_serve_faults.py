@@ -15,8 +15,8 @@ from trio.testing import trio_test
 
 from rawgrpc_proxy.command import cli
 from rawgrpc_proxy.command.admin.messages import Refused
-from rawgrpc_proxy.command.lab.fault_orders import FaultOrders, summed
-from rawgrpc_proxy.command.lab.serve_faults import answers_about
+from rawgrpc_proxy.command.lab.admin_faults import FaultOrders, summed
+from rawgrpc_proxy.command.lab.worker_faults import answers_about
 from rawgrpc_proxy.lab.faults.actions import Reset
 from rawgrpc_proxy.lab.faults.fault import Fault
 from rawgrpc_proxy.lab.faults.injector import Faults

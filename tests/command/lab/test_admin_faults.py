@@ -12,7 +12,7 @@ from trio.testing import MockClock, trio_test, wait_all_tasks_blocked
 
 from rawgrpc_proxy.command.deputy import Workers
 from rawgrpc_proxy.command.deputy_news import nameless_file
-from rawgrpc_proxy.command.lab.fault_orders import CLEAR, PUT, TELL
+from rawgrpc_proxy.command.lab.admin_faults import CLEAR, PUT, TELL
 from rawgrpc_proxy.command.link import Link, answer
 from tests.proxy.house import until
 

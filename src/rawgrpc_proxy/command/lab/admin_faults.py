@@ -1,6 +1,6 @@
 """What the admin process orders and hears of faults: in workers that are, and, as it keeps it, in those that come.
 
-FaultOrders ──link──► each worker's rules (`serve_faults.py`) ──link──► `summed`
+FaultOrders ──link──► each worker's rules (`worker_faults.py`) ──link──► `summed`
 """
 
 from collections.abc import Iterable, Sequence

@@ -5,7 +5,7 @@ Each worker has rules of its own, and counts for itself. Imported only where fau
 
 from typing import Any
 
-from rawgrpc_proxy.command.lab.fault_orders import CLEAR, PUT, TELL
+from rawgrpc_proxy.command.lab.admin_faults import CLEAR, PUT, TELL
 from rawgrpc_proxy.command.link import Answers
 from rawgrpc_proxy.command.settings.model import ServeSettings
 from rawgrpc_proxy.lab.faults.injector import Faults, Rule
