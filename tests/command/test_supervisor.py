@@ -19,7 +19,8 @@ from rawgrpc_proxy.command import supervisor
 from rawgrpc_proxy.command.channel import DRAINING, READY
 from rawgrpc_proxy.command.children import Child
 from rawgrpc_proxy.command.cores import cores
-from rawgrpc_proxy.command.supervisor import Asked, Generation, State, Supervisor
+from rawgrpc_proxy.command.generation import Asked, Generation, State
+from rawgrpc_proxy.command.supervisor import Supervisor
 from rawgrpc_proxy.errors import LinkLost, RpcError, UpstreamUnavailable
 from rawgrpc_proxy.upstream.pool import Pool
 from tests.command.test_cli import backends, talk, unread

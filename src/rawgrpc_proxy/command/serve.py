@@ -22,11 +22,12 @@ from rawgrpc_proxy.command.channel import ALIVE, LINK
 from rawgrpc_proxy.command.check import text_of
 from rawgrpc_proxy.command.children import Child, signals_wait
 from rawgrpc_proxy.command.deputy_news import nameless_file, news_for_deputy
+from rawgrpc_proxy.command.generation import Asked, State
 from rawgrpc_proxy.command.handover import Handover, taken_over
 from rawgrpc_proxy.command.listening import Listening, keys_of
 from rawgrpc_proxy.command.log import log_for
 from rawgrpc_proxy.command.settings.file import Settings
-from rawgrpc_proxy.command.supervisor import Asked, State, Supervisor, problems_of
+from rawgrpc_proxy.command.supervisor import Supervisor, problems_of
 from rawgrpc_proxy.command.worker import Inherited, calm_garbage_collector, run_process
 from rawgrpc_proxy.descriptors import raise_soft_limit
 from rawgrpc_proxy.errors import ConfigError

@@ -17,8 +17,7 @@ cannot be used, an address that is taken, a worker that does not start, leave th
 Beside the workers there may be a *deputy*, which speaks for all of them: it goes on through reloads, and ends last.
 
 An upgrade replaces the program of this very process (`execve`), so that its id, which service managers, containers and
-people know, stays the same, and so do its children. Since there is no way back, the new program is first tried in a
-process of its own (`handover.py`).
+people know, stays the same, and so do its children. It is first tried (`upgrade.py`).
 
 What it does not do: know what a worker does, or share anything between workers. Each has its own connections, so an
 upstream sees up to N times as many.
@@ -31,11 +30,12 @@ import socket
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Literal, Protocol
 
 from rawgrpc_proxy.command.channel import DRAINING, READY
-from rawgrpc_proxy.command.children import STOP, Child, Children, exit_code, how, signals_wait
+from rawgrpc_proxy.command.children import STOP, Child, Children, how, signals_wait
+from rawgrpc_proxy.command.generation import Asked, Generation, Source
 from rawgrpc_proxy.command.handover import Handover, InheritedChild
+from rawgrpc_proxy.command.upgrade import NewProgram
 from rawgrpc_proxy.errors import ConfigError
 
 _RESTART_FIRST_S = 0.1
@@ -50,62 +50,6 @@ _READY_WITHIN_S = 60.0
 _DEPUTY = 0
 _DEPUTY_ENDS_WITHIN_S = 3.0
 
-Asked = Literal["reload", "upgrade", "stop"]
-State = Literal["ready", "reloading", "stopping"]
-
-
-class Generation(Protocol):
-    """What the supervisor runs until the next reload."""
-
-    count: int
-    """Of its workers."""
-
-    grace_s: float
-    """How long a worker that was told to stop goes on at the most."""
-
-    deputy: object | None
-    """Which process there is to be beside the workers. It is replaced if the next generation has another."""
-
-    def work(self, number: int, channel: socket.socket) -> int:
-        """A worker's whole life, in a process of its own; answers the exit code. What it raises is shown, code 1."""
-
-    def deputize(self, channel: socket.socket) -> int:
-        """The deputy's whole life."""
-
-    def retire(self, successor: "Generation | None") -> None:
-        """It takes no more connections: its listeners close, but for those that its successor has, too."""
-
-    def handed_over(self) -> dict[str, list[int]]:
-        """The file descriptors of the listeners, for an upgrade."""
-
-
-class Source(Protocol):
-    """Where generations come from, and who is told of them. No method may wait."""
-
-    def generation(self, present: Generation | None) -> Generation:
-        """One with the settings as they are now. Raises `ConfigError`; nothing has changed then."""
-
-    def say(self, text: str) -> None:
-        """Tell the operator."""
-
-    def state(self, state: State) -> None:
-        """Tell whoever manages this service."""
-
-    def reloaded(self, problems: Sequence[str]) -> None:
-        """A reload is over; nothing has changed if there are problems."""
-
-    def child_started(self, child: Child) -> None:
-        """A process has begun."""
-
-    def child_ended(self, child: Child) -> None:
-        """It is over."""
-
-    def heard(self, child: Child, data: bytes) -> Asked | None:
-        """A process has said something; the answer is what there is to do."""
-
-    def tick(self) -> float | None:
-        """Do what is due; answer in how many seconds there is more, None if only when something happens."""
-
 
 class Supervisor:
     """Runs generations that come from a source until a signal stops it. For a process with one thread."""
@@ -117,7 +61,7 @@ class Supervisor:
         """
         self._source = source
         self._kept = kept
-        self._command = command
+        self._new_program = NewProgram(command)
         self._children = Children()
         self._present: Generation | None = None
         self._next: Generation | None = None
@@ -130,9 +74,6 @@ class Supervisor:
         """The worker's number → when to start it again."""
         self._pauses: dict[int, float] = {}
         self._reload_at: float | None = None
-        self._trial: int | None = None
-        """The process that tries the new program."""
-        self._trial_by = 0.0
         self._asked: deque[Asked] = deque()
         """Reloads and upgrades that wait until the one under way is over."""
         self._was_ready = False
@@ -157,7 +98,7 @@ class Supervisor:
                 self._start_deputy(first)
             if first is not None:
                 self._start_all(first)
-            while self._children or self._trial is not None or not self._stopping:
+            while self._children or self._new_program.is_tried or not self._stopping:
                 self._turn()
         finally:
             self._children.close()
@@ -204,8 +145,8 @@ class Supervisor:
         if self._reload_at is not None and not self._stopping:
             left.append(self._reload_at - now)
         left += [child.ends_by - now for child in self._children if child.ends_by < math.inf]
-        if self._trial is not None and self._trial_by < math.inf:
-            left.append(self._trial_by - now)
+        if self._new_program.trial_by < math.inf:
+            left.append(self._new_program.trial_by - now)
         if (pause_s := self._source.tick()) is not None:
             left.append(pause_s)
         return max(0.0, min(left)) if left else None
@@ -249,15 +190,14 @@ class Supervisor:
 
     @property
     def _is_changing(self) -> bool:
-        return self._next is not None or self._trial is not None or self._taken_over is not None
+        return self._next is not None or self._new_program.is_tried or self._taken_over is not None
 
     def _stop(self, why: str) -> None:
         """The first time all drain; the second time they end at once."""
         again, self._stopping = self._stopping, True
         self._taken_over = None
         self._asked.clear()
-        if self._trial is not None:
-            os.kill(self._trial, signal.SIGKILL)
+        self._new_program.end_trial()
         if not again:
             self._source.state("stopping")
             self._source.say(f"{why}: stopping; a second signal ends at once")
@@ -378,48 +318,30 @@ class Supervisor:
         """Try the new program in a process of its own; when that has ended well, `_upgrade`."""
         self._source.state("reloading")
         try:
-            self._trial = self._children.fork(lambda: self._exec(self._handover(), trial=True))
-            self._trial_by = time.monotonic() + _READY_WITHIN_S
+            self._new_program.begin_trial(self._children, self._handover, within_s=_READY_WITHIN_S)
         except OSError as error:
             self._upgrade_failed(f"the new program cannot be tried: {error.strerror}")
 
     def _see_to_trial(self) -> None:
-        if self._trial is None:
+        if not self._new_program.trial_has_ended():
             return
-        is_over, code = exit_code(self._trial)
-        if is_over:
-            self._trial = None
-            if code != 0:
-                hung = self._trial_by == math.inf
-                what = f"had not started within {_READY_WITHIN_S:g} s" if hung else how(code)
-                self._upgrade_failed(f"the new program {what} when it was tried")
-            elif not self._stopping:
-                self._upgrade()
-        elif time.monotonic() >= self._trial_by and not self._stopping:
-            os.kill(self._trial, signal.SIGKILL)  # reloads wait for it
-            self._trial_by = math.inf
+        if self._new_program.problem is not None:
+            self._upgrade_failed(self._new_program.problem)
+        elif not self._stopping:
+            self._upgrade()
 
     def _upgrade(self) -> None:
         """Become the new program. Returns only if that cannot be."""
         handover = self._handover()
-        descriptors = handover.descriptors()
         with signals_wait():  # for the new program, which asks for them
             # What came before that only we have heard. Settings are read anew in any case.
             if (stop := next((each for each in self._children.signals() if each in STOP), None)) is not None:
                 self._stop(signal.Signals(stop).name)
                 return
-            for descriptor in descriptors:
-                os.set_inheritable(descriptor, True)  # noqa: FBT003
             try:
-                self._exec(handover)
+                self._new_program.take_over(handover)
             except OSError as error:
-                for descriptor in descriptors:
-                    os.set_inheritable(descriptor, False)  # noqa: FBT003
-                self._upgrade_failed(f"{self._command[0]}: {error.strerror}")
-
-    def _exec(self, handover: Handover, *, trial: bool = False) -> int:
-        program, *arguments = self._command
-        os.execve(program, arguments, handover.environment(trial=trial))  # noqa: S606  # what runs already
+                self._upgrade_failed(f"{error.strerror}")
 
     def _upgrade_failed(self, why: str) -> None:
         if not self._stopping:
