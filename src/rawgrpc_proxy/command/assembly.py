@@ -6,7 +6,7 @@ settings is found here, or when they are read, so that whoever has got a `Proces
 
 import itertools
 import socket
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,15 +18,15 @@ from rawgrpc_proxy.cluster.facts import cluster_facts
 from rawgrpc_proxy.command.cores import cores
 from rawgrpc_proxy.command.link import Answers
 from rawgrpc_proxy.command.route_assembly import made_routes, share_of, traffic_report
-from rawgrpc_proxy.command.settings.clusters import ClusterTls, PoolSettings
+from rawgrpc_proxy.command.settings.clusters import PoolSettings
 from rawgrpc_proxy.command.settings.file import Settings
 from rawgrpc_proxy.command.settings.model import (
     AdminSettings,
     ListenerSettings,
-    ListenerTls,
     ServeSettings,
     TracingSettings,
 )
+from rawgrpc_proxy.command.tls_assembly import collector_tls, tls_contexts
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.config_words import join
 from rawgrpc_proxy.descriptors import DescriptorPlan
@@ -37,7 +37,7 @@ from rawgrpc_proxy.net.listen import bound_address
 from rawgrpc_proxy.net.loop_guard import LoopGuard
 from rawgrpc_proxy.net.tapped import Wrap
 from rawgrpc_proxy.net.tls import TlsContext
-from rawgrpc_proxy.net.tls_files import ContextOfFiles, listener_context, upstream_context
+from rawgrpc_proxy.net.tls_files import ContextOfFiles
 from rawgrpc_proxy.observe.call_log import CallLog
 from rawgrpc_proxy.observe.metrics import STUCK, Metrics, Sources
 from rawgrpc_proxy.observe.observer import PoolObserver
@@ -347,48 +347,6 @@ def _pool(
         observer=observer,
         wrap=wrap,
     )
-
-
-def tls_contexts(
-    serve: ServeSettings, tell: Callable[[str], None]
-) -> tuple[list[TlsContext | None], dict[str, TlsContext | None]]:
-    """The TLS of each listener, and of each cluster by its name. Raises `ConfigError` for what is wrong with a file.
-
-    `tell` hears when files that have changed are read again, or cannot be.
-    """
-    listeners = [_listener_tls(listener.tls, tell) for listener in serve.listeners]
-    clusters = {
-        name: _cluster_tls(cluster.tls or ClusterTls(), tell) if cluster.speaks_tls else None
-        for name, cluster in serve.clusters.items()
-    }
-    return listeners, clusters
-
-
-def collector_tls(tracing: TracingSettings | None, tell: Callable[[str], None]) -> TlsContext | None:
-    """The TLS towards the collector of spans. As `tls_contexts`."""
-    if tracing is None or not tracing.speaks_tls:
-        return None
-    return _cluster_tls(tracing.tls or ClusterTls(), tell)
-
-
-def _listener_tls(tls: ListenerTls | None, tell: Callable[[str], None]) -> TlsContext | None:
-    if tls is None:
-        return None
-    make = partial(
-        listener_context,
-        tls.certificate,
-        tls.key,
-        client_ca=tls.client_ca,
-        client_certificate=tls.client_certificate,
-    )
-    return ContextOfFiles(make, filter(None, (tls.certificate, tls.key, tls.client_ca)), tell)
-
-
-def _cluster_tls(tls: ClusterTls, tell: Callable[[str], None]) -> TlsContext:
-    make = partial(
-        upstream_context, ca=tls.ca, server_name=tls.server_name, certificate=tls.certificate, key=tls.key
-    )
-    return ContextOfFiles(make, filter(None, (tls.certificate, tls.key, tls.ca)), tell)
 
 
 def objection_to_loops(settings: Settings, listeners: Sequence[Sequence[socket.socket]]) -> None:

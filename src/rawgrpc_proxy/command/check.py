@@ -9,9 +9,9 @@ from typing import Any
 
 import attrs
 
-from rawgrpc_proxy.command.assembly import collector_tls, tls_contexts
 from rawgrpc_proxy.command.settings.file import Settings
 from rawgrpc_proxy.command.settings.remedies import key_of
+from rawgrpc_proxy.command.tls_assembly import collector_tls, tls_contexts
 from rawgrpc_proxy.config_words import join
 
 _COMMENT_AT = 60
