@@ -6,7 +6,6 @@ would have had one.
 """
 
 import functools
-import hashlib
 import importlib.resources
 import json
 import socket
@@ -26,10 +25,10 @@ from rawgrpc_proxy.command.admin.messages import OnFault, Refused, Request, Resp
 from rawgrpc_proxy.command.admin.negotiate import (
     gzipped,
     is_worth_gzip,
-    matches_etag,
     takes_gzip,
     wants_openmetrics,
 )
+from rawgrpc_proxy.command.admin.page_files import PAGE_FILES, page_file
 from rawgrpc_proxy.command.admin.source import Report, Source
 from rawgrpc_proxy.command.lab.tap_wishes import TapWishes
 from rawgrpc_proxy.errors import ConfigError
@@ -55,13 +54,6 @@ FIELDS: Mapping[str, str] = {
 }
 """Of every response. There is none of CORS: no other page may read anything."""
 
-_PAGE = {
-    "/": ("index.html", "text/html; charset=utf-8", "the page, for people"),
-    "/page.css": ("page.css", "text/css; charset=utf-8", ""),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8", ""),
-    "/favicon.svg": ("favicon.svg", "image/svg+xml", ""),
-}
-"""Its files, their types, and what is said of them where all is listed."""
 _PROBES = frozenset({"/livez", "/readyz"})
 """They say one word. What asks them has whatever name for us, and whoever reads it learns nothing."""
 
@@ -126,8 +118,8 @@ class Site:
         self._reloading = False
         gets: dict[str, _Route] = {
             **{
-                path: _Route(functools.partial(_page_file, page), purpose)
-                for path, (_, _, purpose) in _PAGE.items()
+                path: _Route(functools.partial(page_file, page), purpose)
+                for path, (_, _, purpose) in PAGE_FILES.items()
             },
             "/livez": _Route(self._livez, "200 while the process is there"),
             "/readyz": _Route(self._readyz, "200 while it takes calls"),
@@ -346,26 +338,6 @@ class Site:
         await self._source.set_log_level(level)
         self._on_change(f"log level {level}, asked for by {request.peer}")
         return text_response(f"the log has: {level}")
-
-
-async def _page_file(page: Traversable, request: Request) -> Response:
-    """A file of the page, or that it is the one that is known already."""
-    name, media_type, _ = _PAGE[request.path]
-    try:
-        body = page.joinpath(name).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise Refused(
-            404, f"this installation has no page: {name} is missing; /livez, /metrics and all else work"
-        ) from None
-    etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-    fields = {
-        "Content-Type": media_type,
-        "Cache-Control": "no-cache",  # kept, and asked for each time: it goes with the version
-        "ETag": etag,
-    }
-    if matches_etag(request.fields.get("if-none-match"), etag):
-        return Response(status=304, fields=fields)
-    return Response(fields=fields, body=body)
 
 
 def _use_another_method(request: Request, routes: Collection[str]) -> str:
