@@ -25,7 +25,7 @@ from rawgrpc_proxy.grpc.health import SERVICE as HEALTH_SERVICE
 from rawgrpc_proxy.grpc.messages import encode_message
 from rawgrpc_proxy.grpc.status import decode_grpc_message, parse_status
 from rawgrpc_proxy.http2.headers import Headers
-from rawgrpc_proxy.proxy.routes import RouteTable
+from rawgrpc_proxy.proxy.route_table import RouteTable
 from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.upstream.pool import Pool
 

@@ -54,7 +54,7 @@ from rawgrpc_proxy.proxy.identity import tell_identity
 from rawgrpc_proxy.proxy.mirror import Mirror
 from rawgrpc_proxy.proxy.otlp_exporter import OtlpExporter
 from rawgrpc_proxy.proxy.rate_limit import limit_rate
-from rawgrpc_proxy.proxy.routes import RouteTable
+from rawgrpc_proxy.proxy.route_table import RouteTable
 from rawgrpc_proxy.proxy.transparent import register_service, transparent_handler
 from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.services.health import Health

@@ -8,7 +8,7 @@ from rawgrpc_proxy import CallPolicy, HedgingPolicy, Pool, Server, Status, trans
 from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine, Http2Settings
 from rawgrpc_proxy.net.listen import bound_address
-from rawgrpc_proxy.proxy.routes import RouteTable
+from rawgrpc_proxy.proxy.route_table import RouteTable
 from tests.net.test_listen import LOOPBACK, open_listener
 from tests.proxy.house import A_TEST_S, House, a_proxy, on_every_engine
 from tests.proxy.policies import with_policy

@@ -30,7 +30,7 @@ from rawgrpc_proxy.cluster.health_settings import HealthCheck
 from rawgrpc_proxy.cluster.lease import ClusterConn
 from rawgrpc_proxy.cluster.outlier_settings import OutlierDetection
 from rawgrpc_proxy.cluster.slow_start import SlowStart
-from rawgrpc_proxy.cluster.starter import Starter
+from rawgrpc_proxy.cluster.slow_starter import SlowStarter
 from rawgrpc_proxy.cluster.watcher import Watcher
 from rawgrpc_proxy.discovery.found import Found
 from rawgrpc_proxy.discovery.source import Source, StaticSource
@@ -138,9 +138,9 @@ class Cluster:
             self._watchers.append(
                 Ejector(outlier, name=name, refresh=self.refresh, observer=pool.observer, rng=rng)
             )
-        self._starter = None if slow_start is None else Starter(slow_start, self.refresh)
-        if self._starter is not None:
-            self._watchers.append(self._starter)
+        self._slow_starter = None if slow_start is None else SlowStarter(slow_start, self.refresh)
+        if self._slow_starter is not None:
+            self._watchers.append(self._slow_starter)
         if health is not None:
             self._watchers.append(
                 HealthChecks(health, name=name, refresh=self._checked, observer=pool.observer, rng=rng)
@@ -339,8 +339,8 @@ class Cluster:
         fit = [each for each in self.endpoints if each.healthy and not each.ejected]
         enough = self._panic_threshold * len(self.endpoints)
         self.panics = len(fit) < enough and self._looked_up.is_set()
-        if self._starter is not None:
-            self._starter.weigh([each for each in fit if each.target.trouble is None])
+        if self._slow_starter is not None:
+            self._slow_starter.weigh([each for each in fit if each.target.trouble is None])
         rotation = self.endpoints if self.panics else fit
         reachable = [each for each in rotation if each.target.trouble is None] or rotation
         first = min((each.found.priority for each in reachable), default=0)

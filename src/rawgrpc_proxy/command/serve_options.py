@@ -21,7 +21,7 @@ from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.config_words import load
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.net.address import Address
-from rawgrpc_proxy.proxy.routes import RouteTable
+from rawgrpc_proxy.proxy.route_table import RouteTable
 
 Add = Callable[..., None]
 """As `add_argument` of argparse."""

@@ -11,10 +11,10 @@ from typing import get_args
 import trio
 
 from rawgrpc_proxy.discovery.found import Found
+from rawgrpc_proxy.discovery.ip_routes import has_route
 from rawgrpc_proxy.discovery.looking_up import LookingUp, LookUp
 from rawgrpc_proxy.discovery.names import check_name, is_number, is_of_use
 from rawgrpc_proxy.discovery.resolver import Addresses, Family, LookUpFailed, Resolver, Services
-from rawgrpc_proxy.discovery.routes import has_route
 from rawgrpc_proxy.discovery.schedule import DEFAULT_MAX_TTL_S, DEFAULT_MIN_TTL_S
 from rawgrpc_proxy.discovery.system_resolver import SystemResolver
 from rawgrpc_proxy.errors import ConfigError

@@ -1,8 +1,8 @@
 """A call that is sent several times at once, by a `HedgingPolicy`: gRFC A6. The first good answer is the caller's.
 
-                        ┌──► attempt, at one endpoint ──┐
-    request ──► Copies ─┼──► attempt, at another one  ──┼──► the first message, or an end that counts ──► caller
-                        └──► …                        ──┘
+                               ┌──► attempt, at one endpoint ──┐
+    request ──► HedgedStreams ─┼──► attempt, at another one  ──┼──► the first message, or an end that counts ──► caller
+                               └──► …                        ──┘
 
 Until it is known which attempt counts, the call has a task: it sends the next attempt when its time has come, and
 cancellation ends all of it. From then on the attempt is spliced to the caller like any call's stream, and the others
@@ -25,8 +25,8 @@ from rawgrpc_proxy.grpc.retry_policy import HedgingPolicy
 from rawgrpc_proxy.http2.headers import Headers
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.proxy.attempts import HoldingPipe, RepeatedForwarding, is_everywhere, leave
-from rawgrpc_proxy.proxy.copies import Copies
 from rawgrpc_proxy.proxy.forwarding import Owner
+from rawgrpc_proxy.proxy.hedged_streams import HedgedStreams
 from rawgrpc_proxy.proxy.idle import IdleWatch
 from rawgrpc_proxy.proxy.outcome import settled
 from rawgrpc_proxy.proxy.splice import Splice, held_by
@@ -185,7 +185,7 @@ class HedgedForwarding(RepeatedForwarding):
         if len(self._live) > 1:
             splice.resend(stream)
         else:
-            splice.join(Copies(self, stream))
+            splice.join(HedgedStreams(self, stream))
             self._mind_idle()
 
     # -------------------------------------------------- what becomes of the attempts
@@ -195,7 +195,7 @@ class HedgedForwarding(RepeatedForwarding):
         """The call's."""
         return self._splice
 
-    def copies(self) -> list[Stream]:
+    def streams(self) -> list[Stream]:
         """The streams that the request goes to."""
         upstream = self._splice.upstream
         if self._is_decided and upstream is not None:

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 from rawgrpc_proxy.http2.frames import Data, window_update
 from rawgrpc_proxy.http2.headers import Headers
-from rawgrpc_proxy.lab.faults.accounts import Account
 from rawgrpc_proxy.lab.faults.fault import Blow
+from rawgrpc_proxy.lab.faults.flow_control import Account
 from rawgrpc_proxy.lab.faults.message_faults import MessageFaults
 from rawgrpc_proxy.lab.faults.outflow import DATA, FIELDS, RST, STRIKE, TRAILERS, Outflow
 from rawgrpc_proxy.lab.faults.places import (

@@ -13,7 +13,7 @@ later. From the first moment that one may, header blocks are encoded anew (`head
 concerns pass frame by frame; the others are in `struck_call.py`. Frames of a stream that has ended here are swallowed.
 
 The invariants: of the two ends, only that which a fault is for gets what is against the rules of HTTP/2; neither sends
-more than the other allows, nor is left without credit for what was taken out of its way (`accounts.py`).
+more than the other allows, nor is left without credit for what was taken out of its way (`flow_control.py`).
 """
 
 import math

@@ -6,8 +6,8 @@ from typing import Any
 
 from rawgrpc_proxy.http2.frames import Data, rst_stream
 from rawgrpc_proxy.http2.headers import Headers
-from rawgrpc_proxy.lab.faults.accounts import Account
 from rawgrpc_proxy.lab.faults.fault import Blow
+from rawgrpc_proxy.lab.faults.flow_control import Account
 from rawgrpc_proxy.lab.faults.shaping import Pace
 from rawgrpc_proxy.lab.faults.trailer_faults import TrailerAction, changed
 from rawgrpc_proxy.lab.faults.way import Way

@@ -13,7 +13,7 @@ from rawgrpc_proxy.http2.frames import (
     window_update,
 )
 from rawgrpc_proxy.http2.headers import Headers
-from rawgrpc_proxy.lab.faults.accounts import DEFAULT_WINDOW, Account
+from rawgrpc_proxy.lab.faults.flow_control import DEFAULT_WINDOW, Account
 from rawgrpc_proxy.lab.faults.header_blocks import BlockReader, header_frames, write_block
 from rawgrpc_proxy.lab.faults.places import Part
 from rawgrpc_proxy.lab.faults.shaping import Shaper

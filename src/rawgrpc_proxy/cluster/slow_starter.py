@@ -1,4 +1,4 @@
-"""`Starter`: gives endpoints that have joined, or come back, their weight little by little.
+"""`SlowStarter`: gives endpoints that have joined, or come back, their weight little by little.
 
 What it does not do: the curve (`slow_start.py`), or share out calls (`balance.py`). The invariant: while an endpoint
 starts, the cluster is refreshed at each tick; otherwise nothing runs.
@@ -12,7 +12,7 @@ from rawgrpc_proxy.cluster.endpoint import Endpoint
 from rawgrpc_proxy.cluster.slow_start import SlowStart
 
 
-class Starter:
+class SlowStarter:
     """Slow start for the endpoints of one cluster. Those that it has at first begin with all of their weight."""
 
     def __init__(self, settings: SlowStart, refresh: Callable[[], None]) -> None:

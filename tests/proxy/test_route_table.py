@@ -8,7 +8,7 @@ from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.errors import ConfigError, NoRoute
 from rawgrpc_proxy.grpc.metadata import Metadata
-from rawgrpc_proxy.proxy.routes import RouteTable
+from rawgrpc_proxy.proxy.route_table import RouteTable
 from rawgrpc_proxy.upstream.pool import Pool
 
 A, B, C = "127.0.0.1:1", "127.0.0.1:2", "unix:/run/c.sock"
