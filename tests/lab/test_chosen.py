@@ -21,11 +21,11 @@ from rawgrpc_proxy.lab.events import (
     Unreadable,
 )
 from rawgrpc_proxy.lab.filters import Facts, Filter
-from rawgrpc_proxy.lab.joining import LateViews
+from rawgrpc_proxy.lab.late_views import LateViews
 from rawgrpc_proxy.lab.link_view import LinkView
 from rawgrpc_proxy.lab.sinks import QueueSink
 from rawgrpc_proxy.lab.views import Views
-from tests.lab.test_joining import begun, looking_on
+from tests.lab.test_late_views import begun, looking_on
 from tests.lab.test_link_view import CLIENT, LINK, REQUEST, RESPONSE, SERVER, TRAILERS, Peers, data
 from tests.proxy.house import a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import OK, message

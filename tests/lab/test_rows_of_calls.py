@@ -9,12 +9,12 @@ from trio.testing import trio_test
 from rawgrpc_proxy import CallPolicy, RetryPolicy, Status
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.lab.filters import Filter
-from rawgrpc_proxy.lab.joining import LateViews
+from rawgrpc_proxy.lab.late_views import LateViews
 from rawgrpc_proxy.lab.readable import guessed
 from rawgrpc_proxy.lab.row_parts import decoded
 from rawgrpc_proxy.lab.row_text import Style, text_of
 from rawgrpc_proxy.lab.rows import Row, Rows
-from tests.lab.test_joining import begun, looking_on
+from tests.lab.test_late_views import begun, looking_on
 from tests.proxy.house import House, a_proxy, on_every_engine, until
 from tests.proxy.policies import UNAVAILABLE, with_policy
 from tests.proxy.raw_peers import OK, RESPONSE, Field, message

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rawgrpc_proxy.lab.faults import Fault, Faults, with_faults
     from rawgrpc_proxy.lab.filters import Facts, Filter
     from rawgrpc_proxy.lab.frame_details import details, flag_names, frame_name
-    from rawgrpc_proxy.lab.joining import LateViews
+    from rawgrpc_proxy.lab.late_views import LateViews
     from rawgrpc_proxy.lab.link_view import LinkView
     from rawgrpc_proxy.lab.lint.findings import Finding, Findings
     from rawgrpc_proxy.lab.lint.linter import Linter
@@ -129,7 +129,7 @@ _HOMES = {
     "lab.faults": ("Fault", "Faults", "with_faults"),
     "lab.filters": ("Facts", "Filter"),
     "lab.frame_details": ("details", "flag_names", "frame_name"),
-    "lab.joining": ("LateViews",),
+    "lab.late_views": ("LateViews",),
     "lab.link_view": ("LinkView",),
     "lab.lint.findings": ("Finding", "Findings"),
     "lab.lint.linter": ("Linter",),

@@ -3,7 +3,7 @@
     server = Server(..., tap=Views(tell))
     pool = Pool(tap=Views(tell, which=Filter.parse("method=/pkg.S/*")))
 
-What it does not do: join connections that are open already (`joining.py`).
+What it does not do: join connections that are open already (`late_views.py`).
 """
 
 import time

@@ -7,9 +7,9 @@
 
 What a connection reads is told as it is read, what it writes as it is taken from the session: whole frames. So who
 comes late begins between two frames; what is in the session's output then was said before, and is not told. What it
-does not do: find out what these frames mean (`lab/joining.py`). While nobody is attached a connection pays a test for
-each read and each write. The invariant: whatever a tap does, the connection goes on; one that raises is told nothing
-more.
+does not do: find out what these frames mean (`lab/late_views.py`). While nobody is attached a connection pays a test
+for each read and each write. The invariant: whatever a tap does, the connection goes on; one that raises is told
+nothing more.
 """
 
 import itertools

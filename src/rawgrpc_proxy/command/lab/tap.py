@@ -35,7 +35,7 @@ from rawgrpc_proxy.command.lab.tap_wishes import SIDES, TapWishes, default_side
 from rawgrpc_proxy.errors import ConfigError, RpcError
 from rawgrpc_proxy.lab.descriptors import by_descriptors, check_protobuf, decoder_of
 from rawgrpc_proxy.lab.filters import Filter
-from rawgrpc_proxy.lab.joining import LateViews
+from rawgrpc_proxy.lab.late_views import LateViews
 from rawgrpc_proxy.lab.readable import MAX_READABLE_BYTES, Decoder, guessed
 from rawgrpc_proxy.lab.redact import Redactor
 from rawgrpc_proxy.lab.reflection import reflected

@@ -18,7 +18,7 @@ from typing import Any
 from rawgrpc_proxy.command.lab.tap_wishes import SIDES, TapWishes
 from rawgrpc_proxy.command.link import Answers
 from rawgrpc_proxy.lab.events import Event
-from rawgrpc_proxy.lab.joining import LateViews
+from rawgrpc_proxy.lab.late_views import LateViews
 from rawgrpc_proxy.lab.readable import MAX_READABLE_BYTES
 from rawgrpc_proxy.lab.redact import Redactor
 from rawgrpc_proxy.lab.row_text import json_of

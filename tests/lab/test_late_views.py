@@ -28,7 +28,7 @@ from rawgrpc_proxy.lab.events import (
     StreamEnded,
     Unreadable,
 )
-from rawgrpc_proxy.lab.joining import LateViews
+from rawgrpc_proxy.lab.late_views import LateViews
 from rawgrpc_proxy.lab.views import Views
 from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.net.late_taps import LateTap, Watchable, current_late_taps
