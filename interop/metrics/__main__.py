@@ -173,12 +173,12 @@ class Proxy:
                     return [worker["pid"] for worker in json.loads(line[6:])["workers"]]
         raise Trouble("/events ended")
 
-    def deputy(self) -> int:
+    def admin_pid(self) -> int:
         """The process id of the admin process."""
         pid = self._process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        (deputy,) = set(map(int, children)) - set(self.workers())
-        return deputy
+        (pid,) = set(map(int, children)) - set(self.workers())
+        return pid
 
     def signal(self, number: int) -> None:
         """To the supervisor."""
@@ -287,7 +287,7 @@ def the_replaced(proxy: Proxy, prometheus: Prometheus, caller: Caller) -> None:
         time.sleep(3)
         tell("a reload", "" if proxy.ask("reload", "POST") == b"reloaded\n" else "it failed")
         time.sleep(3)
-        os.kill(proxy.deputy(), signal.SIGKILL)
+        os.kill(proxy.admin_pid(), signal.SIGKILL)
         time.sleep(3)
         proxy.signal(signal.SIGUSR2)
         time.sleep(RATE_S)

@@ -156,7 +156,7 @@ class Running:
         """Each worker's number, by its process id, as the admin process knows them."""
         return {each["pid"]: each["worker"] for each in (await state_of(self.admin))["workers"]}
 
-    async def deputy_pid(self) -> int:
+    async def admin_pid(self) -> int:
         """Of the admin process."""
         while len(pids := self.pids - (await self.worker_pids()).keys()) != 1:
             pass  # a worker comes or goes
@@ -451,13 +451,13 @@ async def test_a_reload_is_done_when_it_is_answered_and_what_is_wrong_changes_no
 async def test_settings_that_no_socket_takes_at_once_reach_the_admin_process(folder: Path) -> None:
     routes = "".join(f'[[routes]]\nmatch = "/p.Service{number}/*"\ncluster = "c"\n' for number in range(2000))
     async with running(folder, workers=1) as house:
-        pid = await house.deputy_pid()
+        pid = await house.admin_pid()
         house.file.write_text(settings(house.upstream, workers=1) + routes)
         assert (await house.admin.ask("/reload", "POST")).status == 200
         config = (await house.admin.ask("/config")).text
         assert len(config) > 500_000
         assert "/p.Service1999/*" in config
-        assert await house.deputy_pid() == pid
+        assert await house.admin_pid() == pid
         await stop(house.program)
 
 
@@ -472,7 +472,7 @@ async def test_the_level_of_the_log_is_for_workers_that_are_and_for_those_that_c
         await house.call(3)
         assert (await house.admin.ask("/reload", "POST")).status == 200
         await house.call(3)
-        os.kill(await house.deputy_pid(), signal.SIGKILL)
+        os.kill(await house.admin_pid(), signal.SIGKILL)
         await house.program.line("the admin process .* was killed")
         await house.admin.serving()
         assert (await house.admin.ask("/reload", "POST")).status == 200
@@ -500,7 +500,7 @@ async def test_an_admin_process_that_is_killed_comes_back_with_all_that_was_coun
         await house.admin.until_told(lambda told: told.of("rawgrpc_proxy_workers", state="draining") == 0)
         await counting.look()
         uptime = (await state_of(house.admin))["uptime_s"]
-        pid = await house.deputy_pid()
+        pid = await house.admin_pid()
         os.kill(pid, signal.SIGKILL)
         await house.call()  # calls do not notice
         await house.program.line(rf"the admin process \(pid {pid}\) was killed by SIGKILL; it is replaced")
@@ -521,7 +521,7 @@ async def test_an_admin_process_that_hangs_hinders_nobody_and_is_replaced_when_i
     async with running(folder, workers=1) as house:
         await house.call(2)
         await house.admin.metrics()
-        pid = await house.deputy_pid()
+        pid = await house.admin_pid()
         os.kill(pid, signal.SIGSTOP)
         house.file.write_text("colour = 1\n")
         turns = 0
@@ -538,7 +538,7 @@ async def test_an_admin_process_that_hangs_hinders_nobody_and_is_replaced_when_i
 @on_trio
 async def test_an_admin_process_that_was_stopped_for_a_while_goes_on_with_all_workers(folder: Path) -> None:
     async with running(folder) as house:
-        pid = await house.deputy_pid()
+        pid = await house.admin_pid()
         os.kill(pid, signal.SIGSTOP)
         await house.call(4)
         victim = min(house.pids - {pid})
@@ -549,7 +549,7 @@ async def test_an_admin_process_that_was_stopped_for_a_while_goes_on_with_all_wo
                 await trio.sleep(0.02)
         os.kill(pid, signal.SIGCONT)
         await house.admin.until_told(lambda told: told.of("rawgrpc_proxy_workers", state="serving") == 2)
-        assert await house.deputy_pid() == pid
+        assert await house.admin_pid() == pid
         await stop(house.program)
 
 

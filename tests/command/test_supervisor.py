@@ -193,7 +193,7 @@ class One:
 
     count = 1
     grace_s = 30.0
-    deputy: object | None = None
+    admin: object | None = None
 
     def __init__(self, work: Callable[[], int]) -> None:
         self._work = work
@@ -201,7 +201,7 @@ class One:
     def work(self, number: int, channel: socket.socket) -> int:
         return self._work()
 
-    def deputize(self, channel: socket.socket) -> int:
+    def run_admin(self, channel: socket.socket) -> int:
         raise AssertionError
 
     def retire(self, successor: Generation | None) -> None:

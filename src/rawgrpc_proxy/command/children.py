@@ -36,7 +36,7 @@ class Child:
 
     pid: int
     number: int
-    """Which worker it is, from 1; 0 is the deputy."""
+    """Which worker it is, from 1; 0 is the admin process."""
     channel: socket.socket
     """Leads to it."""
     of: object | None

@@ -22,14 +22,14 @@ class Generation(Protocol):
     grace_s: float
     """How long a worker that was told to stop goes on at the most."""
 
-    deputy: object | None
-    """Which process there is to be beside the workers. It is replaced if the next generation has another."""
+    admin: object | None
+    """Which admin process there is to be beside the workers. It is replaced if the next generation has another."""
 
     def work(self, number: int, channel: socket.socket) -> int:
         """A worker's whole life, in a process of its own; answers the exit code. What it raises is shown, code 1."""
 
-    def deputize(self, channel: socket.socket) -> int:
-        """The deputy's whole life."""
+    def run_admin(self, channel: socket.socket) -> int:
+        """The admin process's whole life."""
 
     def retire(self, successor: "Generation | None") -> None:
         """It takes no more connections: its listeners close, but for those that its successor has, too."""

@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rawgrpc_proxy.command import notify
+from rawgrpc_proxy.command.admin_news import nameless_file, news_for_admin
 from rawgrpc_proxy.command.assembly import objection_to_loops, process_of, workers_of
 from rawgrpc_proxy.command.channel import ALIVE, LINK
 from rawgrpc_proxy.command.check import text_of
 from rawgrpc_proxy.command.children import Child, signals_wait
-from rawgrpc_proxy.command.deputy_news import nameless_file, news_for_deputy
 from rawgrpc_proxy.command.generation import Asked, State
 from rawgrpc_proxy.command.handover import Handover, taken_over
 from rawgrpc_proxy.command.listening import Listening, keys_of
@@ -86,7 +86,7 @@ class _Generation:
         self.grace_s = settings.serve.grace_s
         listeners = [listener.address for listener in settings.serve.listeners]
         admin = settings.serve.admin
-        self.deputy: object | None = admin
+        self.admin: object | None = admin
         self.all_keys = keys_of([*listeners, *([admin.address] if admin is not None else [])])
         self.keys = self.all_keys[: len(listeners)]
         self._listening = listening
@@ -106,14 +106,14 @@ class _Generation:
         )
         return run_process(log, lambda: process_of(self.settings, log, worker=number), inherited)
 
-    def deputize(self, channel: socket.socket) -> int:
+    def run_admin(self, channel: socket.socket) -> int:
         """The admin process's whole life."""
-        from rawgrpc_proxy.command.deputy import run_deputy  # noqa: PLC0415  # HTTP and metrics: only for who wants them
+        from rawgrpc_proxy.command.admin_process import run_admin_process  # noqa: PLC0415  # HTTP and metrics: for few
 
         (key,) = self.all_keys[len(self.keys) :]
         self._listening.close_all_but([key])
         assert self.settings.serve.admin is not None
-        return run_deputy(
+        return run_admin_process(
             channel,
             self._listening.sockets(key),
             log_for(self.settings.serve),
@@ -148,7 +148,7 @@ class _Source:
         self._beats: dict[int, float] = {}
         """When each worker was last heard."""
         self._workers: dict[int, Child] = {}
-        self._deputy: Child | None = None
+        self._admin: Child | None = None
         self._asked = b""
         """A part of what the admin process asks for."""
         self._reload_asked = self._reload_is_asked = False
@@ -171,7 +171,7 @@ class _Source:
         settings = self._read()
         log = log_for(settings.serve)
         if settings.serve.admin is not None:
-            import rawgrpc_proxy.command.deputy  # noqa: F401, PLC0415  # raises for what is not installed
+            import rawgrpc_proxy.command.admin_process  # noqa: F401, PLC0415  # raises for what is not installed
         process_of(settings, log)  # raises for what is wrong with it; each worker makes its own
         beat_s = None if self._watchdog_s is None else self._watchdog_s / _BEATS
         generation = _Generation(settings, self._listening, beat_s, self.ledger)
@@ -220,7 +220,7 @@ class _Source:
     def state(self, state: State) -> None:
         """Tell systemd, and the admin process."""
         self._news |= {} if state == "reloading" else {"state": "serving" if state == "ready" else "draining"}
-        self._tell_deputy(self._news)
+        self._tell_admin(self._news)
         if state == "ready":
             notify.notify("READY=1\nSTATUS=Serving.")
         elif state == "reloading":
@@ -237,19 +237,19 @@ class _Source:
             if is_new:
                 self._link(child)
             return
-        self._deputy, self._asked = child, b""
+        self._admin, self._asked = child, b""
         if is_new:
-            self._tell_deputy({**self._news, "pids": list(self._workers)})
+            self._tell_admin({**self._news, "pids": list(self._workers)})
             for worker in self._workers.values():
                 self._link(worker)
-            self._tell_deputy({"linked": True})
+            self._tell_admin({"linked": True})
 
     def child_ended(self, child: Child) -> None:
         """Nobody waits for it any more."""
         self._beats.pop(child.pid, None)
         self._workers.pop(child.pid, None)
-        if child is self._deputy:
-            self._deputy = None
+        if child is self._admin:
+            self._admin = None
 
     def heard(self, child: Child, data: bytes) -> Asked | None:
         """A worker lives; or the admin process was asked for something."""
@@ -264,24 +264,24 @@ class _Source:
 
     def _link(self, worker: Child) -> None:
         """Have a worker and the admin process talk to each other."""
-        if self._deputy is None:
+        if self._admin is None:
             return
         with contextlib.suppress(OSError):  # it is gone, or hangs: then it answers nobody
             ours, theirs = socket.socketpair()
             with ours, theirs:
-                if self._tell_deputy({"worker": worker.number, "pid": worker.pid}, theirs):
+                if self._tell_admin({"worker": worker.number, "pid": worker.pid}, theirs):
                     socket.send_fds(worker.channel, [LINK], [ours.fileno()])
 
-    def _tell_deputy(self, news: Mapping[str, Any], link: socket.socket | None = None) -> bool:
+    def _tell_admin(self, news: Mapping[str, Any], link: socket.socket | None = None) -> bool:
         """Whether it could be told. An admin process that does not read is of no use: it is replaced."""
-        if self._deputy is None:
+        if self._admin is None:
             return False
         try:
-            news_for_deputy(self._deputy.channel, news, link)
+            news_for_admin(self._admin.channel, news, link)
         except OSError:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._deputy.pid, signal.SIGKILL)
-            self._deputy = None
+                os.kill(self._admin.pid, signal.SIGKILL)
+            self._admin = None
             return False
         return True
 
@@ -300,7 +300,7 @@ class _Source:
         """Whoever has asked the admin process for it hears what came of it, and it has the settings in force."""
         if not problems and self._settings is not None:
             self._news |= _facts(self._settings)
-        self._tell_deputy({**self._news, **({"reloaded": list(problems)} if self._reload_is_asked else {})})
+        self._tell_admin({**self._news, **({"reloaded": list(problems)} if self._reload_is_asked else {})})
         self._reload_is_asked = False
 
 

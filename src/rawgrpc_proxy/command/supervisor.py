@@ -14,7 +14,7 @@ on the dead one would be). It runs no event loop and no thread, so it may fork a
 
 All workers of one reading of the settings are a *generation*. Nothing changes before the next one serves: settings that
 cannot be used, an address that is taken, a worker that does not start, leave the present one as it is, and are told of.
-Beside the workers there may be a *deputy*, which speaks for all of them: it goes on through reloads, and ends last.
+Beside the workers there may be an *admin process*, which speaks for all: it goes on through reloads, and ends last.
 
 An upgrade replaces the program of this very process (`execve`), so that its id, which service managers, containers and
 people know, stays the same, and so do its children. It is first tried (`upgrade.py`).
@@ -47,8 +47,8 @@ _ENDS_WITHIN_S = 10.0
 """A process that was told to stop, when its grace is over: for the last bytes and lines. One that hangs is killed."""
 _READY_WITHIN_S = 60.0
 """For a generation that is to replace another, and for a new program. PyPy takes seconds on a busy machine."""
-_DEPUTY = 0
-_DEPUTY_ENDS_WITHIN_S = 3.0
+_ADMIN = 0
+_ADMIN_ENDS_WITHIN_S = 3.0
 
 
 class Supervisor:
@@ -95,7 +95,7 @@ class Supervisor:
                 self._next, self._next_by = first, time.monotonic() + _READY_WITHIN_S
             else:
                 self._present = first
-                self._start_deputy(first)
+                self._start_admin(first)
             if first is not None:
                 self._start_all(first)
             while self._children or self._new_program.is_tried or not self._stopping:
@@ -156,8 +156,8 @@ class Supervisor:
         for number, due in list(self._restarts.items()):
             if due <= now and not self._stopping and self._present is not None:
                 del self._restarts[number]
-                if number == _DEPUTY:
-                    self._start_deputy(self._present)
+                if number == _ADMIN:
+                    self._start_admin(self._present)
                 else:
                     self._start(number, self._present)
         if self._reload_at is not None and self._reload_at <= now:
@@ -211,23 +211,23 @@ class Supervisor:
             # One that drains already has its grace; a second signal would cut off its calls.
             if again or not child.told_to_stop:
                 self._terminate(child)
-        self._stop_deputy_last()
+        self._stop_admin_last()
 
-    def _stop_deputy_last(self) -> None:
-        """While workers drain, the deputy tells of it."""
+    def _stop_admin_last(self) -> None:
+        """While workers drain, the admin process tells of it."""
         if not self._workers():
-            self._stop_deputy()
+            self._stop_admin()
 
-    def _stop_deputy(self) -> None:
+    def _stop_admin(self) -> None:
         for child in self._children:
-            if child.number == _DEPUTY and not child.told_to_stop:
+            if child.number == _ADMIN and not child.told_to_stop:
                 self._terminate(child)
 
-    def _replace_deputy(self) -> None:
+    def _replace_admin(self) -> None:
         """Start the present generation's when the one before has written down what it knows, or has had the time."""
-        self._stop_deputy()
-        before = any(child.number == _DEPUTY for child in self._children)
-        self._restarts[_DEPUTY] = time.monotonic() + (_DEPUTY_ENDS_WITHIN_S if before else 0)
+        self._stop_admin()
+        before = any(child.number == _ADMIN for child in self._children)
+        self._restarts[_ADMIN] = time.monotonic() + (_ADMIN_ENDS_WITHIN_S if before else 0)
 
     # ------------------------------------------------------------ generations
 
@@ -251,7 +251,7 @@ class Supervisor:
         self._source.state("ready")
 
     def _workers(self) -> list[Child]:
-        return [child for child in self._children if child.number != _DEPUTY]
+        return [child for child in self._children if child.number != _ADMIN]
 
     def _serves(self, generation: Generation) -> bool:
         running = [child for child in self._workers() if child.of is generation]
@@ -276,8 +276,8 @@ class Supervisor:
         for child in self._workers():
             if child.of is not following and not child.told_to_stop:
                 self._terminate(child)
-        if before is None or before.deputy != following.deputy:
-            self._replace_deputy()
+        if before is None or before.admin != following.admin:
+            self._replace_admin()
         draining = sum(child.told_to_stop for child in self._workers())
         self._taken_over = (
             f"{_count(following.count, 'new worker')} serving, with the settings as they are now; "
@@ -374,21 +374,21 @@ class Supervisor:
             if generation in (self._present, self._next):  # not given up meanwhile
                 self._start(number, generation)
 
-    def _start_deputy(self, generation: Generation) -> None:
+    def _start_admin(self, generation: Generation) -> None:
         for child in self._children:
-            if child.number == _DEPUTY:  # it hangs
+            if child.number == _ADMIN:  # it hangs
                 os.kill(child.pid, signal.SIGKILL)
-        if generation.deputy is not None:
-            self._start(_DEPUTY, generation)
+        if generation.admin is not None:
+            self._start(_ADMIN, generation)
 
     def _start(self, number: int, generation: Generation) -> None:
         def life(channel: socket.socket) -> int:
-            return generation.deputize(channel) if number == _DEPUTY else generation.work(number, channel)
+            return generation.run_admin(channel) if number == _ADMIN else generation.work(number, channel)
 
         try:
             child = self._children.start(number, generation, life, generation.grace_s)
         except OSError as error:
-            if number != _DEPUTY and generation is self._next:
+            if number != _ADMIN and generation is self._next:
                 self._give_up_next(f"{_name(number)} cannot be started: {error.strerror}")
             else:
                 pause_s = self._start_later(number, steady=False)
@@ -405,15 +405,15 @@ class Supervisor:
         if self._stopping:
             # One that had no time to listen for SIGTERM yet has nothing to finish either.
             self._failed = self._failed or not well
-            self._stop_deputy_last()
+            self._stop_admin_last()
         elif child.told_to_stop:
             if not well:
                 self._source.say(f"{who}, told to stop, {how(code)}")
-            if child.number == _DEPUTY and _DEPUTY in self._restarts:
-                self._restarts[_DEPUTY] = time.monotonic()
-        elif child.number != _DEPUTY and child.of is self._next and self._next is not None:
+            if child.number == _ADMIN and _ADMIN in self._restarts:
+                self._restarts[_ADMIN] = time.monotonic()
+        elif child.number != _ADMIN and child.of is self._next and self._next is not None:
             self._give_up_next(f"{who} {how(code)} before all of them served")
-        elif child.number != _DEPUTY and (child.of is None or child.of is not self._present):
+        elif child.number != _ADMIN and (child.of is None or child.of is not self._present):
             self._source.say(f"{who} of the program before {how(code)}")
         else:
             steady = time.monotonic() - child.started >= _STEADY_AFTER_S
@@ -422,7 +422,7 @@ class Supervisor:
 
     def _terminate(self, child: Child) -> None:
         """Tell it to stop, by when it has to be over. The second time it ends at once."""
-        at_once = child.number == _DEPUTY or child.told_to_stop
+        at_once = child.number == _ADMIN or child.told_to_stop
         child.ends_by = time.monotonic() + (0.0 if at_once else child.grace_s) + _ENDS_WITHIN_S
         if child.told_to_stop:
             self._children.abort(child)

@@ -10,8 +10,8 @@ import pytest
 import trio
 from trio.testing import MockClock, trio_test, wait_all_tasks_blocked
 
-from rawgrpc_proxy.command.deputy import Workers
-from rawgrpc_proxy.command.deputy_news import nameless_file
+from rawgrpc_proxy.command.admin_news import nameless_file
+from rawgrpc_proxy.command.admin_process import Workers
 from rawgrpc_proxy.command.lab.admin_faults import CLEAR, PUT, TELL
 from rawgrpc_proxy.command.link import Link, answer
 from tests.proxy.house import until

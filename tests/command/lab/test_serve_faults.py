@@ -168,7 +168,7 @@ async def test_workers_that_come_later_have_what_was_set(folder: Path) -> None:
         await told_by_all(house, ["down"])
         assert await statuses(house, 4) == ["UNAVAILABLE"] * 4
         before = set(await house.worker_pids())
-        os.kill(await house.deputy_pid(), signal.SIGKILL)
+        os.kill(await house.admin_pid(), signal.SIGKILL)
         await house.admin.serving()
         assert (await house.admin.ask("/reload", "POST")).status == 200
         await new_workers_serve(house, before)
@@ -204,7 +204,7 @@ def test_check_tells_what_is_wrong_with_the_faults_and_shows_where_they_are(
 
 def test_serve_does_not_load_what_faults_need_unless_there_are_some() -> None:
     script = (
-        "import sys, rawgrpc_proxy.command.cli, rawgrpc_proxy.command.worker, rawgrpc_proxy.command.deputy; "
+        "import sys, rawgrpc_proxy.command.cli, rawgrpc_proxy.command.worker, rawgrpc_proxy.command.admin_process; "
         "print(sorted(name for name in sys.modules if 'lab.faults' in name))"
     )
     loaded = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)

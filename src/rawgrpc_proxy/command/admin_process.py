@@ -5,7 +5,7 @@
     workers    ──link──► reports (`link.py`)
 
 It goes on while workers are replaced, and ends after the last of them, so that what they had counted is not lost; what
-must not be lost with itself is in a ledger, which the next admin process has, too (`deputy_news.py`). It is apart from
+must not be lost with itself is in a ledger, which the next admin process has, too (`admin_news.py`). It is apart from
 the supervisor, which has no event loop and must not wait, and from the workers: a slow reader of metrics costs no call
 anything.
 """
@@ -21,7 +21,7 @@ import trio
 
 from rawgrpc_proxy.command.admin.messages import Refused, Stream
 from rawgrpc_proxy.command.admin.site import serve_admin
-from rawgrpc_proxy.command.deputy_news import news_from_supervisor, read_ledger, write_ledger
+from rawgrpc_proxy.command.admin_news import news_from_supervisor, read_ledger, write_ledger
 from rawgrpc_proxy.command.lab.admin_faults import TELL, FaultOrders, summed
 from rawgrpc_proxy.command.lab.admin_taps import AdminTaps
 from rawgrpc_proxy.command.lab.tap_wishes import TapWishes
@@ -302,7 +302,7 @@ class Workers:
         await self._ask_all("log", level)
 
 
-def run_deputy(
+def run_admin_process(
     channel: socket.socket,
     listeners: Sequence[socket.socket],
     log: CallLog,

@@ -1,4 +1,4 @@
-"""What the supervisor tells the admin process (`deputy.py`), and what outlives one: files that are nowhere on disk.
+"""What the supervisor tells the admin process (`admin_process.py`), and what outlives one: files nowhere on disk.
 
 News go over the channel as a byte each, with an open file of JSON, and with a worker's the end of a link. So news of
 any length (the settings in force may have megabytes) go out at once or not at all: the supervisor never waits.
@@ -18,7 +18,7 @@ from typing import IO, Any
 _NEWS, _NEWS_WITH_LINK = b"n", b"l"
 
 
-def news_for_deputy(
+def news_for_admin(
     channel: socket.socket, news: Mapping[str, Any], link: socket.socket | None = None
 ) -> None:
     """Tell it this, without waiting. Raises `OSError` if that cannot be."""
