@@ -30,7 +30,7 @@ from rawgrpc_proxy.cluster.slow_start import SlowStart
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.discovery.dns_source import DnsSource, SrvSource
-from rawgrpc_proxy.discovery.found import Found
+from rawgrpc_proxy.discovery.endpoint_address import EndpointAddress
 from rawgrpc_proxy.discovery.source import Source
 from rawgrpc_proxy.errors import ConfigError, ProxyError, RpcError
 from rawgrpc_proxy.grpc.codec import Codec, codec, codec_with_parent, identity_codec
@@ -82,8 +82,8 @@ __all__ = [
     "Direction",
     "DnsSource",
     "Endpoint",
+    "EndpointAddress",
     "FailurePercentage",
-    "Found",
     "Handler",
     "Health",
     "HealthCheck",

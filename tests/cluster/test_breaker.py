@@ -10,7 +10,7 @@ from trio.testing import trio_test
 
 from rawgrpc_proxy import CallContext, Cluster, ConcurrencyLimit, ConfigError, Pool, Status
 from rawgrpc_proxy.config import Engine
-from rawgrpc_proxy.discovery.found import Found
+from rawgrpc_proxy.discovery.endpoint_address import EndpointAddress
 from rawgrpc_proxy.proxy.director import Direction
 from tests.proxy.house import House, a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import Backend, PeerStream
@@ -94,10 +94,10 @@ async def test_an_endpoint_that_has_room_gets_the_call_before_it_is_refused(engi
     async with a_cluster(engine, backends=2, max_pending=1) as (house, cluster, [one, two]):
         house.nursery.start_soon(two.answer_all, PeerStream.respond)
         mute = Mute(one)
-        cluster.found([Found(two.address)])
+        cluster.found([EndpointAddress(two.address)])
         client = house.clients[0]
         assert (await (await client.request()).answer()).status == Status.OK
-        cluster.found([Found(one.address), Found(two.address)])
+        cluster.found([EndpointAddress(one.address), EndpointAddress(two.address)])
         calls = [await client.request() for _ in range(2)]  # one for each
         await mute.dialled.wait()
         for _ in range(4):

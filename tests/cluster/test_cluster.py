@@ -6,7 +6,7 @@ from trio.testing import trio_test
 
 from rawgrpc_proxy import CallContext, Cluster, ConfigError, Pool, Status
 from rawgrpc_proxy.config import Engine
-from rawgrpc_proxy.discovery.found import Found
+from rawgrpc_proxy.discovery.endpoint_address import EndpointAddress
 from rawgrpc_proxy.proxy.director import Direction
 from tests.cluster.town import a_town
 from tests.proxy.house import a_proxy, on_every_engine, until
@@ -65,7 +65,7 @@ async def test_an_endpoint_that_is_found_no_more_finishes_its_calls_and_gets_no_
         call, served = await town.request()
         [gone] = [backend for backend in town.backends if served.peer in backend.peers]
         [stays] = [backend for backend in town.backends if backend is not gone]
-        town.cluster.found([Found(stays.address)])
+        town.cluster.found([EndpointAddress(stays.address)])
         assert [await town.served_by() for _ in range(3)] == [stays.address] * 3
         assert f"{gone.address}: leaves, with 1 calls" in town.cluster.explain()
         await served.respond(b"late")
@@ -78,9 +78,9 @@ async def test_an_endpoint_that_is_found_no_more_finishes_its_calls_and_gets_no_
 async def test_endpoints_of_a_lower_priority_get_calls_only_if_none_of_a_higher_works(engine: Engine) -> None:
     async with a_town(engine, count=2) as town:
         first, spare = (backend.address for backend in town.backends)
-        town.cluster.found([Found(first, priority=1), Found(spare, priority=2)])
+        town.cluster.found([EndpointAddress(first, priority=1), EndpointAddress(spare, priority=2)])
         assert {await town.served_by() for _ in range(4)} == {first}
-        town.cluster.found([Found(NOWHERE, priority=1), Found(spare, priority=2)])
+        town.cluster.found([EndpointAddress(NOWHERE, priority=1), EndpointAddress(spare, priority=2)])
         assert {await town.served_by() for _ in range(4)} == {spare}
 
 

@@ -10,7 +10,7 @@ from trio.testing import MockClock, trio_test
 from rawgrpc_proxy import Cluster, ConfigError, Pool, PoolObserver, Status
 from rawgrpc_proxy.cluster.outlier_settings import FailurePercentage, OutlierDetection, SuccessRate
 from rawgrpc_proxy.config import Engine
-from rawgrpc_proxy.discovery.found import Found
+from rawgrpc_proxy.discovery.endpoint_address import EndpointAddress
 from tests.cluster.town import Town, a_town
 from tests.proxy.house import on_every_engine, until
 from tests.proxy.raw_peers import Backend
@@ -198,10 +198,10 @@ async def test_an_ejected_endpoint_that_leaves_and_comes_back_starts_anew(engine
         for _ in range(12):
             await a_call(town, [bad])
         assert town.cluster.endpoints[0].ejected
-        town.cluster.found([Found(good.address)])
+        town.cluster.found([EndpointAddress(good.address)])
         await late.respond(trailers=[(b"grpc-status", UNAVAILABLE)])
         await call.answer()
-        town.cluster.found([Found(bad.address), Found(good.address)])
+        town.cluster.found([EndpointAddress(bad.address), EndpointAddress(good.address)])
         assert bad in [await a_call(town) for _ in range(4)]
         assert len(ear.heard) == 1
         for _ in range(12):

@@ -4,7 +4,7 @@ from trio.testing import trio_test
 
 from rawgrpc_proxy.cluster.facts import cluster_facts
 from rawgrpc_proxy.config import Engine
-from rawgrpc_proxy.discovery.found import Found
+from rawgrpc_proxy.discovery.endpoint_address import EndpointAddress
 from tests.cluster.town import a_town
 from tests.proxy.house import on_every_engine
 
@@ -39,7 +39,7 @@ async def test_an_endpoint_that_leaves_is_told_of_as_long_as_it_has_calls(engine
     async with a_town(engine, count=2) as town:
         call, served = await town.request()
         [gone] = [backend.address for backend in town.backends if served.peer in backend.peers]
-        town.cluster.found([Found(each.address) for each in town.backends if each.address != gone])
+        town.cluster.found([EndpointAddress(each.address) for each in town.backends if each.address != gone])
         standing = {fact["address"]: fact["standing"] for fact in cluster_facts({"orders": town.cluster})}
         assert standing[gone] == "draining"
         await served.respond()

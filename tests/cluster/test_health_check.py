@@ -13,7 +13,7 @@ from trio.testing import MockClock, trio_test
 
 from rawgrpc_proxy import Cluster, ConfigError, HealthCheck, Pool, PoolObserver, Status
 from rawgrpc_proxy.config import Engine
-from rawgrpc_proxy.discovery.found import Found
+from rawgrpc_proxy.discovery.endpoint_address import EndpointAddress
 from rawgrpc_proxy.grpc.health import SERVICE, ServingStatus, request_for, response_of
 from tests.cluster.town import Town, a_town
 from tests.proxy.house import on_every_engine, until
@@ -292,12 +292,12 @@ async def test_an_endpoint_that_joins_gets_calls_after_its_first_check_and_one_t
     async with a_clinic(engine, still_clock) as clinic:
         await clinic.all_known()
         one, two, three = clinic.patients
-        clinic.cluster.found([Found(one.address), Found(two.address)])
+        clinic.cluster.found([EndpointAddress(one.address), EndpointAddress(two.address)])
         so_far = len(three.checks)
         await clinic.pass_time(12.0, step_s=1.0)
         assert len(three.checks) == so_far
         three.says = None
-        clinic.cluster.found([Found(each.address) for each in clinic.patients])
+        clinic.cluster.found([EndpointAddress(each.address) for each in clinic.patients])
         await until(lambda: len(three.checks) == so_far + 1)
         assert await clinic.who_gets_calls() == {0, 1}
         three.says = SERVING

@@ -17,7 +17,7 @@ from rawgrpc_proxy.cluster.balance import RoundRobin
 from rawgrpc_proxy.cluster.balance_settings import Balance
 from rawgrpc_proxy.cluster.endpoint import Endpoint
 from rawgrpc_proxy.cluster.slow_start import SlowStart
-from rawgrpc_proxy.discovery.found import Found
+from rawgrpc_proxy.discovery.endpoint_address import EndpointAddress
 from rawgrpc_proxy.errors import PoolExhausted, UpstreamUnavailable
 from tests.upstream.backend import Upstream, run
 
@@ -88,7 +88,7 @@ def test_endpoints_that_are_gone_count_no_more_for_what_is_enough() -> None:
             endpoint.healthy = False
         cluster.refresh()
         assert set(picked(cluster)) == set(ADDRESSES)
-        cluster.found([Found(address) for address in ADDRESSES[2:]])
+        cluster.found([EndpointAddress(address) for address in ADDRESSES[2:]])
         assert not cluster.panics
         assert set(picked(cluster)) == {ADDRESSES[3]}
 
@@ -101,7 +101,7 @@ def test_without_any_endpoint_calls_fail_at_once_and_one_that_is_found_gets_them
         assert cluster.pick(a_context()) is None
         with pytest.raises(UpstreamUnavailable, match="<Cluster orders> has no endpoint"):
             await cluster.take(a_context())
-        cluster.found([Found(ADDRESSES[0])])
+        cluster.found([EndpointAddress(ADDRESSES[0])])
         assert set(picked(cluster)) == {ADDRESSES[0]}
 
     with_a_cluster(test)
@@ -124,12 +124,14 @@ def test_with_panic_off_and_nobody_fit_the_error_says_so() -> None:
 def test_an_endpoint_with_another_weight_is_the_same_endpoint() -> None:
     async def test(cluster: Cluster, clock: MockClock) -> None:
         before = cluster.endpoints
-        cluster.found([Found(address, weight=3 if address == ADDRESSES[0] else 1) for address in ADDRESSES])
+        cluster.found(
+            [EndpointAddress(address, weight=3 if address == ADDRESSES[0] else 1) for address in ADDRESSES]
+        )
         assert cluster.endpoints == before
         assert picked(cluster, 60) == {
             address: 30 if address == ADDRESSES[0] else 10 for address in ADDRESSES
         }
-        cluster.found([Found(address, priority=address == ADDRESSES[0]) for address in ADDRESSES])
+        cluster.found([EndpointAddress(address, priority=address == ADDRESSES[0]) for address in ADDRESSES])
         assert cluster.endpoints == before
         assert set(picked(cluster)) == set(ADDRESSES[1:])
 
@@ -138,7 +140,7 @@ def test_an_endpoint_with_another_weight_is_the_same_endpoint() -> None:
 
 def test_one_that_a_source_names_twice_is_one_endpoint_and_leaves_as_one() -> None:
     async def test(cluster: Cluster, clock: MockClock) -> None:
-        twice = [*(Found(address) for address in ADDRESSES), Found(ADDRESSES[0])]
+        twice = [*(EndpointAddress(address) for address in ADDRESSES), EndpointAddress(ADDRESSES[0])]
         for _ in range(2):
             cluster.found(twice)
             assert [each.address for each in cluster.endpoints] == ADDRESSES
@@ -152,7 +154,7 @@ def test_one_that_a_source_names_twice_is_one_endpoint_and_leaves_as_one() -> No
 def test_a_source_that_tells_what_is_no_address_changes_nothing() -> None:
     async def test(cluster: Cluster, clock: MockClock) -> None:
         with pytest.raises(ConfigError, match="nowhere"):
-            cluster.found([Found("127.0.0.1:5"), Found("nowhere")])
+            cluster.found([EndpointAddress("127.0.0.1:5"), EndpointAddress("nowhere")])
         assert [each.address for each in cluster.endpoints] == ADDRESSES
         assert set(picked(cluster)) == set(ADDRESSES)
 
@@ -162,9 +164,9 @@ def test_a_source_that_tells_what_is_no_address_changes_nothing() -> None:
 def test_one_that_comes_back_while_it_has_calls_leaves_no_more() -> None:
     async def test(cluster: Cluster, clock: MockClock) -> None:
         cluster.endpoints[0].target.calls += 1
-        cluster.found([Found(address) for address in ADDRESSES[1:]])
+        cluster.found([EndpointAddress(address) for address in ADDRESSES[1:]])
         assert [each.address for each in cluster.draining] == [ADDRESSES[0]]
-        cluster.found([Found(address) for address in ADDRESSES])
+        cluster.found([EndpointAddress(address) for address in ADDRESSES])
         assert cluster.draining == []
 
     with_a_cluster(test)
@@ -173,7 +175,7 @@ def test_one_that_comes_back_while_it_has_calls_leaves_no_more() -> None:
 def test_those_that_are_gone_are_forgotten_though_nobody_asks_for_them() -> None:
     async def test(cluster: Cluster, clock: MockClock) -> None:
         gone = [weakref.ref(endpoint.target) for endpoint in cluster.endpoints]
-        cluster.found([Found("127.0.0.1:5")])
+        cluster.found([EndpointAddress("127.0.0.1:5")])
         gc.collect()
         assert [target() for target in gone] == [None] * 4
 
@@ -300,7 +302,7 @@ def test_the_share_of_one_that_joins_grows_with_the_time(balance: str) -> None:
         at_first, last = cluster.endpoints[:3], ADDRESSES[3]
         cluster.found([each.found for each in at_first])
         await pass_time(clock, 100)
-        cluster.found([*(each.found for each in at_first), Found(last)])
+        cluster.found([*(each.found for each in at_first), EndpointAddress(last)])
         shares = []
         for _ in range(5):
             shares.append(shares_of(last))
@@ -355,7 +357,7 @@ def test_one_that_was_sick_starts_again_and_others_are_not_disturbed() -> None:
 
 def test_nothing_runs_once_all_have_started() -> None:
     async def test(cluster: Cluster, clock: MockClock) -> None:
-        cluster.found([each.found for each in cluster.endpoints] + [Found("127.0.0.1:5")])
+        cluster.found([each.found for each in cluster.endpoints] + [EndpointAddress("127.0.0.1:5")])
         await pass_time(clock, 70)
         assert trio.lowlevel.current_statistics().seconds_to_next_deadline > 10**6
 
@@ -376,7 +378,7 @@ def test_connections_to_each_endpoint_are_ready_before_any_call_and_until_it_is_
                 async with Cluster(addresses[:2], pool=pool, min_idle=2) as cluster:
                     for upstream in upstreams[:2]:
                         assert len(await upstream.connected(2)) == 2
-                    cluster.found([Found(address) for address in addresses[1:]])
+                    cluster.found([EndpointAddress(address) for address in addresses[1:]])
                     assert len(await upstreams[2].connected(2)) == 2
                     await upstreams[0].until(lambda: not upstreams[0].live)
                     assert len(upstreams[0].connections) == 2

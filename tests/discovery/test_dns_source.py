@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from rawgrpc_proxy.discovery.dns_source import DnsSource
-from rawgrpc_proxy.discovery.found import Found
+from rawgrpc_proxy.discovery.endpoint_address import EndpointAddress
 from rawgrpc_proxy.discovery.resolver import Addresses, LookUpFailed
 from rawgrpc_proxy.errors import ConfigError
 from tests.discovery.told import Heard, Script, watched
@@ -44,7 +44,7 @@ def test_all_addresses_of_a_name_are_told_once_each_with_the_name_for_tls() -> N
         script = Script("10.0.0.2", "10.0.0.1", "10.0.0.2", "::1")
         async with watched(source_of(script)) as told:
             await told.until("10.0.0.1:50051", "10.0.0.2:50051", "[::1]:50051")
-        assert told.sets[0][0] == Found("10.0.0.1:50051", server_name="orders.internal")
+        assert told.sets[0][0] == EndpointAddress("10.0.0.1:50051", server_name="orders.internal")
 
     run(test)
 
@@ -72,7 +72,7 @@ def test_a_number_instead_of_a_name_is_just_that_and_nobody_is_asked() -> None:
             async with watched(DnsSource(number, resolver=script)) as told:
                 await told.until(number)
                 await trio.sleep(1000)
-            assert told.sets == [[Found(number)]]
+            assert told.sets == [[EndpointAddress(number)]]
             assert not script.asked_at
 
     run(test)

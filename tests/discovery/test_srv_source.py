@@ -11,7 +11,7 @@ import trio
 
 from rawgrpc_proxy.discovery.dns_resolver import DnsResolver
 from rawgrpc_proxy.discovery.dns_source import DnsSource, SrvSource, default_resolver
-from rawgrpc_proxy.discovery.found import Found
+from rawgrpc_proxy.discovery.endpoint_address import EndpointAddress
 from rawgrpc_proxy.discovery.resolver import Service, Services
 from rawgrpc_proxy.discovery.system_resolver import SystemResolver
 from rawgrpc_proxy.errors import ConfigError
@@ -42,9 +42,9 @@ def test_a_service_is_its_hosts_with_their_ports_priorities_and_weights() -> Non
             await told.until("127.0.0.1:50051", "127.0.0.2:50052", "[::1]:50052")
         assert told.sets == [
             [
-                Found("127.0.0.1:50051", 10, 0, "orders.internal"),
-                Found("127.0.0.2:50052", 20, 1, "orders.internal"),
-                Found("[::1]:50052", 20, 1, "orders.internal"),
+                EndpointAddress("127.0.0.1:50051", 10, 0, "orders.internal"),
+                EndpointAddress("127.0.0.2:50052", 20, 1, "orders.internal"),
+                EndpointAddress("[::1]:50052", 20, 1, "orders.internal"),
             ]
         ]
 

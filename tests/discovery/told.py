@@ -6,7 +6,7 @@ from typing import Any
 
 import trio
 
-from rawgrpc_proxy.discovery.found import Found
+from rawgrpc_proxy.discovery.endpoint_address import EndpointAddress
 from rawgrpc_proxy.discovery.resolver import Addresses, Family, Services
 from rawgrpc_proxy.discovery.source import Source
 
@@ -15,10 +15,10 @@ class Told:
     """The sets that a source has told, in turn."""
 
     def __init__(self) -> None:
-        self.sets: list[list[Found]] = []
+        self.sets: list[list[EndpointAddress]] = []
         self._changed = trio.Event()
 
-    def __call__(self, found: Sequence[Found]) -> None:
+    def __call__(self, found: Sequence[EndpointAddress]) -> None:
         self.sets.append(list(found))
         self._changed.set()
         self._changed = trio.Event()

@@ -32,7 +32,7 @@ from rawgrpc_proxy.cluster.outlier_settings import OutlierDetection
 from rawgrpc_proxy.cluster.slow_start import SlowStart
 from rawgrpc_proxy.cluster.slow_starter import SlowStarter
 from rawgrpc_proxy.cluster.watcher import Watcher
-from rawgrpc_proxy.discovery.found import Found
+from rawgrpc_proxy.discovery.endpoint_address import EndpointAddress
 from rawgrpc_proxy.discovery.source import Source, StaticSource
 from rawgrpc_proxy.errors import ConfigError, PoolExhausted, RpcError, Side, UpstreamUnavailable
 from rawgrpc_proxy.grpc.retry_policy import RetryThrottling
@@ -75,7 +75,7 @@ class Cluster:
 
     def __init__(  # noqa: PLR0913  # all that one may want of a cluster, each with a default
         self,
-        endpoints: Iterable[str | Found] | Source,
+        endpoints: Iterable[str | EndpointAddress] | Source,
         *,
         pool: Pool,
         name: str = "",
@@ -301,7 +301,7 @@ class Cluster:
 
     # ---------------------------------------------------------------------- endpoints
 
-    def found(self, found: Sequence[Found]) -> None:
+    def found(self, found: Sequence[EndpointAddress]) -> None:
         """These are the endpoints from now on: what is new joins, and what is gone drains.
 
         One that has but another weight or priority stays the same endpoint: its checks and its share go on. Raises
@@ -350,7 +350,7 @@ class Cluster:
         except Exception as error:  # noqa: BLE001  # a user's own: whoever is at work here has others' calls in hand
             report(error, self._balancer)
 
-    def _join(self, found: Found) -> Endpoint:
+    def _join(self, found: EndpointAddress) -> Endpoint:
         target = self._pool.target(
             found.address, ssl_context=self._ssl_context, server_name=found.server_name
         )

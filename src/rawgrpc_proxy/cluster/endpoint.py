@@ -7,7 +7,7 @@ import attrs
 
 from rawgrpc_proxy.call import CallContext
 from rawgrpc_proxy.codes import Status
-from rawgrpc_proxy.discovery.found import Found
+from rawgrpc_proxy.discovery.endpoint_address import EndpointAddress
 from rawgrpc_proxy.errors import DeadlineExceeded, RpcError, Side
 from rawgrpc_proxy.grpc.retry_policy import RetryThrottling
 from rawgrpc_proxy.observe.report import Standing
@@ -51,7 +51,7 @@ class Endpoint:
         "why_unhealthy",
     )
 
-    def __init__(self, cluster: Home, target: Target, found: Found) -> None:
+    def __init__(self, cluster: Home, target: Target, found: EndpointAddress) -> None:
         self.cluster = cluster
         self.target = target
         self.found = found
@@ -68,7 +68,7 @@ class Endpoint:
         self.hear_ended: Callable[[Status, Attempt], None] | None = None
         """Hears how each attempt at a call ended, if that says something of the endpoint and anybody wants to know."""
 
-    def found_again(self, found: Found) -> None:
+    def found_again(self, found: EndpointAddress) -> None:
         """Its source says so of it now."""
         self.effective_weight *= found.weight / self.found.weight
         self.found = found

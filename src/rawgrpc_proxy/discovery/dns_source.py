@@ -10,7 +10,7 @@ from typing import get_args
 
 import trio
 
-from rawgrpc_proxy.discovery.found import Found
+from rawgrpc_proxy.discovery.endpoint_address import EndpointAddress
 from rawgrpc_proxy.discovery.ip_routes import has_route
 from rawgrpc_proxy.discovery.looking_up import LookingUp, LookUp
 from rawgrpc_proxy.discovery.names import check_name, is_number, is_of_use
@@ -84,7 +84,7 @@ class DnsSource(LookingUp):
         self._port = address.port
         if is_number(address.host):
             self._host: _Host | None = None
-            self._number = [Found(str(address))]
+            self._number = [EndpointAddress(str(address))]
             return
         check_name(address.host)
         self._host = _Host(address.host, _checked(family), resolver or default_resolver(), max_addresses)
@@ -98,7 +98,7 @@ class DnsSource(LookingUp):
         host = self._host
         return LookUp(
             found=[
-                Found(str(Address(host=each, port=self._port)), server_name=self._server_name)
+                EndpointAddress(str(Address(host=each, port=self._port)), server_name=self._server_name)
                 for each in _within_reach(host.addresses)
             ],
             ttl_s=host.ttl_s,
@@ -182,7 +182,7 @@ class SrvSource(LookingUp):
                     nursery.start_soon(look_up, host)
         notes += [f"{host.name}: {note}" for host in self._hosts.values() for note in host.notes]
         has_zero = any(each.weight == 0 for each in offers) and any(each.weight for each in offers)
-        found: dict[str, tuple[str, Found]] = {}
+        found: dict[str, tuple[str, EndpointAddress]] = {}
         # Two hosts that are the same: it counts as the better of them, which comes first.
         for each in sorted(offers, key=lambda each: (each.priority, each.host, each.port)):
             if each.host not in self._hosts:
@@ -196,7 +196,10 @@ class SrvSource(LookingUp):
             for number in self._hosts[each.host].addresses:
                 address = str(Address(host=number, port=each.port))
                 if address not in found:
-                    found[address] = number, Found(address, weight, each.priority, self._server_name)
+                    found[address] = (
+                        number,
+                        EndpointAddress(address, weight, each.priority, self._server_name),
+                    )
         reachable = set(_within_reach(list({number for number, _ in found.values()})))
         ttls = [host.ttl_s for host in self._hosts.values() if host.ttl_s is not None]
         if services.ttl_s is not None:

@@ -12,7 +12,7 @@ from typing import NoReturn
 import attrs
 import trio
 
-from rawgrpc_proxy.discovery.found import Found
+from rawgrpc_proxy.discovery.endpoint_address import EndpointAddress
 from rawgrpc_proxy.discovery.resolver import LookUpFailed
 from rawgrpc_proxy.discovery.schedule import Schedule
 from rawgrpc_proxy.errors import ConfigError
@@ -27,7 +27,7 @@ _ERROR_CHARACTERS = 300
 class LookUp:
     """What a look-up has brought."""
 
-    found: Sequence[Found]
+    found: Sequence[EndpointAddress]
     ttl_s: float | None
     notes: Sequence[str] = ()
     """What of it is in doubt, or left out."""
@@ -79,12 +79,12 @@ class LookingUp:
         """
         self._asked_for.set()
 
-    async def watch(self, tell: Callable[[Sequence[Found]], None]) -> NoReturn:
+    async def watch(self, tell: Callable[[Sequence[EndpointAddress]], None]) -> NoReturn:
         """Tell each new set as a whole, sorted, until cancelled.
 
         A look-up that fails, or finds no address at all, changes nothing: `problem` says what is wrong.
         """
-        told: frozenset[Found] | None = None
+        told: frozenset[EndpointAddress] | None = None
         while True:
             self._asked_for = trio.Event()
             began = trio.current_time()
@@ -114,7 +114,7 @@ class LookingUp:
         tell_observer(self.observer, "look_up_failed", self.name, now - began, self.problem)
         return self._schedule.failed(now)
 
-    def _bounded(self, brought: LookUp) -> list[Found]:
+    def _bounded(self, brought: LookUp) -> list[EndpointAddress]:
         """What is told of it: each once, in order, and no more than may be."""
         found = sorted(set(brought.found), key=_in_order)
         notes = list(brought.notes)
@@ -129,7 +129,7 @@ class LookingUp:
         return found[: self._max_addresses]
 
 
-def _in_order(found: Found) -> tuple[int, str, int]:
+def _in_order(found: EndpointAddress) -> tuple[int, str, int]:
     return found.priority, found.address, found.weight
 
 

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import trio
 
-from rawgrpc_proxy.discovery.found import Found
+from rawgrpc_proxy.discovery.endpoint_address import EndpointAddress
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.net.address import Address
 
@@ -21,7 +21,7 @@ class Source(Protocol):
     def note(self) -> str | None:
         """What is in doubt, or left out, of what the last look-up that did not fail has brought."""
 
-    async def watch(self, tell: Callable[[Sequence[Found]], None]) -> None:
+    async def watch(self, tell: Callable[[Sequence[EndpointAddress]], None]) -> None:
         """Tell each new set as a whole, until cancelled. A look-up that fails tells nothing: the old set stays."""
 
     def look_up_soon(self) -> None:
@@ -34,9 +34,11 @@ class StaticSource:
     problem: str | None = None
     note: str | None = None
 
-    def __init__(self, endpoints: Iterable[str | Found]) -> None:
+    def __init__(self, endpoints: Iterable[str | EndpointAddress]) -> None:
         """Raise `ConfigError` for what is no address, for one that is there twice, and if there is none."""
-        self.found = [each if isinstance(each, Found) else Found(each) for each in endpoints]
+        self.found = [
+            each if isinstance(each, EndpointAddress) else EndpointAddress(each) for each in endpoints
+        ]
         if not self.found:
             raise ConfigError("a cluster needs at least one endpoint")
         seen = set()
@@ -46,7 +48,7 @@ class StaticSource:
                 raise ConfigError(f"the endpoint {each.address} is there twice; give it a weight instead")
             seen.add(each.address)
 
-    async def watch(self, tell: Callable[[Sequence[Found]], None]) -> None:
+    async def watch(self, tell: Callable[[Sequence[EndpointAddress]], None]) -> None:
         """Tell them once."""
         tell(self.found)
         await trio.sleep_forever()

@@ -26,7 +26,7 @@ from rawgrpc_proxy.cluster.cluster import Cluster
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.custom_metadata import Value, headers_of
-from rawgrpc_proxy.discovery.found import Found
+from rawgrpc_proxy.discovery.endpoint_address import EndpointAddress
 from rawgrpc_proxy.discovery.source import Source
 from rawgrpc_proxy.errors import ConfigError
 from rawgrpc_proxy.grpc.codec import Codec, codec, codec_with_parent, identity_codec
@@ -86,7 +86,7 @@ class ProxyInThread:
 
     def __init__(  # noqa: PLR0913  # all that one may want of it, each with a default
         self,
-        upstream: str | Iterable[str | Found] | Source | None = None,
+        upstream: str | Iterable[str | EndpointAddress] | Source | None = None,
         *,
         director: Callable[[Pool], StreamDirector] | None = None,
         cluster: Mapping[str, Any] | None = None,

@@ -24,7 +24,7 @@ from rawgrpc_proxy.command.settings.traffic import (
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.config_words import SettingsError, load
 from rawgrpc_proxy.discovery.dns_source import DnsSource
-from rawgrpc_proxy.discovery.found import Found
+from rawgrpc_proxy.discovery.endpoint_address import EndpointAddress
 from rawgrpc_proxy.observe.observer import PoolObserver
 
 GOOD = """
@@ -113,8 +113,11 @@ def test_a_file_says_all_there_is_to_say(tmp_path: Path) -> None:
     assert orders.balance == Balance(policy="ring_hash", header="x-user", bounded_load=None)
     assert (users.balance, users.slow_start) == (Balance(policy="least_request"), SlowStart(window_s=30))
     assert orders.slow_start is None
-    assert orders.found == [Found("10.0.0.7:50051"), Found("unix:/run/orders.sock", weight=3)]
-    assert users.found == [Found("users.internal:443")]
+    assert orders.found == [
+        EndpointAddress("10.0.0.7:50051"),
+        EndpointAddress("unix:/run/orders.sock", weight=3),
+    ]
+    assert users.found == [EndpointAddress("users.internal:443")]
     assert serve.routes == (
         RouteSettings(
             match="/shop.Orders/*",

@@ -13,7 +13,7 @@ from rawgrpc_proxy.command.settings.problems import Problems
 from rawgrpc_proxy.command.settings.retries import RetryThrottlingSettings
 from rawgrpc_proxy.config import Http2Settings
 from rawgrpc_proxy.discovery.dns_source import DEFAULT_MAX_ADDRESSES, DnsSource, SrvSource, default_resolver
-from rawgrpc_proxy.discovery.found import Found
+from rawgrpc_proxy.discovery.endpoint_address import EndpointAddress
 from rawgrpc_proxy.discovery.resolver import Family
 from rawgrpc_proxy.discovery.schedule import DEFAULT_MAX_TTL_S, DEFAULT_MIN_TTL_S
 from rawgrpc_proxy.discovery.source import Source
@@ -208,9 +208,9 @@ class ClusterSettings:
     level."""
 
     @property
-    def found(self) -> list[Found]:
+    def found(self) -> list[EndpointAddress]:
         """The endpoints with their weights."""
-        return [Found(plain_address(text)[0], self.weights.get(text, 1)) for text in self.endpoints]
+        return [EndpointAddress(plain_address(text)[0], self.weights.get(text, 1)) for text in self.endpoints]
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -224,7 +224,7 @@ class ClusterSettings:
             plain_address(text)[1] for text in (*self.endpoints, self.dns or "")
         )
 
-    def source(self, observer: PoolObserver) -> Source | list[Found]:
+    def source(self, observer: PoolObserver) -> Source | list[EndpointAddress]:
         """Where its endpoints come from, or what they are. `observer` hears of look-ups. Raises `ConfigError`."""
         if self.dns is None and self.srv is None:
             return self.found

@@ -1,4 +1,4 @@
-"""`Found`: an address that a source has found."""
+"""`EndpointAddress`: where an endpoint of a cluster is, as a source has found it."""
 
 import attrs
 
@@ -6,7 +6,7 @@ from rawgrpc_proxy.validators import at_least
 
 
 @attrs.frozen
-class Found:
+class EndpointAddress:
     """One endpoint of a cluster, as its source tells it.
 
     Of several priorities the lowest number is used that has an endpoint that works (RFC 2782); of calls to those of one
