@@ -957,6 +957,15 @@ def test_version_says_so_where_the_package_is_not_installed(
     assert capsys.readouterr().out.startswith("rawgrpc-proxy not-installed (engine ")
 
 
+def test_a_command_does_not_load_what_only_others_need() -> None:
+    script = (
+        "import sys; from rawgrpc_proxy.command.cli import main; main(['certs', '--help']); "
+        "print(*(name for name in sys.modules if name.startswith('rawgrpc_proxy.command.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "rawgrpc_proxy.command.cli rawgrpc_proxy.command.certs"
+
+
 def test_ctrl_c_before_signals_are_received_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(**_settings: object) -> int:
         raise KeyboardInterrupt
