@@ -31,6 +31,7 @@ max_attempts = 4
 retryable_status_codes = ["UNAVAILABLE", "ABORTED"]
 initial_backoff = "10ms"
 max_backoff = "2s"
+backoff_multiplier = 3
 per_attempt_timeout = "3s"
 [[routes]]
 match = "/a.B/Hedged"
@@ -44,6 +45,7 @@ RETRY = RetryPolicy(
     retryable_status_codes=[Status.UNAVAILABLE, Status.ABORTED],
     initial_backoff_s=0.01,
     max_backoff_s=2,
+    backoff_multiplier=3,
     per_attempt_timeout_s=3,
 )
 HEDGING = HedgingPolicy(

@@ -52,10 +52,13 @@ class RetrySettings:
     to. An attempt that `per_attempt_timeout` has ended is followed by another one in any case."""
 
     initial_backoff_s: float = attrs.field(default=0.05, validator=between(0.001, 86_400))
-    """The pause before the second attempt, 20 % shorter or longer by chance. Each further one is twice as long."""
+    """The pause before the second attempt, 20 % shorter or longer by chance."""
 
     max_backoff_s: float = attrs.field(default=1.0, validator=between(0.001, 86_400))
     """The longest pause."""
+
+    backoff_multiplier: float = attrs.field(default=2.0, validator=between(1.0, 100.0))
+    """How much longer each pause is than the one before."""
 
     per_attempt_timeout_s: float | None = attrs.field(default=None, validator=at_least(0.001))
     """How long each attempt may take until its response begins."""
@@ -71,6 +74,7 @@ class RetrySettings:
             retryable_status_codes=[Status[name] for name in self.retryable_status_codes],
             initial_backoff_s=self.initial_backoff_s,
             max_backoff_s=self.max_backoff_s,
+            backoff_multiplier=self.backoff_multiplier,
             per_attempt_timeout_s=self.per_attempt_timeout_s,
             max_replay_bytes=self.max_replay_bytes,
         )
