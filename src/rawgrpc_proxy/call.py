@@ -21,8 +21,8 @@ from rawgrpc_proxy.grpc.response_changes import ResponseChanges
 from rawgrpc_proxy.grpc.status import encode_grpc_message
 from rawgrpc_proxy.grpc.status_origin import StatusOrigin
 from rawgrpc_proxy.http2.field_rules import trailers_problem
+from rawgrpc_proxy.http2.frames import UNLIMITED
 from rawgrpc_proxy.http2.headers import Headers, size_of
-from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.failures import headers_too_long
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.timers import Timer

@@ -21,8 +21,8 @@ from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.errors import DeadlineExceeded, RpcError, StreamReset
 from rawgrpc_proxy.grpc.messages import encode_message
 from rawgrpc_proxy.grpc.metadata import Metadata
+from rawgrpc_proxy.http2.frames import UNLIMITED
 from rawgrpc_proxy.http2.headers import FixedHeaders, Headers, size_of
-from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.timers import Timer
 

@@ -42,6 +42,8 @@ HEADER = struct.Struct(">LBL")
 _LONG = struct.Struct(">L")
 _SETTING = struct.Struct(">HL")
 _STREAM_ID_MASK = 0x7FFFFFFF
+UNLIMITED = 2**31 - 1
+"""The largest window and the highest stream id (RFC 9113 §5.1.1, §6.9.1), and a limit that the peer has not set."""
 
 SMALL_BYTES = 4096
 """Payloads below this are copied: a view costs more, and keeps the chunk it was read in (64 KiB) alive."""

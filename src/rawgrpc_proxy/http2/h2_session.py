@@ -24,11 +24,11 @@ import hpack
 
 from rawgrpc_proxy.errors import ProtocolViolation
 from rawgrpc_proxy.http2 import frames
-from rawgrpc_proxy.http2.frames import Data, Setting
+from rawgrpc_proxy.http2.frames import UNLIMITED, Data, Setting
 from rawgrpc_proxy.http2.headers import Headers, check_fields
 from rawgrpc_proxy.http2.hpack import without_index
 from rawgrpc_proxy.http2.position import Table
-from rawgrpc_proxy.http2.session import UNLIMITED, Session
+from rawgrpc_proxy.http2.session import Session
 from rawgrpc_proxy.http2.stream_state import StreamState
 
 

@@ -9,11 +9,11 @@ from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import DEFAULT_WINDOW
 from rawgrpc_proxy.errors import ProtocolViolation
 from rawgrpc_proxy.http2 import frames
-from rawgrpc_proxy.http2.frames import Data, Setting
+from rawgrpc_proxy.http2.frames import UNLIMITED, Data, Setting
 from rawgrpc_proxy.http2.headers import Headers
 from rawgrpc_proxy.http2.hpack import HeaderEncoder
 from rawgrpc_proxy.http2.position import Table
-from rawgrpc_proxy.http2.session import UNLIMITED, Session
+from rawgrpc_proxy.http2.session import Session
 from rawgrpc_proxy.http2.stream_state import StreamState
 
 _pack_header = frames.HEADER.pack  # as `frame_header` does, for a quarter of a microsecond less

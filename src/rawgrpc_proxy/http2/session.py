@@ -40,7 +40,7 @@ from rawgrpc_proxy.http2.events import (
     StreamReset,
     TrailersReceived,
 )
-from rawgrpc_proxy.http2.frames import Data, FrameSplitter, Setting
+from rawgrpc_proxy.http2.frames import UNLIMITED, Data, FrameSplitter, Setting
 from rawgrpc_proxy.http2.guard import MAX_SETTINGS_ENTRIES, Guard
 from rawgrpc_proxy.http2.headers import HeaderList, Headers, check_fields
 from rawgrpc_proxy.http2.hpack import HeaderDecoder
@@ -52,7 +52,6 @@ from rawgrpc_proxy.http2.stream_state import CreditSource, PendingData, Receivin
 # Looked up once: an enum's member costs as much as a call, each time, and these are asked for with every frame.
 _PEER_SILENT, _BODY, _HEARD_ALL = Receiving
 _OPEN, _CLOSING, _SAID_ALL = Sending.OPEN, Sending.CLOSING, Sending.ENDED
-UNLIMITED = 2**31 - 1
 # RFC 9113 §6.5.2's initial value, and the most we let a peer ask our encoder to search.
 _HEADER_TABLE_BYTES = 4096
 _HARD_LIMIT_FACTOR, _RESPONSE_BLOCK_FACTOR = 2, 4

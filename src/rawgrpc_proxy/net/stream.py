@@ -11,9 +11,9 @@ from typing import Any, Protocol
 from rawgrpc_proxy.errors import ConnectionFailed, RpcError
 from rawgrpc_proxy.grpc.status import status_fields
 from rawgrpc_proxy.http2.buffered import Account
-from rawgrpc_proxy.http2.frames import Data
+from rawgrpc_proxy.http2.frames import UNLIMITED, Data
 from rawgrpc_proxy.http2.headers import HeaderList, Headers, size_of
-from rawgrpc_proxy.http2.session import UNLIMITED, Session
+from rawgrpc_proxy.http2.session import Session
 from rawgrpc_proxy.http2.stream_state import CreditSource
 from rawgrpc_proxy.net.inbox import Inbox
 from rawgrpc_proxy.net.turn import Turn

@@ -20,9 +20,8 @@ from rawgrpc_proxy.cluster.cluster import Cluster
 from rawgrpc_proxy.cluster.endpoint import Endpoint, Place
 from rawgrpc_proxy.codes import Status
 from rawgrpc_proxy.errors import DeadlineExceeded, IdleTimeout, RpcError
-from rawgrpc_proxy.http2.frames import Data
+from rawgrpc_proxy.http2.frames import UNLIMITED, Data
 from rawgrpc_proxy.http2.headers import HeaderList
-from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.limits.concurrency import Places
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.timers import Timer

@@ -16,9 +16,8 @@ from rawgrpc_proxy.codes import ErrorCode, Status
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.status import parse_status, status_from_http
 from rawgrpc_proxy.grpc.timeout import format_timeout
-from rawgrpc_proxy.http2.frames import Data
+from rawgrpc_proxy.http2.frames import UNLIMITED, Data
 from rawgrpc_proxy.http2.headers import HeaderList, Headers, size_of
-from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.limits.concurrency import Places
 from rawgrpc_proxy.net.stream import Stream
 from rawgrpc_proxy.net.timers import Timer

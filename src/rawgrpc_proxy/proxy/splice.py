@@ -19,9 +19,8 @@ from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.errors import RpcError
 from rawgrpc_proxy.grpc.messages import PREFIX_BYTES, Messages, counted, length_of
 from rawgrpc_proxy.grpc.response_changes import Changes
-from rawgrpc_proxy.http2.frames import Data
+from rawgrpc_proxy.http2.frames import UNLIMITED, Data
 from rawgrpc_proxy.http2.headers import FixedHeaders, HeaderList, Headers, for_next_hop, size_of
-from rawgrpc_proxy.http2.session import UNLIMITED
 from rawgrpc_proxy.net.failures import headers_too_long
 from rawgrpc_proxy.net.stream import Stream
 

@@ -30,7 +30,7 @@ from rawgrpc_proxy.errors import (
     Side,
     UpstreamUnavailable,
 )
-from rawgrpc_proxy.http2.session import UNLIMITED
+from rawgrpc_proxy.http2.frames import UNLIMITED
 from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.observe.tell import tell
