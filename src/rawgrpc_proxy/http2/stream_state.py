@@ -8,6 +8,7 @@ The state of RFC 9113 §5.1, kept as two halves, since each direction ends by it
 When both halves have ended, or either side has sent RST_STREAM, the stream is closed and its state is gone.
 """
 
+import math
 from collections import deque
 from enum import IntEnum
 from typing import Protocol
@@ -18,6 +19,8 @@ from rawgrpc_proxy.http2.headers import Headers
 
 _SMALL = 2048
 _COALESCE_UP_TO = 8192
+LONG_AGO = -math.inf
+"""`StreamState.opened_at` of a call that has been answered."""
 
 
 class CreditSource(Protocol):
@@ -77,7 +80,7 @@ class StreamState:
     ) -> None:
         self.id = stream_id
         self.opened_at = opened_at
-        """Long ago once it has been answered: then it was not for nothing, however soon it is reset."""
+        """`LONG_AGO` once it has been answered: then it was not for nothing, however soon it is reset."""
         self.end_batch = 0
         """Which batch of the session's output has the end of our half."""
         self.receiving = _HEADERS

@@ -1,7 +1,7 @@
 """What is done when too much DATA waits in this process: the calls that have stalled for longest end.
 
-    bytes ──NEAR──► sessions give less credit, and open no streams beyond a connection's share (`http2/session.py`)
-                    calls that have stalled since then for `STALLED_S` end
+    bytes ──NEAR──► sessions give less credit (`http2/sending.py`), and open no streams beyond a connection's share
+                    (`http2/header_blocks.py`); calls that have stalled since then for `STALLED_S` end
     bytes ──limit─► whatever waits ends, the longest stalled first, until `NEAR` is reached
 
 The connection that holds most comes first, so that a caller who fills the memory loses calls, and others do not. It is
