@@ -3,8 +3,9 @@
     reads:  transport ──► session.receive ──► events ──► streams' sinks      (wait for nothing but the transport)
     writer: session.take_output ──► transport ──► credit to the sources      (never cancelled but to kill the link)
 
-When and how it is written is `writer.py`'s subject, the orderly end `drain.py`'s, what an end means for calls
-`failures.py`'s. What is left here is one life, from its first byte to its farewell.
+When and how it is written is `writer.py`'s subject, the orderly end `drain.py`'s, why it ends `endings.py`'s, what that
+means for calls `failures.py`'s, and which calls end when memory is short `stalled.py`'s. What is left here is one life,
+from its first byte to its farewell.
 
 Invariants: state changes are synchronous, so there are no locks; when the connection ends, every stream on it hears of
 it exactly once, and nothing of it stays behind.
@@ -13,24 +14,14 @@ it exactly once, and nothing of it stays behind.
 import contextlib
 import enum
 import math
-import ssl
 from collections.abc import Callable
 from typing import assert_never
 
 import trio
 import trio.lowlevel
 
-from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Http2Settings
-from rawgrpc_proxy.errors import (
-    ConnectionFailed,
-    ConnectionGone,
-    PeerAbuse,
-    ProxyFault,
-    ProxyStopping,
-    Side,
-    alone,
-)
+from rawgrpc_proxy.errors import ConnectionFailed, ProxyStopping, Side
 from rawgrpc_proxy.grpc.status import status_fields
 from rawgrpc_proxy.http2.buffered import Buffered
 from rawgrpc_proxy.http2.events import (
@@ -51,12 +42,12 @@ from rawgrpc_proxy.http2.headers import Headers
 from rawgrpc_proxy.http2.relay_session import RelaySession
 from rawgrpc_proxy.http2.session import Session
 from rawgrpc_proxy.net.drain import FIRST_PING_TIMEOUT_S, Drain
-from rawgrpc_proxy.net.failures import lost_error, never_sent_error, reason_of, reset_error
+from rawgrpc_proxy.net.endings import closed_by_us, failure_of, goaway, gone, too_slow
+from rawgrpc_proxy.net.failures import lost_error, never_sent_error, reset_error
 from rawgrpc_proxy.net.late_taps import Onlooker, current_late_taps
 from rawgrpc_proxy.net.memory_guard import current_memory_guard
 from rawgrpc_proxy.net.poller import Then
 from rawgrpc_proxy.net.stream import Stream
-from rawgrpc_proxy.net.tls import left_early
 from rawgrpc_proxy.net.transport import Transport
 from rawgrpc_proxy.net.turn import current_turn
 from rawgrpc_proxy.net.writer import FAREWELL_TIMEOUT_S, Writer
@@ -78,7 +69,6 @@ class ConnectionState(enum.Enum):
 
 _OPEN, _DRAINING, _CLOSED = ConnectionState  # looked up once, not for every call
 _STOP, _WAIT, _AGAIN = Then
-_CLOSED_BY_THE_PEER = (ConnectionResetError, BrokenPipeError, ssl.SSLZeroReturnError, ssl.SSLEOFError)
 
 
 def make_session(settings: Http2Settings, *, client_side: bool, buffered: Buffered | None = None) -> Session:
@@ -239,60 +229,6 @@ class Connection:
         if self.session.credit_connection():
             self.touch()
 
-    def end_stalled(self, before: float) -> None:
-        """End streams on which bytes wait, and none has moved since `Buffered.passed` was `before`: the longest first.
-
-        Until the process is short of memory no more. If it still is then, and the socket has not taken what was written
-        before `before`, the connection ends: what of answers is on its way to a socket goes only with it.
-        """
-        buffered, states = self.account.buffered, self.session.streams
-        stalled: list[tuple[int, int]] = []
-        for stream in self.streams.values():
-            stalled += [
-                (held.moved_at, stream.id)
-                for held in (states.get(stream.id), stream.inbox)
-                if held is not None and held.waiting_bytes and held.moved_at < before
-            ]
-        number, bytes_before = 0, buffered.bytes
-        for _, stream_id in sorted(stalled):
-            if not buffered.is_short or self.state is _CLOSED:
-                break
-            number += self._end_stalled_one(stream_id)
-        if number:
-            self.tell_limit(
-                "max_buffered_bytes",
-                f"{bytes_before} bytes wait in this process for peers that do not take them: {number} calls that had "
-                "stalled on this connection were ended",
-            )
-        if (
-            buffered.is_short
-            and self._writer.writing
-            and self.session.output.waits_since < before
-            and self.account.its_peer_takes_too_little
-        ):
-            error = PeerAbuse(
-                f"{self.account.to_peer} bytes wait for the peer, which does not take them, while too much waits in "
-                "the proxy (max_buffered_bytes)",
-                limit="max_buffered_bytes",
-            )
-            self.session.fail(error)
-            self.close(error)
-
-    def _end_stalled_one(self, stream_id: int) -> bool:
-        """Answers whether the stream was there still."""
-        stream = self.streams[stream_id]
-        code = ErrorCode.CANCEL if self.session.client_side else ErrorCode.ENHANCE_YOUR_CALM
-        try:
-            if not self.session.reset_stalled(stream_id, code):
-                return False
-        except PeerAbuse as error:
-            self.close(error)
-        reason = "the call had stalled while too much waited in the proxy (max_buffered_bytes)"
-        cause = "max_buffered_bytes"
-        stream.sink.failed(reset_error(ErrorCode.ENHANCE_YOUR_CALM, Side.LOCAL, reason, cause))
-        self.touch()
-        return True
-
     def tell_limit(self, limit: str, detail: str) -> None:
         """The peer has run into `limit`."""
         if self._on_limit is not None:
@@ -302,7 +238,7 @@ class Connection:
         """End the connection now. Its streams fail with `error`; what is queued gets one last try."""
         if self.state is _CLOSED:
             return
-        self.error = self.error or error or _closed_by_us()
+        self.error = self.error or error or closed_by_us()
         # Until `run` has come to its end, nobody may open a stream that could only fail.
         self.state = _DRAINING
         self._end()
@@ -381,12 +317,12 @@ class Connection:
             if self._fault is not None:
                 raise self._fault
         except Exception as fault:  # noqa: BLE001  # a fault of ours must not end the connections of others
-            failure = self._failure_of(fault)
+            failure = failure_of(fault, client_side=self.session.client_side)
         except BaseException as fault:
-            failure = failure or self._failure_of(fault)
+            failure = failure or failure_of(fault, client_side=self.session.client_side)
             raise
         finally:
-            self.error = self.error or failure or _closed_by_us()
+            self.error = self.error or failure or closed_by_us()
             self.error.side = self.side
             await self._end_streams(self.error)
             if isinstance(self.error, ProxyStopping):
@@ -402,13 +338,6 @@ class Connection:
                 self._late_taps.close(self)
                 self._on_change = self._on_limit = None  # opens the circle that it is in with who listens
 
-    def _failure_of(self, fault: BaseException) -> ConnectionFailed:
-        """Why the connection ends, when something is raised through it: cancellation, or a fault of ours."""
-        others = fault.split(trio.Cancelled)[1] if isinstance(fault, BaseExceptionGroup) else fault
-        if others is not None and not isinstance(others := alone(others), trio.Cancelled):
-            return ProxyFault(others)
-        return _closed_by_us() if self.session.client_side else ProxyStopping()
-
     async def _read_loop(self) -> ConnectionFailed:
         """Read until the connection ends, and answer why."""
         self._handshake_by = trio.current_time() + self._settings.handshake_timeout_s
@@ -423,40 +352,9 @@ class Connection:
                     await self._transport.receive_each(self._heard, goes_on=self.session.holds_back)
             except OSError as error:
                 self._peer_is_gone = self._writer.closed = True  # or we have closed the transport
-                return self._gone(error)
-            return self._failure or self._gone()
-        return self._too_slow()
-
-    def _gone(self, error: OSError | None = None) -> ConnectionGone:
-        """The link's end by `error`, or by the peer's will."""
-        if (error is None or isinstance(error, _CLOSED_BY_THE_PEER)) and not self.session.peer_settings_seen:
-            tls, client_side = self._transport.tls_version is not None, self.session.client_side
-            if tls or client_side:
-                # A caller in plaintext that says nothing is a health check.
-                return ConnectionGone(
-                    left_early(tls=tls, client_side=client_side),
-                    error_code=ErrorCode.NO_ERROR if client_side else ErrorCode.INADEQUATE_SECURITY,
-                )
-        if error is not None:
-            was_reset = isinstance(error, ConnectionResetError | BrokenPipeError)
-            return ConnectionGone(reason_of(error), cause="RST" if was_reset else "")
-        return ConnectionGone("the peer closed the connection", why="closed_by_peer")
-
-    def _too_slow(self) -> ConnectionFailed:
-        """What the peer has not done in time."""
-        limit = f"within {self._settings.handshake_timeout_s:g} s"
-        if self.session.block_since is not None:
-            return PeerAbuse(
-                f"a header block did not end {limit} (handshake_timeout_s)", limit="handshake_timeout_s"
-            )
-        if self.session.peer_settings_seen:
-            # RFC 9113 §6.5.3
-            return ConnectionGone(
-                f"our SETTINGS were not acknowledged {limit} (handshake_timeout_s)",
-                error_code=ErrorCode.SETTINGS_TIMEOUT,
-                why="handshake_timeout",
-            )
-        return ConnectionGone(f"no HTTP/2 SETTINGS {limit}", why="handshake_timeout")
+                return gone(self.session, self._transport.tls_version, error)
+            return self._failure or gone(self.session, self._transport.tls_version)
+        return too_slow(self.session, self._settings.handshake_timeout_s)
 
     def _heard(self, data: bytes | None) -> Then:
         """Act on what the peer has sent, within a turn: as much as is one connection's share of it, and say so.
@@ -548,7 +446,7 @@ class Connection:
         stream = self.streams.get(event.stream_id)
         if stream is not None:
             who = self.side if event.by_peer else Side.LOCAL
-            cause = "" if event.goaway is None else _goaway("", event.goaway).cause
+            cause = "" if event.goaway is None else goaway("", event.goaway).cause
             stream.sink.failed(reset_error(event.error_code, who, event.reason, cause))
         elif self._on_refused is not None:
             self._on_refused(event)
@@ -557,7 +455,7 @@ class Connection:
         if self.state is _OPEN and self.side is Side.UPSTREAM:
             self.state = _DRAINING
             text = debug.decode("utf-8", "replace")
-            self.error = _goaway(text, code)
+            self.error = goaway(text, code)
             self._changed()
             if not self.streams:
                 self._end()
@@ -611,12 +509,12 @@ class Connection:
 
     def _write_failed(self, fault: BaseException) -> None:
         if isinstance(fault, OSError):
-            fault = self._gone(fault)
+            fault = gone(self.session, self._transport.tls_version, fault)
         if isinstance(fault, ConnectionFailed):
             self.close(fault)
         else:
             self._fault = fault
-            self.close(self._failure_of(fault))
+            self.close(failure_of(fault, client_side=self.session.client_side))
 
     async def _farewell(self) -> None:
         """Say why, if the peer still listens, and close."""
@@ -633,11 +531,3 @@ class Connection:
             with trio.CancelScope(shield=True):
                 await self._transport.aclose()
             self._writer.forget_owner()
-
-
-def _goaway(text: str, code: int) -> ConnectionGone:
-    return ConnectionGone(f"the peer sent GOAWAY {text!r}", error_code=code, why="goaway")
-
-
-def _closed_by_us() -> ConnectionGone:
-    return ConnectionGone("closed by the proxy", why="closed_by_proxy")

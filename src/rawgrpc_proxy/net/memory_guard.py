@@ -9,8 +9,9 @@ the idea of Envoy's overload manager, which ends the streams that hold most.
 
 When much has waited, and its connections have gone, the memory goes back to the system (`heap.py`).
 
-What it does not do: count (`http2/buffered.py`). The invariant: it runs in a task of its own, never in the middle of a
-reader's work, and lets others have their turn after each connection.
+What it does not do: count (`http2/buffered.py`), or say which calls of a connection end (`stalled.py`). The invariant:
+it runs in a task of its own, never in the middle of a reader's work, and lets others have their turn after each
+connection.
 """
 
 import contextlib
@@ -20,8 +21,9 @@ from typing import Protocol
 import trio
 import trio.lowlevel
 
-from rawgrpc_proxy.http2.buffered import MUCH_BYTES, Account, Buffered
+from rawgrpc_proxy.http2.buffered import MUCH_BYTES, Buffered
 from rawgrpc_proxy.net.heap import shrink_heap
+from rawgrpc_proxy.net.stalled import Stalling, end_stalled
 from rawgrpc_proxy.net.turn import current_turn
 
 STALLED_S = 5.0
@@ -31,16 +33,8 @@ _SETTLING_S = 1.0
 """So long after the end of a connection the last of its objects are gone."""
 
 
-class Holder(Protocol):
+class Holder(Stalling, Protocol):
     """A connection, as the guard sees it."""
-
-    account: Account
-
-    def end_stalled(self, before: float) -> None:
-        """End streams on which bytes wait, and none has moved since `Buffered.passed` was `before`: the longest first.
-
-        Until the process is short of memory no more. If nothing else helps, the connection itself.
-        """
 
     def give_credit(self) -> None:
         """Give the peer what was withheld while the process was short of memory, as far as it may be given."""
@@ -119,7 +113,7 @@ class MemoryGuard:
             if not self.buffered.is_short:
                 return
             with self._turn:
-                connection.end_stalled(before)
+                end_stalled(connection, before)
             await trio.lowlevel.checkpoint()
 
     def _give_credit(self) -> None:
