@@ -1,6 +1,7 @@
 """Endpoints are asked how they are, and those that are not well get no calls."""
 
 import random
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.discovery.endpoint_address import EndpointAddress
 from rawgrpc_proxy.grpc.health import SERVICE, ServingStatus, request_for, response_of
 from tests.cluster.town import Town, a_town
-from tests.proxy.house import on_every_engine, until
+from tests.proxy.house import a_proxy, on_every_engine, until
 from tests.proxy.raw_peers import RESPONSE, Backend, PeerStream, message
 
 pytestmark = on_every_engine
@@ -330,7 +331,7 @@ async def test_a_check_does_not_wait_behind_calls_for_a_limit_of_our_own(
 
 
 @trio_test
-async def test_a_check_for_which_the_endpoint_has_no_stream_left_says_nothing(
+async def test_a_check_for_which_calls_have_left_no_stream_has_a_connection_of_its_own(
     engine: Engine, still_clock: MockClock
 ) -> None:
     pool = {"size": 1, "max_waiting": 5}
@@ -341,12 +342,84 @@ async def test_a_check_for_which_the_endpoint_has_no_stream_left_says_nothing(
         patient.holds = True
         call = await clinic.town.house.clients[0].request()
         await until(lambda: len(patient.held) == 1)
-        so_far = len(patient.checks)
-        await clinic.pass_time(20.0, step_s=1.0)
-        assert len(patient.checks) == so_far
+        await clinic.pass_time(6.0, step_s=1.0)
+        [shared, own] = patient.backend.peers
+        assert patient.checks[-1].peer is own
+        await own.closed()
         assert clinic.cluster.endpoints[0].healthy
+        patient.says = NOT_SERVING
+        await clinic.pass_time(17.0, step_s=1.0)
+        assert clinic.cluster.endpoints[0].why_unhealthy == "it says NOT_SERVING"
+        assert patient.held[0].peer is shared
         await patient.held[0].respond()
-        await call.answer()
+        assert (await call.answer()).status == Status.OK, "checks have left it alone"
+        await clinic.town.house.record()
+
+
+@trio_test
+async def test_a_watch_has_a_connection_of_its_own_for_as_long_as_it_goes_on(
+    engine: Engine, still_clock: MockClock
+) -> None:
+    async with (
+        trio.open_nursery() as nursery,
+        a_proxy(engine, pool={"size": 1, "max_waiting": 5}, backend={MAX_CONCURRENT_STREAMS: 1}) as house,
+    ):
+        patient = Patient(house.backend)
+        nursery.start_soon(patient.run)
+        place = await house.pool.target(patient.address).take()
+        async with Cluster([patient.address], pool=house.pool, health=HealthCheck(kind="watch")) as cluster:
+            await until(lambda: cluster.endpoints[0].healthy is True)
+            [_, own] = patient.backend.peers
+            assert patient.watches[0].peer is own
+            await patient.tell(NOT_SERVING)
+            await until(lambda: cluster.endpoints[0].healthy is False)
+            await patient.watches[0].reset(2)
+            await own.closed()
+        place.give_back()
+        nursery.cancel_scope.cancel()
+
+
+@trio_test
+async def test_an_endpoint_whose_dials_hang_is_found_out_when_calls_have_all_places(
+    engine: Engine, still_clock: MockClock
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        pool = {"size": 1, "ms": 1, "max_waiting": 0, "dial_timeout_s": 100.0}
+        async with (
+            trio.open_nursery() as nursery,
+            a_proxy(engine, pool=pool) as house,
+        ):
+            target = house.pool.target(address)
+            nursery.start_soon(target.take)
+            await until(lambda: target.dialling == 1)
+            async with Cluster([address], pool=house.pool, health=HealthCheck()) as cluster:
+                [endpoint] = cluster.endpoints
+                await trio.testing.wait_all_tasks_blocked(0.005)
+                assert endpoint.healthy is None
+                still_clock.jump(1.0)
+                await until(lambda: endpoint.healthy is False)
+                assert "timeout of 1 s" in (endpoint.why_unhealthy or "")
+            nursery.cancel_scope.cancel()
+
+
+@trio_test
+async def test_an_endpoint_for_which_other_addresses_leave_no_connection_is_checked_all_the_same(
+    engine: Engine, still_clock: MockClock
+) -> None:
+    pool = {"max_connections": 1, "max_waiting": 1}
+    async with a_clinic(engine, still_clock, count=2, pool=pool) as clinic:
+        await clinic.all_known()
+        assert all(endpoint.healthy for endpoint in clinic.cluster.endpoints)
+        clinic.patients[0].holds = clinic.patients[1].holds = True
+        call = await clinic.town.house.clients[0].request()
+        await until(lambda: any(patient.held for patient in clinic.patients))
+        [busy] = [n for n, patient in enumerate(clinic.patients) if patient.held]
+        clinic.patients[not busy].says = NOT_SERVING
+        await clinic.pass_time(17.0, step_s=1.0)
+        assert [endpoint.healthy for endpoint in clinic.cluster.endpoints] == [busy == 0, busy == 1]
+        await clinic.patients[busy].held[0].respond()
+        assert (await call.answer()).status == Status.OK
         await clinic.town.house.record()
 
 

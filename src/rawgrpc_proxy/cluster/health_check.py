@@ -4,8 +4,10 @@
       ▲                            ▲
       └──interval──┘      Watch ──told by the endpoint itself
 
-What it does not do: keep calls away from an endpoint that is not well (`Cluster` does). The invariant: a check that
-says nothing about the endpoint, since something is lacking here, changes nothing.
+A check goes over a connection that calls use, where that has a place for it; where calls have all there is, over one
+of its own. What it does not do: keep calls away from an endpoint that is not well (`Cluster` does). The invariants: a
+check is over after `timeout_s`, whatever it waits for, and says something of the endpoint, however many calls that has;
+one that fails since something is lacking here changes nothing.
 """
 
 import random
@@ -39,6 +41,7 @@ from rawgrpc_proxy.observe.describe import describe
 from rawgrpc_proxy.observe.observer import PoolObserver
 from rawgrpc_proxy.observe.tell import tell
 from rawgrpc_proxy.upstream.choice import Phase
+from rawgrpc_proxy.upstream.own_connection import OwnConnection
 from rawgrpc_proxy.upstream.pooled import PooledConnection
 from rawgrpc_proxy.upstream.target import Target
 from rawgrpc_proxy.version import version
@@ -143,7 +146,7 @@ class HealthChecker:
         async with client:
             while True:
                 began = trio.current_time()
-                places.conn = None
+                places.forget()
                 try:
                     await self._ask(client, places)
                 except Exception as error:  # noqa: BLE001  # the endpoint's, or a fault of one check: the next one follows
@@ -221,9 +224,13 @@ class HealthChecker:
             self._tell(_why(error))
 
     def _says_nothing(self, error: Exception, places: "_Places") -> bool:
-        """Whether the check has failed for want of something here, or has only waited behind calls."""
+        """Whether the check has failed for want of something here, or has only waited behind calls.
+
+        The latter where there was a dial to share, and no place left when that was done: the next one does not wait.
+        """
         if isinstance(error, DeadlineExceeded) and places.conn is None and self._settings.kind != "tcp":
-            return not self._target.dialling and self._target.trouble is None
+            is_dialled = places.has_own or self._target.dialling or self._target.trouble is not None
+            return not is_dialled
         return isinstance(error, PoolExhausted) or (
             isinstance(error, UpstreamUnavailable) and error.side is Side.LOCAL
         )
@@ -246,16 +253,30 @@ class HealthChecker:
 
 
 class _Places:
-    """The target's places, for checks: they do not wait behind calls for the sake of a limit of our own."""
+    """The target's places, for checks: they do not wait behind calls, but have a connection of their own then.
+
+    As Envoy's have it always. To go where calls go is worth more, as long as that can be had: it is their connections
+    whose end is found out, and there are no more of them.
+    """
 
     def __init__(self, target: Target) -> None:
         self._target = target
         self.conn: PooledConnection | None = None
         """Where the last check has got its place."""
+        self.has_own = False
+        """Whether it has a connection of its own, or dials one."""
+
+    def forget(self) -> None:
+        """The next check begins."""
+        self.conn, self.has_own = None, False
 
     async def take_place(self, _context: CallContext) -> PooledConnection:
         target = self._target
-        self.conn = target.take_now() or target.take_beyond_ms() or await target.take(is_patient=False)
+        conn = target.take_now() or target.take_beyond_ms()
+        if conn is None and target.would_wait:
+            self.has_own = True
+            conn = await OwnConnection(target).take()
+        self.conn = conn or await target.take(is_patient=False)
         return self.conn
 
     @property

@@ -26,8 +26,11 @@ def _check_service(service: str) -> None:
 class HealthCheck:
     """Endpoints are asked how they are, and those that are not well get no calls; `health = {}` has the defaults.
 
-    Each worker asks on its own, over the connections that calls use. An endpoint that joins gets calls once its first
-    check has passed. Whoever answers UNIMPLEMENTED has no health service, and counts as healthy, as in gRPC.
+    Each worker asks on its own, over the connections that calls use. Where calls have taken all places (`ms`, `size`,
+    `max_connections`, what the endpoint itself allows) a check does not wait for one, but has a connection of its own
+    beyond these limits, for as long as it takes: calls, however many, do not make an endpoint look dead that answers,
+    nor keep one that is dead from being found out. An endpoint that joins gets calls once its first check has passed.
+    Whoever answers UNIMPLEMENTED has no health service, and counts as healthy, as in gRPC.
     """
 
     kind: HealthCheckKind = attrs.field(default="grpc")
@@ -43,7 +46,8 @@ class HealthCheck:
     one that came to nothing to the next."""
 
     timeout_s: float = attrs.field(default=1.0, validator=at_least(0.01))
-    """A check without an answer after so long has failed. A connection that has to be made first is part of it."""
+    """A check without an answer after so long has failed, whatever it has waited for: a connection that has to be made
+    first is part of it."""
 
     unhealthy_threshold: int = attrs.field(default=3, validator=between(1, 1000))
     """So many checks in a row must fail until a healthy endpoint gets no calls: one that hangs is out after 18 s at the

@@ -128,6 +128,21 @@ class Target:
                 self.state.hear_placed(self.address)
         return conn
 
+    @property
+    def would_wait(self) -> bool:
+        """Whether the next call that finds no room now would wait for the places of others, or be refused for them.
+
+        Else a dial decides: one that it shares, or begins, or has failed already.
+        """
+        if self._trouble is not None:
+            return not self._nothing_else_to_be_had()
+        record = self.record
+        shares = any(
+            conn.phase is Phase.CONNECTING and conn.streams < record.limit_of(conn)
+            for conn in record.with_room
+        )
+        return bool(self._line) or not (shares or self._may_dial)
+
     async def take(
         self, other_than: PooledConnection | None = None, *, is_patient: bool = True
     ) -> PooledConnection:
