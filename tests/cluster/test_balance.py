@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,15 +23,48 @@ from rawgrpc_proxy.cluster.balance import (
 )
 from rawgrpc_proxy.cluster.balance_settings import POLICIES, Balance
 from rawgrpc_proxy.errors import ConfigError
+from rawgrpc_proxy.upstream.call_total import CallTotal
 
 
-@attrs.define(eq=False)
 class Endpoint:
     """What a balancer knows of one."""
 
-    address: str
-    effective_weight: float = 1.0
-    calls: int = 0
+    def __init__(self, address: str, effective_weight: float = 1.0, calls: int = 0) -> None:
+        self.address = address
+        self.effective_weight = effective_weight
+        self._calls = calls
+        self.looks = 0
+        """How often somebody has asked for its calls."""
+        self.totals: list[CallTotal] = []
+
+    @property
+    def calls(self) -> int:
+        self.looks += 1
+        return self._calls
+
+    @calls.setter
+    def calls(self, calls: int) -> None:
+        for total in self.totals:
+            total.calls += calls - self._calls
+        self._calls = calls
+
+    def count_in(self, total: CallTotal) -> None:
+        self.totals.append(total)
+        total.calls += self._calls
+
+    def count_out(self, total: CallTotal) -> None:
+        self.totals.remove(total)
+        total.calls -= self._calls
+
+
+class Asked(list[Endpoint]):
+    """Some of them, and how often somebody has asked whether one is among them."""
+
+    asked = 0
+
+    def __contains__(self, each: object) -> bool:
+        self.asked += 1
+        return super().__contains__(each)
 
 
 def endpoints(*weights: float) -> list[Endpoint]:
@@ -72,6 +104,33 @@ any_weights = st.lists(st.floats(0.01, 100), min_size=1, max_size=8)
 
 
 # ----------------------------------------------------------------- what holds for all
+
+
+@pytest.mark.parametrize("avoids_some", [False, True])
+@pytest.mark.parametrize(
+    "balance",
+    [*POLICIES, Balance(policy="least_request", choices=5)],
+    ids=lambda each: getattr(each, "choices", each),
+)
+def test_a_pick_among_a_thousand_looks_at_no_more_of_them_than_one_among_ten(
+    balance: Balance | str, avoids_some: bool
+) -> None:
+    rng = random.Random(1)
+    balance = Balance.parse(balance) if isinstance(balance, str) else balance
+    for weights in ([1.0] * 1000, [1.0 + n % 3 for n in range(1000)]):
+        there = endpoints(*weights)
+        balancer = balance.make(rng)
+        balancer.update(there)
+        for key in keys(3000):
+            picked = balancer.pick(key, there[:3] if avoids_some else ())
+            assert picked is not None
+            picked.calls += 1
+        for each in there:
+            each.looks = 0
+        avoid = Asked(there[:3] if avoids_some else ())
+        for key in keys(100):
+            assert balancer.pick(key, avoid) is not None
+        assert avoid.asked + sum(each.looks for each in there) <= 100 * 20
 
 
 @given(kind=st.sampled_from(POLICIES), weights=any_weights, rng=seeds, data=st.data())
@@ -371,13 +430,8 @@ def test_a_weight_that_grows_takes_keys_from_others_and_moves_none_between_them(
 
 def test_every_process_has_the_same_ring_whatever_the_order_of_the_endpoints() -> None:
     program = """
-import attrs
 from rawgrpc_proxy.cluster.balance import RingHash
-@attrs.define(eq=False)
-class Endpoint:
-    address: str
-    effective_weight: float = 1.0
-    calls: int = 0
+from tests.cluster.test_balance import Endpoint
 ring = RingHash()
 ring.update([Endpoint(f"10.0.0.{number}:50051") for number in reversed(range(5))])
 print(*(ring.pick(b"user-%d" % number).address for number in range(200)))
@@ -426,6 +480,32 @@ def test_nobody_gets_a_call_beyond_its_bounded_share(
         assert picked.calls <= math.ceil(bound * len(calls) * share + 1e-9)
         if one_ends:
             calls.pop(rng.randrange(len(calls))).calls -= 1
+
+
+@given(
+    weights=st.lists(st.floats(0.01, 100), min_size=2, max_size=8),
+    rng=seeds,
+    rounds=st.lists(st.tuples(st.integers(1, 255), st.integers(0, 30)), max_size=6),
+)
+def test_what_endpoints_have_when_they_come_and_go_counts_as_if_they_had_always_been_there(
+    weights: list[float], rng: random.Random, rounds: list[tuple[int, int]]
+) -> None:
+    everyone = endpoints(*weights)
+    balancer: RingHash[Endpoint] = RingHash(rng=rng)
+    for mask, calls in rounds:
+        there = [each for number, each in enumerate(everyone) if mask >> number & 1]
+        balancer.update(there)
+        for _ in range(calls):
+            each = rng.choice(everyone)
+            each.calls = max(0, each.calls + rng.choice((-1, 1, 2)))
+        fresh: RingHash[Endpoint] = RingHash(rng=rng)
+        fresh.update(there)
+        for key in keys(20):
+            assert balancer.pick(key, everyone[:1]) is fresh.pick(key, everyone[:1])
+            assert balancer.pick(key) is fresh.pick(key)
+        fresh.update([])
+    balancer.update([])
+    assert not any(each.totals for each in everyone), "who has no endpoints is told of no calls"
 
 
 def test_a_key_comes_back_to_its_endpoint_once_that_has_room() -> None:

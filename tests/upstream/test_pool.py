@@ -34,6 +34,7 @@ from rawgrpc_proxy.errors import (
 from rawgrpc_proxy.http2.headers import HeaderList
 from rawgrpc_proxy.net.inbox import Inbox
 from rawgrpc_proxy.net.tls_files import upstream_context
+from rawgrpc_proxy.upstream.call_total import CallTotal
 from rawgrpc_proxy.upstream.lease import PoolConn
 from rawgrpc_proxy.upstream.pool import Pool, PoolStats
 from rawgrpc_proxy.upstream.pooled import PooledConnection
@@ -2147,3 +2148,46 @@ def test_a_target_has_to_be_an_address_and_its_pool_open() -> None:
             await pool.target("127.0.0.1:1").take()
 
     run(test)
+
+
+def test_a_total_has_the_calls_of_its_targets_however_they_come_and_go() -> None:
+    async def main() -> None:
+        async with pool_and_upstream(size=1, ms=1, max_waiting=1) as (pool, upstream):
+            target, total = pool.target(upstream.address), CallTotal()
+            first = await target.take()
+            target.count_in(total)
+            assert total.calls == 1
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(target.take)
+                await trio.testing.wait_all_tasks_blocked()
+                assert total.calls == 2
+                with pytest.raises(PoolExhausted):
+                    await target.take()
+                assert total.calls == 2
+                nursery.cancel_scope.cancel()
+            assert total.calls == 1
+            first.give_back()
+            assert total.calls == 0
+            second = await target.take()
+
+            async def take_and_leave() -> None:
+                (await target.take()).give_back()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(take_and_leave)
+                await trio.testing.wait_all_tasks_blocked()
+                assert total.calls == 2
+                second.give_back()
+            assert total.calls == target.calls == 0
+            third = target.take_now()
+            assert third is not None
+            beyond = target.take_beyond_ms()
+            assert total.calls == target.calls
+            target.count_out(total)
+            assert total.calls == 0
+            third.give_back()
+            if beyond is not None:
+                beyond.give_back()
+            assert total.calls == 0, "it counts there no more"
+
+    run(main)

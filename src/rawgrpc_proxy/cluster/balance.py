@@ -24,12 +24,18 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from typing import Generic, Protocol, TypeVar
 
+from rawgrpc_proxy.upstream.call_total import CallTotal
+
 _POINTS = 256
 """On the ring, for the heaviest candidate: shares are within some 6 % (one deviation) of what they should be."""
 _MOST_POINTS = 32 * 1024
 """On the whole ring, which calls wait for some 10 ms: of more than 128 candidates each has fewer (at 1000: 18 %)."""
+_DRAWS = 8
+"""So often chance may choose one that is to be avoided, until it is asked about the others alone."""
 _PLACE_BITS = 32
 _PLACE = (1 << _PLACE_BITS) - 1
+_EXACT = 1e-6
+"""A sum of weights that is so small a part of what it was taken from is summed up anew."""
 _DIGEST = struct.Struct("<8Q")
 
 
@@ -49,7 +55,18 @@ class Candidate(Protocol):
         """Those it has now, in flight or waiting."""
 
 
+class CountedCandidate(Candidate, Protocol):
+    """One whose calls can be had together with those of others, without adding them up for each pick."""
+
+    def count_in(self, total: CallTotal) -> None:
+        """Its calls are among these until `count_out`."""
+
+    def count_out(self, total: CallTotal) -> None:
+        """Its calls are not among these any more."""
+
+
 C = TypeVar("C", bound=Candidate)
+Counted = TypeVar("Counted", bound=CountedCandidate)
 
 
 class Balancer(Protocol[C]):
@@ -182,39 +199,68 @@ class LeastRequest(Generic[C]):
     def _pick_any(self, avoid: Collection[C]) -> C | None:
         """The same for any weights and number of choices. The same one may be chosen twice."""
         candidates, weights, sums = self._candidates, self._weights, self._sums
-        if avoid:
-            left = [place for place, each in enumerate(candidates) if each not in avoid]
-            candidates = [candidates[place] for place in left]
-            weights = [weights[place] for place in left]
-            sums = list(itertools.accumulate(weights))
         if not candidates:
             return None
         last = len(candidates) - 1
         best, fewest = None, math.inf
         for _ in range(self._choices):
             place = min(bisect.bisect_right(sums, self._random() * sums[-1]), last)
+            if avoid and candidates[place] in avoid:
+                other = self._choose_other(avoid)
+                if other is None:
+                    return None
+                place = other
             calls = candidates[place].calls / weights[place]
             if calls < fewest:
                 best, fewest = candidates[place], calls
         return best
 
+    def _choose_other(self, avoid: Collection[C]) -> int | None:
+        """Where one is that chance has chosen, but none of those to avoid. None: there are no others."""
+        candidates, sums = self._candidates, self._sums
+        last = len(candidates) - 1
+        for _ in range(_DRAWS):
+            place = min(bisect.bisect_right(sums, self._random() * sums[-1]), last)
+            if candidates[place] not in avoid:
+                return place
+        # Those to avoid have most of the weight. The chances of the others are the same by this longer way.
+        left = [place for place, each in enumerate(candidates) if each not in avoid]
+        if not left:
+            return None
+        sums = list(itertools.accumulate(self._weights[place] for place in left))
+        return left[min(bisect.bisect_right(sums, self._random() * sums[-1]), len(left) - 1)]
 
-class RingHash(Generic[C]):
+
+class RingHash(Generic[Counted]):
     """The same key, the same candidate, in each worker and after each restart: consistent hashing.
 
     Each candidate has points on a ring, as many as its weight says; a key is that one's whose point comes next. When
     one of n joins or leaves, about one key in n moves. Bounded loads (Mirrokni, Thorup, Zadimoghaddam): no candidate
     gets a call while it has more than `bounded_load` times its share of all calls that are open; the next one on the
-    ring that has room gets it. Calls without a key go anywhere.
+    ring that has room gets it. Calls without a key go anywhere. A pick costs the same among three and among a thousand.
     """
 
-    __slots__ = ("_bound", "_candidates", "_known", "_random_bits", "_ring", "_total", "_weights")
+    __slots__ = (
+        "_bound",
+        "_candidates",
+        "_known",
+        "_open",
+        "_places",
+        "_random_bits",
+        "_ring",
+        "_total",
+        "_weights",
+    )
 
     def __init__(self, bounded_load: float | None = 1.25, rng: random.Random | None = None) -> None:
         self._bound = bounded_load
         self._random_bits = _own(rng).getrandbits
-        self._candidates: list[C] = []
+        self._candidates: list[Counted] = []
         """In the order of their addresses: where two have the same point, it is always the same one's."""
+        self._places: dict[Counted, int] = {}
+        """Where each is in there."""
+        self._open = CallTotal()
+        """The calls that they have; kept only where there is a bound."""
         self._weights: list[float] = []
         self._ring: list[int] | None = []
         """The points in order, each followed by its owner's place in `_candidates`. None: to be made by the next pick,
@@ -223,7 +269,7 @@ class RingHash(Generic[C]):
         """The points of each candidate by its address, so that a change of one is not work for all."""
         self._total = 0.0
 
-    def update(self, candidates: Sequence[C]) -> None:
+    def update(self, candidates: Sequence[Counted]) -> None:
         """These may be used from now on, with these weights."""
         there = sorted(candidates, key=lambda each: each.address)
         weights = [each.effective_weight for each in there]
@@ -231,7 +277,14 @@ class RingHash(Generic[C]):
             each.address for each in self._candidates
         ]:
             self._ring = None
+        if self._bound is not None:
+            was, now = set(self._candidates), set(there)
+            for each in was - now:
+                each.count_out(self._open)
+            for each in now - was:
+                each.count_in(self._open)
         self._candidates, self._weights, self._total = there, weights, sum(weights)
+        self._places = {each: place for place, each in enumerate(there)}
 
     def _make_ring(self) -> list[int]:
         weights = self._weights
@@ -251,7 +304,7 @@ class RingHash(Generic[C]):
         self._ring = ring
         return ring
 
-    def pick(self, key: bytes | None = None, avoid: Collection[C] = ()) -> C | None:
+    def pick(self, key: bytes | None = None, avoid: Collection[Counted] = ()) -> Counted | None:
         """The one that has the key, or the next one on the ring that has room."""
         ring = self._make_ring() if self._ring is None else self._ring
         if not ring:
@@ -265,28 +318,30 @@ class RingHash(Generic[C]):
         bound = self._bound
         if bound is None or not picked.calls:  # one without calls has room for one, whatever the others have
             return picked
-        calls = 1 + sum([each.calls for each in self._candidates])  # a list, which is the fastest of its kind
-        if picked.calls < math.ceil(bound * calls / self._total * self._weights[owner]):
+        if picked.calls < math.ceil(bound * (1 + self._open.calls) / self._total * self._weights[owner]):
             return picked
-        return self._next(ring, point, avoid)
+        return self._next(ring, point, ())
 
-    def _next(self, ring: list[int], first: int, avoid: Collection[C]) -> C | None:
+    def _next(self, ring: list[int], first: int, avoid: Collection[Counted]) -> Counted | None:
         """The first one that has room, from this point on."""
         candidates, weights = self._candidates, self._weights
-        usable = {each for each in range(len(candidates)) if not avoid or candidates[each] not in avoid}
+        avoided = {self._places[each] for each in avoid if each in self._places}
+        if len(avoided) == len(candidates):
+            return None
         share = math.inf
-        if self._bound is not None and usable:
-            calls = 1 + sum(candidates[each].calls for each in usable)
-            share = self._bound * calls / sum(weights[each] for each in usable)
-        for point in range(first, first + len(ring)):
-            owner = ring[point % len(ring)] & _PLACE
-            if owner not in usable:
+        if self._bound is not None:
+            calls = 1 + self._open.calls - sum(candidates[each].calls for each in avoided)
+            rest = self._total - sum(weights[each] for each in avoided)
+            if rest < self._total * _EXACT:  # next to nothing is left by rounding
+                rest = sum(weight for place, weight in enumerate(weights) if place not in avoided)
+            share = self._bound * calls / rest
+        count = len(ring)
+        for point in range(first, first + count):
+            owner = ring[point % count] & _PLACE
+            if owner in avoided:
                 continue
             if share == math.inf or candidates[owner].calls < math.ceil(share * weights[owner]):
                 return candidates[owner]
-            usable.remove(owner)
-            if not usable:
-                break
         return None
 
 

@@ -11,6 +11,7 @@ from rawgrpc_proxy.discovery.endpoint_address import EndpointAddress
 from rawgrpc_proxy.errors import DeadlineExceeded, RpcError, Side
 from rawgrpc_proxy.grpc.retry_policy import RetryThrottling
 from rawgrpc_proxy.observe.report import Standing
+from rawgrpc_proxy.upstream.call_total import CallTotal
 from rawgrpc_proxy.upstream.pooled import PooledConnection
 from rawgrpc_proxy.upstream.target import Target
 
@@ -96,6 +97,14 @@ class Endpoint:
     def calls(self) -> int:
         """Calls that it has now, those that wait for a place included."""
         return self.target.calls
+
+    def count_in(self, total: CallTotal) -> None:
+        """Its calls are among these until `count_out`."""
+        self.target.count_in(total)
+
+    def count_out(self, total: CallTotal) -> None:
+        """Its calls are not among these any more."""
+        self.target.count_out(total)
 
     @property
     def standing(self) -> Standing:

@@ -35,6 +35,7 @@ from rawgrpc_proxy.net.address import Address
 from rawgrpc_proxy.net.connection import Connection
 from rawgrpc_proxy.observe.tell import tell
 from rawgrpc_proxy.upstream.backoff import Backoff
+from rawgrpc_proxy.upstream.call_total import CallTotal
 from rawgrpc_proxy.upstream.choice import Phase, PoolRecord
 from rawgrpc_proxy.upstream.pooled import PooledConnection, Waiting
 from rawgrpc_proxy.upstream.state import Key, PoolState
@@ -59,6 +60,7 @@ class Target:
         "_connections",
         "_dialling",
         "_line",
+        "_totals",
         "_trouble",
         "_wanted",
         "_warm",
@@ -82,6 +84,8 @@ class Target:
         self.parsed = Address.parse(self.address)
         self.calls = 0
         """Places that are held or waited for."""
+        self._totals: list[CallTotal] | None = None
+        """Where they count as well. A list only while there is one."""
         self.on_trouble: list[Callable[[], None]] = []
         """Hear when dials begin to fail, and when that is over."""
         self.record: PoolRecord[PooledConnection] = PoolRecord(state.limits)
@@ -112,6 +116,8 @@ class Target:
         conn = self.record.pick_at_once(self.state.now())
         if conn is not None:
             self.calls += 1
+            if self._totals is not None:
+                self._count(1)
             if self.state.hear_placed is not None:
                 self.state.hear_placed(self.address)
         return conn
@@ -124,6 +130,8 @@ class Target:
         conn = self.record.pick_beyond_ms(self.state.now())
         if conn is not None:
             self.calls += 1
+            if self._totals is not None:
+                self._count(1)
             if self.state.hear_placed is not None:
                 self.state.hear_placed(self.address)
         return conn
@@ -154,10 +162,14 @@ class Target:
         if other_than is None and (conn := self.take_now()) is not None:
             return conn
         self.calls += 1
+        if self._totals is not None:
+            self._count(1)
         try:
             conn = await self._take(other_than, is_patient)
         except BaseException:
             self.calls -= 1
+            if self._totals is not None:
+                self._count(-1)
             raise
         if self.state.hear_placed is not None:
             self.state.hear_placed(self.address)
@@ -216,6 +228,8 @@ class Target:
     def give_back(self, conn: PooledConnection, *, failed: bool = False) -> None:
         """Take one place back."""
         self.calls -= 1
+        if self._totals is not None:
+            self._count(-1)
         if self._line and conn.streams and not (failed or conn.pooled) and self._is_fit(conn):
             # It would be closed, while somebody stands in line.
             self._line.popleft().place(conn)
@@ -249,9 +263,32 @@ class Target:
             if caller in conn.waiting:
                 conn.waiting.remove(caller)
             self.calls += 1  # `take` counts it as gone, too
+            if self._totals is not None:
+                self._count(1)
             self.give_back(conn)
         elif caller in self._line:
             self._line.remove(caller)
+
+    # --------------------------------------------------------------- its calls
+
+    def count_in(self, total: CallTotal) -> None:
+        """Its calls, those it has and those to come, are among these until `count_out`."""
+        total.calls += self.calls
+        if self._totals is None:
+            self._totals = []
+        self._totals.append(total)
+
+    def count_out(self, total: CallTotal) -> None:
+        """Its calls are not among these any more. It was counted in."""
+        total.calls -= self.calls
+        assert self._totals is not None
+        self._totals.remove(total)
+        self._totals = self._totals or None
+
+    def _count(self, calls: int) -> None:
+        assert self._totals is not None
+        for total in self._totals:
+            total.calls += calls
 
     # ---------------------------------------------------------------- the line
 
