@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Awaitable
+from typing import Any
 
 import pytest
 import trio
@@ -11,6 +12,8 @@ from trio.testing import trio_test
 from rawgrpc_proxy import CallContext, Status
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.grpc.timeout import parse_timeout
+from rawgrpc_proxy.lab.faults.injector import Faults
+from rawgrpc_proxy.lab.faults.pump import with_faults
 from rawgrpc_proxy.net import poller
 from rawgrpc_proxy.proxy.director import Direction
 from rawgrpc_proxy.proxy.splice import REPLAY_BYTES
@@ -392,9 +395,19 @@ async def test_a_burst_of_calls_survives_connections_that_end_gracefully(engine:
 
 
 @trio_test
-@pytest.mark.parametrize("ends", ["before", "after", "by a broken rule, before"])
+@pytest.mark.parametrize(
+    ("ends", "pool"),
+    [
+        ("before", {}),
+        ("after", {}),
+        ("by a broken rule, before", {}),
+        ("before", {"wrap": with_faults(Faults())}),
+        ("after", {"wrap": with_faults(Faults())}),
+    ],
+    ids=["before", "after", "broken-rule", "before-with-faults", "after-with-faults"],
+)
 async def test_calls_of_the_moment_in_which_the_upstream_ends_go_elsewhere(
-    engine: Engine, ends: str, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, ends: str, pool: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(poller, "_ROUND_S", math.inf)  # on a busy machine, too, it is one round
     houses: list[House] = []
@@ -407,7 +420,7 @@ async def test_calls_of_the_moment_in_which_the_upstream_ends_go_elsewhere(
     async def wait(house: House, context: CallContext) -> Direction:
         return context, await house.pool.get_conn(house.backend.address)
 
-    async with a_proxy(engine, director=plain) as house, trio.open_nursery() as backends:
+    async with a_proxy(engine, director=plain, pool=pool) as house, trio.open_nursery() as backends:
         houses.append(house)
         backends.start_soon(house.backend.answer_all, PeerStream.respond)
         clients = [await house.client() for _ in range(8)]

@@ -46,6 +46,10 @@ Take = Callable[[bytes | None], Then]
 _STOP, _WAIT, _AGAIN = Then
 
 
+class NothingTakenError(OSError):
+    """The link is over, as `receive_each` is about to say, and nothing of what was to be written has been taken."""
+
+
 class Transport(Protocol):
     """What a connection needs of its link. Errors are `OSError`; a clean end of file is empty bytes."""
 
@@ -80,7 +84,10 @@ class Transport(Protocol):
         """
 
     def send_now(self, chunks: list[Data]) -> list[Data]:
-        """Write what can be written without waiting and answer the rest."""
+        """Write what can be written without waiting and answer the rest.
+
+        Raises `NothingTakenError` if the link has something between that knows first that it is over.
+        """
 
     async def send_all(self, chunks: list[Data], timeout_s: float) -> None:
         """Write everything, waiting as needed. Raises `TimeoutError` if nothing at all goes out for `timeout_s`."""

@@ -22,7 +22,7 @@ from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.http2.output import Receipt
 from rawgrpc_proxy.http2.session import Session
 from rawgrpc_proxy.net.late_taps import Onlooker
-from rawgrpc_proxy.net.transport import Transport
+from rawgrpc_proxy.net.transport import NothingTakenError, Transport
 from rawgrpc_proxy.net.turn import current_turn
 
 _WRITES_A_TURN = 4
@@ -143,10 +143,14 @@ class Writer:
         chunks, self._receipts = session.take_output()
         if self.onlooker is not None:
             self.onlooker.sent(chunks)
-        self.sent_up_to = session.last_opened_id
+        sent_up_to, self.sent_up_to = self.sent_up_to, session.last_opened_id
         self.writing = True
         try:
             self._unsent = self._transport.send_now(chunks)
+        except NothingTakenError:
+            # As if that were known here already, which it will be soon: nothing is flushed any more.
+            self.sent_up_to, self.closed, self.writing = sent_up_to, True, False
+            return False
         except OSError as error:
             self._on_failed(error)
             return False

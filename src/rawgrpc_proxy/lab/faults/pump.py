@@ -26,7 +26,7 @@ from rawgrpc_proxy.lab.faults.link_faults import LinkEnd
 from rawgrpc_proxy.lab.faults.middle import Middle
 from rawgrpc_proxy.net.poller import Then, closed_error
 from rawgrpc_proxy.net.tapped import Link, Wrap
-from rawgrpc_proxy.net.transport import Take, Transport
+from rawgrpc_proxy.net.transport import NothingTakenError, Take, Transport
 from rawgrpc_proxy.net.turn import current_turn
 
 MAX_WAITING_BYTES = 256 * 1024
@@ -170,6 +170,8 @@ class _Between:
     # ---------------------------------------------------------------- writing
 
     def send_now(self, chunks: list[Data]) -> list[Data]:
+        if self._pump.link_is_over:
+            raise NothingTakenError(errno.EPIPE, os.strerror(errno.EPIPE))
         return [] if self._pump.take(chunks) else chunks
 
     async def send_all(self, chunks: list[Data], timeout_s: float) -> None:
@@ -270,7 +272,7 @@ class _Pump:
             if middle.half_closed and self._peer_is_served and not half_closed:
                 half_closed = True
                 await self._peer.send_eof()
-            elif self._peer_ended and (middle.over or not middle.held_for(peer=False)):
+            elif self._peer_is_done:
                 self.transport.end()
             await self.change()
         self.transport.end()
@@ -368,6 +370,16 @@ class _Pump:
         if self._middle.over:
             return False
         return self.outlet.waiting_bytes + self._middle.unsent_to(peer=True) > MAX_WAITING_BYTES
+
+    @property
+    def link_is_over(self) -> bool:
+        """Whether the connection is to hear so as soon as it is its turn: what it writes until then would be lost."""
+        return self._peer_is_done or (self._middle.end is not None and self._peer_is_served)
+
+    @property
+    def _peer_is_done(self) -> bool:
+        """Nothing more comes of it, and no fault keeps back what has come."""
+        return self._peer_ended and (self._middle.over or not self._middle.held_for(peer=False))
 
     @property
     def _peer_is_served(self) -> bool:
