@@ -257,6 +257,20 @@ def test_each_example_of_a_word_can_be_read() -> None:
             ),
         ),
         ("do = { pings = 0 }", "faults[0].do.pings is 0; it must be between 1 and 10000"),
+        (
+            f'do = {{ goaway = "NO_ERROR", debug = "{"ä" * 8189}" }}',
+            (
+                "faults[0].do.debug has 16378 bytes; it may have 16376, or the frame would be longer than each peer "
+                "takes (16384, SETTINGS_MAX_FRAME_SIZE)"
+            ),
+        ),
+        (
+            f'do = {{ unknown_frame = 0xfb, payload = "{"x" * 16385}" }}',
+            (
+                "faults[0].do.payload has 16385 bytes; it may have 16384, or the frame would be longer than each peer "
+                "takes (16384, SETTINGS_MAX_FRAME_SIZE)"
+            ),
+        ),
         ("do = { bandwidth = inf }", f"faults[0].do.bandwidth is inf; it must be {SIZE}"),
         ("do = { pings = true }", "faults[0].do.pings is True; it must be a whole number"),
         (
@@ -474,3 +488,8 @@ def test_what_is_written_is_read_as_the_same(
 )
 def test_what_a_fault_does_is_said_shortly(do: str, words: str) -> None:
     assert in_words(fault_of(f"do = {do}")) == words
+
+
+def test_what_just_fits_into_a_frame_is_taken() -> None:
+    assert action_of(f'{{ goaway = "NO_ERROR", debug = "{"x" * 16376}" }}').debug == "x" * 16376
+    assert action_of(f'{{ unknown_frame = 0xfb, payload = "{"x" * 16384}" }}').payload == b"x" * 16384

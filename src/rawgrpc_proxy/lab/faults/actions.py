@@ -28,6 +28,10 @@ class End(enum.Enum):
 
 
 MAX_PINGS = 10_000
+MAX_FRAME_BYTES = 2**14
+"""So long a frame's payload may be for any peer (RFC 9113 §6.5.2, SETTINGS_MAX_FRAME_SIZE)."""
+MAX_DEBUG_BYTES = MAX_FRAME_BYTES - 8
+"""Beside the last id and the code in a GOAWAY."""
 MAX_PADDING = 255
 _MAX_U32 = 2**32 - 1
 _RANGES = {
@@ -114,6 +118,20 @@ def _settings(value: Mapping[Setting | str, int]) -> dict[Setting, int]:
     return known
 
 
+def _fits_a_frame(most: int) -> Any:
+    """A validator: text or bytes that a peer takes in one frame, whatever its SETTINGS say."""
+
+    def check(_instance: object, attribute: "attrs.Attribute[Any]", value: bytes | str) -> None:
+        size = len(_as_bytes(value))
+        if size > most:
+            raise ConfigError(
+                f"{attribute.name} has {size} bytes; it may have {most}, or the frame would be longer than each peer "
+                f"takes ({MAX_FRAME_BYTES}, SETTINGS_MAX_FRAME_SIZE)"
+            )
+
+    return check
+
+
 def _int(low: int, high: int, default: Any = attrs.NOTHING) -> Any:
     return attrs.field(default=default, validator=[whole, between(low, high)])
 
@@ -174,7 +192,7 @@ class Goaway:
 
     code: int = attrs.field(default=ErrorCode.NO_ERROR, converter=_error_code)
     below: int = _int(0, 2**30, 0)
-    debug: str = ""
+    debug: str = attrs.field(default="", validator=_fits_a_frame(MAX_DEBUG_BYTES))
     towards: End = End.CLIENT
 
 
@@ -344,7 +362,7 @@ class UnknownFrame:
     """A frame of a type that nobody knows comes on the call's stream (RFC 9113 §5.5: it is to be ignored)."""
 
     type: int = _int(0x0B, 0xFF, 0xFA)
-    payload: bytes = b"unknown"
+    payload: bytes = attrs.field(default=b"unknown", validator=_fits_a_frame(MAX_FRAME_BYTES))
 
 
 Action = (
