@@ -115,6 +115,68 @@ async def begun(house: House, *extra: Field) -> tuple[PeerStream, PeerStream]:
 
 @on_every_engine
 @trio_test
+async def test_a_connection_with_many_calls_is_joined_in_steps_and_a_call_that_goes_on_is_told_first(
+    engine: Engine,
+) -> None:
+    count, told = 200, Told()
+    async with a_proxy(engine, pool={"ms": 1000}, max_concurrent_streams=1000) as house:
+        calls = [await begun(house) for _ in range(count)]
+        views = LateViews(told, payload_bytes=100)
+        steps = current_late_taps().attach(views)
+        next(steps)
+        at_once = len(told.of(StreamBegun))
+        assert at_once <= 50
+        last, served = calls[-1]
+        assert last.id not in {event.stream.id for event in told.of(StreamBegun)}
+        await last.data(message(b"two"))
+        assert await served.read(16) == message(b"one") + message(b"two")
+        await until(lambda: bool(told.messages(DOWN)))
+        await served.headers(OK, end=True)
+        await last.data(b"", end=True)
+        assert (await last.answer()).status == Status.OK
+        for _ in steps:
+            step = len(told.of(StreamBegun)) - at_once
+            assert step <= 51
+            at_once += step
+        current_late_taps().detach(views)
+        for call, _ in calls[:-1]:
+            await call.reset(8)
+    mine = [event for event in told if event.link.side is DOWN and _stream_of(event) == last.id]
+    assert [type(event) for event in mine[:2]] == [StreamBegun, HeadersSeen]
+    assert sum(isinstance(event, StreamEnded) for event in mine) == 1
+    assert told.messages(DOWN) == [(CLIENT, 1, b"two")]
+    begun_there = [event.stream.id for event in told.of(StreamBegun) if event.link.side is DOWN]
+    assert sorted(begun_there) == sorted(call.id for call, _ in calls)
+    assert len([event for event in told.of(StreamBegun) if event.link.side is UP]) == count - 1
+
+
+def _stream_of(event: Event) -> int | None:
+    """Which it is of; frames come before what they mean, but a call that was open comes before its frames."""
+    stream = getattr(event, "stream", None)
+    return getattr(event, "stream_id", None) if stream is None else int(stream.id)
+
+
+@on_every_engine
+@trio_test
+async def test_the_end_of_a_connection_that_is_half_joined_tells_of_all_its_calls(engine: Engine) -> None:
+    told = Told()
+    async with a_proxy(engine, pool={"ms": 1000}, max_concurrent_streams=1000) as house:
+        calls = [await begun(house) for _ in range(100)]
+        views = LateViews(told, sides=[DOWN])
+        steps = current_late_taps().attach(views)
+        next(steps)
+        assert len(told.of(StreamBegun)) < 100
+        await house.clients[0].aclose()
+        await until(lambda: len(told.of(LinkClosed)) == 1)
+        assert {event.stream.id for event in told.of(StreamEnded)} == {call.id for call, _ in calls}
+        assert len(told.of(StreamBegun)) == 100
+        for _ in steps:
+            pass
+        current_late_taps().detach(views)
+
+
+@on_every_engine
+@trio_test
 async def test_messages_of_a_call_that_is_open_go_on_with_their_numbers(engine: Engine) -> None:
     told = Told()
     async with a_proxy(engine) as house:

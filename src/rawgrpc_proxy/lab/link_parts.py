@@ -1,8 +1,11 @@
 """What a `LinkView` keeps of one link: of each direction what is not complete, and of each open stream its messages."""
 
+from collections.abc import Sequence
+
 import attrs
 
 from rawgrpc_proxy.http2.frames import FrameSplitter
+from rawgrpc_proxy.http2.headers import Headers
 from rawgrpc_proxy.http2.hpack import HeaderDecoder
 from rawgrpc_proxy.http2.position import Table
 from rawgrpc_proxy.lab.events import Sender, Stream
@@ -28,6 +31,17 @@ class OpenStream:
     def message(self, sender: Sender) -> PartialMessage:
         """The one that this end is sending."""
         return self.client if sender is Sender.CLIENT else self.server
+
+
+@attrs.frozen
+class FoundStream:
+    """One that was open when its view began."""
+
+    open_stream: OpenStream
+    headers: Headers
+    """Of the request."""
+    lost: Sequence[Sender]
+    """Whose messages it is not known where they begin."""
 
 
 class Direction:

@@ -16,8 +16,9 @@ number of streams, of which it knows `MAX_STREAMS` at the most.
 """
 
 import time
-from collections.abc import Callable, Iterable
-from typing import ClassVar
+from collections.abc import Callable
+from itertools import islice
+from typing import Any, ClassVar
 
 from rawgrpc_proxy.errors import ProtocolViolation, ProxyError, Side
 from rawgrpc_proxy.http2.frames import (
@@ -34,7 +35,7 @@ from rawgrpc_proxy.http2.frames import (
     read_u32,
     without_padding,
 )
-from rawgrpc_proxy.http2.headers import Headers, RawHeader
+from rawgrpc_proxy.http2.headers import RawHeader
 from rawgrpc_proxy.http2.position import Position
 from rawgrpc_proxy.lab.events import (
     Event,
@@ -52,7 +53,7 @@ from rawgrpc_proxy.lab.events import (
     Unreadable,
 )
 from rawgrpc_proxy.lab.header_facts import MAX_METHOD, kind_of, learn, text_of
-from rawgrpc_proxy.lab.link_parts import MAX_BLOCK_BYTES, Direction, OpenStream
+from rawgrpc_proxy.lab.link_parts import MAX_BLOCK_BYTES, Direction, FoundStream, OpenStream
 from rawgrpc_proxy.lab.partial_message import Told
 from rawgrpc_proxy.net.tapped import Link
 
@@ -60,10 +61,15 @@ Tell = Callable[[Event], None]
 Clock = Callable[[], float]
 CallOf = Callable[[int], str]
 """Of a stream that begins: which call it carries, `Stream.call`."""
+Find = Callable[[float], FoundStream]
+"""What there is to tell, at this time, of a stream that was open when the view began."""
 
 MAX_STREAMS = 16384
 """Open ones, of a link. Beyond it the oldest is forgotten."""
 
+_STREAMS_A_STEP = 32
+"""Of those that were open before: telling of so many takes some two milliseconds."""
+_WHY_LOST = "the call was open before, and it is not known where its messages begin"
 _PRIORITY_BYTES = 5
 _STREAM_ID_BYTES = 4
 _ID_MASK = 0x7FFFFFFF
@@ -94,6 +100,8 @@ class LinkView:
             (Sender.CLIENT, Sender.SERVER) if downstream else (Sender.SERVER, Sender.CLIENT)
         )
         self._streams: dict[int, OpenStream] = {}
+        self._to_join: dict[int, Find] = {}
+        """Those that were open when it began, and are not told yet."""
         self._last_stream = 0
         self._begun = False
 
@@ -119,8 +127,8 @@ class LinkView:
             self._begun = True
             self._tell(LinkOpened(self.link, at))
 
-    def join(self, position: Position, streams: Iterable[tuple[OpenStream, Headers]], at: float) -> None:
-        """Begin in the middle of a link, where its session stands; `streams` are open, with their requests' headers."""
+    def join(self, position: Position, streams: dict[int, Find], at: float) -> None:
+        """Begin in the middle of a link, where its session stands, with these streams open: see `join_more`."""
         self._begun = True
         self._tell(LinkOpened(self.link, at, joined=True))
         heard, said = self._direction(self._heard), self._direction(self._said)
@@ -132,17 +140,35 @@ class LinkView:
             heard.block_stream, ends_stream, block = position.block
             heard.block, heard.block_flags = bytearray(block), END_STREAM if ends_stream else 0
         self._last_stream = position.last_stream_id
-        for open_stream, headers in streams:
-            stream = open_stream.stream
-            self._streams[stream.id] = open_stream
-            self._tell(StreamBegun(self.link, at, Sender.CLIENT, stream))
-            self._tell(
-                HeadersSeen(
-                    self.link, at, Sender.CLIENT, stream.id, stream, HeadersKind.REQUEST, headers, 0,
-                    stream.request.closed,
-                )
-            )  # fmt: skip
+        self._to_join = streams
+        self.join_more()
         self.feed(self._heard, position.unread, at)
+
+    def join_more(self) -> bool:
+        """Tell of some of the streams that were open before, until there are no more: whether there are.
+
+        One that something comes of is told before that.
+        """
+        at = self._clock()
+        for number in list(islice(self._to_join, _STREAMS_A_STEP)):
+            self._join_stream(number, at)
+        return bool(self._to_join)
+
+    def _join_stream(self, number: int, at: float) -> None:
+        found = self._to_join.pop(number)(at)
+        stream = found.open_stream.stream
+        self._streams[number] = found.open_stream
+        for sender in found.lost:
+            stream.half(sender).is_grpc = False
+        self._tell(StreamBegun(self.link, at, Sender.CLIENT, stream))
+        self._tell(
+            HeadersSeen(
+                self.link, at, Sender.CLIENT, number, stream, HeadersKind.REQUEST, found.headers, 0,
+                stream.request.closed,
+            )
+        )  # fmt: skip
+        for sender in found.lost:
+            self._tell(Unreadable(self.link, at, sender, number, "messages", _WHY_LOST))
 
     def _direction(self, sender: Sender) -> Direction:
         return self._client if sender is Sender.CLIENT else self._server
@@ -155,6 +181,8 @@ class LinkView:
             return
         try:
             for frame_type, flags, stream_id, payload in direction.splitter.split(data):
+                if self._to_join and stream_id in self._to_join:
+                    self._join_stream(stream_id, at)
                 self._tell(
                     FrameSeen(self.link, at, sender, frame_type, flags, stream_id, len(payload), payload)
                 )
@@ -170,6 +198,8 @@ class LinkView:
         for each in (self._client, self._server):
             if each.splitter is not None and (begun := each.splitter.begun) is not None:
                 self._tell(FrameCut(self.link, at, each.sender, *begun))
+        for number in list(self._to_join):
+            self._join_stream(number, at)
         for open_stream in list(self._streams.values()):
             self._end(open_stream, at, None, None, None)
         self._tell(LinkClosed(self.link, at))
@@ -244,6 +274,8 @@ class LinkView:
             self._disown(read_u32(payload) & _ID_MASK, read_u32(payload, 4), at)
 
     def _disown(self, last: int, code: int, at: float) -> None:
+        for number in [each for each in self._to_join if each > last]:
+            self._join_stream(number, at)
         for open_stream in [each for number, each in self._streams.items() if number > last]:
             self._end(open_stream, at, Sender.SERVER, GOAWAY, code)
 
@@ -312,9 +344,10 @@ class LinkView:
 
     def _begin(self, number: int, headers: list[RawHeader] | None, at: float) -> OpenStream:
         self._last_stream = number
-        if len(self._streams) >= MAX_STREAMS:
-            oldest = next(iter(self._streams))
-            del self._streams[oldest]
+        if len(self._streams) + len(self._to_join) >= MAX_STREAMS:
+            known: dict[int, Any] = self._to_join or self._streams
+            oldest = next(iter(known))
+            del known[oldest]
             reason = f"more than {MAX_STREAMS} streams are open: the oldest is forgotten"
             self._tell(Unreadable(self.link, at, Sender.CLIENT, oldest, "stream", reason))
         method = text_of(headers, b":path", MAX_METHOD) or ""

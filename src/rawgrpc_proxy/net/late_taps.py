@@ -14,7 +14,7 @@ nothing more.
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 import trio
@@ -65,6 +65,14 @@ class LateTap(Protocol):
         """
 
 
+@runtime_checkable
+class JoinsInSteps(Protocol):
+    """A link tap that has more to do about a connection that was open than may be done at once."""
+
+    def join_more(self) -> bool:
+        """Do some of it: whether there is more. What it raises is reported, and it sees nothing more."""
+
+
 @attrs.define(eq=False)
 class _Seeing:
     by: LateTap
@@ -93,15 +101,24 @@ class _Onlookers:
         for each in list(self.seeing):
             self._tell(each, "closed")
 
-    def _tell(self, each: _Seeing, what: str, *data: Data) -> None:
+    def join_more(self, by: LateTap) -> bool:
+        """Have this one go on: whether there is more to do."""
+        more = False
+        for each in list(self.seeing):
+            if each.by is by and isinstance(each.link_tap, JoinsInSteps):
+                more = bool(self._tell(each, "join_more"))
+        return more
+
+    def _tell(self, each: _Seeing, what: str, *data: Data) -> object:
         if each not in self.seeing:
-            return  # it was let go in the middle of this
+            return None  # it was let go in the middle of this
         try:
-            getattr(each.link_tap, what)(*data)
+            return getattr(each.link_tap, what)(*data)
         except Exception as error:  # noqa: BLE001  # any code of a user's
             if each in self.seeing:
                 self.seeing.remove(each)
             report(error, each.link_tap)
+            return None
 
 
 class LateTaps:
@@ -141,6 +158,8 @@ class LateTaps:
             if connection in self._connections and not self._sees(tap, connection):
                 self._join(tap, connection, is_new=False)
                 yield
+                while (onlookers := self._connections.get(connection)) and onlookers.join_more(tap):
+                    yield
 
     def detach(self, tap: LateTap) -> None:
         """It sees nothing more, and is not told that any connection is over. Nothing happens if it is not attached."""
