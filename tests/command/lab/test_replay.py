@@ -1,6 +1,7 @@
 """`rawgrpc-proxy replay` and `serve-recording`, each in a process of its own."""
 
 import signal
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -99,15 +100,42 @@ def test_a_client_is_served_from_a_recording(tmp_path: Path) -> None:
     trio.run(main)
 
 
-def test_a_server_that_is_not_there_fails_every_call(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("to", "why"), [("127.0.0.1:1", "Connection refused"), ("unix:/nowhere/x", "No such file or directory")]
+)
+def test_where_nobody_listens_one_line_says_so_and_the_exit_code_is_none_of_differences(
+    tmp_path: Path, to: str, why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    path, xml = tmp_path / "calls.jsonl", tmp_path / "result.xml"
+    trio.run(partial(record, path, connections=3))
+    assert run_command(["replay", str(path), "--to", to, "--junit", str(xml)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == (
+        f"rawgrpc-proxy: --to: nobody listens on {to} ({why}), so nothing was played; start the server, or say where "
+        "it is\n"
+    )
+    assert not xml.exists()
+
+
+def test_a_server_that_goes_in_the_middle_answers_differently(tmp_path: Path) -> None:
     path = tmp_path / "calls.jsonl"
-    trio.run(record, path)
-    assert run_command(["replay", str(path), "--to", "127.0.0.1:1"]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert lines.count("      the call was not made") == 2
-    assert lines[2].startswith("      no connection: ")
+
+    async def main() -> None:
+        await record(path, connections=2)
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listener.socket.getsockname()[1]
+        arguments = ("replay", str(path), "--to", f"127.0.0.1:{port}", "--concurrency", "1", "--speed", "max")
+        async with program(*arguments) as replayed:
+            async with listener:
+                stream = await listener.accept()
+            await stream.aclose()
+            assert await replayed.exit_code() == 1
+            assert replayed.stderr == []
+            assert "      no connection: Connection refused" in replayed.stdout
+            assert replayed.stdout[-1].startswith("3 calls replayed: ")
+
+    trio.run(main)
 
 
 @pytest.mark.parametrize(
@@ -128,14 +156,24 @@ def test_mistakes_are_said_in_a_line(
     assert why in capsys.readouterr().err
 
 
-def test_junit_can_go_to_standard_output_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_junit_can_go_to_standard_output_alone(tmp_path: Path) -> None:
     path = tmp_path / "calls.jsonl"
-    trio.run(record, path)
-    assert run_command(["replay", str(path), "--to", "127.0.0.1:1", "--junit", "-"]) == 1
-    said = capsys.readouterr()
-    assert said.out.startswith("<?xml")
-    assert "<testsuite" in said.out
-    assert "the call was not made" in said.err
+
+    async def main() -> None:
+        await record(path)
+        async with trio.open_nursery() as nursery:
+            address: str = await nursery.start(a_server(b"?").serve, "127.0.0.1:0")
+            async with program(
+                "replay", str(path), "--to", address, "--speed", "max", "--junit", "-"
+            ) as replayed:
+                assert await replayed.exit_code() == 1
+            nursery.cancel_scope.cancel()
+        said = "\n".join(replayed.stdout)
+        assert said.startswith("<?xml")
+        assert "<testsuite" in said
+        assert replayed.stderr[-1] == "2 calls replayed: 2 differ"
+
+    trio.run(main)
 
 
 def test_a_recording_is_served_exactly_or_leniently(

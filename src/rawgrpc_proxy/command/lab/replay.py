@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from rawgrpc_proxy.lab.replay_report import junit, table
 from rawgrpc_proxy.lab.replaying import open_stream, play
 from rawgrpc_proxy.lab.serve_recording import Answers
 from rawgrpc_proxy.net.address import Address
+from rawgrpc_proxy.net.failures import reason_of
 from rawgrpc_proxy.net.listen import address_of, open_listeners
 from rawgrpc_proxy.net.tls_files import upstream_context
 from rawgrpc_proxy.server.server import Server
@@ -32,7 +34,8 @@ def add_replay(parser: argparse.ArgumentParser) -> None:
     """Add the options of `replay`."""
     parser.description = (
         "Play the client's part of each recorded connection to a server, with the recorded bytes, order and times, and "
-        "say where its answers differ from the recorded ones. The exit code is 1 then."
+        "say where its answers differ from the recorded ones. The exit code is 0 if all are as recorded, 1 if any "
+        "differs, 2 if nothing could be played: the recording or the options are wrong, or nobody listens there."
     )
     add = parser.add_argument
     _add_recording(add)
@@ -73,7 +76,8 @@ def add_serve_recording(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Play the server's part of a recording to any client, until SIGINT or SIGTERM: each call gets the answer of "
         "the next recorded call of its method with the same request. A call that was not recorded is "
-        "FAILED_PRECONDITION."
+        "FAILED_PRECONDITION. The exit code is 0 if all was asked for as recorded, 1 if a call was refused (with "
+        "--exact: if a client has sent something else), 2 if nothing could be served."
     )
     add = parser.add_argument
     _add_recording(add)
@@ -116,13 +120,25 @@ async def _replay(options: argparse.Namespace) -> int:
     if options.upstream_tls or options.upstream_ca is not None:
         tls = upstream_context(ca=options.upstream_ca)
 
+    was_there = False
+
     async def dial() -> trio.abc.HalfCloseableStream:
-        with trio.move_on_after(_DIAL_TIMEOUT_S):
-            stream = await open_stream(address)
-            if tls is None:
-                return stream
-            return _Tls(trio.SSLStream(stream, tls, server_hostname=address.host, https_compatible=True))
-        raise TimeoutError(f"no connection within {_DIAL_TIMEOUT_S:g} s")
+        nonlocal was_there
+        try:
+            with trio.fail_after(_DIAL_TIMEOUT_S):
+                stream = await open_stream(address)
+        except (OSError, trio.TooSlowError) as error:
+            why = _why_no_connection(error)
+            if was_there:  # it has gone meanwhile: that is an answer
+                raise OSError(why) from error
+            raise ConfigError(
+                f"--to: nobody listens on {address} ({why}), so nothing was played; start the server, or say where it "
+                "is"
+            ) from None
+        was_there = True
+        if tls is None:
+            return stream
+        return _Tls(trio.SSLStream(stream, tls, server_hostname=address.host, https_compatible=True))
 
     verdicts: list[Verdict] = await replay(
         links, dial, speed=options.speed, concurrency=options.concurrency, slower_s=options.slower
@@ -138,6 +154,16 @@ async def _replay(options: argparse.Namespace) -> int:
         except OSError as error:
             raise ConfigError(f"--junit: {options.junit}: {error.strerror}") from None
     return 1 if any(verdict.differences for verdict in verdicts) else 0
+
+
+def _why_no_connection(error: OSError | trio.TooSlowError) -> str:
+    if isinstance(error, trio.TooSlowError):
+        return f"no connection within {_DIAL_TIMEOUT_S:g} s"
+    # Of TCP trio says that all attempts have failed; why each has, is behind it.
+    behind = error.__cause__
+    causes = behind.exceptions if isinstance(behind, BaseExceptionGroup) else ()
+    codes = dict.fromkeys(each.errno for each in causes if isinstance(each, OSError) and each.errno)
+    return ", ".join(map(os.strerror, codes)) or reason_of(error)
 
 
 class _Tls(trio.abc.HalfCloseableStream):
