@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from signal import SIGTERM
+from signal import SIGINT, SIGTERM
 from typing import Any
 
 import pytest
@@ -50,11 +50,12 @@ async def backend(name: str) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def example(name: str, *arguments: str) -> AsyncIterator[tuple[Program, str]]:
-    """Run it, give it and its address, and have it end well."""
+    """Run it, give it and its address, and have it end well at Ctrl-C."""
     async with program(python=[str(EXAMPLES / f"{name}.py"), *arguments]) as running:
         yield running, await running.address()
-        running.signal(SIGTERM)
+        running.signal(SIGINT)
         assert await running.exit_code() == 0, running.stderr
+        assert not [line for line in running.stderr if "Traceback" in line or "Error" in line]
 
 
 async def ask(

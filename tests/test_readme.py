@@ -3,6 +3,7 @@
 import contextlib
 import re
 import shlex
+import signal
 import tempfile
 import tomllib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -28,6 +29,8 @@ from rawgrpc_proxy.http2.headers import Headers
 from rawgrpc_proxy.proxy.route_table import RouteTable
 from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.upstream.pool import Pool
+from tests.http2.peer import PREFACE, settings
+from tests.processes import program
 
 README = Path(__file__).parent.parent / "README.md"
 TEXT = README.read_text(encoding="utf-8")
@@ -269,6 +272,44 @@ def test_a_client_is_tested_as_in_the_readme() -> None:
                         return
 
     exec(compile(program_with("ProxyInThread"), str(README), "exec"), {"my_client": MyClient})  # noqa: S102  # ours
+
+
+async def connected(path: Path) -> trio.SocketStream:
+    """A connection to this server, as soon as it is there."""
+    while True:
+        try:
+            return await trio.open_unix_socket(path)
+        except OSError:
+            await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("text", "listens"),
+    [
+        ("staging.api.example.com", "0.0.0.0:8080"),
+        ("StringValue", "127.0.0.1:8080"),
+        ("Cluster(", "0.0.0.0:8080"),
+    ],
+)
+def test_ctrl_c_ends_a_server_of_the_readme_without_a_word(folder: Path, text: str, listens: str) -> None:
+    if text == "StringValue":
+        pytest.importorskip("google.protobuf.wrappers_pb2")
+    path = folder / "proxy"
+    # A shell has what it runs in the background ignore Ctrl-C.
+    first = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
+    async def main() -> None:
+        code = first + program_with(text).replace(listens, f"unix:{path}")
+        async with program(python=["-c", code]) as running:
+            async with await connected(path) as caller:
+                await caller.send_all(PREFACE + settings())
+                assert await caller.receive_some(1)
+                running.signal(signal.SIGINT)
+                assert await running.exit_code() == 0, running.stderr
+            assert running.stdout == []
+            assert "Traceback" not in "\n".join(running.stderr)
+
+    trio.run(main)
 
 
 def test_every_python_example_of_the_readme_is_covered_by_a_test_above() -> None:
