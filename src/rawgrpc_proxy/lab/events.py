@@ -99,6 +99,8 @@ class LinkOpened:
     at: float
     joined: bool = False
     """It was open before; `StreamBegun` and `HeadersSeen` follow for each call that is open."""
+    last_stream: int = 0
+    """The highest stream that its client had opened then."""
 
 
 @attrs.frozen

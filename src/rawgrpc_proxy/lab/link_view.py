@@ -130,7 +130,7 @@ class LinkView:
     def join(self, position: Position, streams: dict[int, Find], at: float) -> None:
         """Begin in the middle of a link, where its session stands, with these streams open: see `join_more`."""
         self._begun = True
-        self._tell(LinkOpened(self.link, at, joined=True))
+        self._tell(LinkOpened(self.link, at, joined=True, last_stream=position.last_stream_id))
         heard, said = self._direction(self._heard), self._direction(self._said)
         if position.peer_began:
             heard.go_on(position.peer_table)

@@ -34,7 +34,7 @@ def test_what_is_asked_for_reaches_the_workers_and_what_they_tell_comes_line_by_
     ("query", "said"),
     [
         ("colour=red", "'colour' is nothing that can be said of a tap"),
-        ("mode=all", "mode is 'all'; write frames or messages"),
+        ("mode=all", "mode is 'all'; write one of messages, frames, findings"),
         ("side=left", "side is 'left'"),
         ("filter=x=1", "'x' is nothing to filter by"),
         # Else its value could be found out by who sees which calls match.

@@ -5,12 +5,9 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
-import attrs
 import pytest
 import trio
 from trio.testing import trio_test
@@ -21,47 +18,14 @@ from rawgrpc_proxy.command.demo import ECHO_SERVICE, TRIALS, Trial, make_call
 from rawgrpc_proxy.command.lab.tap_attach import AdminUrl
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.errors import ConfigError
-from tests.command.echo import an_echo
+from tests.command.lab.serving import serving
 from tests.command.test_supervisor import children
-from tests.processes import Program, program
+from tests.processes import Program
 from tests.proxy.house import on_every_engine
 
 BIDI = f"/{ECHO_SERVICE}/Bidi"
 ROOT = Path(__file__).parents[3]
 HELLO = b"\x0a\x05hello"
-
-
-@attrs.frozen
-class Serving:
-    program: Program
-    address: str
-    admin: str
-
-    def tap(self, *options: str, admin: str | None = None) -> Any:
-        return program("tap", "--attach", admin or self.admin, *options)
-
-    async def attached(self, tap: Program, workers: int = 2) -> None:
-        """Wait until all workers are looked at."""
-        for number in range(1, workers + 1):
-            await tap.line(rf"worker {number} \(process \d+\): attached$", "stdout")
-
-
-@asynccontextmanager
-async def serving(
-    folder: Path, *, tap: bool = True, engine: str = "relay", workers: int = 2
-) -> AsyncIterator[Serving]:
-    async with an_echo() as upstream:
-        file = folder / "proxy.toml"
-        file.write_text(
-            f'workers = {workers}\n[http2]\nengine = "{engine}"\n[[listeners]]\naddress = "127.0.0.1:0"\n[admin]\n'
-            f'address = "127.0.0.1:0"\ntap = {str(tap).lower()}\n[clusters.c]\nendpoints = ["{upstream}"]\n'
-            '[[routes]]\ncluster = "c"\n'
-        )
-        async with program("serve", "--config", str(file)) as running:
-            admin = await running.line(r"^admin: http://(\S+)/$", "stdout")
-            yield Serving(running, await running.address(), admin[1])
-            running.signal(signal.SIGTERM)
-            assert await running.exit_code() == 0
 
 
 async def stop(tap: Program) -> None:

@@ -26,6 +26,7 @@ from tests.http2.peer import (
     MAX_CONCURRENT_STREAMS,
     PREFACE,
     SETTINGS_ACK,
+    Header,
     block,
     data,
     goaway,
@@ -314,6 +315,63 @@ def test_a_stream_that_the_view_forgets_is_forgotten(monkeypatch: pytest.MonkeyP
     [state] = talk.linter._links.values()
     assert len(state.streams) == 10
     assert talk.told == []
+
+
+@pytest.mark.parametrize("value", [b"", b"AA", b"AA==", b"AAA", b"AAA=", b"AAAA", b"AA, AAA= ,,AAAAAA", b","])
+def test_base64_may_be_without_padding_and_several_values_in_one(value: bytes) -> None:
+    talk = Talk()
+    talk.greet()
+    talk.ask([*REQUEST, (b"x-bin", value)])
+    assert talk.told == []
+
+
+@pytest.mark.parametrize(
+    "value", [b"A", b"AAAAA", b"AA=", b"AAA==", b"=", b"A=AA", b"AA,A", b"AA AA", b"AA==AA", b"*"]
+)
+def test_what_stands_for_no_bytes_is_no_base64(value: bytes) -> None:
+    talk = Talk()
+    talk.greet()
+    talk.ask([*REQUEST, (b"x-bin", value)])
+    assert [rule for rule, _, _ in talk.found] == ["binary-metadata"]
+
+
+def test_kinds_of_findings_are_bounded_whatever_peers_make_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rawgrpc_proxy.lab.lint.findings.MAX_KINDS", 10)
+    talk = Talk()
+    talk.greet()
+    for number in range(100):
+        talk.ask(changed(BAD_REQUEST, b":path", b"/a.B/%d" % number), stream=2 * number + 1)
+    counted = talk.findings.counted
+    assert len(counted) == 11
+    assert counted[0].first.method == OTHER_METHODS
+    assert sum(each.count for each in counted) == 100
+
+
+def test_methods_of_streams_that_have_ended_are_not_kept_whole() -> None:
+    talk = Talk()
+    talk.greet()
+    talk.ask(changed(REQUEST, b":path", b"/a.B/" + b"x" * 4000))
+    talk.answer()
+    [state] = talk.linter._links.values()
+    assert len(state.closed[1][0]) == 256
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        (b"authorization", b"Bearer s3cr3t\x00"),
+        (b"x-api-key", b"s3cr3t\xff"),
+        (b"x-token-bin", b"*s3cr3t"),
+        (b"grpc-session", b"s3cr3t"),
+        (b":password", b"s3cr3t"),
+    ],
+)
+def test_the_values_of_secrets_are_in_no_finding(field: Header) -> None:
+    talk = Talk()
+    talk.greet()
+    talk.ask([REQUEST[0], field, *REQUEST[1:]])
+    assert any("[redacted]" in each.seen for each in talk.told)
+    assert not any("s3cr3t" in each.seen for each in talk.told)
 
 
 def test_what_peers_write_is_cut_and_printable() -> None:

@@ -133,7 +133,8 @@ class Site:
             "/events": _Route(self._events, "the state, once a second"),
             "/tap": _Route(
                 self._tap,
-                "what passes, as JSON Lines: ?mode=frames&side=both&filter=method=/pkg.S/*&payload=1",
+                "what passes, as JSON Lines: ?mode=frames&side=both&filter=method=/pkg.S/*&payload=1, or who breaks "
+                "a rule: ?mode=findings",
             ),
             "/faults": _Route(self._faults, "faults on purpose, and what has come of them"),
         }

@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TextIO
+from typing import IO, TextIO
 
 import attrs
 import trio
@@ -22,6 +22,7 @@ from rawgrpc_proxy.net.tapped import Tap, Wrap
 from rawgrpc_proxy.net.tls import TlsContext
 from rawgrpc_proxy.net.tls_files import listener_context, upstream_context
 from rawgrpc_proxy.observe.call_log import CallLog
+from rawgrpc_proxy.observe.line_writer import LineFile
 from rawgrpc_proxy.proxy.transparent import transparent_handler
 from rawgrpc_proxy.server.server import Server
 from rawgrpc_proxy.upstream.pool import Pool
@@ -155,6 +156,26 @@ class OneUpstream:
         """Serve, while the pool is open. Answers, if started, the address it listens on."""
         links = self._links
         await self.server.serve(links.listen, ssl_context=links.listener_tls, task_status=task_status)
+
+
+class Pipe:
+    """A file that knows whether whoever has read it, as `head` does, has gone."""
+
+    def __init__(self, file: LineFile | IO[str]) -> None:
+        self._file = file
+        self.is_broken = False
+
+    def write(self, text: str, /) -> int:
+        """Raises `BrokenPipeError`, and what the file raises."""
+        try:
+            return self._file.write(text)
+        except BrokenPipeError:
+            self.is_broken = True
+            raise
+
+    def flush(self) -> None:
+        """See that it has left the process."""
+        self._file.flush()
 
 
 def style_of(file: TextIO | None) -> Style:

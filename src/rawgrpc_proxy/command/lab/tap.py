@@ -24,6 +24,7 @@ from rawgrpc_proxy.command.argument_types import checked
 from rawgrpc_proxy.command.lab.one_upstream import (
     Links,
     OneUpstream,
+    Pipe,
     add_one_upstream,
     cancel_on_signal,
     style_of,
@@ -223,7 +224,7 @@ async def _watch(
 
 @attrs.frozen
 class _Output:
-    pipe: "_Pipe"
+    pipe: Pipe
     writer: LineWriter
     line: Callable[[Row], str]
 
@@ -231,26 +232,8 @@ class _Output:
     def to(
         cls, file: LineFile | IO[str], missing: Callable[[int], str], line: Callable[[Row], str]
     ) -> "_Output":
-        pipe = _Pipe(file)
+        pipe = Pipe(file)
         return cls(pipe, LineWriter(pipe, missing), line)
-
-
-class _Pipe:
-    """A file that knows whether whoever has read it, as `head` does, has gone."""
-
-    def __init__(self, file: LineFile | IO[str]) -> None:
-        self._file = file
-        self.is_broken = False
-
-    def write(self, text: str, /) -> int:
-        try:
-            return self._file.write(text)
-        except BrokenPipeError:
-            self.is_broken = True
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
 
 
 def _outputs(output: str | None, files: contextlib.ExitStack) -> Iterable[_Output]:

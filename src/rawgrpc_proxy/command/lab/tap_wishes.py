@@ -4,7 +4,7 @@ The admin process and the supervisor import this whether anybody taps or not: no
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
@@ -20,23 +20,24 @@ SIDES = {
     "upstream": (Side.UPSTREAM,),
     "both": (Side.DOWNSTREAM, Side.UPSTREAM),
 }
-_MODES = ("frames", "messages")
+_MODES = ("messages", "frames", "findings")
 _KEYS = ("mode", "side", "filter", "redact", "payload")
 _MANY = ("filter", "redact")
 _MOST_CHARACTERS = 500
 """However they are escaped, a question to a worker has room for them."""
 
 
-def default_side(mode: "Mode") -> str:
+def default_side(mode: "Mode | Literal['findings']") -> str:
     """Which connections are shown where nobody says: frames are of connections, messages of calls."""
-    return "both" if mode == "frames" else "downstream"
+    return "downstream" if mode == "messages" else "both"
 
 
 @attrs.frozen(kw_only=True)
 class TapWishes:
     """As the options of `rawgrpc-proxy tap`. Checked when it is made: raises `ConfigError`."""
 
-    mode: "Mode" = "messages"
+    mode: "Mode | Literal['findings']" = "messages"
+    """What rows are about. "findings": what the linter finds, on all connections."""
     side: str = "downstream"
     filters: Sequence[str] = ()
     redact: Sequence[str] = ()
@@ -45,9 +46,13 @@ class TapWishes:
 
     def __attrs_post_init__(self) -> None:
         if self.mode not in _MODES:
-            raise ConfigError(f"mode is {self.mode!r}; write {' or '.join(_MODES)}")
+            raise ConfigError(f"mode is {self.mode!r}; write one of {', '.join(_MODES)}")
         if self.side not in SIDES:
             raise ConfigError(f"side is {self.side!r}; write one of {', '.join(SIDES)}")
+        if self.mode == "findings" and (self.filters or self.redact or self.payload or self.side != "both"):
+            raise ConfigError(
+                "findings are those of all connections: there is nothing else to say about them"
+            )
         if sum(map(len, (*self.filters, *self.redact))) > _MOST_CHARACTERS:
             raise ConfigError(f"the filters and names have more than {_MOST_CHARACTERS} characters together")
         redactor = Redactor(more=self.redact)

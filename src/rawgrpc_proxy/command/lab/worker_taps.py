@@ -12,10 +12,12 @@ taken for gone.
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, Protocol
 
 from rawgrpc_proxy.command.lab.tap_wishes import SIDES, TapWishes
+from rawgrpc_proxy.command.lab.worker_findings import FindingLines
 from rawgrpc_proxy.command.link import Answers
 from rawgrpc_proxy.lab.events import Event
 from rawgrpc_proxy.lab.late_views import LateViews
@@ -56,7 +58,10 @@ class WorkerTaps:
         if name not in self._watchers:
             if len(self._watchers) >= _MOST:
                 raise ValueError(f"{_MOST} are watching already")
-            self._watchers[name] = _Watcher(TapWishes(**asked["wishes"]), self._worker)
+            wishes = TapWishes(**asked["wishes"])
+            self._watchers[name] = _Watcher(wishes, self._worker, partial(self._end, name))
+        else:
+            self._watchers[name].lines.again()
         return {"worker": self._worker, "pid": os.getpid()}
 
     def _lines(self, name: str) -> dict[str, Any]:
@@ -68,21 +73,59 @@ class WorkerTaps:
             watcher.end()
 
 
-class _Watcher:
-    """One who watches."""
+class Lines(Protocol):
+    """What one who watches is told of what passes. The invariant: what waits is bounded."""
 
-    def __init__(self, wishes: TapWishes, worker: int) -> None:
-        self._where = {"worker": worker, "pid": os.getpid()}
+    def tell(self, event: Event) -> None:
+        """Hear of what has passed."""
+
+    def take(self) -> tuple[str, bool]:
+        """The next lines, and whether there are others already."""
+
+    def again(self) -> None:
+        """What was taken last may not have arrived."""
+
+
+class _RowLines:
+    """Rows, each once."""
+
+    def __init__(self, rows: Callable[[Callable[[Row], None]], Rows], where: Mapping[str, int]) -> None:
+        self._where = where
         self._lines: deque[str] = deque()
         self._waiting = self._dropped = 0
+        self.tell = rows(self._write).tell
+
+    def take(self) -> tuple[str, bool]:
+        taken, size = [], 0
+        while self._lines and size < _AT_ONCE:
+            taken.append(self._lines.popleft())
+            size += len(taken[-1])
+        self._waiting -= size
+        if self._dropped and not self._lines:
+            taken.append(json_of({"event": "dropped", "rows": self._dropped, **self._where}))
+            self._dropped = 0
+        return "".join(taken), bool(self._lines)
+
+    def again(self) -> None:
+        """They are not kept."""
+
+    def _write(self, row: Row) -> None:
+        line = json_of({**row, **self._where})
+        # Once something is missing, what comes is missing as well until that is told: so it is told in its place.
+        if self._dropped or self._waiting + len(line) > _MAX_WAITING:
+            self._dropped += 1
+        else:
+            self._lines.append(line)
+            self._waiting += len(line)
+
+
+class _Watcher:
+    """One who watches. `gone` is called when that is noticed."""
+
+    def __init__(self, wishes: TapWishes, worker: int, gone: Callable[[], None]) -> None:
+        self._gone = gone
         self._wait_until = time.monotonic() + _PATIENCE_S
-        self._rows = Rows(
-            self._write,
-            mode=wishes.mode,
-            filters=wishes.parsed_filters(),
-            redactor=Redactor(more=wishes.redact),
-            keeps_payloads=wishes.payload,
-        )
+        self.lines = _lines(wishes, {"worker": worker, "pid": os.getpid()})
         self._views = LateViews(
             self._tell,
             sides=SIDES[wishes.side],
@@ -100,15 +143,8 @@ class _Watcher:
         """The next lines; `more` says that there are others already."""
         self._wait_until = time.monotonic() + _PATIENCE_S
         self._join()
-        taken, size = [], 0
-        while self._lines and size < _AT_ONCE:
-            taken.append(self._lines.popleft())
-            size += len(taken[-1])
-        self._waiting -= size
-        if self._dropped and not self._lines:
-            taken.append(json_of({"event": "dropped", "rows": self._dropped, **self._where}))
-            self._dropped = 0
-        return {"lines": "".join(taken), "more": bool(self._lines) or self._joining is not None}
+        lines, more = self.lines.take()
+        return {"lines": lines, "more": more or self._joining is not None}
 
     def end(self) -> None:
         """See nothing more."""
@@ -124,15 +160,21 @@ class _Watcher:
 
     def _tell(self, event: Event) -> None:
         if self.is_gone:
-            self.end()
+            self._gone()
         else:
-            self._rows.tell(event)
+            self.lines.tell(event)
 
-    def _write(self, row: Row) -> None:
-        line = json_of({**row, **self._where})
-        # Once something is missing, what comes is missing as well until that is told: so it is told in its place.
-        if self._dropped or self._waiting + len(line) > _MAX_WAITING:
-            self._dropped += 1
-        else:
-            self._lines.append(line)
-            self._waiting += len(line)
+
+def _lines(wishes: TapWishes, where: Mapping[str, int]) -> Lines:
+    if wishes.mode == "findings":
+        return FindingLines(where)
+    return _RowLines(
+        partial(
+            Rows,
+            mode=wishes.mode,
+            filters=wishes.parsed_filters(),
+            redactor=Redactor(more=wishes.redact),
+            keeps_payloads=wishes.payload,
+        ),
+        where,
+    )

@@ -173,8 +173,8 @@ class AdminSettings:
     ask can then end calls and connections as they like."""
 
     tap: bool = attrs.field(default=False)
-    """Whether those who may ask here may see what passes (`GET /tap`, `rawgrpc-proxy tap --attach`): all metadata but
-    secrets, and all messages."""
+    """Whether those who may ask here may see what passes (`GET /tap`, `rawgrpc-proxy tap --attach`, `lint --attach`):
+    all metadata but secrets, and all messages."""
 
     def names(self) -> list[str]:
         """Under which it may be asked for; addresses need not be named."""

@@ -8,6 +8,7 @@ from rawgrpc_proxy.lab.events import (
     HeadersSeen,
     MessageBegun,
     Sender,
+    Stream,
     StreamBegun,
     StreamEnded,
 )
@@ -36,6 +37,9 @@ _IDENTITY = b"identity"
 def stream_begun(state: LinkState, event: StreamBegun) -> None:
     """A client has opened a stream."""
     number, at = event.stream.id, event.at
+    if event.stream.joined:
+        state.streams[number] = _joined(event.stream)
+        return
     state.streams[number] = StreamState(event.stream, Flow(at), Flow(at))
     state.last_stream = max(number, state.last_stream)
     if number % 2 == 0:
@@ -50,9 +54,16 @@ def stream_begun(state: LinkState, event: StreamBegun) -> None:
         state.say("stream-after-goaway", Sender.CLIENT, at, number, seen)
 
 
+def _joined(stream: Stream) -> StreamState:
+    """One that was open before. Its request's headers are told, but not as they were on the wire."""
+    return StreamState(stream, Flow(None, joined=True), Flow(None, joined=stream.response.headers))
+
+
 def headers_seen(state: LinkState, event: HeadersSeen) -> None:
     """A header list."""
     number = event.stream_id
+    if event.kind is HeadersKind.REQUEST and event.stream is not None and event.stream.joined:
+        return
     size, limit = (
         header_list_bytes(event.headers),
         state.other(event.sender).most(Setting.MAX_HEADER_LIST_SIZE),
@@ -147,7 +158,7 @@ def message_begun(state: LinkState, event: MessageBegun) -> None:
     """The prefix of a message."""
     number, sender = event.stream.id, event.sender
     stream = state.streams.get(number)
-    if stream is None or stream.flow(sender).mid_stream:
+    if stream is None or stream.flow(sender).mid_stream or stream.flow(sender).joined:
         return
     if event.flag > 1:
         seen = f"the flag of message {event.index} is {event.flag}, its length {event.length}"
@@ -161,7 +172,7 @@ def half_closed(state: LinkState, event: HalfClosed) -> None:
     """END_STREAM."""
     number, sender = event.stream.id, event.sender
     stream = state.streams.get(number)
-    if stream is None:
+    if stream is None or stream.flow(sender).joined:
         return
     flow, half = stream.flow(sender), event.stream.half(sender)
     if event.missing_bytes and not flow.mid_stream:

@@ -1,9 +1,14 @@
-"""What is wrong with a header list: rules and what was seen. Pure, total over any bytes, and without state."""
+"""What is wrong with a header list: rules and what was seen. Pure, total over any bytes, and without state.
+
+The invariant: values that are secrets by their names (`redact.py`) are in nothing that is told.
+"""
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 from rawgrpc_proxy.http2.headers import RawHeader
+from rawgrpc_proxy.lab.redact import REDACTED, Redactor
 
 Broken = tuple[str, str]
 """A rule's id, and what was seen."""
@@ -20,9 +25,11 @@ _CONTENT_TYPE = re.compile(rb"application/grpc(?:[+;].*)?\Z", re.IGNORECASE | re
 _PERCENT_ENCODED = re.compile(rb"(?:[\x20-\x24\x26-\x7e]|%[0-9A-Fa-f]{2})*\Z")
 _ASCII = re.compile(rb"[\x20-\x7e\t]*\Z")
 _FORBIDDEN = re.compile(rb"[\x00\r\n]|\A[ \t]|[ \t]\Z")
-_BASE64 = re.compile(rb"[A-Za-z0-9+/]*={0,2}\Z")
-_NOT_ENOUGH = 1
-"""Characters of base64 beyond whole groups of four that stand for no byte."""
+_END = rb"[A-Za-z0-9+/]{3}=?|[A-Za-z0-9+/]{2}(?:==)?"
+_PART = rb"[ \t]*(?:(?:(?:[A-Za-z0-9+/]{4})+(?:%b)?|%b)[ \t]*)?" % (_END, _END)
+_BASE64 = re.compile(rb"%b(?:,%b)*\Z" % (_PART, _PART))
+"""Several values may be one, with commas between them; padding may be left out. Nothing in it can be read in two ways,
+so a value takes no longer than its length."""
 _RESERVED = b"grpc-"
 _KNOWN_RESERVED = frozenset(
     {
@@ -45,6 +52,9 @@ _KNOWN_RESERVED = frozenset(
 """Of gRPC's documents and its implementations."""
 _MAX_STATUS = 16
 _FIELD_OVERHEAD = 32
+_SECRETS = Redactor()
+_TABLE_BYTES = 4096
+"""Of HPACK, unless a peer allows more, as some do to the proxy."""
 
 
 def request_problems(headers: Sequence[RawHeader]) -> Iterator[Broken]:
@@ -54,7 +64,7 @@ def request_problems(headers: Sequence[RawHeader]) -> Iterator[Broken]:
     method, path = first(headers, b":method"), first(headers, b":path")
     if method is not None and method != b"POST":
         yield "method-not-post", f":method is {show(method)}"
-    if path is not None and not _PATH.match(path):
+    if path is not None and not _fits(_PATH, path):
         yield "path-shape", f":path is {show(path)}"
     yield from _content_type_problems(headers)
     if first(headers, b"te") is None:
@@ -84,7 +94,7 @@ def trailers_problems(headers: Sequence[RawHeader], *, are_of_response: bool) ->
     """Of the trailers of a request or a response."""
     for name, value in headers:
         if name.startswith(b":"):
-            yield "trailers-pseudo-header", f"trailers have {show(name)}: {show(value)}"
+            yield "trailers-pseudo-header", f"trailers have {_field(name, value)}"
     yield from _field_problems(headers)
     if are_of_response:
         yield from _status_problems(headers)
@@ -107,8 +117,17 @@ def values(headers: Sequence[RawHeader], name: bytes) -> list[bytes]:
 
 def show(value: bytes) -> str:
     """In quotes, and not all of it if it is long."""
-    text = value.decode("latin-1")
-    return repr(text if len(text) <= 64 else f"{text[:64]}…")
+    text = value[:64].decode("latin-1")
+    return repr(text if len(value) <= 64 else f"{text}…")
+
+
+def _field(name: bytes, value: bytes) -> str:
+    """`'name': 'value'`; a secret is not shown."""
+    return f"{show(name)}: {_value(name, value)}"
+
+
+def _value(name: bytes, value: bytes) -> str:
+    return REDACTED if _SECRETS.is_secret(name.decode("latin-1")) else show(value)
 
 
 def _pseudo_problems(
@@ -121,9 +140,9 @@ def _pseudo_problems(
             regular = name
             continue
         if name not in known:
-            yield "pseudo-header-unknown", f"{show(name)}: {show(value)}"
+            yield "pseudo-header-unknown", _field(name, value)
         elif name in seen:
-            yield "pseudo-header-duplicate", f"{show(name)} again: {show(value)}"
+            yield "pseudo-header-duplicate", f"{show(name)} again: {_value(name, value)}"
         elif regular is not None:
             yield "pseudo-header-order", f"{show(name)} is behind {show(regular)}"
         seen.add(name)
@@ -132,35 +151,58 @@ def _pseudo_problems(
         yield "pseudo-header-missing", f"there is no {' and no '.join(missing)}"
 
 
+def _fits(pattern: re.Pattern[bytes], value: bytes) -> bool:
+    return _known_fits(pattern, value) if len(value) <= _TABLE_BYTES else _looks_so(pattern, value)
+
+
+def _looks_so(pattern: re.Pattern[bytes], value: bytes) -> bool:
+    return pattern.match(value) is not None
+
+
+_known_fits = lru_cache(256)(_looks_so)
+
+
 def _field_problems(headers: Sequence[RawHeader]) -> Iterator[Broken]:
     for name, value in headers:
-        if name.startswith(b":"):
-            if _FORBIDDEN.search(value):
-                yield "header-value-invalid", f"{show(name)} is {show(value)}"
-        elif _UPPER.search(name):
-            yield "header-name-uppercase", f"a name is {show(name)}"
-        elif not _NAME.match(name):
-            yield "header-name-invalid", f"a name is {show(name)}"
-        elif name in _CONNECTION:
-            yield "connection-header", f"{show(name)}: {show(value)}"
-        elif name == b"te" and value.lower() != b"trailers":
-            yield "te-value", f"te is {show(value)}"
-        elif _FORBIDDEN.search(value):
-            yield "header-value-invalid", f"{show(name)} is {show(value)}"
-        elif name.endswith(b"-bin"):
-            if not all(_is_base64(part.strip(b" \t")) for part in value.split(b",")):
-                yield "binary-metadata", f"{show(name)} is {show(value)}"
-        elif name != b"grpc-message" and not _ASCII.match(value):
-            yield "metadata-not-ascii", f"{show(name)} is {show(value)}"
-        if name.startswith(_RESERVED) and name not in _KNOWN_RESERVED:
-            yield "reserved-metadata", f"{show(name)}: {show(value)}"
+        # Most fields come again and again, and a peer says one that is in its table in a byte.
+        may_be_in_table = len(name) + len(value) <= _TABLE_BYTES
+        yield from _known_problems(name, value) if may_be_in_table else _problems_of(name, value)
+
+
+def _problems_of(name: bytes, value: bytes) -> Sequence[Broken]:
+    """Of one field."""
+    problems: list[Broken] = []
+    if name.startswith(b":"):
+        if _FORBIDDEN.search(value):
+            problems.append(("header-value-invalid", f"{show(name)} is {_value(name, value)}"))
+    elif _UPPER.search(name):
+        problems.append(("header-name-uppercase", f"a name is {show(name)}"))
+    elif not _NAME.match(name):
+        problems.append(("header-name-invalid", f"a name is {show(name)}"))
+    elif name in _CONNECTION:
+        problems.append(("connection-header", _field(name, value)))
+    elif name == b"te" and value.lower() != b"trailers":
+        problems.append(("te-value", f"te is {show(value)}"))
+    elif _FORBIDDEN.search(value):
+        problems.append(("header-value-invalid", f"{show(name)} is {_value(name, value)}"))
+    elif name.endswith(b"-bin"):
+        if not _BASE64.match(value):
+            problems.append(("binary-metadata", f"{show(name)} is {_value(name, value)}"))
+    elif name != b"grpc-message" and not _ASCII.match(value):
+        problems.append(("metadata-not-ascii", f"{show(name)} is {_value(name, value)}"))
+    if name.startswith(_RESERVED) and name not in _KNOWN_RESERVED:
+        problems.append(("reserved-metadata", _field(name, value)))
+    return problems
+
+
+_known_problems = lru_cache(256)(_problems_of)
 
 
 def _content_type_problems(headers: Sequence[RawHeader]) -> Iterator[Broken]:
     types = values(headers, b"content-type")
     if not types:
         yield "content-type-missing", "there is no content-type"
-    elif not _CONTENT_TYPE.match(types[0]):
+    elif not _fits(_CONTENT_TYPE, types[0]):
         yield "content-type-invalid", f"content-type is {show(types[0])}"
     if len(types) > 1:
         yield "content-type-duplicate", f"content-type is {' and '.join(map(show, types[:4]))}"
@@ -180,13 +222,7 @@ def _status_problems(headers: Sequence[RawHeader]) -> Iterator[Broken]:
         ):
             yield "grpc-status-range", f"grpc-status is {show(status)}"
     for message in messages:
-        if not _PERCENT_ENCODED.match(message):
+        if not _fits(_PERCENT_ENCODED, message):
             yield "grpc-message-encoding", f"grpc-message is {show(message)}"
     if messages and not statuses:
         yield "grpc-message-without-status", f"grpc-message is {show(messages[0])}"
-
-
-def _is_base64(text: bytes) -> bool:
-    """With its padding or without any."""
-    bare = len(text.rstrip(b"="))
-    return bool(_BASE64.match(text)) and bare % 4 != _NOT_ENOUGH and (bare == len(text) or len(text) % 4 == 0)

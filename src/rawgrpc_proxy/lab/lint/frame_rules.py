@@ -70,6 +70,7 @@ class _FrameJudge:
     def _block(self) -> None:
         """Header blocks come in one piece (RFC 9113 §6.10)."""
         event, open_block = self.event, self.end.block_stream
+        goes_on, self.end.may_be_in_block = self.end.may_be_in_block, False
         if open_block is not None and (event.type != h2.CONTINUATION or self.id != open_block):
             self.say(
                 "continuation-interleaved",
@@ -77,7 +78,7 @@ class _FrameJudge:
                 open_block,
             )
             self.end.block_stream = None
-        elif open_block is None and event.type == h2.CONTINUATION:
+        elif open_block is None and event.type == h2.CONTINUATION and not goes_on:
             self.say("continuation-unexpected", "CONTINUATION does not follow HEADERS without END_HEADERS")
             return
         if event.type in _WITH_BLOCK:
@@ -195,7 +196,7 @@ class _FrameJudge:
         if end.used > DEFAULT_WINDOW:
             self.say(
                 "flow-control-overrun",
-                f"DATA is {end.used - DEFAULT_WINDOW} bytes beyond the connection's window",
+                f"DATA is {end.used - DEFAULT_WINDOW:.0f} bytes beyond the connection's window",
             )
         if state is None:
             return
@@ -239,7 +240,7 @@ class _FrameJudge:
                 self.other.in_force.update(self.other.pending.popleft().values)
             elif self.other.forgotten:
                 self.other.forgotten -= 1
-            else:
+            elif not self.state.joined:
                 self.say("settings-ack-unexpected", "a SETTINGS ACK, and no SETTINGS that it is for")
             return
         for setting, value in settings.entries:
@@ -248,7 +249,9 @@ class _FrameJudge:
                 high = 0
             if not low <= value <= high:
                 self.say("settings-value", f"SETTINGS_{Setting(setting).name} is {value}")
-        known = {setting: value for setting, value in settings.entries if setting in self.end.in_force}
+        known: dict[int, int] = {}
+        if not self.state.joined:  # else an ACK may be for other SETTINGS, of before
+            known = {setting: value for setting, value in settings.entries if setting in self.end.in_force}
         if len(self.end.pending) == self.end.pending.maxlen:
             self.end.forgotten += 1
         else:
@@ -260,7 +263,7 @@ class _FrameJudge:
             answered = next((each for each in other.pings if each.opaque == ping.opaque), None)
             if answered is not None:
                 other.pings.remove(answered)
-            elif len(other.pings) < (other.pings.maxlen or 0):
+            elif len(other.pings) < (other.pings.maxlen or 0) and not self.state.joined:
                 self.say("ping-ack-unexpected", f"PING ACK {ping.opaque.hex()}, and no PING with these bytes")
             return
         end.pings.append(SentPing(self.at, ping.opaque))

@@ -5,10 +5,11 @@
     pool = Pool(tap=the same)
     linter.tell(event)                              # or by hand: of a recording
 
-It looks at every link by itself, downstream and upstream. A proxy stands in the middle: what it only passes on (a bad
-header, a message that is cut) would be found on both of its links, so with `proxy_passes_on` (the default) it answers
-for the rules that are its own (`Rule.hop`) and the peer for the others. What it does not do: read messages, or change
-anything. Time is that of the events.
+It looks at every link by itself, downstream and upstream. One that was open before (`LateViews`) is judged by what is
+said from then on: nobody is blamed for what may have been said before. A proxy stands in the middle: what it only
+passes on (a bad header, a message that is cut) would be found on both of its links, so with `proxy_passes_on` (the
+default) it answers for the rules that are its own (`Rule.hop`) and the peer for the others. What it does not do: read
+messages, or change anything. Time is that of the events.
 """
 
 from collections.abc import Container
@@ -26,11 +27,13 @@ from rawgrpc_proxy.lab.events import (
     StreamBegun,
     StreamEnded,
     Unreadable,
+    who,
 )
 from rawgrpc_proxy.lab.lint import call_rules
-from rawgrpc_proxy.lab.lint.findings import Finding, Findings
+from rawgrpc_proxy.lab.lint.findings import Findings
 from rawgrpc_proxy.lab.lint.frame_rules import judge_frame, judge_length, judge_silence
-from rawgrpc_proxy.lab.lint.state import LinkState
+from rawgrpc_proxy.lab.lint.rules import RULES
+from rawgrpc_proxy.lab.lint.state import MAX_CLOSED, LinkState
 from rawgrpc_proxy.net.tapped import Link
 
 
@@ -38,11 +41,20 @@ class Linter:
     """Takes events (`tell`), gives findings. Rules whose ids are in `ignore` are not told of."""
 
     def __init__(
-        self, findings: Findings, *, ignore: Container[str] = (), proxy_passes_on: bool = True
+        self,
+        findings: Findings,
+        *,
+        ignore: Container[str] = (),
+        proxy_passes_on: bool = True,
+        remembers: int = MAX_CLOSED,
     ) -> None:
+        """`remembers`: so many of each link's streams that have ended, for what comes behind."""
         self._findings = findings
-        self._ignore = ignore
-        self._proxy_passes_on = proxy_passes_on
+        ignored = {rule for rule in RULES if rule in ignore}
+        passed_on = {rule.id for rule in RULES.values() if not rule.hop} if proxy_passes_on else set[str]()
+        self._unsaid = {True: ignored | passed_on, False: ignored}
+        """Of the proxy's own ends, and of its peers."""
+        self._remembers = remembers
         self._links: dict[int, LinkState] = {}
         self.links_seen = 0
         self.streams_seen = 0
@@ -58,7 +70,9 @@ class Linter:
             case FrameCut():
                 judge_length(self._state(event.link), event)
             case LinkOpened():
-                self._state(event.link)
+                state = self._state(event.link)
+                if event.joined:
+                    state.join(event.last_stream)
             case StreamBegun():
                 self.streams_seen += 1
                 call_rules.stream_begun(self._state(event.link), event)
@@ -78,7 +92,7 @@ class Linter:
     def _state(self, link: Link) -> LinkState:
         state = self._links.get(link.number)
         if state is None:
-            state = self._links[link.number] = LinkState(link, self._add)
+            state = self._links[link.number] = self._new_state(link)
             self.links_seen += 1
         return state
 
@@ -88,12 +102,9 @@ class Linter:
             for sender in Sender:
                 judge_silence(state, sender, event.at)
 
-    def _add(self, finding: Finding) -> None:
-        if finding.rule.id in self._ignore:
-            return
-        if self._proxy_passes_on and finding.who == "proxy" and not finding.rule.hop:
-            return
-        self._findings.add(finding)
+    def _new_state(self, link: Link) -> LinkState:
+        unsaid = {sender: self._unsaid[who(link, sender) == "proxy"] for sender in Sender}
+        return LinkState(link, self._findings, unsaid, remembers=self._remembers)
 
     def _unreadable(self, state: LinkState, event: Unreadable) -> None:
         match event.what:

@@ -1,23 +1,26 @@
 """What the linter knows of a link: what each end has said of itself, its open streams, and a few of those that ended.
 
-The invariant: memory is bounded. Of a stream little is held, until it ends; of those that have ended, the last
-`MAX_CLOSED` of each link.
+What is not known of a link that was open before is NaN, which is neither more nor less than any limit. The invariant:
+memory is bounded. Of a stream little is held, until it ends; of those that have ended, the last `remembers` of each
+link.
 """
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Container, Mapping
 
 import attrs
 
 from rawgrpc_proxy.config import DEFAULT_WINDOW
 from rawgrpc_proxy.http2.frames import Setting
 from rawgrpc_proxy.lab.events import Sender, Stream
-from rawgrpc_proxy.lab.lint.findings import Finding
+from rawgrpc_proxy.lab.lint.findings import Finding, Findings, side_of
 from rawgrpc_proxy.lab.lint.rules import RULES
 from rawgrpc_proxy.net.tapped import Link
 
 MAX_CLOSED = 256
+_MAX_METHOD = 256
+"""Characters of that of a stream that has ended: more than a finding shows."""
 _MAX_PENDING = 32
 _MAX_PINGS = 32
 _DEFAULTS: dict[int, float] = {
@@ -58,12 +61,14 @@ class End:
     pings: deque[SentPing] = attrs.field(factory=lambda: deque(maxlen=_MAX_PINGS))
     forgotten: int = 0
     """SETTINGS that are pending, and too many to be known."""
-    used: int = 0
+    used: float = 0
     """DATA that it has sent, less what the other end has allowed by WINDOW_UPDATE on stream 0."""
     shut_at: float | None = None
     """When that came to all it had."""
     block_stream: int | None = None
     """Of a header block that is not complete."""
+    may_be_in_block: bool = False
+    """It was not seen from its beginning, and nothing of it since: its next frame tells."""
     headers_lost: bool = False
     """Its header lists cannot be read any more."""
     goaway_last: float = math.inf
@@ -72,6 +77,12 @@ class End:
     ping_at: float | None = None
     """Of its last PING, unless the other end has sent HEADERS or DATA since."""
     strikes: int = 0
+
+    def join(self) -> None:
+        """It has said something before."""
+        self.in_force = dict.fromkeys(self.in_force, math.nan)
+        self.used = math.nan
+        self.may_be_in_block = True
 
     def most(self, setting: int) -> float:
         """The largest value that may be in force at the other end."""
@@ -93,6 +104,8 @@ class Flow:
     shut_at: float | None
     """When its window came to nothing. At first: when the stream began, for the window may be 0 from the start."""
     used: int = 0
+    joined: bool = False
+    """It had begun before: what it says now is the rest of something."""
     declared: int | None = None
     """content-length."""
     has_status: bool = False
@@ -121,10 +134,11 @@ class StreamState:
 
 @attrs.define(eq=False)
 class LinkState:
-    """Of one link. `say` is how rules tell what they find."""
+    """Of one link. `say` is how rules tell what they find; of either end those of `unsaid` are not told."""
 
     link: Link
-    add: Callable[[Finding], None]
+    findings: Findings
+    unsaid: Mapping[Sender, Container[str]]
     client: End = attrs.field(factory=lambda: End(Sender.CLIENT))
     server: End = attrs.field(factory=lambda: End(Sender.SERVER))
     streams: dict[int, StreamState] = attrs.field(factory=dict)
@@ -132,8 +146,17 @@ class LinkState:
     """The last ones: the method, who has ended its half of it, and whether the response was complete."""
     last_stream: int = 0
     """That the client has opened."""
+    joined: bool = False
+    """It was open before."""
+    remembers: int = MAX_CLOSED
     frame_found: bool = False
     """A rule is broken by the frame itself: what comes of it is no finding of its own."""
+
+    def join(self, last_stream: int) -> None:
+        """It was open before: what its ends have agreed on is not known."""
+        self.joined, self.last_stream = True, last_stream
+        self.client.join()
+        self.server.join()
 
     def end(self, sender: Sender) -> End:
         """Whatever is known of it."""
@@ -152,21 +175,26 @@ class LinkState:
 
     def say(self, rule: str, sender: Sender, at: float, stream_id: int, seen: str) -> None:
         """An end has broken a rule."""
-        self.add(
+        if rule in self.unsaid[sender]:
+            return
+        method = self.method(stream_id)
+        if self.findings.again(rule, method, side_of(self.link.side, sender)):
+            return
+        self.findings.add(
             Finding(
                 rule=RULES[rule],
                 link=self.link,
                 sender=sender,
                 at=at,
                 stream_id=stream_id,
-                method=self.method(stream_id),
+                method=method,
                 seen=seen,
             )
         )
 
     def close_stream(self, stream_id: int, ended_by: frozenset[Sender], *, complete: bool) -> None:
         """It has ended: little of it is kept, for what comes behind."""
-        self.closed[stream_id] = (self.method(stream_id), ended_by, complete)
+        self.closed[stream_id] = (self.method(stream_id)[:_MAX_METHOD], ended_by, complete)
         self.streams.pop(stream_id, None)
-        if len(self.closed) > MAX_CLOSED:
+        if len(self.closed) > self.remembers:
             del self.closed[next(iter(self.closed))]
