@@ -38,6 +38,14 @@ VERBS = ["Get", "List", "Create", "Update", "Delete", "Watch", "Search", "Check"
 
 State = dict[str, Any]
 
+BLAMED = {
+    "UNAVAILABLE": ("proxy", "dial", "10.0.0.8:50051 refused the connection (ECONNREFUSED)"),
+    "DEADLINE_EXCEEDED": ("proxy", "deadline", "Deadline Exceeded"),
+    "CANCELLED": ("caller", "RST_STREAM", "the caller has cancelled the call"),
+    "<b>99</b>": ("<i>upstream</i>", "<script>", "</td><b>\u202edetail"),
+}
+"""Who made a status, of what it comes, and its message; of all others it is the upstream's own."""
+
 
 class World:
     """A proxy that began a step before the first `step`."""
@@ -54,6 +62,8 @@ class World:
         self.calls = {"started": 0, "open": self.open_calls, "request_bytes": 0, "response_bytes": 0}
         self.cpu = [0.0] * self.workers
         self.limits: dict[str, dict[str, Any]] = {}
+        self.failed: dict[str, dict[str, int]] = {}
+        self.last_failed: list[State] = []
         self.dropped = 0
         self.downstream: dict[str, Any] = {
             "open": 3, "opened": 3, "closed": {}, "failed": 0, "refused_streams": 0, "turned_away": 0,
@@ -82,6 +92,8 @@ class World:
             "upstream": self.upstream,
             "endpoints": self.endpoints(),
             "limits": self.limits,
+            "failed": self.failed,
+            "last_failed": self.last_failed[-20:],
             "log": {"dropped_lines": self.dropped},
             "stuck": self.stuck(),
         }
@@ -121,6 +133,17 @@ class World:
         row["request_messages"] += count
         row["response_messages"] += count if status == "OK" else 0
         self.calls["started"] += count
+        if count and status != "OK":
+            origin, cause, detail = BLAMED.get(status, ("upstream", "", "there is no such thing"))
+            causes = self.failed.setdefault(origin, {})
+            causes[cause] = causes.get(cause, 0) + count
+            self.last_failed.append(
+                {
+                    "worker": 1, "at": self.began + self.t, "method": method, "peer": "192.0.2.7:40001",
+                    "upstream": "10.0.0.7:50051", "duration_s": 0.01, "status": status, "origin": origin,
+                    "cause": cause, "detail": detail,
+                }
+            )  # fmt: skip
         self.calls["request_bytes"] += count * 300
         self.calls["response_bytes"] += count * 2100
 
