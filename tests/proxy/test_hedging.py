@@ -6,13 +6,13 @@ import pytest
 import trio
 from trio.testing import MockClock, trio_test
 
-from rawgrpc_proxy import CallContext, CallPolicy, HedgingPolicy, Metadata, RetryThrottling, Status
+from rawgrpc_proxy import CallContext, CallPolicy, Cluster, HedgingPolicy, Metadata, RetryThrottling, Status
 from rawgrpc_proxy.config import Engine
 from rawgrpc_proxy.proxy.director import Direction
 from tests.proxy.directors import Wrapped
 from tests.proxy.house import a_proxy, on_every_engine, until
-from tests.proxy.policies import RESPONSE, Several, fail_at_once, fail_late, several, with_policy
-from tests.proxy.raw_peers import MAX_HEADER_LIST_SIZE, PeerStream, message, request_fields
+from tests.proxy.policies import OK, RESPONSE, Several, fail_at_once, fail_late, several, with_policy
+from tests.proxy.raw_peers import MAX_HEADER_LIST_SIZE, Backend, PeerStream, message, request_fields
 
 pytestmark = on_every_engine
 
@@ -444,3 +444,39 @@ async def test_metadata_that_make_no_request_end_the_call_with_all_its_attempts(
         await house.record()
         [error] = house.observer.failed
         assert "make no request" in str(error)
+
+
+@trio_test
+async def test_an_attempt_that_gets_its_place_when_another_one_counts_already_changes_nothing(
+    engine: Engine,
+) -> None:
+    """The place and the answer come in one turn: the call is decided before the attempt runs that has waited."""
+
+    def director(context: CallContext, method: str) -> Direction:
+        if method == "/a.B/Blocks":
+            return context, house.pool.target(backends[1].address)
+        return context.with_policy(hedge()), cluster
+
+    pool = {"size": 1, "ms": 1, "max_waiting": 1}
+    async with a_proxy(engine, director=director, pool=pool) as house, trio.open_nursery() as nursery:
+        backends = [house.backend, Backend()]
+        await nursery.start(backends[1].run)
+        async with Cluster([each.address for each in backends], pool=house.pool) as cluster:
+            client = await house.client()
+            blocking = await client.request("/a.B/Blocks")
+            blocks = await backends[1].request()
+            await blocks.headers(RESPONSE)
+            call = await client.request()
+            attempt = await backends[0].request()
+            await attempt.headers(RESPONSE)
+            await until(lambda: sum(each.calls for each in cluster.endpoints) == 3)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            place_is_free = blocks.peer.header_frames(blocks.id, OK, end=True)
+            blocks.peer.send_at_once(place_is_free)
+            attempt.peer.send_at_once(attempt.peer.data_frame(attempt.id, message(b"good")))
+            await attempt.headers(OK, end=True)
+            assert (await call.answer()).body == message(b"good")
+            assert (await blocking.answer()).status == Status.OK
+            upstreams = {(await house.record()).upstream for _ in range(2)}
+            assert upstreams == {each.address for each in backends}
+        nursery.cancel_scope.cancel()

@@ -173,12 +173,16 @@ class RepeatedForwarding(Forwarding):
         field = (PREVIOUS_ATTEMPTS, b"%d" % attempts)
         self._context = context.with_metadata(context.metadata.with_fields(_PREVIOUS, [field]))
 
-    async def _take_elsewhere(self) -> PooledConnection:
-        """A place at an endpoint that has not been tried, if there is one; else at any. As `Pool.get_conn`."""
+    async def _take_elsewhere(self) -> tuple[Endpoint | None, PooledConnection]:
+        """A place at an endpoint that has not been tried, if there is one; else at any. As `Pool.get_conn`.
+
+        The call is not said to go there: by now another attempt may be the one that counts.
+        """
         if self._home is not None:
-            return self._goes_to(await self._home.take_untried(self._context, self._tried))
+            place = await self._home.take_untried(self._context, self._tried)
+            return place.endpoint, place.conn
         assert self._target is not None
-        return await self._target.take()
+        return None, await self._target.take()
 
 
 def splice_of_attempt(upstream: Stream) -> Splice | None:

@@ -158,8 +158,7 @@ class HedgedForwarding(RepeatedForwarding):
             if endpoint is not None:
                 self._tried.append(endpoint)
         else:
-            conn = await self._take_elsewhere()
-            endpoint = self._endpoint
+            endpoint, conn = await self._take_elsewhere()
         if not conn.has_room:
             try:
                 fresh = await conn.again()
@@ -170,6 +169,7 @@ class HedgedForwarding(RepeatedForwarding):
 
     def _send(self, endpoint: Endpoint | None, conn: PooledConnection, number: int) -> None:
         splice = self._splice
+        self.call.record.upstream = conn.address
         try:
             if number > 1:
                 self._counts_previous(number - 1)
@@ -178,7 +178,6 @@ class HedgedForwarding(RepeatedForwarding):
             conn.give_back()
             raise
         attempt = Attempt(self, endpoint, conn, stream)
-        self.call.record.upstream = conn.address
         self._live.append(attempt)
         if number > 1:
             self._note().hedges += 1

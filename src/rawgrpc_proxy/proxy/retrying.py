@@ -74,7 +74,8 @@ class RetryingForwarding(RepeatedForwarding):
                     was_refused = False
                     await self._trade_place()
                 elif self._conn is None and self._failed:
-                    self._conn = await self._take_elsewhere()
+                    self._endpoint, self._conn = await self._take_elsewhere()
+                    self.call.record.upstream = self._conn.address
                 await self._find_room()
                 self._open()
             except (UpstreamUnavailable, PoolExhausted) as error:
