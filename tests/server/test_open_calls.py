@@ -1,15 +1,28 @@
 """What a server tells of its open calls: how far they are, how long they have been quiet, and what they wait for."""
 
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 
+import pytest
 import trio
 from trio.testing import trio_test
 
-from rawgrpc_proxy import CallContext, Health, Server, StreamDirector, Target
+from rawgrpc_proxy import (
+    CallContext,
+    CallPolicy,
+    Cluster,
+    Health,
+    HedgingPolicy,
+    Server,
+    Status,
+    StreamDirector,
+    Target,
+)
 from rawgrpc_proxy.config import Engine
+from rawgrpc_proxy.discovery.endpoint_address import EndpointAddress
 from rawgrpc_proxy.observe.report import OpenCall, OpenCallsReport
+from rawgrpc_proxy.proxy.director import Direction
 from rawgrpc_proxy.services.own_health import own_health
 from rawgrpc_proxy.upstream.endpoints import endpoint_fact, upstream_connection_facts
 from tests.proxy.house import House, a_proxy, on_every_engine, until
@@ -134,6 +147,43 @@ async def test_a_call_without_an_upstream_yet_waits_for_the_director_and_then_fo
             assert (endpoint["state"], endpoint["dialling"], endpoint["waiting"]) == ("connecting", 1, 1)
             await call.reset()
             await until(lambda: house.server.open_call_facts()["open"] == 0)
+
+
+@pytest.mark.parametrize("asked", ["plain", "async", "hedged"])
+@trio_test
+async def test_a_call_that_waits_for_an_endpoint_of_its_cluster_does_not_blame_the_director(
+    engine: Engine, asked: str
+) -> None:
+    policy = CallPolicy(hedging=HedgingPolicy(hedging_delay_s=1000.0)) if asked == "hedged" else None
+
+    def plain(context: CallContext, _method: str) -> Direction:
+        return context.with_policy(policy), cluster
+
+    async def asynchronous(context: CallContext, method: str) -> Direction:
+        return plain(context, method)
+
+    async with (
+        a_proxy(engine, director=asynchronous if asked == "async" else plain) as house,
+        Cluster(Unknown(), pool=house.pool) as cluster,
+    ):
+        call = await (await house.client()).request()
+        told = await waits_for(house, "an endpoint of its cluster")
+        assert told["upstream"] is None
+        cluster.found([EndpointAddress(house.backend.address)])
+        await (await house.backend.request()).respond()
+        assert (await call.answer()).status == Status.OK
+
+
+class Unknown:
+    """A source that has not found anything."""
+
+    problem = note = None
+
+    async def watch(self, tell: Callable[[Sequence[EndpointAddress]], None]) -> None:
+        await trio.sleep_forever()
+
+    def look_up_soon(self) -> None:
+        pass
 
 
 @trio_test

@@ -33,6 +33,8 @@ class TransparentHandler:
 
     def __init__(self, director: StreamDirector) -> None:
         self._director = director
+        self.asking: set[Call] = set()
+        """Calls whose director has been asked, and is waited for."""
         self._may_wait = inspect.iscoroutinefunction(director) or inspect.iscoroutinefunction(
             getattr(director, "__call__", None)  # noqa: B004  # an object with `async def __call__`
         )
@@ -77,11 +79,14 @@ class TransparentHandler:
 
     async def _forward_by(self, answer: object, call: Call, owner: Owner) -> Forwarding:
         if not isinstance(answer, tuple) and inspect.isawaitable(answer):
+            self.asking.add(call)
             try:
                 answer = await answer
             except RpcError as error:
                 _note_director(error)
                 raise
+            finally:
+                self.asking.discard(call)
         return await _forwarding(call, *checked(answer, call.context), owner).open()
 
     async def __call__(self, call: Call) -> None:

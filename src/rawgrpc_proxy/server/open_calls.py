@@ -181,8 +181,11 @@ class OpenCallsWatch:
             return "its next attempt, which comes after a pause: the last one has failed"
         if call.record.upstream is not None:
             return f"a connection to {call.record.upstream}: in line for one, or for a dial"
-        if type(opened.handler) is TransparentHandler:  # one of another kind may answer some calls itself
+        handler = opened.handler
+        if isinstance(handler, TransparentHandler) and call in handler.asking:
             return "the director, which has not answered where it goes"
+        if type(handler) is TransparentHandler:  # one of another kind may answer some calls itself
+            return "an endpoint of its cluster: none is known yet, or none has a connection with room"
         state = opened.connection.session.streams.get(stream.id)
         if state is not None and state.receiving is not Receiving.ENDED:
             return "the handler that serves it, or the caller, which has not ended its request"
