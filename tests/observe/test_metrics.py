@@ -298,6 +298,28 @@ def test_connections_to_upstreams_are_counted_with_dials_waits_and_refusals() ->
     assert endpoint["ejections"] == {"success_rate": 2, "consecutive_failures": 1}
 
 
+def test_an_endpoint_that_comes_after_a_thousand_others_have_gone_is_counted() -> None:
+    endpoints: list[EndpointReport] = []
+    metrics = Metrics(sources=Sources(endpoints=lambda: [endpoint.copy() for endpoint in endpoints]))
+
+    def happens_at(address: str) -> None:
+        metrics.call_ended(a_record(status=Status.UNAVAILABLE, upstream=address))
+        metrics.upstream_failed(address, UpstreamUnavailable(f"{address} is away"))
+        metrics.endpoint_ejected("orders", address, "success_rate", "too many calls have failed", 30.0)
+
+    endpoints.append(an_endpoint("10.0.0.1:1"))
+    happens_at("10.0.0.1:1")
+    for number in range(1100):
+        happens_at(f"10.1.{number // 256}.{number % 256}:1")
+    metrics.report()
+    endpoints.append(an_endpoint("10.0.0.2:1"))
+    happens_at("10.0.0.2:1")
+    for endpoint in metrics.report()["endpoints"]:
+        assert endpoint["statuses"] == {"UNAVAILABLE": 1}
+        assert endpoint["ejections"] == {"success_rate": 1}
+        assert endpoint["last_error"] == f"UNAVAILABLE: {endpoint['address']} is away"
+
+
 def test_a_report_tells_of_its_process_and_can_be_written_as_json() -> None:
     metrics = Metrics(
         worker=3,

@@ -15,6 +15,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -45,6 +46,7 @@ MOST_METHODS = 300
 """So many methods get a label because an upstream knows them; those of routes are not counted."""
 _LONGEST_METHOD = 200
 _MOST_ADDRESSES = 1000
+"""So many are told apart; when there have been as many, those that are no endpoints any more are forgotten."""
 _LONGEST_TEXT = 300
 _MOST_OWN_WORDS = 50
 """So many pairs of an origin and a cause that are not ours, but a director's or a handler's, are told apart."""
@@ -348,6 +350,7 @@ class Metrics(ServerObserver, PoolObserver):
             if sources.open_calls is not None:
                 opened = sources.open_calls(STUCK)
         endpoints = [] if sources.endpoints is None else sources.endpoints()
+        self._make_room_for_addresses(endpoints)
         for endpoint in endpoints:
             endpoint["statuses"] = _by_name(self._of_address.get(endpoint["address"], ()))
             ejections = self._ejections.get((endpoint["cluster"], endpoint["address"]), {})
@@ -414,6 +417,19 @@ class Metrics(ServerObserver, PoolObserver):
             "stuck": opened["calls"],
             "last_failed": [call.copy() for call in self._last_failed],
         }
+
+    def _make_room_for_addresses(self, endpoints: Iterable[EndpointReport]) -> None:
+        """Forget those that nothing is reported of: where addresses come and go, as pods do, new ones need the room."""
+        here = {endpoint["address"] for endpoint in endpoints}
+        of_address: tuple[dict[str, Any], ...] = (self._of_address, self._last_error)
+        for table in of_address:
+            if len(table) >= _MOST_ADDRESSES:
+                for address in table.keys() - here:
+                    del table[address]
+        if len(self._ejections) >= _MOST_ADDRESSES:
+            places = {(endpoint["cluster"], endpoint["address"]) for endpoint in endpoints}
+            for place in self._ejections.keys() - places:
+                del self._ejections[place]
 
     def _failed_by_origin(self) -> dict[str, dict[str, int]]:
         failed: dict[str, dict[str, int]] = {}
