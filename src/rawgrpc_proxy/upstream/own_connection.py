@@ -50,7 +50,7 @@ class OwnConnection:
                     f"{self.parsed} allows no streams at present", cause="SETTINGS_MAX_CONCURRENT_STREAMS"
                 )
         except BaseException:
-            conn.end()
+            self.give_back(conn, failed=True)
             raise
         return conn
 
