@@ -4,7 +4,8 @@ For each call it adds to a few integers, and nothing else: no library, no lock, 
 looking (which calls are open, how the endpoints are, how much memory is used) is looked at for a report, and not kept.
 
 What it does not do: add up several processes (`merge.py`), or write the text that Prometheus reads (`exposition.py`).
-The invariants: no number of labels follows from what callers send; a counter of a report never goes down.
+The invariants: no number of labels follows from what callers send; a counter of a report never goes down, but for those
+of an endpoint that was gone while a thousand others came, which begin anew.
 """
 
 import os
