@@ -184,6 +184,25 @@ def test_sums_do_not_go_down_when_workers_are_replaced_again_and_again() -> None
     assert merged(reports.all()) == sums
 
 
+def test_endpoints_that_are_no_more_do_not_pile_up_and_those_in_use_keep_their_counts() -> None:
+    reports = Reports()
+    for generation in range(30):
+        report = a_report(1, calls=1)
+        [in_use] = report["endpoints"]
+        others = [{**in_use, "address": f"192.0.{generation}.{number}:1"} for number in range(100)]
+        report["endpoints"] += others  # type: ignore[arg-type]  # what `**` makes of it
+        report["pid"] = generation
+        reports.heard(report)
+        reports.lost(generation)
+    endpoints = merged(reports.all())["endpoints"]
+    assert len(endpoints) == 1000
+    statuses = {endpoint["address"]: endpoint["statuses"] for endpoint in endpoints}
+    assert statuses[in_use["address"]] == {"OK": 30}
+    assert {f"192.0.29.{number}:1" for number in range(100)} <= statuses.keys()
+    assert "192.0.21.50:1" in statuses
+    assert "192.0.19.50:1" not in statuses
+
+
 def test_a_worker_that_drains_and_its_successor_are_two() -> None:
     reports = Reports()
     old, new = a_report(1, calls=3), a_report(1, calls=4)

@@ -15,6 +15,8 @@ GONE = "gone"
 """The state of a report that is only what processes have counted that are no more."""
 _STUCK = 100
 _LAST_FAILED = 50
+_MOST_GONE_ENDPOINTS = 1000
+"""Of workers that are gone. Addresses come and go, as pods do, and each is a series in whoever scrapes."""
 _BEST_FIRST = ("ready", "connecting", "backoff", "idle", GONE)
 _WORST_FIRST = ("ejected", "unhealthy", "unreachable", "unchecked", "draining", "in_rotation")
 
@@ -93,7 +95,22 @@ class Reports:
             both = merged([self._gone, counted])
             for name in (*_ADDED, "endpoints"):
                 counted[name] = both[name]  # type: ignore[literal-required]  # each is of both
+            counted["endpoints"] = self._bounded(counted["endpoints"], report)
         self._gone = counted
+
+    def _bounded(self, endpoints: list[EndpointReport], last: WorkerReport) -> list[EndpointReport]:
+        """Not more than may be, unless more are in use: those of `last` and of the workers that there are, then others.
+
+        Of the others those that were gone last.
+        """
+        if len(endpoints) <= _MOST_GONE_ENDPOINTS:
+            return endpoints
+        in_use = {
+            _place(each) for report in (last, *self._of_worker.values()) for each in report["endpoints"]
+        }
+        others = [each for each in endpoints if _place(each) not in in_use]
+        room = max(0, _MOST_GONE_ENDPOINTS - (len(endpoints) - len(others)))
+        return [*others[len(others) - room :], *[each for each in endpoints if _place(each) in in_use]]
 
     def only(self, pids: Collection[int]) -> None:
         """All workers but these are gone."""
@@ -166,11 +183,15 @@ def _copy(value: Any) -> Any:
     return list(value) if isinstance(value, list) else value
 
 
+def _place(endpoint: EndpointReport) -> tuple[str, str]:
+    return endpoint["cluster"], endpoint["address"]
+
+
 def _endpoints(reports: Iterable[WorkerReport]) -> list[EndpointReport]:
     by_place: dict[tuple[str, str], EndpointReport] = {}
     for report in reports:
         for endpoint in report["endpoints"]:
-            key = endpoint["cluster"], endpoint["address"]
+            key = _place(endpoint)
             explain = endpoint["explain"]
             if report["worker"] > 0 and explain:
                 explain = "\n".join(f"worker {report['worker']}: {line}" for line in explain.splitlines())
