@@ -6,8 +6,20 @@ import pytest
 import trio
 from trio.testing import MockClock, trio_test
 
-from rawgrpc_proxy import CallContext, CallPolicy, Cluster, HedgingPolicy, Metadata, RetryThrottling, Status
+from rawgrpc_proxy import (
+    CallContext,
+    CallPolicy,
+    Cluster,
+    HedgingPolicy,
+    Metadata,
+    OutlierDetection,
+    RetryThrottling,
+    Status,
+)
+from rawgrpc_proxy.codes import ErrorCode
 from rawgrpc_proxy.config import Engine
+from rawgrpc_proxy.errors import Side
+from rawgrpc_proxy.net.failures import reset_error
 from rawgrpc_proxy.proxy.director import Direction
 from tests.proxy.directors import Wrapped
 from tests.proxy.house import a_proxy, on_every_engine, until
@@ -480,3 +492,27 @@ async def test_an_attempt_that_gets_its_place_when_another_one_counts_already_ch
             upstreams = {(await house.record()).upstream for _ in range(2)}
             assert upstreams == {each.address for each in backends}
         nursery.cancel_scope.cancel()
+
+
+@trio_test
+async def test_an_endpoint_is_not_blamed_for_an_attempt_that_was_ended_here(engine: Engine) -> None:
+    def director(context: CallContext, _method: str) -> Direction:
+        return context.with_policy(hedge()), cluster
+
+    outlier = OutlierDetection(consecutive_failures=1, failures=("RESOURCE_EXHAUSTED",))
+    async with (
+        a_proxy(engine, director=director) as house,
+        Cluster([house.backend.address], pool=house.pool, outlier=outlier) as cluster,
+    ):
+        call = await (await house.client()).request()
+        await house.backend.request()
+        await house.backend.request()
+        [endpoint] = cluster.endpoints
+        [conn] = endpoint.target.record.with_room
+        assert conn.connection is not None
+        stream = next(iter(conn.connection.streams.values()))
+        # As when too much waits in the process, and the stream has stalled.
+        stream.reset(CANCEL)
+        stream.sink.failed(reset_error(ErrorCode.ENHANCE_YOUR_CALM, Side.LOCAL, "it has stalled"))
+        assert (await call.answer()).status == Status.RESOURCE_EXHAUSTED
+        assert not endpoint.ejected

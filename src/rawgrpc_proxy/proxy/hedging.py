@@ -211,8 +211,7 @@ class HedgedForwarding(RepeatedForwarding):
 
     def failed(self, attempt: "Attempt", error: RpcError) -> None:
         """An attempt has ended without a status of its upstream's."""
-        if not error.retry_safe:
-            attempt.tell(error.status)
+        attempt.tell(error.status, error)
         if error.retry_safe and not self._is_second and not self._is_enough:
             # It was not processed: another one takes its place, and it does not count.
             self._is_second = True
@@ -342,10 +341,10 @@ class Attempt:
         """Its stream was reset, or its connection is lost."""
         self._forwarding.failed(self, error)
 
-    def tell(self, status: Status) -> None:
-        """Let the endpoint know how it went."""
+    def tell(self, status: Status, error: RpcError | None = None) -> None:
+        """Let the endpoint know how it went, if that says something of it."""
         if self.endpoint is not None:
-            self.endpoint.attempt_ended(status, self._forwarding.call)
+            self.endpoint.attempt_ended(status, self._forwarding.call, error)
 
     def leave(self) -> None:
         """Hear nothing of it any more, and give its place back."""
