@@ -167,8 +167,8 @@ class SendingHalf(Streams):
             self.start()
         self.output.write(frames.ping(opaque))
 
-    def go_away(self, *, final: bool, error_code: int = ErrorCode.NO_ERROR, debug: bytes = b"") -> None:
-        """Tell the peer to open no more streams.
+    def go_away(self, *, final: bool) -> None:
+        """Tell the peer to open no more streams, with GOAWAY(NO_ERROR).
 
         Not `final`: with the id 2^31-1, which refuses nothing yet. `final`: with the highest id seen so far; streams
         above it are ignored from now on, streams up to it run on to their end (RFC 9113 §6.8). Nothing happens once
@@ -181,7 +181,7 @@ class SendingHalf(Streams):
         last_id = self._last_taken_id() if final or self.goaway_sent_id is not None else UNLIMITED
         if final:
             self.goaway_sent_id = last_id
-        self.output.write(frames.goaway(last_id, error_code, debug))
+        self.output.write(frames.goaway(last_id, ErrorCode.NO_ERROR, b""))
 
     def _last_taken_id(self) -> int:
         """The highest id that a GOAWAY may name: it never grows (RFC 9113 §6.8)."""
