@@ -8,6 +8,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -315,5 +316,73 @@ def test_bytes_that_are_no_tls_are_an_os_error() -> None:
             client._sock.send(b"this is no TLS record")
             with pytest.raises(OSError):
                 await read_all(server, bytearray())
+
+    run(test)
+
+
+def test_bytes_that_are_no_tls_are_the_same_error_right_behind_others() -> None:
+    async def test() -> None:
+        errors = []
+        frames: list[list[Data]] = [[], [b"hello"]]
+        for before in frames:
+            async with Certificates().linked() as (client, server):
+                assert client.send_now(before) == []
+                client._sock.send(b"this is no TLS record")
+                with pytest.raises(ssl.SSLError) as raised:
+                    await read_all(server, bytearray())
+                errors.append(raised.value.args)
+        assert errors[0] == errors[1]
+        async with Certificates().linked() as (client, server):
+            await check_can_wait(server, client)
+
+    run(test)
+
+
+def test_close_notify_right_behind_the_last_bytes_keeps_none_of_them() -> None:
+    async def test() -> None:
+        async with Certificates().linked() as (client, server):
+            got = bytearray()
+            assert client.send_now([b"goodbye"]) == []
+            await client.send_eof()
+            await read_all(server, got)
+            assert got == b"goodbye"
+
+    run(test)
+
+
+def test_what_is_written_behind_close_notify_is_an_error_of_this_connection_alone() -> None:
+    async def test() -> None:
+        async with (
+            Certificates().linked() as (client, _server),
+            Certificates().linked() as (other_client, other_server),
+        ):
+            await client.send_eof()
+            with pytest.raises(ssl.SSLError, match=r"(?i)shutdown"):
+                client.send_now([b"more"])
+            await check_can_wait(other_server, other_client)
+
+    run(test)
+
+
+def test_a_context_may_have_an_sslobject_class_of_its_own() -> None:
+    class Counting(ssl.SSLObject):
+        reads = 0
+
+        def read(self, *args: Any) -> Any:
+            Counting.reads += 1
+            return super().read(*args)
+
+    async def test() -> None:
+        certificates = Certificates()
+        certificates.server.sslobject_class = Counting
+        async with certificates.linked() as (client, server):
+            got = bytearray()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read_all, server, got, 300_000)
+                if rest := client.send_now([bytes(300_000)]):
+                    await client.send_all(rest, 30)
+            assert got == bytes(300_000)
+            assert Counting.reads
+            await check_can_wait(client, server)
 
     run(test)

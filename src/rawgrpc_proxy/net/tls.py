@@ -6,13 +6,8 @@ OpenSSL sees memory alone (`ssl.MemoryBIO`), so nothing it does waits, and a flu
 few as it needs, and one system call. What is encrypted must leave as it is, before all else: what a socket has not
 taken of it goes back to the writer as `_Sealed`, in front of the frames that are not encrypted yet.
 
-OpenSSL notes errors in a queue of the thread, and looks there first to say why an operation did not succeed: before
-each, the queue must be empty (SSL_get_error(3)). CPython empties it whenever it raises an error. PyPy's ssl does not
-(as of 7.3.19): after one peer that speaks no TLS, or that leaves without close_notify, a read that would only have to
-wait fails, on every other connection of the thread.
-
-What it does not do: make contexts (`tls_files.py`, or the user), or say how long a handshake may take
-(`server/server.py`, `dial.py`).
+On PyPy bytes go their own way to OpenSSL (`pypy_tls.py`). What it does not do: make contexts (`tls_files.py`, or the
+user), or say how long a handshake may take (`server/server.py`, `dial.py`).
 """
 
 import contextlib
@@ -20,29 +15,19 @@ import functools
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
 
 import trio
 
 from rawgrpc_proxy.http2.frames import Data
+from rawgrpc_proxy.net import pypy_tls
 from rawgrpc_proxy.net.poller import Then
 from rawgrpc_proxy.net.transport import READ_BYTES, SocketTransport, Take, next_read_bytes
 from rawgrpc_proxy.net.turn import current_turn
 from rawgrpc_proxy.peer_identity import PeerCertificate
 
-try:
-    from _pypy_openssl import ffi as _ffi  # type: ignore[import-not-found]
-    from _pypy_openssl import lib as _openssl
-except ImportError:  # not PyPy
-    _openssl = _ffi = None
-
-_Params = ParamSpec("_Params")
-_Result = TypeVar("_Result")
-
 _AT_ONCE_BYTES = 64 * 1024
 """What is encrypted before the socket is asked whether it takes any: it must be kept, whatever happens."""
 _RECORD_BYTES = 16 * 1024  # RFC 8446 §5.1
-_BUFFER_BYTES = 2 * _AT_ONCE_BYTES
 
 
 TlsContext = ssl.SSLContext | Callable[[], ssl.SSLContext]
@@ -145,11 +130,11 @@ class TlsTransport(SocketTransport):
         server_hostname: str | None = None,
     ) -> None:
         super().__init__(sock, peer)
-        if _openssl is not None and context.sslobject_class is ssl.SSLObject:
-            context.sslobject_class = _SSLObject
+        if pypy_tls.IS_HERE and context.sslobject_class is ssl.SSLObject:
+            context.sslobject_class = pypy_tls.SSLObject
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._encrypted = (
-            self._outgoing.read if _openssl is None else functools.partial(_read, self._outgoing)
+            functools.partial(pypy_tls.take, self._outgoing) if pypy_tls.IS_HERE else self._outgoing.read
         )
         """Answers all that has been encrypted."""
         self._tls = context.wrap_bio(
@@ -224,15 +209,21 @@ class TlsTransport(SocketTransport):
 
     def _read_some(self, _read_bytes: int) -> bytes:
         # What is asked for follows what the socket has given, and not the text, which is shorter.
-        data = self._sock.recv(self._read_bytes)
-        if not data:
+        if pypy_tls.IS_HERE:
+            got = pypy_tls.receive(self._sock, self._read_bytes, self._incoming)
+        else:
+            data = self._sock.recv(self._read_bytes)
+            if got := len(data):
+                self._incoming.write(data)
+        if not got:
             return b""
-        self._read_bytes = next_read_bytes(self._read_bytes, len(data))
-        self._incoming.write(data)
+        self._read_bytes = next_read_bytes(self._read_bytes, got)
         return self._decrypted()
 
     def _decrypted(self) -> bytes:
         """All there is; no bytes once the peer has said close_notify. Raises `BlockingIOError` if there is nothing."""
+        if pypy_tls.IS_HERE and isinstance(self._tls, pypy_tls.SSLObject):
+            return self._tls.read_all(self._incoming)
         parts = []
         read = self._tls.read
         more = True
@@ -297,43 +288,3 @@ def _first(chunks: list[Data]) -> tuple[Data, list[Data]]:
             view = memoryview(chunk)
             return view[:_AT_ONCE_BYTES], [view[_AT_ONCE_BYTES:], *chunks[1:]]
     return b"".join(chunks), []
-
-
-def _alone(operation: Callable[_Params, _Result]) -> Callable[_Params, _Result]:
-    """The operation; it finds no errors of others, the user's own TLS connections among them, and leaves them none."""
-
-    @functools.wraps(operation)
-    def alone(*args: _Params.args, **kwargs: _Params.kwargs) -> _Result:
-        _openssl.ERR_clear_error()
-        try:
-            return operation(*args, **kwargs)
-        finally:
-            _openssl.ERR_clear_error()
-
-    return alone
-
-
-_buffers: list[Any] = []
-"""For `_read`. A list, as there may be several threads."""
-
-
-def _read(bio: ssl.MemoryBIO) -> bytes:
-    """All there is in it, on PyPy.
-
-    Its own `read` makes a buffer each time, which PyPy's collector takes for memory in use: it then looks through the
-    whole heap for every 30 MB that were sent, and that takes half of the time.
-    """
-    if bio.pending > _BUFFER_BYTES:
-        return bio.read()
-    buffer = _buffers.pop() if _buffers else _ffi.new("char[]", _BUFFER_BYTES)
-    size = _openssl.BIO_read(bio.bio, buffer, _BUFFER_BYTES)  # type: ignore[attr-defined]
-    data: bytes = _ffi.buffer(buffer, max(size, 0))[:]
-    _buffers.append(buffer)
-    return data
-
-
-class _SSLObject(ssl.SSLObject):
-    do_handshake = _alone(ssl.SSLObject.do_handshake)
-    read = _alone(ssl.SSLObject.read)
-    write = _alone(ssl.SSLObject.write)
-    unwrap = _alone(ssl.SSLObject.unwrap)
