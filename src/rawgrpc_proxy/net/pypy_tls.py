@@ -110,7 +110,7 @@ def receive(sock: socket.socket, size: int, incoming: ssl.MemoryBIO) -> int:
     """Have `incoming` take up to `size` bytes from the socket; how many there were. Raises `BlockingIOError`."""
     buffer = _buffer()
     try:
-        got = sock.recv_into(_ffi.buffer(buffer, size))
+        got = sock.recv_into(_ffi.buffer(buffer, min(size, _BUFFER_BYTES)))
         if got:
             _openssl.BIO_write(incoming.bio, buffer, got)  # type: ignore[attr-defined]
         return got
