@@ -45,8 +45,7 @@ LogFormat = Literal["text", "json"]
 
 Level = Literal["all", "errors", "none"]
 
-_Key = tuple[str, str, str | None, int, str, str]
-"""The status as a number: to hash a member of an enum is a call of a function, and slow on PyPy."""
+_Key = tuple[str, str, str | None, Status, str, str]
 
 _MAX_TRACEBACK_CHARACTERS = 32 * 1024
 _LOOK_INTERVAL_S = 1.0
@@ -235,7 +234,7 @@ class CallLog(ServerObserver, EndpointNotices):
         time_text, known = self._time_text, self._known
         lines: list[str] = []
         for record in records:
-            key = record.method, record.peer, record.upstream, +record.status, record.origin, record.cause
+            key = record.method, record.peer, record.upstream, record.status, record.origin, record.cause
             who = known.get(key)
             if who is None:
                 who = self._who(record, key)
@@ -255,7 +254,7 @@ class CallLog(ServerObserver, EndpointNotices):
         head, known = self._call_head, self._known
         lines: list[str] = []
         for record in records:
-            key = record.method, record.peer, record.upstream, +record.status, record.origin, record.cause
+            key = record.method, record.peer, record.upstream, record.status, record.origin, record.cause
             who = known.get(key)
             if who is None:
                 who = self._who(record, key)

@@ -22,8 +22,8 @@ _MAX_WAITING = 8 * 1024 * 1024
 """Characters of the lines that are not written yet: some seconds of the busiest proxy."""
 _LINE_OVERHEAD = 64
 """What Python adds to a line, in bytes: many short ones cost memory, too."""
-_AT_ONCE = 64 * 1024
-"""Characters in one write, or little more: about what a pipe takes on Linux."""
+_AT_ONCE = 256
+"""Lines in one write: of calls about what a pipe takes on Linux, 64 KiB."""
 _FLUSH_TIMEOUT_S = 1.0
 
 
@@ -71,12 +71,11 @@ class LineWriter:
             self._add_after_a_look(line)
 
     def add_all(self, lines: Sequence[str]) -> None:
-        """`add` each of them. As one string they cost less until they are written, on PyPy above all."""
-        text = "".join(lines)
-        room = self._room - len(text) - _LINE_OVERHEAD
+        """`add` each of them."""
+        room = self._room - sum(map(len, lines)) - _LINE_OVERHEAD * len(lines)
         if room >= 0:
             self._room = room
-            self._lines.append(text)
+            self._lines.extend(lines)
         else:
             for line in lines:
                 self.add(line)
@@ -155,19 +154,14 @@ class LineWriter:
         lines = self._lines
         with self._writing:
             while lines:
-                together: list[str] = []
-                size = 0
-                while lines and size < _AT_ONCE:
-                    line = lines.popleft()
-                    together.append(line)
-                    size += len(line)
+                together = [lines.popleft() for _ in range(min(len(lines), _AT_ONCE))]
                 text = "".join(together)
                 try:
                     self._file.write(text)
                     self._file.flush()
                 except Exception:  # noqa: BLE001, S110  # calls go on, and there is nobody to tell
                     pass
-                self._written += size + len(together) * _LINE_OVERHEAD
+                self._written += len(text) + len(together) * _LINE_OVERHEAD
 
 
 class DescriptorFile:
