@@ -10,13 +10,24 @@ than what is promised; a pair of one's own has no promise. The exit code is 1 if
 from __future__ import annotations
 
 import argparse
-import os
+import itertools
 import sys
 from dataclasses import dataclass
 
 from interop.bench.contenders.catalogue import all_contenders
 from interop.bench.target import QUICK
-from interop.bench.turns import DOWN, LOADS, SIZES, UNARY_CALLS, UP, Load, Measured, a_bench, in_turns
+from interop.bench.turns import (
+    DOWN,
+    LOADS,
+    SIZES,
+    UNARY_CALLS,
+    UP,
+    Load,
+    Measured,
+    a_bench,
+    add_options,
+    measured,
+)
 from interop.shared.processes import Trouble
 from interop.shared.progress import Progress
 
@@ -59,20 +70,19 @@ def main() -> int:
     progress = Progress(1)
     with a_bench(QUICK if options.quick else SIZES) as bench:
         rows: list[tuple[Measured, float | None]] = []
-        done, total = 0, sum(len(pair.loads) for pair in pairs) * options.starts
+        total = sum(len(pair.loads) for pair in pairs) * options.starts
+        steps = itertools.count(1)
         for pair in pairs:
-            both = names[pair.one], names[pair.other]
-            measured = [Measured(f"{pair.one} ÷ {pair.other}", load.name) for load in pair.loads]
-            rows += zip(measured, pair.most, strict=True)
-            for start in range(options.starts):
-                for row, ratios in zip(
-                    measured, in_turns(bench, both, options.turns, pair.loads), strict=True
-                ):
-                    done += 1
-                    row.starts.append(ratios)
-                    progress.show(
-                        done / total, f"{row.name}, {row.load}, start {start + 1}: {row.median:.4f}"
-                    )
+            of_pair = measured(
+                bench,
+                f"{pair.one} ÷ {pair.other}",
+                (names[pair.one], names[pair.other]),
+                pair.loads,
+                options.starts,
+                options.turns,
+                lambda text: progress.show(next(steps) / total, text),
+            )
+            rows += zip(of_pair, pair.most, strict=True)
     progress.end()
     print(f"CPU time, {options.starts} starts of {options.turns} turns\n")
     print(f"{'':64} median   with 95 %           starts            promised")
@@ -97,22 +107,7 @@ def _options() -> argparse.Namespace:
         metavar=("ONE", "OTHER"),
         help="names, as `--list` of the benchmark has them; may be given again",
     )
-    add("--pypy", default=os.environ.get("PYPY"), metavar="PATH", help="a PyPy 3.11 as well (default: $PYPY)")
-    add(
-        "--starts",
-        type=int,
-        default=5,
-        metavar="N",
-        help="how often each pair is started (default: %(default)s)",
-    )
-    add(
-        "--turns",
-        type=int,
-        default=16,
-        metavar="N",
-        help="of each load, in each start (default: %(default)s)",
-    )
-    add("--quick", action="store_true", help="little of everything, to see that it works")
+    add_options(parser, starts=5)
     return parser.parse_args()
 
 

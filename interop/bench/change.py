@@ -10,7 +10,7 @@ with 95 %, and how far the medians of the starts lie apart, for two processes of
 from __future__ import annotations
 
 import argparse
-import os
+import itertools
 import subprocess
 import sys
 import tarfile
@@ -23,7 +23,8 @@ from pathlib import Path
 from interop.bench.contenders.contender import Contender
 from interop.bench.contenders.ours import CPYTHON, ROOT, Interpreter, PyPy, ours
 from interop.bench.target import QUICK, Sizes
-from interop.bench.turns import LOADS, SIZES, Load, Measured, a_bench, in_turns
+from interop.bench.turns import LOADS, SIZES, Load, Measured, a_bench, add_options
+from interop.bench.turns import measured as turns_of
 from interop.shared.processes import Trouble
 from interop.shared.progress import Progress
 
@@ -70,22 +71,24 @@ def measured(
     if pypy:
         interpreters.append(Interpreter("pypy", "PyPy", PyPy(pypy).find, warms_up=True))
     pairs = [(interpreter, engine) for interpreter in interpreters for engine in engines]
-    done, total = 0, len(pairs) * starts * len(loads)
+    steps, total = itertools.count(1), len(pairs) * starts * len(loads)
     results: list[Measured] = []
     with tempfile.TemporaryDirectory(prefix="before-") as folder, a_bench(sizes) as bench:
         before = _checked_out(commit, Path(folder))
         for interpreter, engine in pairs:
-            rows = [Measured(f"{engine}-{interpreter.name}", load.name) for load in loads]
-            results += rows
             both = (
                 _contender(interpreter, engine, ROOT, "now", tls),
                 _contender(interpreter, engine, before, "before", tls),
             )
-            for start in range(starts):
-                for row, ratios in zip(rows, in_turns(bench, both, turns, loads), strict=True):
-                    done += 1
-                    row.starts.append(ratios)
-                    show(done / total, f"{row.name}, {row.load}, start {start + 1}: {row.median:.4f} so far")
+            results += turns_of(
+                bench,
+                f"{engine}-{interpreter.name}",
+                both,
+                loads,
+                starts,
+                turns,
+                lambda text: show(next(steps) / total, text),
+            )
     return results
 
 
@@ -113,19 +116,9 @@ def _options() -> argparse.Namespace:
     add = parser.add_argument
     add("--before", required=True, metavar="COMMIT", help="what to compare with, as git names it")
     add("--engine", nargs="+", default=["relay", "h2"], metavar="NAME", help="default: both")
-    add("--pypy", default=os.environ.get("PYPY"), metavar="PATH", help="a PyPy 3.11 as well (default: $PYPY)")
     add("--load", nargs="+", default=list(NAMED), choices=list(NAMED), help="default: all")
     add("--tls", action="store_true", help="callers speak TLS")
-    add(
-        "--starts", type=int, default=7, metavar="N", help="how often both are started (default: %(default)s)"
-    )
-    add(
-        "--turns",
-        type=int,
-        default=16,
-        metavar="N",
-        help="of each load, in each start (default: %(default)s)",
-    )
+    add_options(parser, starts=7)
     add(
         "--limit",
         type=float,
@@ -133,7 +126,6 @@ def _options() -> argparse.Namespace:
         metavar="SHARE",
         help="what is allowed (default: %(default)s)",
     )
-    add("--quick", action="store_true", help="little of everything, to see that it works")
     return parser.parse_args()
 
 

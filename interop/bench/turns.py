@@ -7,6 +7,7 @@ their threads, in nanoseconds.
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import statistics
@@ -115,3 +116,42 @@ def in_turns(
                 cost = {id(target): load.cost(target, calls) for target in order}
                 ratios.append(cost[id(one)] / cost[id(other)])
             yield ratios
+
+
+def measured(
+    bench: Bench,
+    name: str,
+    pair: tuple[Contender, Contender],
+    loads: Sequence[Load],
+    starts: int,
+    turns: int,
+    show: Callable[[str], None],
+) -> list[Measured]:
+    """Start the pair so often, and answer a row for each load. `show` hears when a load of a start is over."""
+    rows = [Measured(name, load.name) for load in loads]
+    for start in range(starts):
+        for row, ratios in zip(rows, in_turns(bench, pair, turns, loads), strict=True):
+            row.starts.append(ratios)
+            show(f"{row.name}, {row.load}, start {start + 1}: {row.median:.4f} so far")
+    return rows
+
+
+def add_options(parser: argparse.ArgumentParser, *, starts: int) -> None:
+    """Add those of every command that measures so, with the default of `--starts`."""
+    add = parser.add_argument
+    add("--pypy", default=os.environ.get("PYPY"), metavar="PATH", help="a PyPy 3.11 as well (default: $PYPY)")
+    add(
+        "--starts",
+        type=int,
+        default=starts,
+        metavar="N",
+        help="how often both are started (default: %(default)s)",
+    )
+    add(
+        "--turns",
+        type=int,
+        default=16,
+        metavar="N",
+        help="of each load, in each start (default: %(default)s)",
+    )
+    add("--quick", action="store_true", help="little of everything, to see that it works")

@@ -30,7 +30,7 @@ _Result = TypeVar("_Result")
 
 IS_HERE = _openssl is not None
 """Whether this is PyPy."""
-_RECORD_BYTES = 16 * 1024  # RFC 8446 §5.1
+RECORD_BYTES = 16 * 1024  # RFC 8446 §5.1
 _BUFFER_BYTES = 128 * 1024
 """Of what is read or written at once there is hardly ever more."""
 _WANT_READ = 2  # SSL_ERROR_WANT_READ
@@ -85,11 +85,11 @@ class SSLObject(ssl.SSLObject):
         buffer = _buffer()
         _openssl.ERR_clear_error()
         try:
-            while (got := _openssl.SSL_read(connection, buffer + size, _RECORD_BYTES)) > 0:
+            while (got := _openssl.SSL_read(connection, buffer + size, RECORD_BYTES)) > 0:
                 size += got
                 if not _openssl.BIO_ctrl_pending(bio):
                     break
-                if size > _BUFFER_BYTES - _RECORD_BYTES:
+                if size > _BUFFER_BYTES - RECORD_BYTES:
                     before += _ffi.buffer(buffer, size)[:]
                     size = 0
             data: bytes = before + _ffi.buffer(buffer, size)[:]
@@ -97,7 +97,7 @@ class SSLObject(ssl.SSLObject):
                 return data
             if _openssl.SSL_get_error(connection, got) != _WANT_READ:
                 # It is over, or it is an error, which is still in the queue.
-                return data + super().read(_RECORD_BYTES)
+                return data + super().read(RECORD_BYTES)
             if not data:
                 raise BlockingIOError
             return data

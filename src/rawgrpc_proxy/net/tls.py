@@ -21,13 +21,13 @@ import trio
 from rawgrpc_proxy.http2.frames import Data
 from rawgrpc_proxy.net import pypy_tls
 from rawgrpc_proxy.net.poller import Then
+from rawgrpc_proxy.net.pypy_tls import RECORD_BYTES
 from rawgrpc_proxy.net.transport import READ_BYTES, SocketTransport, Take, next_read_bytes
 from rawgrpc_proxy.net.turn import current_turn
 from rawgrpc_proxy.peer_identity import PeerCertificate
 
 _AT_ONCE_BYTES = 64 * 1024
 """What is encrypted before the socket is asked whether it takes any: it must be kept, whatever happens."""
-_RECORD_BYTES = 16 * 1024  # RFC 8446 §5.1
 
 
 TlsContext = ssl.SSLContext | Callable[[], ssl.SSLContext]
@@ -228,7 +228,7 @@ class TlsTransport(SocketTransport):
         read = self._tls.read
         more = True
         try:
-            while more and (part := read(_RECORD_BYTES)):
+            while more and (part := read(RECORD_BYTES)):
                 parts.append(part)
                 more = self._incoming.pending > 0
         except ssl.SSLWantReadError:

@@ -9,7 +9,14 @@ from collections.abc import Collection, Iterable
 from typing import Any, TypedDict, cast
 
 from rawgrpc_proxy.observe.metrics import Metrics
-from rawgrpc_proxy.observe.report import EndpointReport, FailedCall, OpenCall, SummedReport, WorkerReport
+from rawgrpc_proxy.observe.report import (
+    EndpointReport,
+    FailedCall,
+    OpenCall,
+    SummedReport,
+    WorkerReport,
+    place_of,
+)
 
 GONE = "gone"
 """The state of a report that is only what processes have counted that are no more."""
@@ -106,11 +113,11 @@ class Reports:
         if len(endpoints) <= _MOST_GONE_ENDPOINTS:
             return endpoints
         in_use = {
-            _place(each) for report in (last, *self._of_worker.values()) for each in report["endpoints"]
+            place_of(each) for report in (last, *self._of_worker.values()) for each in report["endpoints"]
         }
-        others = [each for each in endpoints if _place(each) not in in_use]
+        others = [each for each in endpoints if place_of(each) not in in_use]
         room = max(0, _MOST_GONE_ENDPOINTS - (len(endpoints) - len(others)))
-        return [*others[len(others) - room :], *[each for each in endpoints if _place(each) in in_use]]
+        return [*others[len(others) - room :], *[each for each in endpoints if place_of(each) in in_use]]
 
     def only(self, pids: Collection[int]) -> None:
         """All workers but these are gone."""
@@ -183,15 +190,11 @@ def _copy(value: Any) -> Any:
     return list(value) if isinstance(value, list) else value
 
 
-def _place(endpoint: EndpointReport) -> tuple[str, str]:
-    return endpoint["cluster"], endpoint["address"]
-
-
 def _endpoints(reports: Iterable[WorkerReport]) -> list[EndpointReport]:
     by_place: dict[tuple[str, str], EndpointReport] = {}
     for report in reports:
         for endpoint in report["endpoints"]:
-            key = _place(endpoint)
+            key = place_of(endpoint)
             explain = endpoint["explain"]
             if report["worker"] > 0 and explain:
                 explain = "\n".join(f"worker {report['worker']}: {line}" for line in explain.splitlines())

@@ -35,6 +35,7 @@ from rawgrpc_proxy.observe.report import (
     OpenCallsReport,
     TrafficReport,
     WorkerReport,
+    place_of,
 )
 from rawgrpc_proxy.observe.words import beginning
 from rawgrpc_proxy.version import python, version
@@ -354,7 +355,7 @@ class Metrics(ServerObserver, PoolObserver):
         self._make_room_for_addresses(endpoints)
         for endpoint in endpoints:
             endpoint["statuses"] = _by_name(self._of_address.get(endpoint["address"], ()))
-            ejections = self._ejections.get((endpoint["cluster"], endpoint["address"]), {})
+            ejections = self._ejections.get(place_of(endpoint), {})
             endpoint["ejections"] = dict(ejections)
             endpoint["last_error"] = endpoint["last_error"] or self._last_error.get(endpoint["address"])
         counts = [*self._here.values(), *self._passed_on.values()]
@@ -428,7 +429,7 @@ class Metrics(ServerObserver, PoolObserver):
                 for address in table.keys() - here:
                     del table[address]
         if len(self._ejections) >= _MOST_ADDRESSES:
-            places = {(endpoint["cluster"], endpoint["address"]) for endpoint in endpoints}
+            places = {place_of(endpoint) for endpoint in endpoints}
             for place in self._ejections.keys() - places:
                 del self._ejections[place]
 

@@ -100,6 +100,11 @@ class EndpointReport(TypedDict):
     explain: str
 
 
+def place_of(endpoint: EndpointReport) -> tuple[str, str]:
+    """What tells endpoints apart: the same address may be in several clusters."""
+    return endpoint["cluster"], endpoint["address"]
+
+
 class LimitReport(TypedDict):
     """How often a limit was reached, by whom last, and what became of it."""
 
